@@ -1,0 +1,1 @@
+"""Prefect flows: they run stages, they never compute."""
