@@ -1,0 +1,32 @@
+"""The one exception that is a user's to mend, and how it is shown."""
+
+
+class UserError(Exception):
+    """Something outside the code is wrong: input, configuration, machine.
+
+    The message says what was expected, what came, and how to mend it. It is
+    printed without a traceback, and the process ends with exit code 1.
+
+    Args:
+        problem: What came, beside what was expected.
+        fix: What the user can do about it, as a sentence.
+    """
+
+    def __init__(self, problem: str, fix: str) -> None:
+        self.problem = problem
+        self.fix = fix
+        super().__init__(f"{problem}\n  to mend it: {fix}")
+
+
+class GateError(UserError):
+    """A quality gate refused its input; nothing after it may run.
+
+    Args:
+        gate: Name of the gate, as reports and the registry spell it.
+        problem: What was measured, beside the bound.
+        fix: What the user can do about it, as a sentence.
+    """
+
+    def __init__(self, gate: str, problem: str, fix: str) -> None:
+        self.gate = gate
+        super().__init__(f"gate `{gate}` refused: {problem}", fix)

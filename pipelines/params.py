@@ -1,0 +1,262 @@
+"""The only schema of `params.yaml`.
+
+Strict: a wrong type, an unknown key or a value out of range is refused, and the
+message names the field, what was expected and what came. There are no defaults
+here: `params.yaml` is the only source of values.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipelines.errors import UserError
+
+PARAMS_FILE = Path("params.yaml")
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class IngestParams(_Section):
+    """Where the raw text comes from."""
+
+    source: Annotated[str, Field(min_length=1)]
+    documents_per_file: PositiveInt
+    max_documents: PositiveInt | None
+
+
+class NearDuplicateParams(_Section):
+    """MinHash over character shingles, verified by true Jaccard similarity."""
+
+    shingle_characters: PositiveInt
+    bands: PositiveInt
+    rows_per_band: PositiveInt
+    min_jaccard: Fraction
+
+
+class SplitParams(_Section):
+    """Fractions of documents that go to validation and test."""
+
+    validation_fraction: Fraction
+    test_fraction: Fraction
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> "SplitParams":
+        if self.validation_fraction + self.test_fraction >= 1.0:
+            msg = "validation_fraction + test_fraction must be below 1"
+            raise ValueError(msg)
+        return self
+
+
+class CleanParams(_Section):
+    """Normalisation, deduplication and the split by document."""
+
+    min_characters: PositiveInt
+    near_duplicates: NearDuplicateParams
+    split: SplitParams
+
+
+class TokenizeParams(_Section):
+    """Vocabulary, and packing into sequences of one length."""
+
+    vocabulary: Annotated[str, Field(min_length=1)]
+    sequence_length: Annotated[int, Field(ge=8, le=4096)]
+    sequences_per_shard: PositiveInt
+
+
+class DecontaminateParams(_Section):
+    """Near overlap by containment of token windows."""
+
+    window_tokens: Annotated[int, Field(ge=2)]
+    max_containment: Probability
+
+
+class MinSequences(_Section):
+    """Fewest sequences that each split must keep."""
+
+    train: PositiveInt
+    validation: PositiveInt
+    test: PositiveInt
+
+
+class ValidateParams(_Section):
+    """Bounds that the final shards must keep."""
+
+    min_sequences: MinSequences
+    max_unk_rate: Probability
+
+
+class ModelParams(_Section):
+    """The architecture of EnigmaLM."""
+
+    d: Annotated[int, Field(ge=8)]
+    num_rev_blocks: PositiveInt
+    num_rotors: PositiveInt
+    num_transformer_layers: PositiveInt
+    num_heads: PositiveInt
+    conv1x1_positions: PositiveInt
+    use_alibi: bool
+    use_dynamic_conv1x1: bool
+    attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> "ModelParams":
+        if self.d % 2 or self.d % self.num_heads or self.d % self.conv1x1_positions:
+            msg = "d must be even and a multiple of num_heads and of conv1x1_positions"
+            raise ValueError(msg)
+        return self
+
+
+class TrainParams(_Section):
+    """The recipe; lengths in optimiser steps, sizes in sequences."""
+
+    ranks: PositiveInt
+    seed: Seed
+    batch_size: PositiveInt
+    gradient_accumulation_steps: PositiveInt
+    epochs: PositiveInt
+    max_steps: PositiveInt | None
+    learning_rate: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    warmup_fraction: Annotated[float, Field(ge=0.0, lt=1.0)]
+    max_gradient_norm: PositiveFloat
+    precision: Literal["auto", "fp32", "bf16"]
+    log_every_steps: PositiveInt
+    evaluate_every_steps: PositiveInt
+    max_validation_sequences: PositiveInt
+    early_stopping_patience: PositiveInt
+
+
+class EvaluateParams(_Section):
+    """Alarms; an alarm fails the stage."""
+
+    batch_size: PositiveInt
+    max_sequences: PositiveInt
+    min_perplexity: Annotated[float, Field(gt=1.0)]
+    max_round_trip_error: PositiveFloat
+    causality_length: Annotated[int, Field(ge=2)]
+    max_repetition_rate: Probability
+    generated_tokens: PositiveInt
+    prompts: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+
+
+class TrainFlowParams(_Section):
+    """The flow over the LM's hidden states."""
+
+    seed: Seed
+    train_states: PositiveInt
+    validation_states: PositiveInt
+    num_blocks: PositiveInt
+    hidden_features: PositiveInt
+    coupling: Literal["affine", "spline"]
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    evaluate_every_steps: PositiveInt
+    early_stopping_patience: PositiveInt
+
+
+class SampleFlowParams(_Section):
+    """Samples drawn from the flow, and the bound on its round trip."""
+
+    seed: Seed
+    samples: PositiveInt
+    max_round_trip_error: PositiveFloat
+
+
+class PromoteParams(_Section):
+    """Gates that are checked again before the alias `champion` moves."""
+
+    baseline: Literal["unigram", "5-gram"]
+
+
+class Profile(_Section):
+    """One complete configuration of the pipeline."""
+
+    ingest: IngestParams
+    clean: CleanParams
+    tokenize: TokenizeParams
+    decontaminate: DecontaminateParams
+    validation: Annotated[ValidateParams, Field(alias="validate")]
+    model: ModelParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    train_flow: TrainFlowParams
+    sample_flow: SampleFlowParams
+    promote: PromoteParams
+
+
+class Params(_Section):
+    """`params.yaml`: the profiles, and which of them is in use."""
+
+    name: Annotated[str, Field(alias="profile", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    profiles: dict[str, Profile]
+
+    @property
+    def profile(self) -> Profile:
+        """The profile in use."""
+        return self.profiles[self.name]
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check `params.yaml`.
+
+    Args:
+        path: The file; by default the one in the working directory.
+
+    Returns:
+        The checked parameters, every profile included.
+
+    Raises:
+        UserError: If the file is missing, is not YAML, names an unknown
+            profile, or has a field that is unknown, missing or out of range.
+    """
+    try:
+        raw: Any = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"expected {path} in {Path.cwd()}, found no such file",
+            "run the command from the top of the repository",
+        ) from None
+    except YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}", "correct the syntax") from error
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(
+            f"{path} does not match the schema:\n{_explain(error)}",
+            "correct these fields (the schema is pipelines/params.py)",
+        ) from None
+    if params.name not in params.profiles:
+        known = ", ".join(sorted(params.profiles))
+        raise UserError(
+            f"{path}: profile: expected one of {known}; came {params.name!r}",
+            "name an existing profile, or add this one under `profiles:`",
+        )
+    return params
+
+
+def _explain(error: ValidationError) -> str:
+    """One line a field: where, what was expected, what came."""
+    lines = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        came = "" if item["type"] == "missing" else f"; came {_shorten(item['input'])}"
+        lines.append(f"  {where}: {item['msg']}{came}")
+    return "\n".join(lines)
+
+
+def _shorten(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -1,0 +1,76 @@
+"""Fixtures that every kind of test shares."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipelines.stage import QUIET_ENVIRONMENT
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+WIKI_SAMPLE = REPOSITORY.parent / "shared" / "data" / "wiki_zh_sample.parquet"
+
+SetParams = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test phones home, and ranks do not fight over two cores."""
+    for name, value in QUIET_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with the shipped `params.yaml` and its own MLflow store."""
+    directory = tmp_path / "workspace"
+    directory.mkdir()
+    (directory / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    monkeypatch.chdir(directory)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{directory}/mlflow.db")
+    return directory
+
+
+@pytest.fixture
+def set_params(workspace: Path) -> SetParams:
+    """Change values in the workspace's `params.yaml`.
+
+    Call it as `set_params({"train.max_steps": 5})`: dotted names below the
+    profile `sanguo`, or from the top with a leading dot (".profile").
+    """
+
+    def change(values: dict[str, Any]) -> Path:
+        path = workspace / "params.yaml"
+        change_params(path, values)
+        return path
+
+    return change
+
+
+def change_params(path: Path, values: dict[str, Any]) -> None:
+    """Change dotted names in a `params.yaml`, keeping its comments."""
+    yaml = YAML()
+    params = yaml.load(path.read_text(encoding="utf-8"))
+    for name, value in values.items():
+        *parents, leaf = (
+            name[1:].split(".")
+            if name.startswith(".")
+            else ["profiles", "sanguo", *name.split(".")]
+        )
+        node = params
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = value
+    with path.open("w", encoding="utf-8") as stream:
+        yaml.dump(params, stream)
+
+
+@pytest.fixture
+def wiki_sample() -> Path:
+    """The development sample of Chinese Wikipedia; skips where it is not at hand."""
+    if not WIKI_SAMPLE.is_file():
+        pytest.skip("the Wikipedia sample is not on this machine")
+    return WIKI_SAMPLE
