@@ -1,0 +1,75 @@
+"""The rooms of the house and who may know whom (docs/architecture.md)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROOMS = ("enigma", "pipelines", "expectations", "flows")
+SOURCES = sorted(path for room in ROOMS for path in (REPOSITORY / room).rglob("*.py"))
+
+
+def test_import_contracts_hold() -> None:
+    run = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-logo"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
+
+
+def test_import_contracts_can_fail(tmp_path: Path) -> None:
+    for room in ROOMS:
+        (tmp_path / room).mkdir()
+        for source in (REPOSITORY / room).glob("*.py"):
+            (tmp_path / room / source.name).write_bytes(source.read_bytes())
+    (tmp_path / "pyproject.toml").write_bytes((REPOSITORY / "pyproject.toml").read_bytes())
+    (tmp_path / "enigma" / "reflector.py").write_text("import pipelines\n")
+    run = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-logo"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert "enigma.reflector -> pipelines" in run.stdout
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_files_stay_readable(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert source.count("\n") <= 400, "split the file: 400 lines at most"
+    tree = ast.parse(source)
+    assert ast.get_docstring(tree), "a module says what lives in it"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            docstring = ast.get_docstring(node, clean=False) or ""
+            assert length - docstring.count("\n") <= 60, f"{node.name}: {length} lines"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_no_shell_and_no_pickle(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.keyword) and node.arg == "shell":
+            pytest.fail(f"{path.name}:{node.value.lineno}: subprocesses take argument lists")
+        if isinstance(node, ast.Import):
+            names = {alias.name for alias in node.names}
+            assert not names & {"pickle", "cloudpickle", "dill", "joblib"}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            safe = {keyword.arg: keyword.value for keyword in node.keywords}.get("weights_only")
+            assert isinstance(safe, ast.Constant)
+            assert safe.value is True, f"{path.name}:{node.lineno}: weights_only=True"
+
+
+def test_no_forbidden_file_names() -> None:
+    names = {path.name for path in SOURCES}
+    assert "utils.py" not in names
+    assert not [name for name in names if name.endswith("_v2.py")]

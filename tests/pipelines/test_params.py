@@ -1,0 +1,71 @@
+"""`params.yaml` is checked strictly, and the message names the field."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.params import load_params
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_the_shipped_file_parses_with_every_profile() -> None:
+    params = load_params(REPOSITORY / "params.yaml")
+    assert params.name == "sanguo", "the default runs anywhere, on CPU"
+    assert {"sanguo", "wiki-zh"} <= params.profiles.keys()
+
+
+def test_wiki_zh_carries_the_published_configuration() -> None:
+    profile = load_params(REPOSITORY / "params.yaml").profiles["wiki-zh"]
+    model, train = profile.model, profile.train
+    assert (model.d, model.num_transformer_layers, model.num_heads) == (512, 6, 8)
+    assert (model.num_rev_blocks, model.attention_dropout) == (4, 0.15)
+    assert profile.tokenize.sequence_length == 256
+    assert (train.ranks, train.batch_size, train.epochs) == (5, 12, 1)
+    assert (train.learning_rate, train.weight_decay) == (2e-4, 0.01)
+    assert (train.early_stopping_patience, train.evaluate_every_steps) == (3, 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        (".profile", "nowhere", "expected one of sanguo, wiki-zh; came 'nowhere'"),
+        (".profile", "x; touch pwned", "profile: String should match pattern"),
+        ("train.ranks", 0, "profiles.sanguo.train.ranks"),
+        ("train.learning_rate", "2e-4", "valid number; came '2e-4'"),
+        ("train.learning_rat", 1e-3, "profiles.sanguo.train.learning_rat: Extra inputs"),
+        ("model.d", 130, "multiple of num_heads"),
+        ("clean.split.test_fraction", 0.96, "must be below 1"),
+    ],
+)
+def test_bad_values_name_the_field(
+    set_params: Any, name: str, value: object, expected: str
+) -> None:
+    path = set_params({name: value})
+    with pytest.raises(UserError) as error:
+        load_params(path)
+    assert expected in str(error.value)
+    assert "to mend it" in str(error.value)
+
+
+def test_a_missing_field_is_named(workspace: Path) -> None:
+    path = workspace / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("      weight_decay: 0.01\n", "", 1), encoding="utf-8")
+    with pytest.raises(UserError, match=r"train\.weight_decay: Field required"):
+        load_params(path)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="top of the repository"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_broken_yaml_is_no_traceback(tmp_path: Path) -> None:
+    path = Path(shutil.copy(REPOSITORY / "params.yaml", tmp_path))
+    path.write_text("profile: [sanguo\n", encoding="utf-8")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_params(path)
