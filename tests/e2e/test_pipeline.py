@@ -1,0 +1,129 @@
+"""The main job on the real novel: raw text to a promoted model, as a DVC user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_certificate_and_the_evaluation_are_clean(finished) -> None:
+    reports = finished.path / "reports" / "sanguo"
+    assert read(reports / "validate" / "certificate.json")["passed"] is True
+    evaluation = read(reports / "evaluate" / "evaluation.json")
+    assert evaluation["alarms"] == []
+    assert evaluation["causality"]["is_causal"] is True
+    better = evaluation["baselines"]["unigram"]["bits_per_character"]
+    assert evaluation["test"]["bits_per_character"] < better
+
+
+def test_nothing_is_left_for_git_to_see(finished) -> None:
+    status = finished.run("git", "status", "--porcelain").stdout.splitlines()
+    assert sorted(status) == [" M params.yaml", "?? dvc.lock"]
+
+
+def test_a_second_repro_does_nothing(finished) -> None:
+    assert finished.stages_run_by_repro() == []
+    assert "up to date" in finished.run("dvc", "status").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stages"),
+    [
+        ("sample_flow.samples", 128, ["sample_flow"]),
+        ("promote.baseline", "5-gram", []),
+        ("evaluate.generated_tokens", 8, ["evaluate", "train_flow"]),
+        ("train.weight_decay", 0.02, ["train", "evaluate", "train_flow", "sample_flow"]),
+    ],
+)
+def test_a_changed_parameter_runs_what_depends_on_it(project, name, value, stages) -> None:
+    project.set({name: value, "train.max_steps": 120})
+    assert project.stages_run_by_repro() == stages
+
+
+def test_the_tools_of_a_dvc_user_work(project) -> None:
+    assert "train_flow" in project.run("dvc", "dag").stdout
+    metrics = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)
+    files = metrics[""]["data"]
+    assert files["reports/sanguo/evaluate/evaluation.json"]["data"]["test"]["perplexity"] > 2
+    project.set({"train.learning_rate": 1.0e-3})
+    diff = json.loads(
+        project.run("dvc", "params", "diff", "--json", "--targets", "params.yaml").stdout
+    )
+    changed = diff["params.yaml"]["profiles.sanguo.train.learning_rate"]
+    assert changed["new"] == 1.0e-3
+    project.run("dvc", "plots", "show")
+    assert (project.path / "dvc_plots" / "index.html").is_file()
+
+
+def test_push_and_pull_through_a_local_remote(project, tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    project.run("dvc", "remote", "add", "--default", "local", str(remote))
+    project.run("dvc", "push")
+    other = tmp_path / "other"
+    subprocess.run(["git", "clone", "--quiet", str(project.path), str(other)], check=True)
+    for name in ("dvc.lock", "params.yaml", ".dvc/config"):
+        (other / name).write_bytes((project.path / name).read_bytes())
+    there = type(project)(other)
+    there.run("dvc", "pull")
+    assert "up to date" in there.run("dvc", "status").stdout
+    weights = "models/sanguo/lm/model.safetensors"
+    assert (other / weights).read_bytes() == (project.path / weights).read_bytes()
+
+
+PLANT = '''
+"""Plant one validation sequence among the final train shards."""
+import json
+from pathlib import Path
+
+from pipelines.artifacts import read_manifest, write_manifest
+
+shards = Path("data/sanguo/shards")
+manifest = read_manifest(shards)
+width = 2 * manifest["sequence_length"]
+train, validation = shards / "train-00000.bin", shards / "validation-00000.bin"
+stolen = validation.read_bytes()[3 * width : 4 * width]
+content = train.read_bytes()
+train.write_bytes(content[: 7 * width] + stolen + content[8 * width :])
+facts = {k: v for k, v in manifest.items() if k not in ("stage", "root", "files")}
+write_manifest(shards, stage=manifest["stage"], facts=facts)
+'''
+
+
+def test_one_planted_duplicate_stops_everything(project) -> None:
+    (project.path / "plant.py").write_text(PLANT)
+    graph = (project.path / "dvc.yaml").read_text(encoding="utf-8")
+    command = "python -m pipelines.decontaminate"
+    (project.path / "dvc.yaml").write_text(
+        graph.replace(command, f"{command} && PYTHONPATH=. python plant.py"), encoding="utf-8"
+    )
+    run = project.run("dvc", "repro", check=False)
+    assert run.returncode != 0
+    assert "Running stage 'validate'" in run.stdout
+    assert "Running stage 'train'" not in run.stdout
+    assert "train sequence 7" in run.stdout
+    assert "validation sequence 3" in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def test_the_champion_generates_in_a_fresh_process(finished, tmp_path: Path) -> None:
+    script = (
+        "import mlflow, pandas as pd\n"
+        f"mlflow.set_tracking_uri('sqlite:///{finished.path}/mlflow.db')\n"
+        "model = mlflow.pyfunc.load_model('models:/enigma-lm@champion')\n"
+        "print(model.predict(pd.DataFrame({'prompt': ['却说曹操']}))['text'][0])\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    text = run.stdout.strip().splitlines()[-1].replace(" ", "")
+    assert text.startswith("却说曹操")
+    assert len(text) > len("却说曹操")
