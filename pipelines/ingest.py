@@ -1,0 +1,125 @@
+"""Source to raw parquet: `python -m pipelines.ingest`.
+
+Writes `part-00000.parquet`, ... (`id`, `url`, `title`, `text`) and a manifest. DVC
+knows the name of a local source, not its bytes: after you have changed the files
+behind the same path, run `dvc repro --force ingest`.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.artifacts import publish_directory, sha256_file, write_manifest
+from pipelines.errors import UserError
+from pipelines.params import IngestParams, load_params
+from pipelines.sources import RAW_SCHEMA, source_files
+from pipelines.stage import progress, run_stage
+from pipelines.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def ingest(params: IngestParams, output: Path) -> None:
+    """Copy a source into raw parquet files.
+
+    Args:
+        params: The section `ingest`.
+        output: The directory to publish.
+
+    Raises:
+        UserError: If the source cannot be read, is empty, or repeats an id.
+    """
+    sources: list[dict[str, Any]] = []
+    with publish_directory(output) as building:
+        tables = _limit(_read(params.source, sources), params.max_documents)
+        parts = _write_parts(tables, building, params.documents_per_file)
+        rows = sum(part["rows"] for part in parts)
+        if rows == 0:
+            raise UserError(
+                f"ingest.source: expected documents, {params.source!r} has no row",
+                "name a source that is not empty",
+            )
+        _check_ids(building)
+        facts = {
+            "source": params.source,
+            "sources": sources,
+            "rows": rows,
+            "characters": sum(part["characters"] for part in parts),
+            "parts": parts,
+        }
+        write_manifest(building, stage="ingest", facts=facts)
+    log.info("%d documents, %d characters in %s", rows, facts["characters"], output)
+
+
+def _read(source: str, seen: list[dict[str, Any]]) -> Iterator[pa.Table]:
+    """Yield the tables of a source; note in `seen` which files they came from."""
+    for file in source_files(source):
+        seen.append({"name": file.name, "sha256": sha256_file(file.path)})
+        yield from file.read(file.path)
+
+
+def _limit(tables: Iterator[pa.Table], max_documents: int | None) -> Iterator[pa.Table]:
+    remaining = max_documents
+    for table in tables:
+        if remaining is None:
+            yield table
+            continue
+        yield table.slice(0, remaining)
+        remaining -= min(remaining, table.num_rows)
+        if remaining == 0:
+            return
+
+
+def _write_parts(
+    tables: Iterator[pa.Table], directory: Path, documents_per_file: int
+) -> list[dict[str, Any]]:
+    """Write files of `documents_per_file` rows; the last one may be shorter."""
+    parts: list[dict[str, Any]] = []
+    waiting: list[pa.Table] = []
+    num_waiting = 0
+
+    def write(table: pa.Table) -> None:
+        name = f"part-{len(parts):05d}.parquet"
+        pq.write_table(table, directory / name, compression="zstd")
+        characters = pc.sum(pc.utf8_length(table["text"])).as_py()
+        parts.append({"path": name, "rows": table.num_rows, "characters": characters})
+
+    for table in progress(tables, total=None, unit="batch", label="ingest"):
+        waiting.append(table)
+        num_waiting += table.num_rows
+        while num_waiting >= documents_per_file:
+            whole = pa.concat_tables(waiting)
+            write(whole.slice(0, documents_per_file))
+            waiting = [whole.slice(documents_per_file)]
+            num_waiting -= documents_per_file
+    if num_waiting:
+        write(pa.concat_tables(waiting))
+    return parts
+
+
+def _check_ids(directory: Path) -> None:
+    ids = pq.read_table(directory, columns=["id"], schema=RAW_SCHEMA)["id"]
+    counts = pc.value_counts(ids)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        example = repeated[0].as_py()
+        raise UserError(
+            f"expected every id once; {len(repeated)} ids occur several times, "
+            f"{example['values']!r} {example['counts']} times",
+            "give every document its own id (is a file matched twice by the source?)",
+        )
+
+
+def main() -> None:
+    """Run the stage for the profile in use."""
+    params = load_params()
+    ingest(params.profile.ingest, Workspace(params.name).raw)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,134 @@
+"""Which sequences occur in other splits: exactly, or in most of their wording.
+
+Near overlap is containment (Broder, 1997): the share of a sequence's windows of a
+few tokens that occur somewhere in the reference. It sees a shifted or edited copy
+that no exact comparison can.
+
+Shape legend: N sequences, M reference sequences, L length, W windows of a sequence.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.shards import Tokens, fixed_binary
+
+Hashes = npt.NDArray[np.uint64]
+
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A sequence that occurs in a reference split.
+
+    Args:
+        sequence: Its row among the sequences that were looked up.
+        split: The reference split.
+        matched: Row of the reference sequence: the equal one, or the one with
+            most of the windows.
+        method: `exact` or `near`.
+        containment: Share of the windows that occur in the reference, in [0, 1].
+    """
+
+    sequence: int
+    split: str
+    matched: int
+    method: str
+    containment: float
+
+
+class Reference:
+    """The sequences that training must not see.
+
+    Args:
+        splits: (M, L) uint16 a split; where several have a sequence, a match names the first.
+        window_tokens: Tokens a window; at most L.
+    """
+
+    def __init__(self, splits: dict[str, Tokens], window_tokens: int) -> None:
+        self._window_tokens = window_tokens
+        self._rows = [(split, row) for split in splits for row in range(len(splits[split]))]
+        nothing = np.empty((0, window_tokens), dtype=np.uint16)
+        tokens_ML = np.concatenate(list(splits.values())) if splits else nothing
+        self._sequences = fixed_binary(tokens_ML)
+        hashes_MW = window_hashes(tokens_ML, window_tokens)
+        flat = hashes_MW.reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        self._hashes = flat[order]
+        self._owners = order // hashes_MW.shape[1]
+
+    def matches(self, tokens_NL: Tokens, *, max_containment: float) -> list[Match]:
+        """Find the sequences that occur in the reference.
+
+        Args:
+            tokens_NL: (N, L) uint16. One call costs a pass over the reference:
+                give it whole shards.
+            max_containment: A sequence with a larger share of known windows is near.
+
+        Returns:
+            At most one match a sequence, exact before near, in the order of the rows.
+        """
+        if not len(tokens_NL) or not self._rows:
+            return []
+        equal_N = exact_matches(fixed_binary(tokens_NL), self._sequences)
+        hashes_NW = window_hashes(tokens_NL, self._window_tokens)
+        known = pc.is_in(pa.array(hashes_NW.reshape(-1)), value_set=pa.array(self._hashes))
+        known_NW = known.to_numpy(zero_copy_only=False).reshape(hashes_NW.shape)
+        containment_N = known_NW.mean(axis=1)
+        found = []
+        for row in np.flatnonzero((equal_N >= 0) | (containment_N > max_containment)):
+            exact = equal_N[row] >= 0
+            owner = equal_N[row] if exact else self._main_owner(hashes_NW[row][known_NW[row]])
+            split, matched = self._rows[owner]
+            method = "exact" if exact else "near"
+            found.append(Match(int(row), split, matched, method, float(containment_N[row])))
+        return found
+
+    def _main_owner(self, hashes: Hashes) -> int:
+        """The reference sequence that has most of these windows; the first of several."""
+        first = np.searchsorted(self._hashes, hashes, side="left")
+        last = np.searchsorted(self._hashes, hashes, side="right")
+        owners = [
+            np.unique(self._owners[start:stop]) for start, stop in zip(first, last, strict=True)
+        ]
+        return int(np.bincount(np.concatenate(owners)).argmax())
+
+
+def exact_matches(sequences: pa.Array, reference: pa.Array) -> npt.NDArray[np.int64]:
+    """Look up sequences by their bytes.
+
+    Args:
+        sequences: N values, fixed-size binary.
+        reference: M values of the same width.
+
+    Returns:
+        (N,) int64, the first equal row of the reference, or -1.
+    """
+    found = pc.index_in(sequences, value_set=reference)
+    rows: Any = pc.fill_null(found, -1).to_numpy(zero_copy_only=False)
+    return np.asarray(rows, dtype=np.int64)
+
+
+def window_hashes(tokens_NL: Tokens, window_tokens: int) -> Hashes:
+    """Hash every window of consecutive tokens.
+
+    Args:
+        tokens_NL: (N, L) uint16.
+        window_tokens: Tokens a window; at most L.
+
+    Returns:
+        (N, W) uint64 with W = L - window_tokens + 1.
+    """
+    num_windows = tokens_NL.shape[1] - window_tokens + 1
+    hashes_NW = np.zeros((len(tokens_NL), num_windows), dtype=np.uint64)
+    for offset in range(window_tokens):
+        # Multiply-xorshift, a bijection for each token, in place: these arrays are large.
+        hashes_NW += tokens_NL[:, offset : offset + num_windows]
+        hashes_NW *= MULTIPLIER
+        hashes_NW ^= hashes_NW >> np.uint64(29)
+    return hashes_NW
