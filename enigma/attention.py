@@ -1,0 +1,208 @@
+"""Causal attention with linear biases, without a bias matrix.
+
+ALiBi (Press et al., "Train Short, Test Long", 2022) adds -m_h (i - j) to the score of query i
+and key j in head h. Softmax does not see what is the same for all keys of a query, so m_h j is
+enough, and that is an inner product: two channels of every head hold the key's position, and
+the same two channels of the query hold the slope. So no (L, L) bias exists, the fused causal
+kernels apply as they are, and keys can be cached with their position inside.
+
+Legend: B batch, L queries, S keys, D channels, H heads, K channels of a head.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from enigma.bijection import KeyValueCache
+from enigma.linear import Linear
+
+__all__ = ["AttentionLayer", "CausalSelfAttention", "alibi_slopes", "position_channels"]
+
+_POSITION_CHANNELS = 2
+_COARSE = 256
+"""Base of the two position digits: integers to 256 are exact even in bfloat16."""
+_PADDING = -8192.0
+"""Coarse digit of a padding key: exp underflows to exactly 0 in every dtype, float64 included."""
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """Return the slope m_h of every head, `(H,)` float64: 2^(-8 h / H) for h = 1 ... H.
+
+    Example:
+        >>> alibi_slopes(2).tolist()
+        [0.0625, 0.00390625]
+    """
+    return torch.tensor(
+        [2.0 ** (-8.0 * h / num_heads) for h in range(1, num_heads + 1)],
+        dtype=torch.float64,
+        device="cpu",
+    )
+
+
+def position_channels(index: Tensor, keep_BL1: Tensor | None, *, use_alibi: bool) -> Tensor:
+    """Return what keys hold in their position channels.
+
+    Args:
+        index: int64 `(L,)` or `(B, L)` token indices.
+        keep_BL1: `(B, L, 1)`, 0 at padding, or None.
+        use_alibi: False leaves only the mark of padding.
+
+    Returns:
+        float32 `(1 or B, 1, L, 2)`: the coarse and the fine digit of the index in base 256.
+    """
+    place = index if use_alibi else torch.zeros_like(index)
+    coarse = place.div(_COARSE, rounding_mode="floor").float()
+    digits = torch.stack((coarse, place.remainder(_COARSE).float()), dim=-1)
+    if digits.ndim == 2:
+        digits = digits.unsqueeze(0)
+    if keep_BL1 is not None:
+        padding = torch.tensor([_PADDING, 0.0], device=digits.device)
+        digits = torch.where(keep_BL1 > 0, digits, padding)
+    return digits.unsqueeze(1)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head self-attention in which no token sees a later one.
+
+    Queries and keys are RMS-normalised (QK-norm; Henry et al., 2020).
+
+    Args:
+        d: width D, divisible by `num_heads`, with at least 4 channels a head.
+        num_heads: heads, H.
+        use_alibi: linear biases; False leaves the order of tokens to a position embedding.
+        attention_dropout: probability of dropping an attention weight in training.
+
+    Raises:
+        ValueError: if the heads do not divide the width, or leave fewer than 4 channels each.
+    """
+
+    def __init__(
+        self, d: int, num_heads: int, *, use_alibi: bool = True, attention_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or d % num_heads or d // num_heads < 2 * _POSITION_CHANNELS:
+            raise ValueError(
+                f"num_heads must divide d={d} and leave at least {2 * _POSITION_CHANNELS} "
+                f"channels a head, got {num_heads}"
+            )
+        self.num_heads = num_heads
+        self.head_channels = d // num_heads
+        self.use_alibi = use_alibi
+        self.attention_dropout = attention_dropout
+        content = self.head_channels - _POSITION_CHANNELS
+        self.query = Linear(d, num_heads * content)
+        self.key = Linear(d, num_heads * content)
+        self.value = Linear(d, d)
+        self.out = Linear(d, d, zero=True)
+        self.query_norm = nn.RMSNorm(content)
+        self.key_norm = nn.RMSNorm(content)
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        places: Tensor,
+        cache: KeyValueCache | None = None,
+        layer_index: int = 0,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            x_BLD: floating `(B, L, D)`.
+            places: from `position_channels`, for these L tokens.
+            cache: keys and values of earlier tokens; these L are appended.
+            layer_index: this layer's place in the cache.
+
+        Returns:
+            `(B, L, D)`.
+        """
+        q_BHLK = self._with_position(self.query_norm(self._heads(self.query(x_BLD))), None)
+        k_BHSK = self._with_position(self.key_norm(self._heads(self.key(x_BLD))), places)
+        v_BHSK = self._heads(self.value(x_BLD))
+        if cache is not None:
+            k_BHSK, v_BHSK = cache.update(k_BHSK, v_BHSK, layer_index)
+        y_BHLK = self.attend(q_BHLK, k_BHSK, v_BHSK)
+        y_BLD: Tensor = self.out(y_BHLK.transpose(1, 2).flatten(2))
+        return y_BLD
+
+    def attend(self, q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
+        """Return the causal attention of the last L of S tokens, `(B, H, L, K)`."""
+        length, num_keys = q_BHLK.shape[-2], k_BHSK.shape[-2]
+        mask = None
+        if 1 < length < num_keys:
+            # Several new tokens after cached ones: the fused causal mask would align at the top.
+            mask = torch.ones(length, num_keys, dtype=torch.bool, device=q_BHLK.device)
+            mask = mask.tril(num_keys - length)
+        return functional.scaled_dot_product_attention(
+            q_BHLK,
+            k_BHSK,
+            v_BHSK,
+            attn_mask=mask,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            is_causal=length == num_keys > 1,
+        )
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
+
+    def _with_position(self, content: Tensor, places: Tensor | None) -> Tensor:
+        """Append a key's place, or the query's slopes (`places` None), to the content."""
+        if places is None:
+            slope_H = alibi_slopes(self.num_heads)
+            # Undo the 1 / sqrt(K) of the attention kernel.
+            slope_H = slope_H * math.sqrt(self.head_channels)
+            pair = torch.stack((_COARSE * slope_H, slope_H), dim=-1).view(1, -1, 1, 2)
+            places = pair.to(content.device)
+        shape = (*content.shape[:-1], _POSITION_CHANNELS)
+        return torch.cat((content, places.to(content.dtype).expand(shape)), dim=-1)
+
+
+class AttentionLayer(nn.Module):
+    """A pre-norm transformer layer: attention, then a squared-ReLU network of width 4 D.
+
+    Sources: Vaswani et al. (2017); squared ReLU, So et al., "Primer" (2021); RMSNorm, Zhang and
+    Sennrich (2019).
+
+    Args:
+        d: width D.
+        num_heads: heads, H.
+        use_alibi: see `CausalSelfAttention`.
+        attention_dropout: see `CausalSelfAttention`.
+        hidden_dropout: probability of dropping a channel of either branch in training.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        num_heads: int,
+        *,
+        use_alibi: bool = True,
+        attention_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(d)
+        self.attention = CausalSelfAttention(
+            d, num_heads, use_alibi=use_alibi, attention_dropout=attention_dropout
+        )
+        self.mlp_norm = nn.RMSNorm(d)
+        self.mlp_up = Linear(d, 4 * d)
+        self.mlp_down = Linear(4 * d, d, zero=True)
+        self.dropout = nn.Dropout(hidden_dropout)
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        places: Tensor,
+        cache: KeyValueCache | None = None,
+        layer_index: int = 0,
+    ) -> Tensor:
+        """Return `(B, L, D)`; arguments as in `CausalSelfAttention.forward`."""
+        attended = self.attention(self.attention_norm(x_BLD), places, cache, layer_index)
+        x_BLD = x_BLD + self.dropout(attended)
+        hidden = functional.relu(self.mlp_up(self.mlp_norm(x_BLD))).square()
+        y_BLD: Tensor = x_BLD + self.dropout(self.mlp_down(hidden))
+        return y_BLD

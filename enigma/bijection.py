@@ -1,0 +1,89 @@
+"""The contract that every reversible part of the machine keeps.
+
+Shape legend, used in the whole package: B batch, L tokens, D channels (model width), H heads,
+K channels of a head, V vocabulary, P rotor positions, R rotors, N tokens of a flattened batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Bijection", "KeyValueCache", "Tokens"]
+
+
+class KeyValueCache(Protocol):
+    """What the model asks of a decoding cache; `transformers.DynamicCache` provides it."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values of new tokens (dim -2) and return those of all tokens."""
+
+    def get_seq_length(self) -> int:
+        """Return how many tokens the cache holds."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Which tokens a tensor `(..., L, D)` holds.
+
+    A rotor's position is a function of the token's index alone, never of a counter that a
+    call would change: so the map is causal, batched, cacheable and exactly invertible.
+
+    Attributes:
+        index: int64 `(L,)` or `(B, L)`, the place of each token in its text, from 0.
+        keep: float `(B, L, 1)`, 0 at padding and 1 elsewhere, or None without padding.
+    """
+
+    index: Tensor
+    keep: Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Tensor, start: int = 0) -> Tokens:
+        """Number the tokens of `x` `(..., L, D)` from `start`; a lone `(D,)` is one token."""
+        length = x.shape[-2] if x.ndim > 1 else 1
+        return cls(torch.arange(start, start + length, device=x.device))
+
+    def advanced(self, steps: int) -> Tokens:
+        """Return the same tokens with the odometer turned `steps` further."""
+        return replace(self, index=self.index + steps) if steps else self
+
+
+class Bijection(nn.Module, ABC):
+    """A map of `(..., L, D)` onto itself that is invertible at every token index.
+
+    Sub-classes give the two directions with the log-determinant of each token's Jacobian.
+    """
+
+    @abstractmethod
+    def forward_with_log_det(
+        self, x: Tensor, tokens: Tokens | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map `x` and return `(y, log_det)`.
+
+        Args:
+            x: floating `(..., L, D)`.
+            tokens: the tokens' indices; None numbers dim -2 from 0.
+
+        Returns:
+            `y` of the shape of `x`, and `log |det dy/dx|` in nats, of shape `x.shape[:-1]`.
+        """
+
+    @abstractmethod
+    def inverse_with_log_det(
+        self, y: Tensor, tokens: Tokens | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Undo `forward_with_log_det`; the log-determinant is that of the inverse map."""
+
+    def forward(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
+        """Map `x` `(..., L, D)` to `y` of the same shape."""
+        return self.forward_with_log_det(x, tokens)[0]
+
+    def inverse(self, y: Tensor, tokens: Tokens | None = None) -> Tensor:
+        """Return the `x` that `forward` maps to `y`."""
+        return self.inverse_with_log_det(y, tokens)[0]

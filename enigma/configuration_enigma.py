@@ -1,0 +1,81 @@
+"""Configuration of `EnigmaForCausalLM`, in the Hugging Face way."""
+
+from typing import ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PretrainedConfig
+
+from enigma.model import ReturnPath
+
+__all__ = ["EnigmaConfig"]
+
+
+@strict
+class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ships no types
+    """Sizes and switches of the language model; every one of them changes the model.
+
+    Args:
+        vocab_size: number of token ids.
+        d: width.
+        num_rev_blocks: reversible blocks of the machine.
+        num_rotors: rotors of the machine.
+        num_transformer_layers: attention layers.
+        num_heads: attention heads.
+        max_len: tokens of the longest training text.
+        use_alibi: linear attention biases; False takes learned positions up to `max_len`.
+        use_dynamic_conv1x1: step the rotors with the token index.
+        conv1x1_positions: positions of a rotor; must divide `d`.
+        attention_dropout: probability of dropping an attention weight in training.
+        hidden_dropout: probability of dropping a channel of a residual branch in training.
+        return_path: "reversed", "untied" or "inverse", see `enigma.model.Enigma`.
+        use_cache: keep keys and values while generating.
+        tie_word_embeddings: share the output head with the token embedding.
+        pad_token_id: [PAD] of bert-base-chinese.
+        bos_token_id: [CLS] of bert-base-chinese.
+        eos_token_id: [SEP] of bert-base-chinese.
+
+    Raises:
+        ValueError: for an unknown `return_path`, or sizes that do not divide; raised as the
+            validation error of `huggingface_hub`.
+
+    Example:
+        >>> EnigmaConfig(d=64, num_heads=4).hidden_size
+        64
+    """
+
+    model_type = "enigma"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "d",
+        "num_hidden_layers": "num_transformer_layers",
+        "num_attention_heads": "num_heads",
+        "max_position_embeddings": "max_len",
+    }
+
+    vocab_size: int = 21128
+    d: int = 512
+    num_rev_blocks: int = 4
+    num_rotors: int = 4
+    num_transformer_layers: int = 6
+    num_heads: int = 8
+    max_len: int = 256
+    use_alibi: bool = True
+    use_dynamic_conv1x1: bool = True
+    conv1x1_positions: int = 16
+    attention_dropout: float | int = 0.15
+    hidden_dropout: float | int = 0.0
+    return_path: ReturnPath = "reversed"
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 101
+    eos_token_id: int | list[int] | None = 102
+
+    def validate_architecture(self) -> None:
+        """Check what one field alone cannot show; called by the base class."""
+        if self.d % self.num_heads:
+            raise ValueError(f"num_heads must divide d={self.d}, got {self.num_heads}")
+        if self.use_dynamic_conv1x1 and self.d % self.conv1x1_positions:
+            raise ValueError(
+                f"conv1x1_positions must divide d={self.d}, got {self.conv1x1_positions}"
+            )

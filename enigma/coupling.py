@@ -1,0 +1,154 @@
+"""The networks inside a reversible block, and the ways in which they move a half of the stream.
+
+A coupling is y = h(x; net(other half)): whatever the network is, the map is invertible.
+Sources: additive, Dinh et al., NICE (2014), section 3.2; affine, Dinh et al., Real NVP (2017),
+equations 7 and 8; spline, see `enigma.spline`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from enigma.linear import Linear
+from enigma.spline import num_spline_parameters, spline_forward, spline_inverse
+
+__all__ = ["COUPLINGS", "Activation", "Coupling", "CouplingKind", "CouplingNetwork"]
+
+CouplingKind = Literal["additive", "affine", "spline"]
+Activation = Literal["relu2", "silu"]
+COUPLINGS: tuple[CouplingKind, ...] = ("additive", "affine", "spline")
+
+_MAX_AFFINE_LOG_SCALE = 2.0
+
+
+class CouplingNetwork(nn.Module):
+    """A small multi-layer perceptron, zero at the start so that a fresh block is the identity.
+
+    Args:
+        in_channels: width of the half that is read.
+        out_channels: numbers that the coupling needs.
+        hidden_channels: width of the hidden layers.
+        num_hidden_layers: hidden layers, at least 1.
+        activation: "relu2" (squared ReLU, for the language model) or "silu" (smooth, for flows).
+        normalise: RMS-normalise the input. Right for a residual stream, whose size grows with
+            depth; wrong for a flow, where the size of a half is information.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden_channels: int,
+        *,
+        num_hidden_layers: int = 1,
+        activation: Activation = "relu2",
+        normalise: bool = True,
+    ) -> None:
+        super().__init__()
+        if activation not in {"relu2", "silu"}:
+            raise ValueError(f"activation must be 'relu2' or 'silu', got {activation!r}")
+        if num_hidden_layers < 1 or hidden_channels < 1:
+            raise ValueError(
+                "a coupling network needs at least one hidden layer of at least one channel, got "
+                f"{num_hidden_layers} layers of {hidden_channels}"
+            )
+        self.activation = activation
+        self.norm = nn.RMSNorm(in_channels) if normalise else nn.Identity()
+        widths = [in_channels, *[hidden_channels] * num_hidden_layers]
+        self.hidden = nn.ModuleList(Linear(before, after) for before, after in pairwise(widths))
+        self.out = Linear(hidden_channels, out_channels, zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(..., in_channels)` to `(..., out_channels)`."""
+        h: Tensor = self.norm(x)
+        for layer in self.hidden:
+            h = layer(h)
+            h = functional.relu(h).square() if self.activation == "relu2" else functional.silu(h)
+        y: Tensor = self.out(h)
+        return y
+
+
+class Coupling(nn.Module):
+    """Move one half of the stream by a function of the other half.
+
+    Args:
+        moved_channels: width of the half that moves.
+        read_channels: width of the half that is read.
+        kind: "additive" (volume-preserving), "affine" or "spline".
+        hidden_channels: width of the network.
+        num_hidden_layers: depth of the network.
+        activation: see `CouplingNetwork`.
+        normalise: see `CouplingNetwork`.
+        num_bins: bins of a spline.
+        bound: half the domain of a spline; standardised data lies within 5.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+
+    def __init__(
+        self,
+        moved_channels: int,
+        read_channels: int,
+        kind: CouplingKind,
+        hidden_channels: int,
+        *,
+        num_hidden_layers: int = 1,
+        activation: Activation = "relu2",
+        normalise: bool = True,
+        num_bins: int = 8,
+        bound: float = 5.0,
+    ) -> None:
+        super().__init__()
+        if kind not in COUPLINGS:
+            raise ValueError(f"coupling must be one of {COUPLINGS}, got {kind!r}")
+        self.kind = kind
+        self.num_bins = num_bins
+        self.bound = bound
+        numbers = {"additive": 1, "affine": 2, "spline": num_spline_parameters(num_bins)}[kind]
+        self.network = CouplingNetwork(
+            read_channels,
+            moved_channels * numbers,
+            hidden_channels,
+            num_hidden_layers=num_hidden_layers,
+            activation=activation,
+            normalise=normalise,
+        )
+
+    def forward(self, moved: Tensor, read: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the moved half and its log-determinant a token (None when it is 0)."""
+        # The stream keeps its dtype under autocast: a bfloat16 stream does not invert.
+        raw = self.network(read).to(moved.dtype)
+        if self.kind == "additive":
+            return moved + raw, None
+        if self.kind == "affine":
+            shift, log_scale = _shift_and_log_scale(raw)
+            return moved * log_scale.exp() + shift, log_scale.sum(-1)
+        y, log_slope = spline_forward(
+            moved, raw.unflatten(-1, (moved.shape[-1], -1)), self.num_bins, self.bound
+        )
+        return y, log_slope.sum(-1)
+
+    def inverse(self, moved: Tensor, read: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Undo `forward` for the same `read` half; the log-determinant is the inverse's."""
+        raw = self.network(read).to(moved.dtype)
+        if self.kind == "additive":
+            return moved - raw, None
+        if self.kind == "affine":
+            shift, log_scale = _shift_and_log_scale(raw)
+            return (moved - shift) * (-log_scale).exp(), -log_scale.sum(-1)
+        x, log_slope = spline_inverse(
+            moved, raw.unflatten(-1, (moved.shape[-1], -1)), self.num_bins, self.bound
+        )
+        return x, log_slope.sum(-1)
+
+
+def _shift_and_log_scale(raw: Tensor) -> tuple[Tensor, Tensor]:
+    shift, raw_scale = raw.chunk(2, dim=-1)
+    bound = _MAX_AFFINE_LOG_SCALE
+    return shift, bound * torch.tanh(raw_scale / bound)

@@ -1,0 +1,151 @@
+"""The Hugging Face adapter: `EnigmaForCausalLM`, registered with the Auto classes on import.
+
+Nothing is computed here that `enigma.model` does not compute.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from enigma.configuration_enigma import EnigmaConfig
+from enigma.model import EnigmaLM
+
+__all__ = ["EnigmaForCausalLM"]
+
+
+class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  # untyped base
+    """`EnigmaLM` with the interfaces of transformers.
+
+    It trains under `Trainer`, saves as safetensors, loads through `AutoModelForCausalLM` (after
+    `import enigma.modeling_enigma`) and generates with a key-value cache.
+
+    Args:
+        config: sizes and switches.
+
+    Example:
+        >>> config = EnigmaConfig(vocab_size=111, d=16, num_rev_blocks=1, num_heads=2,
+        ...                       num_transformer_layers=2, conv1x1_positions=4)
+        >>> model = EnigmaForCausalLM(config)
+        >>> ids = torch.tensor([[1, 2, 3]])
+        >>> model(ids, labels=ids).loss.item() > 0
+        True
+    """
+
+    config_class = EnigmaConfig
+    base_model_prefix = "lm"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["AttentionLayer", "RevBlock"]
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm.head.weight": "lm.embedding.tokens.weight"}
+
+    def __init__(self, config: EnigmaConfig) -> None:
+        super().__init__(config)
+        self.lm = EnigmaLM(
+            config.vocab_size,
+            config.d,
+            config.num_rev_blocks,
+            config.num_rotors,
+            config.num_transformer_layers,
+            config.num_heads,
+            config.max_len,
+            config.use_alibi,
+            config.use_dynamic_conv1x1,
+            config.conv1x1_positions,
+            attention_dropout=config.attention_dropout,
+            hidden_dropout=config.hidden_dropout,
+            return_path=config.return_path,
+            tie_word_embeddings=config.tie_word_embeddings,
+        )
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one part; transformers calls it for every module without loaded weights."""
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embedding."""
+        return self.lm.embedding.tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.lm.embedding.tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the output head."""
+        return self.lm.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the output head."""
+        self.lm.head = new_embeddings
+
+    def forward(  # noqa: PLR0917 - the order of transformers
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return logits, and the loss if there are labels.
+
+        Args:
+            input_ids: int64 `(B, L)`.
+            attention_mask: `(B, L)` or, with a cache, `(B, cached + L)`; 0 at padding.
+            position_ids: int64 `(B, L)`, each token's place in its text; None derives it from
+                the mask and the cache.
+            past_key_values: keys and values of earlier tokens.
+            labels: int64 `(B, L)`, equal to `input_ids` where a token is to be predicted and
+                -100 elsewhere; they are shifted here.
+            use_cache: return a cache; None follows the configuration, except in training.
+            logits_to_keep: compute the logits of the last so many tokens only; 0 for all.
+            **kwargs: `num_items_in_batch`, the number of targets of an accumulated batch, makes
+                the loss a sum divided by it.
+
+        Returns:
+            `logits` `(B, L, V)`, `loss` in nats a token, `past_key_values`.
+        """
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and labels is None
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        keep, index = _padding(attention_mask, position_ids, input_ids.shape[1])
+        hidden = self.lm.hidden_states(input_ids, keep=keep, index=index, cache=past_key_values)
+        logits = self.lm.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+
+def _padding(
+    attention_mask: Tensor | None, position_ids: Tensor | None, length: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the mask of the new tokens and their indices; None where there is no padding."""
+    if attention_mask is None or bool(attention_mask.all()):
+        return None, position_ids
+    if position_ids is None:
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    return attention_mask[:, -length:], position_ids[:, -length:]
+
+
+AutoConfig.register(EnigmaConfig.model_type, EnigmaConfig, exist_ok=True)
+AutoModelForCausalLM.register(EnigmaConfig, EnigmaForCausalLM, exist_ok=True)

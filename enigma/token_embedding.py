@@ -1,0 +1,52 @@
+"""Token ids to the stream."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from enigma.linear import Embedding
+
+__all__ = ["TokenEmbedding"]
+
+
+class TokenEmbedding(nn.Module):
+    """Embed token ids and bring every embedding to the same size.
+
+    The RMS-norm gives the stream a scale of 1 from small rows, which the tied head needs.
+
+    Args:
+        vocab_size: number of ids, V.
+        d: width D.
+        num_positions: rows of a learned position embedding; 0 for none, as with ALiBi.
+    """
+
+    def __init__(self, vocab_size: int, d: int, num_positions: int = 0) -> None:
+        super().__init__()
+        self.tokens: nn.Embedding = Embedding(vocab_size, d)
+        self.positions = Embedding(num_positions, d) if num_positions else None
+        self.norm = nn.RMSNorm(d)
+
+    def forward(self, ids_BL: Tensor, index: Tensor) -> Tensor:
+        """Return the stream.
+
+        Args:
+            ids_BL: int64 `(B, L)` in [0, V).
+            index: int64 `(L,)` or `(B, L)`, the place of each token in its text.
+
+        Returns:
+            floating `(B, L, D)`.
+
+        Raises:
+            ValueError: if a learned position embedding has no row for a token.
+        """
+        x_BLD = self.tokens(ids_BL)
+        if self.positions is not None:
+            if int(index.max()) >= self.positions.num_embeddings:
+                raise ValueError(
+                    f"the text has {int(index.max()) + 1} tokens and the learned positions end at "
+                    f"max_len={self.positions.num_embeddings}; shorten it, or train with "
+                    "use_alibi=True, which has no such bound"
+                )
+            x_BLD = x_BLD + self.positions(index)
+        y_BLD: Tensor = self.norm(x_BLD)
+        return y_BLD

@@ -1,0 +1,125 @@
+"""One test of every bijection: shape, inverse, Jacobian and log-determinant."""
+
+import pytest
+import torch
+
+from enigma.bijection import Tokens
+from enigma.invertible_conv1x1 import (
+    DynamicInvertibleConv1x1Stack,
+    InvertibleConv1x1,
+    InvertibleConv1x1Stack,
+)
+from enigma.jacobian_logdet import jacobian_log_det
+from enigma.model import Enigma
+from enigma.plugboard import Plugboard
+from enigma.reflector import Reflector
+from enigma.rev_block import RevBlock
+
+D = 8
+COUPLINGS = ("additive", "affine", "spline")
+BIJECTIONS = {
+    "conv1x1": lambda: InvertibleConv1x1(D),
+    "conv1x1 from a permutation": lambda: InvertibleConv1x1(D, start="permutation"),
+    "static stack": lambda: InvertibleConv1x1Stack(D, num_layers=3),
+    "dynamic stack": lambda: DynamicInvertibleConv1x1Stack(D, num_layers=3, positions=4),
+    "plugboard": lambda: Plugboard(D),
+    "reflector": lambda: Reflector(D),
+    "block reflector": lambda: Reflector(D, rank=3),
+    **{f"{kind} block": lambda kind=kind: RevBlock(D, kind) for kind in COUPLINGS},
+    "odd block": lambda: RevBlock(D - 1, "spline"),
+    **{
+        f"machine, {path}": lambda path=path: Enigma(D, 2, 2, 4, return_path=path)
+        for path in ("reversed", "untied", "inverse")
+    },
+    "machine of splines": lambda: Enigma(
+        D, 2, 1, 4, coupling="spline", return_path="untied", rotors_between_blocks=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BIJECTIONS)
+def test_shape_inverse_and_log_det(name, stirred):
+    torch.manual_seed(0)
+    # Eight spline couplings in a row magnify rounding: less noise, or 1e-12 means nothing.
+    module = stirred(BIJECTIONS[name]().double(), std=0.03 if "splines" in name else 0.1)
+    width = D - 1 if name == "odd block" else D
+    x = torch.randn(2, 6, width, dtype=torch.float64)
+    y, log_det = module.forward_with_log_det(x)
+    again, log_det_back = module.inverse_with_log_det(y)
+    assert y.shape == x.shape
+    assert log_det.shape == x.shape[:-1]
+    assert torch.equal(module(x), y)
+    assert (again - x).abs().max() <= 1e-12 * x.abs().max()
+    assert (log_det + log_det_back).abs().max() <= 1e-10
+    for t in range(x.shape[1]):  # the position of the rotors changes from token to token
+        tokens = Tokens(torch.tensor([t]))
+        reference = jacobian_log_det(lambda v, k=tokens: module(v[None, None], k)[0, 0], x[0, t])
+        assert abs(reference - log_det[0, t]).item() <= 1e-8
+
+
+def test_rotors_take_their_position_from_the_index_alone(stirred):
+    rotors = stirred(DynamicInvertibleConv1x1Stack(D, num_layers=2, positions=4).double())
+    x = torch.randn(1, 20, D, dtype=torch.float64)
+    whole = rotors(x)
+    assert torch.equal(whole, rotors(x))
+    late = rotors(x[:, 7:], Tokens.of(x[:, 7:], start=7))
+    torch.testing.assert_close(late, whole[:, 7:], rtol=0, atol=1e-13)
+    rows = rotors(x.expand(2, -1, -1), Tokens(torch.arange(20).expand(2, -1)))
+    torch.testing.assert_close(rows[1], whole[0], rtol=0, atol=1e-13)
+
+
+def test_every_setting_of_the_rotors_is_another_map(stirred):
+    rotors = stirred(DynamicInvertibleConv1x1Stack(D, num_layers=2, positions=4).double())
+    same_token = torch.randn(D, dtype=torch.float64).expand(1, 16, D)
+    outputs = rotors(same_token)[0]
+    distance = torch.cdist(outputs, outputs) + torch.eye(16)
+    assert distance.min() > 1e-3
+    assert torch.allclose(rotors(same_token, Tokens(torch.arange(16, 32)))[0], outputs)
+
+
+def test_the_kept_weight_follows_the_parameters(stirred):
+    rotor = stirred(InvertibleConv1x1(D)).eval()
+    x = torch.randn(3, D)
+    with torch.no_grad():
+        before = rotor(x)
+        rotor.packed.mul_(2.0)
+        changed = rotor(x)
+    assert not torch.allclose(before, changed)
+    assert torch.allclose(changed, rotor(x))
+
+
+def test_the_inverse_return_path_makes_the_machine_its_own_inverse(stirred):
+    machine = stirred(Enigma(D, 2, 2, 4, return_path="inverse").double())
+    x = torch.randn(2, 9, D, dtype=torch.float64)
+    assert not torch.allclose(machine(x), x)
+    torch.testing.assert_close(machine(machine(x)), x, rtol=0, atol=1e-12)
+
+
+def test_the_plugboard_is_never_the_identity():
+    for seed in range(20):
+        assert (Plugboard(2, seed=seed).partner != torch.arange(2)).all()
+        board = Plugboard(26, seed=seed).partner
+        assert int((board != torch.arange(26)).sum()) == 20
+        assert torch.equal(board[board], torch.arange(26))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: DynamicInvertibleConv1x1Stack(10, 1, positions=4), "divide num_channels=10"),
+        (lambda: InvertibleConv1x1(0), "at least 1, got 0"),
+        (lambda: InvertibleConv1x1(4, start="qr"), "'identity' or 'permutation', got 'qr'"),
+        (lambda: InvertibleConv1x1Stack(4, -1), "not be negative"),
+        (lambda: Plugboard(1), "at least 2"),
+        (lambda: Plugboard(4, 3), "from 1 to 2"),
+        (lambda: Reflector(4, rank=5), "from 1 to num_channels=4"),
+        (lambda: RevBlock(1), "at least 2"),
+        (lambda: RevBlock(4, "cubic"), "coupling must be one of"),
+        (lambda: Enigma(8, return_path="back"), "return_path must be one of"),
+        (lambda: Enigma(8, num_rev_blocks=-1), "num_rev_blocks must not be negative"),
+        (lambda: Enigma(16)(torch.zeros(1, 15)), r"expected \(..., 16\), got \(1, 15\)"),
+    ],
+)
+def test_errors_say_what_was_expected_and_what_came(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

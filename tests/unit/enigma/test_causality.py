@@ -1,0 +1,91 @@
+"""The proof passes on the real model and fails on every planted leak."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from enigma.attention import CausalSelfAttention, alibi_slopes
+from enigma.causality import prove_causality
+from enigma.model import EnigmaLM
+
+
+class SymmetricAttention(CausalSelfAttention):
+    """The published leak: linear biases on |i - j| with no causal mask."""
+
+    def attend(self, q_BHLK, k_BHSK, v_BHSK):
+        places = torch.arange(q_BHLK.shape[-2])
+        distance_LL = (places[:, None] - places).abs()
+        bias_HLL = -alibi_slopes(self.num_heads)[:, None, None] * distance_LL
+        content = slice(0, -2)
+        return functional.scaled_dot_product_attention(
+            q_BHLK[..., content], k_BHSK[..., content], v_BHSK, attn_mask=bias_HLL.to(v_BHSK)
+        )
+
+
+def plant_symmetric_attention(layer):
+    leaky = SymmetricAttention(layer.attention.query.in_features, layer.attention.num_heads)
+    leaky.load_state_dict(layer.attention.state_dict())
+    layer.attention = leaky
+
+
+def test_no_logit_depends_on_a_later_token(make_lm, make_causal_lm):
+    report = prove_causality(make_lm(), length=16)
+    assert report.is_causal
+    assert report.stirred is None
+    assert report.real.future_gradient == report.real.suffix_change == 0.0
+    assert report.real.past_gradient > 0
+    adapter = prove_causality(make_causal_lm(), length=16, ids=torch.arange(16))
+    assert adapter.is_causal
+    assert adapter.real.target_gradient == 0.0
+    assert adapter.to_dict()["real"]["leak"] == ""
+
+
+def test_learned_positions_are_causal_too(make_lm):
+    assert prove_causality(make_lm(use_alibi=False, max_len=12), length=12).is_causal
+
+
+def test_symmetric_attention_is_caught(make_lm):
+    lm = make_lm()
+    plant_symmetric_attention(lm.layers[1])
+    report = prove_causality(lm, length=10)
+    assert not report.is_causal
+    assert report.real.future_gradient > 0
+    assert report.real.suffix_change > 0
+    assert "logit 0 has a derivative by the embedding of token 1" in report.real.leak
+
+
+def test_a_leak_behind_fresh_zeros_is_caught():
+    lm = EnigmaLM(
+        50, 16, num_rev_blocks=1, num_transformer_layers=1, num_heads=2, conv1x1_positions=4
+    )
+    plant_symmetric_attention(lm.layers[0])
+    report = prove_causality(lm, length=8)
+    assert report.real.is_causal
+    assert report.stirred is not None
+    assert not report.is_causal
+
+
+@pytest.mark.parametrize("shift", [0, -1])
+def test_a_target_shifted_the_wrong_way_is_caught(make_causal_lm, shift):
+    """Logit t is scored against token t (0) or token t - 1 (-1) instead of token t + 1."""
+    model = make_causal_lm()
+
+    def wrong_loss(logits, labels, vocab_size):
+        labels = labels.roll(-shift, dims=1)
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+    model.loss_function = wrong_loss
+    report = prove_causality(model, length=8)
+    assert not report.is_causal
+    assert report.real.future_gradient == 0.0
+    assert report.real.target_gradient > 0
+    assert "the loss of target" in report.real.leak
+
+
+def test_errors_say_what_was_expected(make_lm):
+    with pytest.raises(ValueError, match="length must be at least 2"):
+        prove_causality(make_lm(), 1)
+    with pytest.raises(ValueError, match=r"the shape \(4,\), got \(3,\)"):
+        prove_causality(make_lm(), 4, ids=torch.arange(3))
+    with pytest.raises(TypeError, match="an EnigmaLM"):
+        prove_causality(torch.nn.Linear(1, 1), 4)

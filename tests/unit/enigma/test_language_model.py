@@ -1,0 +1,138 @@
+"""The language model and its Hugging Face adapter."""
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from enigma.attention import CausalSelfAttention, alibi_slopes, position_channels
+from enigma.configuration_enigma import EnigmaConfig
+from enigma.model import EnigmaLM
+from enigma.round_trip import core_round_trip_error
+
+IDS = torch.randint(1, 120, (2, 12), generator=torch.Generator().manual_seed(0))
+GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+def test_the_linear_biases_are_those_of_alibi(stirred):
+    attention = stirred(CausalSelfAttention(32, 4).double())
+    x = torch.randn(2, 300, 32, dtype=torch.float64)
+    index = torch.arange(300)
+    q, k = (
+        norm(linear(x).view(2, 300, 4, 6).transpose(1, 2))
+        for norm, linear in (
+            (attention.query_norm, attention.query),
+            (attention.key_norm, attention.key),
+        )
+    )
+    scores = q @ k.mT / 8**0.5 - alibi_slopes(4)[:, None, None] * (index[:, None] - index)
+    weights = scores.masked_fill(index > index[:, None], -torch.inf).softmax(-1)
+    expected = (weights @ attention.value(x).view(2, 300, 4, 8).transpose(1, 2)).transpose(1, 2)
+    actual = attention(x, position_channels(index, None, use_alibi=True))
+    torch.testing.assert_close(actual, attention.out(expected.flatten(2)), rtol=0, atol=1e-10)
+
+
+def test_loss_is_the_mean_over_shifted_labels(make_causal_lm):
+    model = make_causal_lm()
+    labels = IDS.clone()
+    labels[0, :5] = -100
+    out = model(IDS, labels=labels)
+    flat = functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(out.loss, flat)
+    summed = model(IDS, labels=labels, num_items_in_batch=torch.tensor(100)).loss
+    torch.testing.assert_close(summed * 100, flat * (labels[:, 1:] != -100).sum())
+
+
+def test_every_parameter_takes_part(make_causal_lm):
+    model = make_causal_lm().train()
+    model(IDS, labels=IDS).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_the_head_is_tied_and_files_bring_the_same_model_back(make_causal_lm, tmp_path):
+    model = make_causal_lm()
+    assert model.lm.head.weight is model.lm.embedding.tokens.weight
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.lm.head.weight is again.lm.embedding.tokens.weight
+    state = again.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(again(IDS).logits, model(IDS).logits)
+
+
+def test_an_untied_head_has_weights_of_its_own(make_causal_lm, tmp_path):
+    model = make_causal_lm(tie_word_embeddings=False)
+    assert model.lm.head.weight is not model.lm.embedding.tokens.weight
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again.lm.head.weight, model.lm.head.weight)
+
+
+def test_cached_generation_equals_uncached(make_causal_lm):
+    model = make_causal_lm(max_len=16)
+    fast = model.generate(IDS, max_new_tokens=24, use_cache=True, **GREEDY)
+    slow = model.generate(IDS, max_new_tokens=24, use_cache=False, **GREEDY)
+    assert fast.shape == (2, 36)
+    assert torch.equal(fast, slow)
+
+
+def test_a_text_fed_in_pieces_gives_the_same_logits(make_causal_lm):
+    model = make_causal_lm()
+    cache, pieces = None, []
+    for piece in IDS.split((5, 1, 6), dim=1):
+        out = model(piece, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        pieces.append(out.logits)
+    torch.testing.assert_close(torch.cat(pieces, 1), model(IDS).logits, rtol=0, atol=1e-5)
+
+
+def test_a_left_padded_row_equals_the_row_alone(make_causal_lm):
+    model = make_causal_lm()
+    padded = torch.cat((torch.zeros(1, 4, dtype=torch.long), IDS[:1, :8]), dim=1)
+    batch = torch.cat((padded, IDS[1:]))
+    mask = torch.ones_like(batch)
+    mask[0, :4] = 0
+    together = model(batch, attention_mask=mask).logits[0, 4:]
+    torch.testing.assert_close(together, model(IDS[:1, :8]).logits[0], rtol=0, atol=1e-5)
+    grown = model.generate(batch, attention_mask=mask, max_new_tokens=12, **GREEDY)
+    alone = model.generate(IDS[:1, :8], max_new_tokens=12, **GREEDY)
+    assert torch.equal(grown[0, 4:], alone[0])
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(make_causal_lm):
+    grads = []
+    for checkpointing in (False, True):
+        model = make_causal_lm(attention_dropout=0.0).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+            assert model.lm.gradient_checkpointing
+        model(IDS, labels=IDS).loss.backward()
+        grads.append([p.grad for p in model.parameters()])
+    for plain, checkpointed in zip(*grads, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+def test_learned_positions_end_at_max_len(make_lm):
+    lm = make_lm(use_alibi=False, max_len=8)
+    lm(IDS[:, :8])
+    with pytest.raises(ValueError, match="9 tokens and the learned positions end at max_len=8"):
+        lm(IDS[:, :9])
+
+
+def test_the_core_of_a_language_model_undoes_itself(make_lm):
+    report = core_round_trip_error(make_lm(), length=20)
+    assert report.float64 < 1e-12
+    assert report.float32 < 1e-5
+    assert set(report.to_dict()) >= {"length", "float32", "float64"}
+
+
+def test_errors_say_what_was_expected():
+    with pytest.raises(ValueError, match="num_heads must divide d=32"):
+        EnigmaLM(10, 32, num_heads=5)
+    with pytest.raises(ValueError, match="vocab_size must be at least 1, got 0"):
+        EnigmaLM(0)
+    with pytest.raises(Exception, match="num_heads must divide d=30"):
+        EnigmaConfig(d=30)
+    with pytest.raises(Exception, match="return_path"):
+        EnigmaConfig(return_path="backwards")
