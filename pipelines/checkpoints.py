@@ -1,0 +1,74 @@
+"""Checkpoints that are either whole or not there.
+
+`transformers.Trainer` writes a checkpoint file by file, so a kill leaves half of
+one. Ours count only when they are sealed: a manifest with the SHA-256 of every file,
+written last. A resume takes the newest one that still agrees with its manifest.
+
+Nothing that could run code is ever unpickled: weights are safetensors, and Trainer
+reads optimiser, scheduler and RNG state with `torch.load(weights_only=True)`.
+Its `training_args.bin`, a plain pickle that nobody reads, is deleted.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+
+from pipelines.artifacts import MANIFEST_NAME, verify_manifest, write_manifest
+from pipelines.errors import UserError
+
+PREFIX = "checkpoint-"
+UNREAD_PICKLE = "training_args.bin"
+KEEP_NEWEST = 2
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoint_path(directory: Path, step: int) -> Path:
+    """The directory of the checkpoint of an optimiser step."""
+    return directory / f"{PREFIX}{step}"
+
+
+def steps_on_disk(directory: Path) -> list[int]:
+    """The steps of all checkpoints, whole or not, in ascending order."""
+    names = (path.name.removeprefix(PREFIX) for path in directory.glob(f"{PREFIX}*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def seal(checkpoint: Path, step: int) -> None:
+    """Declare a checkpoint complete; call it when every rank has written its part."""
+    (checkpoint / UNREAD_PICKLE).unlink(missing_ok=True)
+    write_manifest(checkpoint, stage="train", facts={"step": step})
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Hash every file and compare with the manifest."""
+    if not (checkpoint / MANIFEST_NAME).is_file():
+        return False
+    try:
+        verify_manifest(checkpoint)
+    except (UserError, KeyError):
+        return False
+    return True
+
+
+def newest_complete(directory: Path) -> int | None:
+    """Find where to resume; what is newer and incomplete is deleted, and said.
+
+    Returns:
+        The step of the newest complete checkpoint, or None if there is none.
+    """
+    for step in reversed(steps_on_disk(directory)):
+        checkpoint = checkpoint_path(directory, step)
+        if is_complete(checkpoint):
+            return step
+        logger.warning("%s is incomplete; falling back to the one before", checkpoint)
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def prune(directory: Path, best_step: int | None) -> None:
+    """Delete all checkpoints but the newest two and the best."""
+    steps = steps_on_disk(directory)
+    for step in steps[:-KEEP_NEWEST]:
+        if step != best_step:
+            shutil.rmtree(checkpoint_path(directory, step))

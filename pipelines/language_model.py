@@ -1,0 +1,59 @@
+"""From `params.yaml` to a language model, and from a published directory back."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.artifacts import read_manifest
+from pipelines.errors import UserError
+from pipelines.params import ModelParams
+
+if TYPE_CHECKING:
+    from enigma.configuration_enigma import EnigmaConfig
+    from enigma.modeling_enigma import EnigmaForCausalLM
+
+
+def model_config(model: ModelParams, shards: Path) -> "EnigmaConfig":
+    """The architecture of the parameters, with the sizes that the shards have.
+
+    Args:
+        model: The section `model`.
+        shards: The directory of the final shards.
+
+    Returns:
+        The configuration of an `EnigmaForCausalLM`.
+    """
+    from enigma.configuration_enigma import EnigmaConfig
+
+    manifest = read_manifest(shards)
+    return EnigmaConfig(
+        vocab_size=manifest["vocabulary_size"],
+        max_len=manifest["sequence_length"],
+        eos_token_id=manifest["eos_token_id"],
+        **model.model_dump(mode="json"),
+    )
+
+
+def load_language_model(directory: Path) -> "EnigmaForCausalLM":
+    """Load a published language model for evaluation.
+
+    Args:
+        directory: What `train` published.
+
+    Returns:
+        The model in evaluation mode, on the GPU if there is one.
+
+    Raises:
+        UserError: If the directory holds no model.
+    """
+    import torch
+
+    from enigma.modeling_enigma import EnigmaForCausalLM
+
+    if not (directory / "model.safetensors").is_file():
+        raise UserError(
+            f"expected a language model in {directory}, found no model.safetensors",
+            "run `dvc repro train`, which makes it",
+        )
+    model = EnigmaForCausalLM.from_pretrained(directory)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.eval().to(device)

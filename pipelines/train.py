@@ -1,0 +1,222 @@
+"""Stage `train`: the language model, trained by ranks under torchrun.
+
+    python -m pipelines.train
+
+This process is the launcher. It checks what must hold before a day of compute is
+spent, starts the ranks in `runs/<fingerprint>/`, and publishes the best model when
+they have finished. Killed at any moment, the same command goes on from the newest
+complete checkpoint.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import enigma
+from pipelines.artifacts import read_json, sha256_file, verify_manifest
+from pipelines.errors import GateError, UserError
+from pipelines.params import Profile, TrainParams, load_params
+from pipelines.run_directory import (
+    FINGERPRINT_DIGITS,
+    Outcome,
+    RunConfig,
+    RunDirectory,
+    fingerprint,
+)
+from pipelines.stage import run_stage
+from pipelines.train_report import publish
+from pipelines.workspace import Workspace
+
+MAX_RESTARTS = 2
+CAUSALITY_LENGTH = 16
+# What decides the result of a run, beside data and parameters.
+SOURCES = (
+    "enigma_trainer.py",
+    "language_model.py",
+    "sequence_order.py",
+    "shards.py",
+    "train_history.py",
+    "train_worker.py",
+)
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Train and publish the language model of the profile in use."""
+    params = load_params()
+    workspace = Workspace(params.name)
+    run, config = prepare(workspace, params.profile)
+    with run.locked() as lock:
+        outcome = run.read_outcome()
+        if outcome is None or outcome.status != "finished":
+            check_causality(config)
+            outcome = launch(run, config, lock)
+        if outcome.status == "failed":
+            raise UserError(outcome.problem, outcome.fix)
+        if outcome.status == "stopped":
+            raise UserError(
+                f"training was asked to stop at step {outcome.step}; a checkpoint is saved",
+                "run the same command to go on from there",
+            )
+        publish(run, config, workspace)
+
+
+def prepare(workspace: Workspace, profile: Profile) -> tuple[RunDirectory, RunConfig]:
+    """Check the inputs and find the directory of the run.
+
+    Args:
+        workspace: Where the inputs are.
+        profile: The parameters.
+
+    Returns:
+        The directory of the run, and what its ranks need to know.
+
+    Raises:
+        GateError: `certificate`, if there is no passed certificate of these shards.
+        UserError: If the shards are damaged or too few for the ranks.
+    """
+    certificate = workspace.report("validate") / "certificate.json"
+    manifest = verify_manifest(workspace.shards)
+    check_certificate(certificate, manifest["root"])
+    check_sizes(profile.train, num_sequences=manifest["sequences"]["train"])
+    here = Path(__file__).parent
+    name = fingerprint(
+        shards_root=manifest["root"],
+        model=profile.model,
+        train=profile.train,
+        sources=[Path(enigma.__file__).parent, *(here / source for source in SOURCES)],
+    )
+    config = RunConfig(
+        profile=workspace.profile,
+        fingerprint=name,
+        shards=workspace.shards,
+        shards_root=manifest["root"],
+        certificate_sha256=sha256_file(certificate),
+        model=profile.model,
+        train=profile.train,
+    )
+    return RunDirectory(workspace.runs / name[:FINGERPRINT_DIGITS]), config
+
+
+def check_certificate(path: Path, shards_root: str) -> None:
+    """Refuse data that `validate` has not passed.
+
+    Raises:
+        GateError: `certificate`.
+    """
+    certificate = read_json(path)
+    if certificate["passed"] is not True:
+        raise GateError("certificate", f"{path} says that the data did not pass", "mend the data")
+    if certificate["shards_root"] != shards_root:
+        raise GateError(
+            "certificate",
+            f"{path} is for shards {certificate['shards_root'][:12]}..., "
+            f"these are {shards_root[:12]}...",
+            "run `dvc repro validate` on these shards",
+        )
+
+
+def check_sizes(recipe: TrainParams, *, num_sequences: int) -> None:
+    """Refuse a batch that the data cannot fill, or more ranks than GPUs.
+
+    Raises:
+        UserError: With both numbers.
+    """
+    import torch
+
+    needed = recipe.ranks * recipe.batch_size * recipe.gradient_accumulation_steps
+    if needed > num_sequences:
+        raise UserError(
+            f"expected at least {needed} train sequences for {recipe.ranks} ranks x "
+            f"{recipe.batch_size} sequences x {recipe.gradient_accumulation_steps} "
+            f"accumulation steps, came {num_sequences}",
+            "lower train.ranks or train.batch_size, or ingest more text",
+        )
+    if torch.cuda.is_available() and recipe.ranks > torch.cuda.device_count():
+        raise UserError(
+            f"expected a GPU for each of {recipe.ranks} ranks, came {torch.cuda.device_count()}",
+            "set train.ranks to the number of GPUs, or hide them (CUDA_VISIBLE_DEVICES=) "
+            "to train on CPU",
+        )
+
+
+def check_causality(config: RunConfig) -> None:
+    """Prove, before anything is spent, that the model does not see the future.
+
+    Raises:
+        GateError: `causality`, with the first leak.
+    """
+    import torch
+
+    from enigma.causality import prove_causality
+    from enigma.modeling_enigma import EnigmaForCausalLM
+    from pipelines.language_model import model_config
+
+    torch.manual_seed(config.train.seed)
+    model = EnigmaForCausalLM(model_config(config.model, config.shards))
+    report = prove_causality(model, CAUSALITY_LENGTH)
+    if not report.is_causal:
+        raise GateError(
+            "causality",
+            f"the fresh model sees the future: {report.to_dict()}",
+            "undo the change to enigma/ that lets later tokens through",
+        )
+    count = sum(parameter.numel() for parameter in model.parameters())
+    logger.info(
+        "causal at every one of %d positions; %s parameters", CAUSALITY_LENGTH, f"{count:,}"
+    )
+
+
+def launch(run: RunDirectory, config: RunConfig, lock: int) -> Outcome:
+    """Run the ranks to their end; TERM and Ctrl-C make them save and stop.
+
+    Args:
+        run: The directory of the run.
+        config: What the ranks need to know.
+        lock: File descriptor that the ranks keep open, so that the run stays locked
+            for as long as one of them lives.
+
+    Returns:
+        How the ranks ended.
+
+    Raises:
+        UserError: If they died, more often than torchrun may restart them.
+    """
+    run.write_config(config)
+    run.begin()
+    ranks = config.train.ranks
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        f"--nproc-per-node={ranks}",
+        f"--max-restarts={MAX_RESTARTS}",
+        *("-m", "pipelines.train_worker", str(run.path)),
+    ]
+    logger.info("training with %d rank(s) in %s", ranks, run.path)
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": threads},
+        # Ctrl-C at a terminal reaches this process only: the ranks are asked to save first.
+        start_new_session=True,
+        pass_fds=[lock],
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: run.ask_to_stop())
+    code = process.wait()
+    outcome = run.read_outcome()
+    if outcome is None:
+        raise UserError(
+            f"the ranks died (exit code {code}) after {MAX_RESTARTS} restarts",
+            "read the log above; the same command goes on from the newest complete checkpoint",
+        )
+    logger.info("ranks ended: %s", json.dumps({"status": outcome.status, "step": outcome.step}))
+    return outcome
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,31 @@
+"""Decisions that follow from the history of a run alone.
+
+The history is part of every checkpoint, so whoever resumes decides the same: early
+stopping has no counter of its own that a resume could lose.
+
+A record is a flat dict with `step`; a training record has `train_loss_nats`, an
+evaluation has `validation_loss_nats`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+Records = Sequence[Mapping[str, float]]
+
+
+def evaluations(history: Records) -> list[Mapping[str, float]]:
+    """The records of evaluations, in the order in which they came."""
+    return [record for record in history if "validation_loss_nats" in record]
+
+
+def best_step(history: Records) -> int | None:
+    """The step of the lowest validation loss, the earliest of equals; None before any."""
+    best = min(
+        evaluations(history), key=lambda record: record["validation_loss_nats"], default=None
+    )
+    return None if best is None else int(best["step"])
+
+
+def patience_is_over(history: Records, patience: int) -> bool:
+    """Whether `patience` evaluations in a row brought nothing better than the best before."""
+    after_best = [r for r in evaluations(history) if r["step"] > (best_step(history) or 0)]
+    return len(after_best) >= patience
