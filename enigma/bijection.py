@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Bijection", "KeyValueCache", "Tokens"]
+__all__ = ["Bijection", "History", "KeyValueCache", "Tokens"]
 
 
 class KeyValueCache(Protocol):
@@ -28,6 +28,30 @@ class KeyValueCache(Protocol):
         """Return how many tokens the cache holds."""
 
 
+class History:
+    """Keeps, in a decoding cache, what the convolutions over the tokens have read.
+
+    Each convolution of a pass takes the next slot of the cache, in the order of the calls, which
+    is the same in every pass. As the inputs are kept like keys, whatever reorders or cuts the
+    keys (beam search, for one) does so with them.
+
+    Args:
+        cache: where.
+        first_slot: the first layer of the cache that no attention layer uses.
+    """
+
+    def __init__(self, cache: KeyValueCache, first_slot: int) -> None:
+        self._cache = cache
+        self._slot = first_slot
+
+    def extend(self, x_BLC: Tensor, num_earlier: int) -> Tensor:
+        """Append L tokens and return them behind up to `num_earlier` earlier ones."""
+        x_B1LC = x_BLC.unsqueeze(1)
+        all_B1SC, _ = self._cache.update(x_B1LC, x_B1LC[..., :0], self._slot)
+        self._slot += 1
+        return all_B1SC[:, 0, -(x_BLC.shape[1] + num_earlier) :]
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Which tokens a tensor `(..., L, D)` holds.
@@ -38,10 +62,12 @@ class Tokens:
     Attributes:
         index: int64 `(L,)` or `(B, L)`, the place of each token in its text, from 0.
         keep: float `(B, L, 1)`, 0 at padding and 1 elsewhere, or None without padding.
+        history: what convolutions over the tokens read before, or None for a whole text.
     """
 
     index: Tensor
     keep: Tensor | None = None
+    history: History | None = None
 
     @classmethod
     def of(cls, x: Tensor, start: int = 0) -> Tokens:

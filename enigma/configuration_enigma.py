@@ -5,7 +5,8 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
-from enigma.model import ReturnPath
+from enigma.invertible_conv1x1 import RotorForm
+from enigma.machine import ReturnPath
 
 __all__ = ["EnigmaConfig"]
 
@@ -28,6 +29,10 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
         attention_dropout: probability of dropping an attention weight in training.
         hidden_dropout: probability of dropping a channel of a residual branch in training.
         return_path: "reversed", "untied" or "inverse", see `enigma.model.Enigma`.
+        rotor_form: "plu" or "lifting", see `enigma.invertible_conv1x1`.
+        exact: the machine computes on a grid and is bit-exactly invertible, see `enigma.exact`.
+        kernel_size: taps of the causal convolution in the coupling networks; 1 for none.
+        learnable_plugboard: learn which channels are swapped.
         use_cache: keep keys and values while generating.
         tie_word_embeddings: share the output head with the token embedding.
         pad_token_id: [PAD] of bert-base-chinese.
@@ -65,6 +70,10 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
     attention_dropout: float | int = 0.15
     hidden_dropout: float | int = 0.0
     return_path: ReturnPath = "reversed"
+    rotor_form: RotorForm = "plu"
+    exact: bool = False
+    kernel_size: int = 1
+    learnable_plugboard: bool = False
     use_cache: bool = True
     tie_word_embeddings: bool = True
     pad_token_id: int | None = 0
@@ -73,9 +82,18 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
 
     def validate_architecture(self) -> None:
         """Check what one field alone cannot show; called by the base class."""
+        if self.num_transformer_layers < 1:
+            raise ValueError(
+                "num_transformer_layers must be at least 1, as only attention passes on what a "
+                f"text said before; got {self.num_transformer_layers}"
+            )
         if self.d % self.num_heads:
             raise ValueError(f"num_heads must divide d={self.d}, got {self.num_heads}")
         if self.use_dynamic_conv1x1 and self.d % self.conv1x1_positions:
             raise ValueError(
                 f"conv1x1_positions must divide d={self.d}, got {self.conv1x1_positions}"
+            )
+        if self.exact and self.rotor_form != "lifting":
+            raise ValueError(
+                f"exact=True needs rotor_form='lifting', got rotor_form={self.rotor_form!r}"
             )

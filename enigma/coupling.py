@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from enigma.bijection import Tokens
+from enigma.causal_conv import CausalConv
+from enigma.exact import exact_add
 from enigma.linear import Linear
 from enigma.spline import num_spline_parameters, spline_forward, spline_inverse
 
@@ -37,6 +40,8 @@ class CouplingNetwork(nn.Module):
         activation: "relu2" (squared ReLU, for the language model) or "silu" (smooth, for flows).
         normalise: RMS-normalise the input. Right for a residual stream, whose size grows with
             depth; wrong for a flow, where the size of a half is information.
+        kernel_size: taps of a causal depthwise convolution over the tokens in front of the first
+            layer; 1 for none.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class CouplingNetwork(nn.Module):
         num_hidden_layers: int = 1,
         activation: Activation = "relu2",
         normalise: bool = True,
+        kernel_size: int = 1,
     ) -> None:
         super().__init__()
         if activation not in {"relu2", "silu"}:
@@ -59,13 +65,16 @@ class CouplingNetwork(nn.Module):
             )
         self.activation = activation
         self.norm = nn.RMSNorm(in_channels) if normalise else nn.Identity()
+        self.conv = CausalConv(in_channels, kernel_size) if kernel_size != 1 else None
         widths = [in_channels, *[hidden_channels] * num_hidden_layers]
         self.hidden = nn.ModuleList(Linear(before, after) for before, after in pairwise(widths))
         self.out = Linear(hidden_channels, out_channels, zero=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(..., in_channels)` to `(..., out_channels)`."""
+    def forward(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
+        """Map `(..., L, in_channels)` to `(..., L, out_channels)`."""
         h: Tensor = self.norm(x)
+        if self.conv is not None:
+            h = self.conv(h, tokens)
         for layer in self.hidden:
             h = layer(h)
             h = functional.relu(h).square() if self.activation == "relu2" else functional.silu(h)
@@ -84,11 +93,14 @@ class Coupling(nn.Module):
         num_hidden_layers: depth of the network.
         activation: see `CouplingNetwork`.
         normalise: see `CouplingNetwork`.
+        kernel_size: see `CouplingNetwork`.
         num_bins: bins of a spline.
         bound: half the domain of a spline; standardised data lies within 5.
+        exact: round what an additive coupling adds to the grid of `enigma.exact`; the inverse is
+            then bit-exact.
 
     Raises:
-        ValueError: for an unknown kind.
+        ValueError: for an unknown kind, or an exact one that is not additive.
     """
 
     def __init__(
@@ -101,13 +113,18 @@ class Coupling(nn.Module):
         num_hidden_layers: int = 1,
         activation: Activation = "relu2",
         normalise: bool = True,
+        kernel_size: int = 1,
         num_bins: int = 8,
         bound: float = 5.0,
+        exact: bool = False,
     ) -> None:
         super().__init__()
         if kind not in COUPLINGS:
             raise ValueError(f"coupling must be one of {COUPLINGS}, got {kind!r}")
+        if exact and kind != "additive":
+            raise ValueError(f"only an additive coupling can be exact, got {kind!r}")
         self.kind = kind
+        self.exact = exact
         self.num_bins = num_bins
         self.bound = bound
         numbers = {"additive": 1, "affine": 2, "spline": num_spline_parameters(num_bins)}[kind]
@@ -118,14 +135,17 @@ class Coupling(nn.Module):
             num_hidden_layers=num_hidden_layers,
             activation=activation,
             normalise=normalise,
+            kernel_size=kernel_size,
         )
 
-    def forward(self, moved: Tensor, read: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, moved: Tensor, read: Tensor, tokens: Tokens | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the moved half and its log-determinant a token (None when it is 0)."""
         # The stream keeps its dtype under autocast: a bfloat16 stream does not invert.
-        raw = self.network(read).to(moved.dtype)
+        raw = self.network(read, tokens).to(moved.dtype)
         if self.kind == "additive":
-            return moved + raw, None
+            return (exact_add(moved, raw) if self.exact else moved + raw), None
         if self.kind == "affine":
             shift, log_scale = _shift_and_log_scale(raw)
             return moved * log_scale.exp() + shift, log_scale.sum(-1)
@@ -134,11 +154,13 @@ class Coupling(nn.Module):
         )
         return y, log_slope.sum(-1)
 
-    def inverse(self, moved: Tensor, read: Tensor) -> tuple[Tensor, Tensor | None]:
+    def inverse(
+        self, moved: Tensor, read: Tensor, tokens: Tokens | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Undo `forward` for the same `read` half; the log-determinant is the inverse's."""
-        raw = self.network(read).to(moved.dtype)
+        raw = self.network(read, tokens).to(moved.dtype)
         if self.kind == "additive":
-            return moved - raw, None
+            return (exact_add(moved, raw, -1) if self.exact else moved - raw), None
         if self.kind == "affine":
             shift, log_scale = _shift_and_log_scale(raw)
             return (moved - shift) * (-log_scale).exp(), -log_scale.sum(-1)

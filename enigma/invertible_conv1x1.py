@@ -7,18 +7,26 @@ equations 10 and 11: W = P L (U + diag(s)), log |det W| = sum log |s|.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from enigma.bijection import Bijection, Tokens
+from enigma.lifting import LiftingConv1x1
 from enigma.rotor import odometer, shift_channels
 
-__all__ = ["DynamicInvertibleConv1x1Stack", "InvertibleConv1x1", "InvertibleConv1x1Stack", "Start"]
+__all__ = [
+    "DynamicInvertibleConv1x1Stack",
+    "InvertibleConv1x1",
+    "InvertibleConv1x1Stack",
+    "RotorForm",
+    "Start",
+]
 
 Start = Literal["identity", "permutation"]
+RotorForm = Literal["plu", "lifting"]
 
 
 class InvertibleConv1x1(Bijection):
@@ -158,11 +166,13 @@ class InvertibleConv1x1Stack(Bijection):
     Args:
         num_channels: width D.
         num_layers: number of convolutions, 0 for the identity.
-        start: see `InvertibleConv1x1`.
-        max_log_scale: see `InvertibleConv1x1`.
+        form: "plu" is `InvertibleConv1x1`, "lifting" is `enigma.lifting.LiftingConv1x1`.
+        start: see `InvertibleConv1x1`; of the PLU form only.
+        max_log_scale: see `InvertibleConv1x1`; of the PLU form only.
+        exact: see `enigma.lifting.LiftingConv1x1`; of the lifting form only.
 
     Raises:
-        ValueError: for a negative number of layers.
+        ValueError: for a negative number of layers, an unknown form, or an exact PLU form.
     """
 
     positions: int = 1
@@ -172,21 +182,33 @@ class InvertibleConv1x1Stack(Bijection):
         num_channels: int,
         num_layers: int,
         *,
+        form: RotorForm = "plu",
         start: Start = "identity",
         max_log_scale: float = 1.0,
+        exact: bool = False,
     ) -> None:
         super().__init__()
         if num_layers < 0:
             raise ValueError(f"num_layers must not be negative, got {num_layers}")
+        if form not in get_args(RotorForm):
+            raise ValueError(f"form must be one of {get_args(RotorForm)}, got {form!r}")
+        if form == "lifting" and start != "identity":
+            raise ValueError(f"the lifting form starts at the identity, got start={start!r}")
+        if form == "plu" and exact:
+            raise ValueError("the PLU form solves a system and is not exact; take form='lifting'")
         self.num_channels = num_channels
         self.layers = nn.ModuleList(
-            InvertibleConv1x1(num_channels, start=start, seed=seed, max_log_scale=max_log_scale)
+            LiftingConv1x1(num_channels, exact=exact)
+            if form == "lifting"
+            else InvertibleConv1x1(
+                num_channels, start=start, seed=seed, max_log_scale=max_log_scale
+            )
             for seed in range(num_layers)
         )
 
-    def rotors(self) -> list[InvertibleConv1x1]:
+    def rotors(self) -> list[InvertibleConv1x1 | LiftingConv1x1]:
         """Return the convolutions in the order in which they are applied."""
-        return [cast("InvertibleConv1x1", layer) for layer in self.layers]
+        return [cast("InvertibleConv1x1 | LiftingConv1x1", layer) for layer in self.layers]
 
     def log_det(self, x: Tensor) -> Tensor:
         """Return the summed log |det W|, expanded to `x.shape[:-1]`."""
@@ -228,8 +250,10 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
         num_channels: width D, divisible by `positions`.
         num_layers: number of rotors, R.
         positions: positions of a rotor, P.
-        start: see `InvertibleConv1x1`.
-        max_log_scale: see `InvertibleConv1x1`.
+        form: see `InvertibleConv1x1Stack`.
+        start: see `InvertibleConv1x1Stack`.
+        max_log_scale: see `InvertibleConv1x1Stack`.
+        exact: see `InvertibleConv1x1Stack`.
 
     Raises:
         ValueError: if `positions` is below 1 or does not divide `num_channels`.
@@ -246,8 +270,10 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
         num_layers: int,
         positions: int = 16,
         *,
+        form: RotorForm = "plu",
         start: Start = "identity",
         max_log_scale: float = 1.0,
+        exact: bool = False,
     ) -> None:
         if positions < 1 or num_channels % positions:
             divisors = [p for p in range(1, num_channels + 1) if num_channels % p == 0]
@@ -255,7 +281,14 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
                 f"positions must divide num_channels={num_channels}, got {positions}; "
                 f"take one of {divisors}"
             )
-        super().__init__(num_channels, num_layers, start=start, max_log_scale=max_log_scale)
+        super().__init__(
+            num_channels,
+            num_layers,
+            form=form,
+            start=start,
+            max_log_scale=max_log_scale,
+            exact=exact,
+        )
         self.positions = positions
 
     def wheels(self, x: Tensor, tokens: Tokens | None) -> list[Tensor]:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from enigma.bijection import Tokens
 from enigma.coupling import CouplingKind
-from enigma.model import Enigma
+from enigma.machine import Enigma
 
 __all__ = ["EnigmaFlow", "Prior", "jacobian_log_det", "load_flow", "save_flow"]
 

@@ -1,195 +1,29 @@
-"""The machine (`Enigma`) and the language model around it (`EnigmaLM`).
+"""The language model: attention layers around the machine.
 
-    x -> plugboard -> rotors -> blocks 1 ... n -> reflector -> blocks n ... 1 -> plugboard^T -> y
-
-The language model puts half of its attention layers before the machine and half behind it.
+Half of the attention layers, rounded up, stand before the machine and the others behind it.
+`Enigma` itself is in `enigma.machine`; both are imported from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from enigma.attention import AttentionLayer, position_channels
-from enigma.bijection import Bijection, KeyValueCache, Tokens
-from enigma.coupling import Activation, CouplingKind
-from enigma.invertible_conv1x1 import (
-    DynamicInvertibleConv1x1Stack,
-    InvertibleConv1x1Stack,
-    Start,
-)
+from enigma.bijection import History, KeyValueCache, Tokens
+from enigma.causal_conv import CausalConv
+from enigma.invertible_conv1x1 import RotorForm
 from enigma.linear import Linear
-from enigma.plugboard import Plugboard
-from enigma.reflector import Reflector
-from enigma.rev_block import RevBlock
+from enigma.machine import Enigma, ReturnPath
+from enigma.round_trip import RoundTripReport, core_round_trip_error
 from enigma.token_embedding import TokenEmbedding
 
-__all__ = ["Enigma", "EnigmaLM", "ReturnPath"]
-
-ReturnPath = Literal["reversed", "untied", "inverse"]
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """One part on the signal's way; `step` turns the odometer further before it."""
-
-    module: Bijection
-    inverted: bool = False
-    step: int = 0
-
-    def run(self, x: Tensor, tokens: Tokens, *, backwards: bool) -> tuple[Tensor, Tensor]:
-        tokens = tokens.advanced(self.step)
-        if self.inverted != backwards:
-            return self.module.inverse_with_log_det(x, tokens)
-        return self.module.forward_with_log_det(x, tokens)
-
-
-class Enigma(Bijection):
-    """The reversible core: a bijection of `(..., L, D)` that depends on the token index.
-
-    Args:
-        d: width D, at least 2.
-        num_rev_blocks: reversible blocks on the way out; the way back has as many.
-        num_rotors: rotors, 0 for none.
-        positions: positions of a rotor; must divide `d`.
-        dynamic: step the rotors with the token index; False holds them still.
-        coupling: see `RevBlock`.
-        return_path: "reversed" passes the same blocks in the opposite order (as published),
-            "untied" has blocks of its own for the way back, "inverse" undoes the way out, so
-            that the machine is its own inverse like the historical one: f(f(x)) = x.
-        rotors_between_blocks: pass the rotors before every block, turned one step further each
-            time, instead of once before the first. A flow needs the mixing.
-        hidden_channels: see `RevBlock`.
-        num_hidden_layers: see `RevBlock`.
-        activation: see `RevBlock`.
-        normalise: see `RevBlock`.
-        num_bins: see `RevBlock`.
-        bound: see `RevBlock`.
-        start: see `InvertibleConv1x1`.
-        seed: of the plugboard.
-
-    Raises:
-        ValueError: for a width, number or choice out of range; the message names it.
-
-    Example:
-        >>> core = Enigma(d=8, num_rev_blocks=2, num_rotors=2, positions=4).double()
-        >>> x = torch.randn(1, 5, 8, dtype=torch.float64)
-        >>> torch.allclose(core.inverse(core(x)), x, rtol=0, atol=1e-12)
-        True
-    """
-
-    def __init__(
-        self,
-        d: int,
-        num_rev_blocks: int = 4,
-        num_rotors: int = 4,
-        positions: int = 16,
-        *,
-        dynamic: bool = True,
-        coupling: CouplingKind = "additive",
-        return_path: ReturnPath = "reversed",
-        rotors_between_blocks: bool = False,
-        hidden_channels: int | None = None,
-        num_hidden_layers: int = 1,
-        activation: Activation = "relu2",
-        normalise: bool = True,
-        num_bins: int = 8,
-        bound: float = 5.0,
-        start: Start = "identity",
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self.settings: dict[str, Any] = {
-            name: value for name, value in locals().items() if name not in {"self", "__class__"}
-        }
-        if return_path not in get_args(ReturnPath):
-            raise ValueError(
-                f"return_path must be one of {get_args(ReturnPath)}, got {return_path!r}"
-            )
-        if num_rev_blocks < 0:
-            raise ValueError(f"num_rev_blocks must not be negative, got {num_rev_blocks}")
-        self.d = d
-        self.return_path = return_path
-        self.rotors_between_blocks = rotors_between_blocks
-        self.plugboard = Plugboard(d, seed=seed)
-        self.rotors = (
-            DynamicInvertibleConv1x1Stack(d, num_rotors, positions, start=start)
-            if dynamic
-            else InvertibleConv1x1Stack(d, num_rotors, start=start)
-        )
-        make_block = partial(
-            RevBlock,
-            d,
-            coupling,
-            hidden_channels,
-            num_hidden_layers=num_hidden_layers,
-            activation=activation,
-            normalise=normalise,
-            num_bins=num_bins,
-            bound=bound,
-        )
-        self.blocks = nn.ModuleList(make_block() for _ in range(num_rev_blocks))
-        self.reflector = Reflector(d)
-        num_return_blocks = num_rev_blocks if return_path == "untied" else 0
-        self.return_blocks = nn.ModuleList(make_block() for _ in range(num_return_blocks))
-
-    def forward_with_log_det(
-        self, x: Tensor, tokens: Tokens | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Encipher; see the base class for shapes."""
-        return self._run(self._stages(), x, tokens, backwards=False)
-
-    def inverse_with_log_det(
-        self, y: Tensor, tokens: Tokens | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Decipher; see the base class for shapes."""
-        return self._run(self._stages()[::-1], y, tokens, backwards=True)
-
-    def _run(
-        self, stages: list[_Stage], x: Tensor, tokens: Tokens | None, *, backwards: bool
-    ) -> tuple[Tensor, Tensor]:
-        if x.shape[-1] != self.d:
-            raise ValueError(f"expected (..., {self.d}), got {tuple(x.shape)}")
-        tokens = tokens or Tokens.of(x)
-        log_det = x.new_zeros(x.shape[:-1])
-        for stage in stages:
-            x, change = stage.run(x, tokens, backwards=backwards)
-            log_det = log_det + change
-        return x, log_det
-
-    def _stages(self) -> list[_Stage]:
-        plugged = _Stage(self.plugboard)
-        way_out = self._through(list(self.blocks), first_step=0)
-        middle = _Stage(self.reflector)
-        if self.return_path == "inverse":
-            undone = [
-                _Stage(stage.module, inverted=True, step=stage.step) for stage in way_out[::-1]
-            ]
-            return [plugged, *way_out, middle, *undone, _Stage(self.plugboard, inverted=True)]
-        untied = self.return_path == "untied"
-        blocks = list(self.return_blocks if untied else self.blocks)[::-1]
-        way_back = self._through(blocks, first_step=len(blocks), rotors_first=False)
-        return [plugged, *way_out, middle, *way_back, _Stage(self.plugboard, inverted=True)]
-
-    def _through(
-        self, blocks: list[nn.Module], first_step: int, *, rotors_first: bool = True
-    ) -> list[_Stage]:
-        stages = []
-        if rotors_first and not self.rotors_between_blocks:
-            stages.append(_Stage(self.rotors))
-        for step, block in enumerate(blocks, start=first_step):
-            if self.rotors_between_blocks:
-                stages.append(_Stage(self.rotors, step=step))
-            if not isinstance(block, Bijection):
-                raise TypeError(f"a block must be a Bijection, got {type(block).__name__}")
-            stages.append(_Stage(block))
-        return stages
+__all__ = ["Enigma", "EnigmaLM", "ReturnPath", "RoundTripReport", "core_round_trip_error"]
 
 
 class EnigmaLM(nn.Module):
@@ -211,6 +45,10 @@ class EnigmaLM(nn.Module):
         attention_dropout: see `enigma.attention.CausalSelfAttention`.
         hidden_dropout: see `enigma.attention.AttentionLayer`.
         return_path: see `Enigma`.
+        rotor_form: see `Enigma`.
+        exact: see `Enigma`.
+        kernel_size: see `Enigma`.
+        learnable_plugboard: see `Enigma`.
         tie_word_embeddings: share the output head with the token embedding.
 
     Raises:
@@ -239,6 +77,10 @@ class EnigmaLM(nn.Module):
         attention_dropout: float = 0.0,
         hidden_dropout: float = 0.0,
         return_path: ReturnPath = "reversed",
+        rotor_form: RotorForm = "plu",
+        exact: bool = False,
+        kernel_size: int = 1,
+        learnable_plugboard: bool = False,
         tie_word_embeddings: bool = True,
     ) -> None:
         super().__init__()
@@ -271,6 +113,10 @@ class EnigmaLM(nn.Module):
             conv1x1_positions,
             dynamic=use_dynamic_conv1x1,
             return_path=return_path,
+            rotor_form=rotor_form,
+            exact=exact,
+            kernel_size=kernel_size,
+            learnable_plugboard=learnable_plugboard,
         )
         self.norm = nn.RMSNorm(d)
         self.head: nn.Linear = Linear(d, vocab_size)
@@ -291,6 +137,13 @@ class EnigmaLM(nn.Module):
             floating `(B, L, V)`: row t scores the token after t and depends on ids 0 ... t only.
         """
         return self.logits(self.hidden_states(ids_BL))
+
+    @property
+    def num_cache_slots(self) -> int:
+        """Layers that a decoding cache needs: one an attention layer or pass of a convolution."""
+        passes = 1 if self.core.return_path == "untied" else 2
+        convolutions = sum(isinstance(m, CausalConv) for m in self.core.modules())
+        return len(self.layers) + passes * convolutions
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits `(..., V)` of final hidden states `(..., D)`."""
@@ -321,7 +174,8 @@ class EnigmaLM(nn.Module):
             start = cache.get_seq_length() if cache is not None else 0
             index = torch.arange(start, start + ids_BL.shape[1], device=ids_BL.device)
         keep_BL1 = None if keep is None else keep.unsqueeze(-1).to(torch.float32)
-        tokens = Tokens(index, keep_BL1)
+        history = None if cache is None else History(cache, first_slot=len(self.layers))
+        tokens = Tokens(index, keep_BL1, history)
         places = position_channels(index, keep_BL1, use_alibi=self.use_alibi)
         x_BLD = self.embedding(ids_BL, index)
         before_core = (len(self.layers) + 1) // 2

@@ -16,7 +16,7 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from enigma.configuration_enigma import EnigmaConfig
@@ -65,6 +65,10 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             attention_dropout=config.attention_dropout,
             hidden_dropout=config.hidden_dropout,
             return_path=config.return_path,
+            rotor_form=config.rotor_form,
+            exact=config.exact,
+            kernel_size=config.kernel_size,
+            learnable_plugboard=config.learnable_plugboard,
             tie_word_embeddings=config.tie_word_embeddings,
         )
         self.post_init()
@@ -125,6 +129,10 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             use_cache = self.config.use_cache and not self.training and labels is None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None:
+            # Beyond one layer of keys an attention layer, the convolutions keep their inputs.
+            while len(past_key_values.layers) < self.lm.num_cache_slots:
+                past_key_values.layers.append(DynamicLayer())
         keep, index = _padding(attention_mask, position_ids, input_ids.shape[1])
         hidden = self.lm.hidden_states(input_ids, keep=keep, index=index, cache=past_key_values)
         logits = self.lm.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)

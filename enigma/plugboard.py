@@ -1,6 +1,9 @@
 """The plugboard: cables that swap pairs of channels.
 
 The historical machine had 10 cables for 26 letters; a plugboard here keeps that share.
+A learnable plugboard is Q^-1 S Q, with S a fixed set of cables and Q a learned permutation: it
+chooses which channels are wired, while the number of cables stays, and so it stays an involution
+that is never the identity.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor
 
 from enigma.bijection import Bijection, Tokens
+from enigma.simple_permutation import SimplePermutation
 
 __all__ = ["HISTORICAL_SHARE", "Plugboard"]
 
@@ -25,6 +29,7 @@ class Plugboard(Bijection):
     Args:
         num_channels: width D, at least 2.
         num_pairs: cables, from 1 to D // 2; None takes the historical share, 10 for 26.
+        learnable: learn which channels are wired, see `enigma.simple_permutation`.
         seed: of the choice of pairs.
 
     Raises:
@@ -39,7 +44,14 @@ class Plugboard(Bijection):
 
     partner: Tensor
 
-    def __init__(self, num_channels: int, num_pairs: int | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        num_pairs: int | None = None,
+        *,
+        learnable: bool = False,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         if num_channels < 2:
             raise ValueError(f"num_channels must be at least 2 to swap a pair, got {num_channels}")
@@ -56,6 +68,7 @@ class Plugboard(Bijection):
         partner = torch.arange(num_channels, device="cpu")
         partner[left], partner[right] = right, left
         self.register_buffer("partner", partner)
+        self.permutation = SimplePermutation(num_channels) if learnable else None
 
     def forward_with_log_det(
         self,
@@ -63,7 +76,11 @@ class Plugboard(Bijection):
         tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Swap the pairs; the log-determinant is 0. See the base class for shapes."""
-        return x.index_select(-1, self.partner), x.new_zeros(x.shape[:-1])
+        if self.permutation is None:
+            y = x.index_select(-1, self.partner)
+        else:
+            y = self.permutation.inverse(self.permutation(x).index_select(-1, self.partner))
+        return y, x.new_zeros(x.shape[:-1])
 
     def inverse_with_log_det(
         self, y: Tensor, tokens: Tokens | None = None

@@ -1,7 +1,8 @@
 """The reflector: a symmetric orthogonal map that is its own inverse.
 
 Source: Householder, "Unitary Triangularization of a Nonsymmetric Matrix" (1958); the block
-form is Schreiber and Parlett, "Block Reflectors: Theory and Computation" (1988), section 2.
+form is Schreiber and Parlett, "Block Reflectors: Theory and Computation" (1988), section 2. A
+plane rotation as three shears: Paeth, "A Fast Algorithm for General Raster Rotation" (1986).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from enigma.bijection import Bijection, Tokens
+from enigma.exact import exact_add
 
 __all__ = ["Reflector"]
 
@@ -22,9 +24,11 @@ class Reflector(Bijection):
     Args:
         num_channels: width D.
         rank: dimension r of the mirrored subspace, from 1 to D.
+        exact: reflect by lifting on the grid of `enigma.exact`; then reflecting twice gives back
+            the same bits. Needs rank 1 and at least 2 channels.
 
     Raises:
-        ValueError: for a rank out of range.
+        ValueError: for a rank out of range, or an exact reflector of another rank than 1.
 
     Example:
         >>> reflector = Reflector(num_channels=3)
@@ -33,10 +37,16 @@ class Reflector(Bijection):
         True
     """
 
-    def __init__(self, num_channels: int, rank: int = 1) -> None:
+    def __init__(self, num_channels: int, rank: int = 1, *, exact: bool = False) -> None:
         super().__init__()
         if not 1 <= rank <= num_channels:
             raise ValueError(f"rank must be from 1 to num_channels={num_channels}, got {rank}")
+        if exact and (rank != 1 or num_channels < 2):
+            raise ValueError(
+                f"an exact reflector needs rank 1 and at least 2 channels, got rank {rank} of "
+                f"{num_channels}"
+            )
+        self.exact = exact
         self.vectors = nn.Parameter(torch.empty(rank, num_channels))
         self.reset_parameters()
 
@@ -51,13 +61,41 @@ class Reflector(Bijection):
     ) -> tuple[Tensor, Tensor]:
         """Reflect `x`; |det| = 1, so the log-determinant is 0."""
         with torch.autocast(x.device.type, enabled=False):
+            if self.exact:
+                return self._reflect_exactly(x), x.new_zeros(x.shape[:-1])
             gram = self.vectors @ self.vectors.T
             projector = torch.linalg.solve(gram, self.vectors)
             y = x - 2 * (x @ self.vectors.T) @ projector
         return y, x.new_zeros(x.shape[:-1])
+
+    def _reflect_exactly(self, x: Tensor) -> Tensor:
+        """Turn v onto the first axis, flip that axis, turn back.
+
+        A turn is three shears, each of which adds to one part a function of the other, so that
+        it can be undone bit for bit; with the flip in the middle the whole is an involution.
+        """
+        v = self.vectors[0] / self.vectors[0].norm()
+        v = torch.where(v[0] < 0, -v, v)  # v and -v reflect alike; this turn is under 90 degrees
+        sine = v[1:].norm().clamp(min=torch.finfo(v.dtype).tiny)
+        axis = v[1:] / sine
+        half_tangent = sine / (1 + v[0])
+        first, rest = x[..., :1], x[..., 1:]
+        first, rest = _turn(first, rest, axis, sine, half_tangent)
+        first, rest = _turn(-first, rest, axis, -sine, -half_tangent)
+        return torch.cat((first, rest), dim=-1)
 
     def inverse_with_log_det(
         self, y: Tensor, tokens: Tokens | None = None
     ) -> tuple[Tensor, Tensor]:
         """Reflect again."""
         return self.forward_with_log_det(y, tokens)
+
+
+def _turn(
+    first: Tensor, rest: Tensor, axis: Tensor, sine: Tensor, half_tangent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Turn in the plane of the first channel and `axis`; a negative angle undoes a positive."""
+    first = exact_add(first, half_tangent * (rest @ axis).unsqueeze(-1))
+    rest = exact_add(rest, -sine * first * axis)
+    first = exact_add(first, half_tangent * (rest @ axis).unsqueeze(-1))
+    return first, rest

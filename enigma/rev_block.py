@@ -25,11 +25,14 @@ class RevBlock(Bijection):
         num_hidden_layers: depth of the coupling networks.
         activation: see `enigma.coupling.CouplingNetwork`.
         normalise: see `enigma.coupling.CouplingNetwork`.
+        kernel_size: taps of a causal convolution over the tokens, see
+            `enigma.coupling.CouplingNetwork`.
         num_bins: bins of a spline coupling.
         bound: half the domain of a spline coupling.
+        exact: see `enigma.coupling.Coupling`.
 
     Raises:
-        ValueError: for a width below 2 or an unknown coupling.
+        ValueError: for a width below 2, an unknown coupling, or an exact one that is not additive.
 
     Example:
         >>> block = RevBlock(num_channels=6, coupling="affine")
@@ -47,8 +50,10 @@ class RevBlock(Bijection):
         num_hidden_layers: int = 1,
         activation: Activation = "relu2",
         normalise: bool = True,
+        kernel_size: int = 1,
         num_bins: int = 8,
         bound: float = 5.0,
+        exact: bool = False,
     ) -> None:
         super().__init__()
         if num_channels < 2:
@@ -65,8 +70,10 @@ class RevBlock(Bijection):
                 num_hidden_layers=num_hidden_layers,
                 activation=activation,
                 normalise=normalise,
+                kernel_size=kernel_size,
                 num_bins=num_bins,
                 bound=bound,
+                exact=exact,
             )
 
         self.f = make(first, second)
@@ -75,23 +82,23 @@ class RevBlock(Bijection):
     def forward_with_log_det(
         self,
         x: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        tokens: Tokens | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Move the first half, then the second; see the base class for shapes."""
         x1, x2 = torch.split(x, self.widths, dim=-1)
-        y1, log_det_f = self.f(x1, x2)
-        y2, log_det_g = self.g(x2, y1)
+        y1, log_det_f = self.f(x1, x2, tokens)
+        y2, log_det_g = self.g(x2, y1, tokens)
         return torch.cat((y1, y2), dim=-1), _total(x, log_det_f, log_det_g)
 
     def inverse_with_log_det(
         self,
         y: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        tokens: Tokens | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Move the second half back, then the first; see the base class for shapes."""
         y1, y2 = torch.split(y, self.widths, dim=-1)
-        x2, log_det_g = self.g.inverse(y2, y1)
-        x1, log_det_f = self.f.inverse(y1, x2)
+        x2, log_det_g = self.g.inverse(y2, y1, tokens)
+        x1, log_det_f = self.f.inverse(y1, x2, tokens)
         return torch.cat((x1, x2), dim=-1), _total(y, log_det_f, log_det_g)
 
 

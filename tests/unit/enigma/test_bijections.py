@@ -10,10 +10,12 @@ from enigma.invertible_conv1x1 import (
     InvertibleConv1x1Stack,
 )
 from enigma.jacobian_logdet import jacobian_log_det
+from enigma.lifting import LiftingConv1x1
 from enigma.model import Enigma
 from enigma.plugboard import Plugboard
 from enigma.reflector import Reflector
 from enigma.rev_block import RevBlock
+from enigma.simple_permutation import SimplePermutation
 
 D = 8
 COUPLINGS = ("additive", "affine", "spline")
@@ -22,11 +24,16 @@ BIJECTIONS = {
     "conv1x1 from a permutation": lambda: InvertibleConv1x1(D, start="permutation"),
     "static stack": lambda: InvertibleConv1x1Stack(D, num_layers=3),
     "dynamic stack": lambda: DynamicInvertibleConv1x1Stack(D, num_layers=3, positions=4),
+    "lifting": lambda: LiftingConv1x1(D),
+    "lifting, odd": lambda: LiftingConv1x1(D - 1),
+    "lifting stack": lambda: DynamicInvertibleConv1x1Stack(D, 3, positions=4, form="lifting"),
+    "permutation": lambda: SimplePermutation(D),
     "plugboard": lambda: Plugboard(D),
+    "learnable plugboard": lambda: Plugboard(D, learnable=True),
     "reflector": lambda: Reflector(D),
     "block reflector": lambda: Reflector(D, rank=3),
     **{f"{kind} block": lambda kind=kind: RevBlock(D, kind) for kind in COUPLINGS},
-    "odd block": lambda: RevBlock(D - 1, "spline"),
+    "block, odd": lambda: RevBlock(D - 1, "spline"),
     **{
         f"machine, {path}": lambda path=path: Enigma(D, 2, 2, 4, return_path=path)
         for path in ("reversed", "untied", "inverse")
@@ -42,7 +49,7 @@ def test_shape_inverse_and_log_det(name, stirred):
     torch.manual_seed(0)
     # Eight spline couplings in a row magnify rounding: less noise, or 1e-12 means nothing.
     module = stirred(BIJECTIONS[name]().double(), std=0.03 if "splines" in name else 0.1)
-    width = D - 1 if name == "odd block" else D
+    width = D - 1 if name.endswith("odd") else D
     x = torch.randn(2, 6, width, dtype=torch.float64)
     y, log_det = module.forward_with_log_det(x)
     again, log_det_back = module.inverse_with_log_det(y)
@@ -95,6 +102,16 @@ def test_the_inverse_return_path_makes_the_machine_its_own_inverse(stirred):
     torch.testing.assert_close(machine(machine(x)), x, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", COUPLINGS)
+def test_a_convolution_over_the_tokens_keeps_the_log_det(kind, stirred):
+    block = stirred(RevBlock(4, kind, kernel_size=3).double())
+    x = torch.randn(5, 4, dtype=torch.float64)
+    y, log_det = block.forward_with_log_det(x)
+    torch.testing.assert_close(block.inverse(y), x, rtol=0, atol=1e-12)
+    reference = jacobian_log_det(lambda v: block(v.view(5, 4)).flatten(), x.flatten())
+    assert abs(reference - log_det.sum()).item() <= 1e-8
+
+
 def test_the_plugboard_is_never_the_identity():
     for seed in range(20):
         assert (Plugboard(2, seed=seed).partner != torch.arange(2)).all()
@@ -110,6 +127,19 @@ def test_the_plugboard_is_never_the_identity():
         (lambda: InvertibleConv1x1(0), "at least 1, got 0"),
         (lambda: InvertibleConv1x1(4, start="qr"), "'identity' or 'permutation', got 'qr'"),
         (lambda: InvertibleConv1x1Stack(4, -1), "not be negative"),
+        (lambda: InvertibleConv1x1Stack(4, 1, form="qr"), "form must be one of"),
+        (lambda: InvertibleConv1x1Stack(4, 1, exact=True), "take form='lifting'"),
+        (
+            lambda: InvertibleConv1x1Stack(4, 1, form="lifting", start="permutation"),
+            "starts at the identity",
+        ),
+        (lambda: LiftingConv1x1(1), "at least 2"),
+        (lambda: Reflector(4, rank=2, exact=True), "needs rank 1"),
+        (lambda: RevBlock(4, "affine", exact=True), "only an additive coupling can be exact"),
+        (lambda: RevBlock(4, kernel_size=0), "kernel_size must be at least 1"),
+        (lambda: SimplePermutation(0), "at least 1"),
+        (lambda: SimplePermutation(4, temperatures=(1.0, 0.0)), "must be above 0"),
+        (lambda: SimplePermutation(4).set_progress(1.5), r"in \[0, 1\], got 1.5"),
         (lambda: Plugboard(1), "at least 2"),
         (lambda: Plugboard(4, 3), "from 1 to 2"),
         (lambda: Reflector(4, rank=5), "from 1 to num_channels=4"),

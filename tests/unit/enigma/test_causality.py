@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from enigma.attention import CausalSelfAttention, alibi_slopes
+from enigma.causal_conv import CausalConv
 from enigma.causality import prove_causality
 from enigma.model import EnigmaLM
 
@@ -52,6 +53,24 @@ def test_symmetric_attention_is_caught(make_lm):
     assert report.real.future_gradient > 0
     assert report.real.suffix_change > 0
     assert "logit 0 has a derivative by the embedding of token 1" in report.real.leak
+
+
+class CentredConv(CausalConv):
+    """A convolution that reads one token ahead."""
+
+    def convolve(self, padded, length):
+        ahead = functional.pad(padded, (0, 0, 0, 1))[..., 1:, :]
+        return super().convolve(ahead, length)
+
+
+def test_a_convolution_that_looks_ahead_is_caught(make_lm):
+    lm = make_lm(kernel_size=3)
+    assert prove_causality(lm, length=8).is_causal
+    for block in lm.core.blocks:
+        block.f.network.conv.__class__ = CentredConv
+    report = prove_causality(lm, length=8)
+    assert not report.is_causal
+    assert report.real.suffix_change > 0
 
 
 def test_a_leak_behind_fresh_zeros_is_caught():

@@ -1,0 +1,74 @@
+"""Exact mode: sums on a grid, which float32 adds and subtracts without rounding.
+
+Every number of the stream is a multiple of 2^-14 with absolute value below 1024 = 2^10: that is
+24 bits, the whole significand of a float32. What a network adds is rounded to the grid first, so
+y = x + f(x2) is exact and x = y - f(x2) gives back the same bits, at any depth. (Networks that
+round to integers need this grid too: Hoogeboom et al., "Integer Discrete Flows", 2019.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["GRID", "LIMIT", "exact_add", "round_to_grid"]
+
+GRID = 2.0**-14
+"""Distance of neighbouring numbers of the stream."""
+LIMIT = 1024.0
+"""Bound of the stream's absolute value; above it a float32 sum would be rounded."""
+
+
+class _RoundToGrid(torch.autograd.Function):
+    """Round; the gradient passes through, since that of rounding is 0 almost everywhere."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.round(x / GRID) * GRID
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004 - the signature of autograd
+        return grads[0]
+
+
+def round_to_grid(x: Tensor) -> Tensor:
+    """Return the nearest multiple of 2^-14, with the gradient of the identity.
+
+    Args:
+        x: float32 or float64, any shape.
+
+    Example:
+        >>> float(round_to_grid(torch.tensor(0.1))) * 2**14
+        1638.0
+    """
+    y: Tensor = _RoundToGrid.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+def exact_add(x: Tensor, change: Tensor, sign: int = 1) -> Tensor:
+    """Return `x + sign * change` with `change` on the grid; undone bit for bit by `-sign`.
+
+    Args:
+        x: on the grid.
+        change: of the same shape; rounded here.
+        sign: 1 or -1.
+
+    Raises:
+        ValueError: if a number reaches the limit of the grid, or is not finite.
+    """
+    y = x + sign * round_to_grid(change)
+    largest = y.detach().abs().max() if y.numel() else torch.zeros(())
+    if not bool(largest < LIMIT):
+        raise ValueError(
+            f"exact mode holds numbers below {LIMIT:g}, and the stream reached {largest.item():g}; "
+            "lower the learning rate or raise the weight decay, or train with exact=False"
+        )
+    return y

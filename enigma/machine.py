@@ -1,0 +1,205 @@
+"""The machine: a reversible core whose signal goes out, is reflected, and comes back.
+
+x -> plugboard -> rotors -> blocks 1 ... n -> reflector -> blocks n ... 1 -> plugboard^T -> y
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from enigma.bijection import Bijection, Tokens
+from enigma.coupling import Activation, CouplingKind
+from enigma.exact import round_to_grid
+from enigma.invertible_conv1x1 import (
+    DynamicInvertibleConv1x1Stack,
+    InvertibleConv1x1Stack,
+    RotorForm,
+    Start,
+)
+from enigma.plugboard import Plugboard
+from enigma.reflector import Reflector
+from enigma.rev_block import RevBlock
+
+__all__ = ["Enigma", "ReturnPath"]
+
+ReturnPath = Literal["reversed", "untied", "inverse"]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One part on the signal's way; `step` turns the odometer further before it."""
+
+    module: Bijection
+    inverted: bool = False
+    step: int = 0
+
+    def run(self, x: Tensor, tokens: Tokens, *, backwards: bool) -> tuple[Tensor, Tensor]:
+        tokens = tokens.advanced(self.step)
+        if self.inverted != backwards:
+            return self.module.inverse_with_log_det(x, tokens)
+        return self.module.forward_with_log_det(x, tokens)
+
+
+class Enigma(Bijection):
+    """The reversible core: a bijection of `(..., L, D)` that depends on the token index.
+
+    Args:
+        d: width D, at least 2.
+        num_rev_blocks: reversible blocks on the way out; the way back has as many.
+        num_rotors: rotors, 0 for none.
+        positions: positions of a rotor; must divide `d`.
+        dynamic: step the rotors with the token index; False holds them still.
+        coupling: see `RevBlock`.
+        return_path: "reversed" passes the same blocks in the opposite order (as published),
+            "untied" has blocks of its own for the way back, "inverse" undoes the way out, so
+            that the machine is its own inverse like the historical one: f(f(x)) = x.
+        rotors_between_blocks: pass the rotors before every block, turned one step further each
+            time, instead of once before the first. A flow needs the mixing.
+        hidden_channels: see `RevBlock`.
+        num_hidden_layers: see `RevBlock`.
+        activation: see `RevBlock`.
+        normalise: see `RevBlock`.
+        kernel_size: see `RevBlock`.
+        num_bins: see `RevBlock`.
+        bound: see `RevBlock`.
+        rotor_form: "plu" or "lifting", see `InvertibleConv1x1Stack`.
+        start: see `InvertibleConv1x1`.
+        exact: compute on the grid of `enigma.exact`, so that the inverse is bit-exact. Takes
+            additive blocks and lifting rotors; the reflector joins through lifting. The input is
+            rounded to the grid first.
+        learnable_plugboard: see `Plugboard`.
+        seed: of the plugboard.
+
+    Raises:
+        ValueError: for a width, number or choice out of range; the message names it. Also while
+            running, if an exact stream reaches the limit of its grid.
+
+    Example:
+        >>> import torch
+        >>> core = Enigma(d=8, num_rev_blocks=2, num_rotors=2, positions=4).double()
+        >>> x = torch.randn(1, 5, 8, dtype=torch.float64)
+        >>> torch.allclose(core.inverse(core(x)), x, rtol=0, atol=1e-12)
+        True
+    """
+
+    def __init__(
+        self,
+        d: int,
+        num_rev_blocks: int = 4,
+        num_rotors: int = 4,
+        positions: int = 16,
+        *,
+        dynamic: bool = True,
+        coupling: CouplingKind = "additive",
+        return_path: ReturnPath = "reversed",
+        rotors_between_blocks: bool = False,
+        hidden_channels: int | None = None,
+        num_hidden_layers: int = 1,
+        activation: Activation = "relu2",
+        normalise: bool = True,
+        kernel_size: int = 1,
+        num_bins: int = 8,
+        bound: float = 5.0,
+        rotor_form: RotorForm = "plu",
+        start: Start = "identity",
+        exact: bool = False,
+        learnable_plugboard: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {
+            name: value for name, value in locals().items() if name not in {"self", "__class__"}
+        }
+        if return_path not in get_args(ReturnPath):
+            raise ValueError(
+                f"return_path must be one of {get_args(ReturnPath)}, got {return_path!r}"
+            )
+        if num_rev_blocks < 0:
+            raise ValueError(f"num_rev_blocks must not be negative, got {num_rev_blocks}")
+        self.d = d
+        self.return_path = return_path
+        self.rotors_between_blocks = rotors_between_blocks
+        self.plugboard = Plugboard(d, learnable=learnable_plugboard, seed=seed)
+        self.exact = exact
+        self.rotors = (
+            DynamicInvertibleConv1x1Stack(
+                d, num_rotors, positions, form=rotor_form, start=start, exact=exact
+            )
+            if dynamic
+            else InvertibleConv1x1Stack(d, num_rotors, form=rotor_form, start=start, exact=exact)
+        )
+        make_block = partial(
+            RevBlock,
+            d,
+            coupling,
+            hidden_channels,
+            num_hidden_layers=num_hidden_layers,
+            activation=activation,
+            normalise=normalise,
+            kernel_size=kernel_size,
+            num_bins=num_bins,
+            bound=bound,
+            exact=exact,
+        )
+        self.blocks = nn.ModuleList(make_block() for _ in range(num_rev_blocks))
+        self.reflector = Reflector(d, exact=exact)
+        num_return_blocks = num_rev_blocks if return_path == "untied" else 0
+        self.return_blocks = nn.ModuleList(make_block() for _ in range(num_return_blocks))
+
+    def forward_with_log_det(
+        self, x: Tensor, tokens: Tokens | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encipher; see the base class for shapes."""
+        return self._run(self._stages(), x, tokens, backwards=False)
+
+    def inverse_with_log_det(
+        self, y: Tensor, tokens: Tokens | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Decipher; see the base class for shapes."""
+        return self._run(self._stages()[::-1], y, tokens, backwards=True)
+
+    def _run(
+        self, stages: list[_Stage], x: Tensor, tokens: Tokens | None, *, backwards: bool
+    ) -> tuple[Tensor, Tensor]:
+        if x.shape[-1] != self.d:
+            raise ValueError(f"expected (..., {self.d}), got {tuple(x.shape)}")
+        tokens = tokens or Tokens.of(x)
+        if self.exact:
+            x = round_to_grid(x)
+        log_det = x.new_zeros(x.shape[:-1])
+        for stage in stages:
+            x, change = stage.run(x, tokens, backwards=backwards)
+            log_det = log_det + change
+        return x, log_det
+
+    def _stages(self) -> list[_Stage]:
+        plugged = _Stage(self.plugboard)
+        way_out = self._through(list(self.blocks), first_step=0)
+        middle = _Stage(self.reflector)
+        if self.return_path == "inverse":
+            undone = [
+                _Stage(stage.module, inverted=True, step=stage.step) for stage in way_out[::-1]
+            ]
+            return [plugged, *way_out, middle, *undone, _Stage(self.plugboard, inverted=True)]
+        untied = self.return_path == "untied"
+        blocks = list(self.return_blocks if untied else self.blocks)[::-1]
+        way_back = self._through(blocks, first_step=len(blocks), rotors_first=False)
+        return [plugged, *way_out, middle, *way_back, _Stage(self.plugboard, inverted=True)]
+
+    def _through(
+        self, blocks: list[nn.Module], first_step: int, *, rotors_first: bool = True
+    ) -> list[_Stage]:
+        stages = []
+        if rotors_first and not self.rotors_between_blocks:
+            stages.append(_Stage(self.rotors))
+        for step, block in enumerate(blocks, start=first_step):
+            if self.rotors_between_blocks:
+                stages.append(_Stage(self.rotors, step=step))
+            if not isinstance(block, Bijection):
+                raise TypeError(f"a block must be a Bijection, got {type(block).__name__}")
+            stages.append(_Stage(block))
+        return stages
