@@ -1,0 +1,68 @@
+"""What the final shards must be: enough whole sequences of valid, known tokens."""
+
+from collections.abc import Mapping
+
+from great_expectations import ExpectationSuite
+from great_expectations import expectations as gxe
+from great_expectations.expectations.row_conditions import Column
+
+from expectations.columns import complete, zero
+from expectations.splits import whole_splits
+
+# A row a split.
+COLUMNS = (
+    "split",
+    "sequences",
+    "sequence_length",
+    "manifest_sequences_off",
+    "side_rows_off",
+    "files_changed",
+    "smallest_id",
+    "largest_id",
+    "documents_ended",
+    "unk_rate",
+)
+
+
+def shards_suite(
+    *,
+    min_sequences: Mapping[str, int],
+    sequence_length: int,
+    vocabulary_size: int,
+    max_unk_rate: float,
+) -> ExpectationSuite:
+    """The suite `shards`, over a table with a row a split.
+
+    Args:
+        min_sequences: The fewest sequences of each split.
+        sequence_length: Tokens a sequence.
+        vocabulary_size: Ids are below it.
+        max_unk_rate: The largest share of tokens that are [UNK], in [0, 1].
+
+    Returns:
+        The suite.
+    """
+    return ExpectationSuite(
+        name="shards",
+        expectations=[
+            *complete(COLUMNS),
+            *whole_splits(),
+            *(
+                gxe.ExpectColumnValuesToBeBetween(
+                    column="sequences",
+                    min_value=fewest,
+                    row_condition=Column("split") == split,
+                )
+                for split, fewest in min_sequences.items()
+            ),
+            gxe.ExpectColumnValuesToBeInSet(column="sequence_length", value_set=[sequence_length]),
+            *zero("manifest_sequences_off", "side_rows_off", "files_changed"),
+            gxe.ExpectColumnValuesToBeBetween(column="smallest_id", min_value=0),
+            gxe.ExpectColumnValuesToBeBetween(column="largest_id", max_value=vocabulary_size - 1),
+            # Without a [SEP] the model never learns to end.
+            gxe.ExpectColumnValuesToBeBetween(column="documents_ended", min_value=1),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="unk_rate", min_value=0.0, max_value=max_unk_rate
+            ),
+        ],
+    )
