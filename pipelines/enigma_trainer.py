@@ -78,6 +78,7 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         callbacks: See `Schedule`.
     """
 
+    control: TrainerControl
     # Each micro-batch has its own mean: Trainer divides it by their number.
     loss_is_scaled_for_ga = False
 

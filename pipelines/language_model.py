@@ -54,6 +54,7 @@ def load_language_model(directory: Path) -> "EnigmaForCausalLM":
             f"expected a language model in {directory}, found no model.safetensors",
             "run `dvc repro train`, which makes it",
         )
-    model = EnigmaForCausalLM.from_pretrained(directory)
+    model: EnigmaForCausalLM = EnigmaForCausalLM.from_pretrained(directory).eval()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.eval().to(device)
+    model.to(device)
+    return model

@@ -143,6 +143,7 @@ class EvaluateParams(_Section):
 
     batch_size: PositiveInt
     max_sequences: PositiveInt
+    max_baseline_sequences: PositiveInt
     min_perplexity: Annotated[float, Field(gt=1.0)]
     max_round_trip_error: PositiveFloat
     causality_length: Annotated[int, Field(ge=2)]
@@ -191,7 +192,7 @@ class Profile(_Section):
     validation: Annotated[ValidateParams, Field(alias="validate")]
     model: ModelParams
     train: TrainParams
-    evaluate: EvaluateParams
+    evaluation: Annotated[EvaluateParams, Field(alias="evaluate")]
     train_flow: TrainFlowParams
     sample_flow: SampleFlowParams
     promote: PromoteParams

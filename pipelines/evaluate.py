@@ -1,0 +1,258 @@
+"""Stage `evaluate`: how good the language model is, and whether to believe it.
+
+    python -m pipelines.evaluate
+
+Perplexity a token and bits a character on validation and test, beside a unigram and a
+5-gram model of the same training tokens. Then the alarms, any of which fails the stage:
+a perplexity that is too good, a leak from the future, a core that does not invert, text
+that repeats itself. `pipelines/scoring.py` says how [UNK] is charged.
+"""
+
+import csv
+import hashlib
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.artifacts import publish_directory, read_manifest, write_json
+from pipelines.baselines import NGramModel
+from pipelines.errors import GateError, UserError
+from pipelines.generation import distinct_2, generate, readable, repetition_rate
+from pipelines.language_model import load_language_model
+from pipelines.params import EvaluateParams, load_params
+from pipelines.scoring import UNK_CHARGE_BITS, Score, Span, batches, model_nll_nats
+from pipelines.sequence_order import Indices, evenly_spaced
+from pipelines.shards import ShardReader
+from pipelines.stage import progress, run_stage
+from pipelines.workspace import Workspace
+
+BASELINES = {"unigram": 1, "5-gram": 5}
+TEMPERATURE = 0.8
+TOP_P = 0.9
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Evaluate the language model of the profile in use; alarms end in exit code 1."""
+    params = load_params()
+    workspace = Workspace(params.name)
+    report = evaluate(workspace, params.profile.evaluation)
+    directory = workspace.report("evaluate")
+    write_json(directory / "evaluation.json", report)
+    with publish_directory(directory / "figures") as figures:
+        _draw(report, figures)
+    test = report["test"]
+    logger.info(
+        "test: perplexity %.1f, %.3f bits a character (unigram %.3f, 5-gram %.3f)",
+        test["perplexity"],
+        test["bits_per_character"],
+        report["baselines"]["unigram"]["bits_per_character"],
+        report["baselines"]["5-gram"]["bits_per_character"],
+    )
+    if report["alarms"]:
+        raise GateError(
+            "evaluation",
+            "; ".join(f"{alarm['name']}: {alarm['message']}" for alarm in report["alarms"]),
+            f"read {directory / 'evaluation.json'}; a figure that is too good to be true "
+            "means a leak in the data or in the model",
+        )
+
+
+def evaluate(workspace: Workspace, params: EvaluateParams) -> dict[str, Any]:
+    """Measure everything; nothing is written.
+
+    Args:
+        workspace: Where shards and model are.
+        params: Sizes and bounds.
+
+    Returns:
+        What `evaluation.json` holds.
+
+    Raises:
+        UserError: If shards or model are missing.
+    """
+    model = load_language_model(workspace.language_model)
+    readers = {split: ShardReader(workspace.shards, split) for split in ("validation", "test")}
+    chosen = {name: evenly_spaced(len(r), params.max_sequences) for name, r in readers.items()}
+    scores = {
+        split: _score(model, readers[split], chosen[split], params.batch_size)
+        for split in ("validation", "test")
+    }
+    report: dict[str, Any] = {split: score.to_dict() for split, score in scores.items()}
+    report["unk_charge_bits_per_character"] = UNK_CHARGE_BITS
+    report["baselines"] = _baselines(workspace.shards, readers["test"], chosen["test"], params)
+    report |= _proofs(model, readers["test"], chosen["test"], params)
+    report["generation"] = _generation(model, workspace.language_model, params)
+    report["evaluation_set"] = {
+        "shards_root": read_manifest(workspace.shards)["root"],
+        "sequences": {split: len(indices) for split, indices in chosen.items()},
+        "sha256": _hash(readers["test"], chosen["test"]),
+    }
+    report["bounds"] = {
+        "min_perplexity": params.min_perplexity,
+        "max_round_trip_error": params.max_round_trip_error,
+        "max_repetition_rate": params.max_repetition_rate,
+    }
+    history = workspace.report("train") / "history.csv"
+    report["alarms"] = alarms(report, lowest_validation_loss=_lowest_loss(history))
+    return report
+
+
+def alarms(report: dict[str, Any], *, lowest_validation_loss: float) -> list[dict[str, str]]:
+    """The alarms that a report raises, each with its figures.
+
+    Args:
+        report: What `evaluation.json` holds.
+        lowest_validation_loss: Of the training history, in nats a token.
+
+    Returns:
+        One entry an alarm: `name` and `message`.
+    """
+    bounds = report["bounds"]
+    found = []
+    for split in ("validation", "test"):
+        perplexity = report[split]["perplexity"]
+        if perplexity is None or report[split]["bits_per_character"] is None:
+            found.append(("not_finite", f"{split} perplexity is not a finite number"))
+        elif perplexity < bounds["min_perplexity"]:
+            found.append(
+                (
+                    "perplexity_near_1",
+                    f"{split} perplexity {perplexity:.3f} is below {bounds['min_perplexity']}",
+                )
+            )
+    if lowest_validation_loss < math.log(bounds["min_perplexity"]):
+        found.append(
+            (
+                "validation_loss_near_0",
+                f"validation loss fell to {lowest_validation_loss:.4f} nats in training",
+            )
+        )
+    if report["causality"]["is_causal"] is not True:
+        found.append(("not_causal", f"a logit depends on a later token: {report['causality']}"))
+    error = report["round_trip"]["float32"]
+    if not error <= bounds["max_round_trip_error"]:
+        found.append(
+            ("round_trip", f"relative error {error:.2e} is above {bounds['max_round_trip_error']}")
+        )
+    rate = report["generation"]["repetition_rate"]
+    if rate > bounds["max_repetition_rate"]:
+        found.append(
+            (
+                "repetitive_generation",
+                f"{rate:.2f} of generated 4-grams repeat, above {bounds['max_repetition_rate']}",
+            )
+        )
+    return [{"name": name, "message": message} for name, message in found]
+
+
+def _score(model: Any, reader: ShardReader, indices: Indices, batch_size: int) -> Score:
+    cut = batches(indices, batch_size)
+    shown = progress(cut, total=len(cut), unit="batch", label=f"evaluate {reader.split}")
+    return Score(Span.of(reader, indices), model_nll_nats(model, reader, shown))
+
+
+def _baselines(
+    shards: Path, test: ShardReader, test_indices: Indices, params: EvaluateParams
+) -> dict[str, Any]:
+    train = ShardReader(shards, "train")
+    train_NL = train.gather(evenly_spaced(len(train), params.max_baseline_sequences))
+    test_NL = test.gather(test_indices)
+    span = Span.of(test, test_indices)
+    vocabulary_size = int(read_manifest(shards)["vocabulary_size"])
+    return {
+        name: Score(
+            span,
+            NGramModel(train_NL, order=order, vocabulary_size=vocabulary_size).nll_nats(test_NL),
+        ).to_dict()
+        for name, order in BASELINES.items()
+    }
+
+
+def _proofs(
+    model: Any, test: ShardReader, test_indices: Indices, params: EvaluateParams
+) -> dict[str, Any]:
+    import torch
+
+    from enigma.causality import prove_causality
+    from enigma.round_trip import core_round_trip_error
+
+    ids_L = test.gather(test_indices[:1])[0, : params.causality_length].astype(np.int64)
+    if len(ids_L) < params.causality_length:
+        raise UserError(
+            f"expected causality_length of at most {test.sequence_length}, "
+            f"came {params.causality_length}",
+            "lower evaluate.causality_length",
+        )
+    causality = prove_causality(model, params.causality_length, ids=torch.from_numpy(ids_L))
+    return {
+        "causality": causality.to_dict(),
+        "round_trip": core_round_trip_error(model.lm, test.sequence_length).to_dict(),
+    }
+
+
+def _generation(model: Any, directory: Path, params: EvaluateParams) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    texts = [
+        generate(
+            model,
+            tokenizer,
+            prompt,
+            max_new_tokens=params.generated_tokens,
+            temperature=TEMPERATURE,
+            top_p=TOP_P,
+            seed=0,
+        )
+        for prompt in params.prompts
+    ]
+    return {
+        "temperature": TEMPERATURE,
+        "top_p": TOP_P,
+        "repetition_rate": repetition_rate(texts),
+        "distinct_2": distinct_2(texts),
+        "samples": [readable(tokenizer, ids) for ids in texts],
+    }
+
+
+def _hash(reader: ShardReader, indices: Indices) -> str:
+    return hashlib.sha256(reader.gather(indices).tobytes()).hexdigest()
+
+
+def _lowest_loss(history: Path) -> float:
+    try:
+        with history.open(newline="", encoding="utf-8") as stream:
+            return min(float(row["validation_loss_nats"]) for row in csv.DictReader(stream))
+    except FileNotFoundError:
+        raise UserError(
+            f"expected the training history {history}, found no such file",
+            "run `dvc repro train`, which makes it",
+        ) from None
+
+
+def _draw(report: dict[str, Any], directory: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    bars = {
+        name: report["baselines"][name]["bits_per_character"] for name in report["baselines"]
+    } | {"EnigmaLM": report["test"]["bits_per_character"]}
+    figure, axes = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
+    drawn = axes.barh(list(bars), list(bars.values()), color=["#b8c4d6", "#8fa3c0", "#c98a2b"])
+    axes.bar_label(drawn, fmt="%.3f", padding=3)
+    axes.set(
+        xlabel="bits a character on test (lower is better)", xlim=(0, 1.15 * max(bars.values()))
+    )
+    figure.savefig(directory / "bits_per_character.png", dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run_stage(main)
