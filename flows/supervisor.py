@@ -1,0 +1,206 @@
+"""Run a command so that nothing of it outlives whoever asked for it.
+
+    python flows/supervisor.py PARENT_PID GRACE_S COMMAND...
+
+Neither DVC nor torchrun takes its process tree along when it is killed: the stage
+goes on writing, unseen. So every command of a flow runs under a small supervisor in
+a session of its own. The kernel tells the supervisor when its parent dies
+(`PR_SET_PDEATHSIG`, also after `kill -9`) and hands it every descendant whose own
+parent died (`PR_SET_CHILD_SUBREAPER`), whatever sessions they made. It ends with the
+command, or on TERM; either way it first sweeps all descendants: TERM, a grace period,
+KILL. macOS has neither call: there a cancel is swept, a `kill -9` of the parent is not.
+"""
+
+import codecs
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+# Below the 30 s that Prefect waits before it kills a cancelled flow run.
+GRACE_S = 10.0
+POLL_S = 0.05
+STOPPED = 128 + signal.SIGTERM
+NOT_FOUND = 127
+# linux/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def start_supervised(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    grace_s: float = GRACE_S,
+    keep_open: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a command under a supervisor.
+
+    Args:
+        command: Program and arguments.
+        cwd: Its working directory.
+        env: Its whole environment.
+        grace_s: How long descendants may take to end after TERM.
+        keep_open: File descriptors that the supervisor (not the command) holds
+            open until everything is gone: a lock on them lives as long.
+
+    Returns:
+        The supervisor; its stdout carries stdout and stderr of the command. TERM
+        ends it and all of the command. It ends with the command's exit code, with
+        128 + n where signal n ended the command, and 127 where there is no such program.
+    """
+    supervisor = [sys.executable, "-P", str(Path(__file__).resolve())]
+    return subprocess.Popen(
+        [*supervisor, str(os.getpid()), str(grace_s), *command],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=keep_open,
+    )
+
+
+def run_supervised(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    on_line: Callable[[str], None],
+    grace_s: float = GRACE_S,
+    keep_open: Sequence[int] = (),
+) -> int:
+    """Run a command under a supervisor to its end, handing on its output as it comes.
+
+    Any exception meanwhile, such as the one by which Prefect cancels a flow run,
+    ends the whole process tree before it goes on.
+
+    Args:
+        command: Program and arguments.
+        cwd: Its working directory.
+        env: Its whole environment.
+        on_line: Called with every line of stdout and stderr.
+        grace_s: How long descendants may take to end after TERM.
+        keep_open: See `start_supervised`.
+
+    Returns:
+        The exit code, as in `start_supervised`.
+    """
+    process = start_supervised(command, cwd=cwd, env=env, grace_s=grace_s, keep_open=keep_open)
+    try:
+        for line in read_lines(process):
+            on_line(line)
+        return process.wait()
+    finally:
+        stop(process)
+
+
+def read_lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
+    """Yield the output's lines that are not blank; a progress bar's redraw is a line."""
+    stream = process.stdout
+    if stream is None:
+        return
+    with stream:
+        rest = ""
+        for text in _decoded(stream):
+            *lines, rest = re.split(r"[\r\n]", rest + text)
+            yield from (line for line in lines if line.strip())
+        if rest.strip():
+            yield rest
+
+
+def _decoded(stream: IO[bytes]) -> Iterator[str]:
+    # A read may end within a character: the decoder keeps its first bytes.
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    while chunk := os.read(stream.fileno(), 65536):
+        yield decoder.decode(chunk)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a supervisor and everything under it; returns when all of it is gone."""
+    if process.poll() is None:
+        process.terminate()
+    process.wait()
+
+
+def supervise(parent: int, grace_s: float, command: Sequence[str]) -> int:
+    """Run the command in this process's care; everything under it ends before this returns.
+
+    Args:
+        parent: Process id of whoever started this process.
+        grace_s: Time between TERM and KILL.
+        command: Program and arguments.
+
+    Returns:
+        The exit code for this process.
+    """
+    requests: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # Only noted: an exception from a handler could interrupt the sweep itself.
+        signal.signal(number, lambda came, _frame: requests.append(came))
+    _bind_to_parent()
+    if os.getppid() != parent:
+        # It died before the kernel was asked to tell.
+        return STOPPED
+    try:
+        child = subprocess.Popen(command)
+    except FileNotFoundError:
+        sys.stderr.write(f"error: {command[0]}: no such program\n")
+        return NOT_FOUND
+    code = _wait_for(child.pid, requests)
+    _sweep(grace_s)
+    return code
+
+
+def _bind_to_parent() -> None:
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        for option, value in ((PR_SET_PDEATHSIG, signal.SIGTERM), (PR_SET_CHILD_SUBREAPER, 1)):
+            if libc.prctl(option, value, 0, 0, 0) != 0:
+                raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _wait_for(child: int, requests: Sequence[int]) -> int:
+    """Reap whatever ends, adopted orphans too, until the command has ended or a signal came."""
+    while not requests:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        if pid == 0:
+            time.sleep(POLL_S)
+    return STOPPED
+
+
+def _sweep(grace_s: float) -> None:
+    """End every descendant: TERM to those found, KILL to those left after the grace period."""
+    deadline = time.monotonic() + grace_s
+    asked: set[psutil.Process] = set()
+    while descendants := psutil.Process().children(recursive=True):
+        late = time.monotonic() > deadline
+        for process in descendants:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if late:
+                    process.kill()
+                elif process not in asked:
+                    process.terminate()
+                    asked.add(process)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                continue
+        time.sleep(POLL_S)
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
