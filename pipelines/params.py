@@ -158,12 +158,16 @@ class TrainFlowParams(_Section):
     seed: Seed
     train_states: PositiveInt
     validation_states: PositiveInt
+    states_per_sequence: PositiveInt
+    noise_std: PositiveFloat
     num_blocks: PositiveInt
-    hidden_features: PositiveInt
+    hidden_channels: PositiveInt
     coupling: Literal["affine", "spline"]
     steps: PositiveInt
     batch_size: PositiveInt
     learning_rate: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    max_gradient_norm: PositiveFloat
     evaluate_every_steps: PositiveInt
     early_stopping_patience: PositiveInt
 
@@ -173,6 +177,7 @@ class SampleFlowParams(_Section):
 
     seed: Seed
     samples: PositiveInt
+    states_per_sequence: PositiveInt
     max_round_trip_error: PositiveFloat
 
 
