@@ -18,7 +18,8 @@ def hub_access(what: str, *, fix: str) -> Iterator[None]:
         UserError: If the hub cannot be reached, knows no such repository or
             file, or breaks off.
     """
-    import httpx
+    # HTTPError is that of the library the client is built on, which has changed once.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
@@ -28,8 +29,7 @@ def hub_access(what: str, *, fix: str) -> Iterator[None]:
             f"the Hugging Face hub knows no {what} (or it is private)",
             f"correct the name; or {fix}",
         ) from None
-    # Every failure of the hub's client is an OSError or an httpx error.
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, HTTPError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"could not get {what} from the Hugging Face hub: {reason}",

@@ -161,6 +161,12 @@ def _as_raw(path: Path, table: pa.Table, first_row: int) -> pa.Table:
                 f"{path}: row {row}: column {name}: expected a string, came null",
                 "drop the rows without id or text from the file",
             )
+    if pc.any(pc.equal(table["id"], "")).as_py():
+        row = first_row + pc.index(table["id"], "").as_py()
+        raise UserError(
+            f"{path}: row {row}: column id: expected a string, came an empty one",
+            "give every document its own id",
+        )
     for name in ("url", "title"):
         filled = pc.fill_null(table[name], "")
         table = table.set_column(table.schema.get_field_index(name), name, filled)

@@ -44,16 +44,16 @@ class TokenStream:
     """Tokens with the number of source characters each one stands for.
 
     Args:
-        ids_T: (T,) uint16.
-        characters_T: (T,) int32, code points; every code point counts once, and
+        ids: (T,) uint16.
+        characters: (T,) int32, code points; every code point counts once, and
             white space, which no token covers, not at all.
     """
 
-    ids_T: npt.NDArray[np.uint16]
-    characters_T: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.uint16]
+    characters: npt.NDArray[np.int32]
 
     def __len__(self) -> int:
-        return len(self.ids_T)
+        return len(self.ids)
 
 
 def tokenize(params: TokenizeParams, documents: Path, output: Path) -> None:
@@ -112,12 +112,12 @@ def _pack_split(
         tables.append(_write_sequences(writer, joined, params.sequence_length))
         used = len(joined) - len(joined) % params.sequence_length
         for stream in streams:
-            unk_T = stream.ids_T == UNK_TOKEN_ID
+            unk_T = stream.ids == UNK_TOKEN_ID
             tokens += len(stream)
             unk_tokens += int(unk_T.sum())
-            characters += int(stream.characters_T.sum())
-            unk_characters += int(stream.characters_T[unk_T].sum())
-        rest = TokenStream(joined.ids_T[used:], joined.characters_T[used:])
+            characters += int(stream.characters.sum())
+            unk_characters += int(stream.characters[unk_T].sum())
+        rest = TokenStream(joined.ids[used:], joined.characters[used:])
     _write_documents(directory / f"{split}.documents.parquet", identities, lengths)
     sequences = pa.concat_tables(tables) if tables else SEQUENCE_SCHEMA.empty_table()
     order = pa.array(np.arange(len(sequences), dtype=np.int64))
@@ -168,16 +168,16 @@ def _as_stream(encoding: "Encoding") -> TokenStream:
 def join(streams: list[TokenStream]) -> TokenStream:
     """Append streams to each other."""
     return TokenStream(
-        np.concatenate([stream.ids_T for stream in streams]),
-        np.concatenate([stream.characters_T for stream in streams]),
+        np.concatenate([stream.ids for stream in streams]),
+        np.concatenate([stream.characters for stream in streams]),
     )
 
 
 def _write_sequences(writer: ShardWriter, stream: TokenStream, length: int) -> pa.Table:
     """Write the whole sequences of a stream; return their side table."""
     used = len(stream) - len(stream) % length
-    ids_NL = stream.ids_T[:used].reshape(-1, length)
-    characters_NL = stream.characters_T[:used].reshape(-1, length)
+    ids_NL = stream.ids[:used].reshape(-1, length)
+    characters_NL = stream.characters[:used].reshape(-1, length)
     writer.append(ids_NL)
     # Token 0 is never predicted: its characters are nobody's to answer for.
     unk_NL = characters_NL * (ids_NL == UNK_TOKEN_ID)

@@ -1,0 +1,139 @@
+"""Corpora and shards that the tests of the data path share."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.artifacts import write_manifest
+from pipelines.clean import clean
+from pipelines.ingest import ingest
+from pipelines.params import Profile, load_params
+from pipelines.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
+from pipelines.sources import RAW_SCHEMA
+from pipelines.tokenize import tokenize
+from pipelines.workspace import SPLITS
+from tests.support import REPOSITORY
+
+WriteCorpus = Callable[..., Path]
+WriteShards = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def profile() -> Profile:
+    """The shipped profile `sanguo`."""
+    return load_params(REPOSITORY / "params.yaml").profile
+
+
+@pytest.fixture
+def prose() -> Callable[[int, int], str]:
+    """Call it as `prose(seed, characters)`: random Chinese characters, no two texts alike."""
+
+    def write(seed: int, characters: int) -> str:
+        generator = random.Random(seed)
+        return "".join(chr(generator.randrange(0x4E00, 0x9F00)) for _ in range(characters))
+
+    return write
+
+
+@pytest.fixture
+def write_corpus(tmp_path: Path) -> WriteCorpus:
+    """Call it as `write_corpus(texts, titles=..., name=...)`: a parquet file of documents."""
+
+    def write(
+        texts: Sequence[str], titles: Sequence[str] | None = None, name: str = "corpus.parquet"
+    ) -> Path:
+        ids = [f"d{index:04d}" for index in range(len(texts))]
+        columns = {
+            "id": ids,
+            "url": [""] * len(texts),
+            "title": list(titles) if titles is not None else [f"title {i}" for i in ids],
+            "text": list(texts),
+        }
+        path = tmp_path / name
+        pq.write_table(pa.table(columns, schema=RAW_SCHEMA), path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_raw(write_corpus: WriteCorpus, profile: Profile, tmp_path: Path) -> WriteCorpus:
+    """Call it as `write_corpus`; the corpus is ingested, and the raw directory comes back."""
+
+    def write(texts: Sequence[str], titles: Sequence[str] | None = None) -> Path:
+        source = str(write_corpus(texts, titles))
+        output = tmp_path / "raw"
+        ingest(profile.ingest.model_copy(update={"source": source}), output)
+        return output
+
+    return write
+
+
+@pytest.fixture
+def write_shards(tmp_path: Path) -> WriteShards:
+    """Call it as `write_shards({"train": tokens_NL, ...})`: a directory like `tokenize`'s."""
+
+    def write(splits: dict[str, np.ndarray], name: str = "tokens") -> Path:
+        directory = tmp_path / name
+        directory.mkdir()
+        length = splits["train"].shape[1]
+        for split in SPLITS:
+            writer = ShardWriter(directory, split, sequence_length=length, sequences_per_shard=7)
+            writer.append(splits[split])
+            count = len(splits[split])
+            sequences = {
+                "source_sequence": np.arange(count),
+                "characters": np.full(count, length - 1),
+                "unk_characters": np.zeros(count, int),
+            }
+            documents = {
+                "id": [f"{split}-id"],
+                "title": [f"{split} title"],
+                "start_token": [0],
+                "num_tokens": [count * length],
+            }
+            for table, schema in ((sequences, SEQUENCE_SCHEMA), (documents, DOCUMENT_SCHEMA)):
+                kind = "sequences" if schema is SEQUENCE_SCHEMA else "documents"
+                pq.write_table(
+                    pa.table(table, schema=schema), directory / f"{split}.{kind}.parquet"
+                )
+        facts = {
+            "sequence_length": length,
+            "sequences_per_shard": 7,
+            "vocabulary": "bert-base-chinese",
+            "vocabulary_size": 21128,
+            "vocabulary_sha256": "",
+            "eos_token_id": 102,
+            "unk_token_id": 100,
+            "sequences": {split: len(splits[split]) for split in SPLITS},
+        }
+        write_manifest(directory, stage="tokenize", facts=facts)
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def random_tokens() -> Callable[[int, int], np.ndarray]:
+    """Call it as `random_tokens(seed, count)`: (count, 32) uint16 of Chinese characters."""
+
+    def draw(seed: int, count: int) -> np.ndarray:
+        generator = np.random.default_rng(seed)
+        return generator.integers(670, 7992, size=(count, 32), dtype=np.uint16)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def sanguo(tmp_path_factory: pytest.TempPathFactory, profile: Profile) -> Path:
+    """The novel as `raw`, `documents` and `tokens`; tests only read it."""
+    directory = tmp_path_factory.mktemp("sanguo")
+    ingest(profile.ingest, directory / "raw")
+    clean(profile.clean, directory / "raw", directory / "documents")
+    tokenize(profile.tokenize, directory / "documents", directory / "tokens")
+    return directory

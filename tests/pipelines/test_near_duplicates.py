@@ -1,0 +1,86 @@
+"""Near duplicates: Jaccard by the textbook, recall where it matters, no false pair."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.near_duplicates import (
+    UnionFind,
+    jaccard,
+    join_near_duplicates,
+    minhash_signatures,
+    shingles,
+)
+
+HAN = st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x4E20), max_size=60)
+
+
+def true_jaccard(a: str, b: str, length: int) -> float:
+    """By Python sets of the shingles themselves."""
+    sets = [
+        {text[i : i + length] for i in range(max(1, len(text) - length + 1))} for text in (a, b)
+    ]
+    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+def edited(text: str, share: float, generator: random.Random) -> str:
+    """Replace a share of the characters."""
+    characters = list(text)
+    for index in generator.sample(range(len(text)), round(share * len(text))):
+        characters[index] = chr(generator.randrange(0x4E00, 0x9F00))
+    return "".join(characters)
+
+
+@given(a=HAN, b=HAN)
+def test_jaccard_equals_that_of_python_sets(a: str, b: str) -> None:
+    hashed = jaccard(np.unique(shingles(a, 5)), np.unique(shingles(b, 5)))
+    assert hashed == pytest.approx(true_jaccard(a, b, 5))
+
+
+@pytest.mark.parametrize("text", ["", "一", "一二三四"])
+def test_a_text_shorter_than_a_shingle_is_one_shingle(text: str) -> None:
+    assert len(shingles(text, 5)) == 1
+    assert shingles(text, 5) != shingles(text + "五", 5)
+
+
+def test_signatures_estimate_jaccard(profile, prose) -> None:
+    params = profile.clean.near_duplicates
+    common = prose(0, 4000)
+    a, b = common + prose(1, 1000), common + prose(2, 1000)
+    signatures_DH = minhash_signatures([a, b], params)
+    assert signatures_DH.shape == (2, 128)
+    estimate = (signatures_DH[0] == signatures_DH[1]).mean()
+    assert estimate == pytest.approx(true_jaccard(a, b, 5), abs=0.12)
+
+
+def test_lightly_edited_copies_are_found_and_others_left_alone(profile, prose) -> None:
+    params = profile.clean.near_duplicates
+    generator = random.Random(0)
+    originals = [prose(seed, 500) for seed in range(150)]
+    copies = [edited(text, 0.02, generator) for text in originals]
+    half_new = [text[:250] + prose(1000 + i, 250) for i, text in enumerate(originals)]
+    texts = [*originals, *copies, *half_new]
+    sets = UnionFind(len(texts))
+    join_near_duplicates(texts, params, sets)
+    expected = found = 0
+    for index in range(150):
+        alike = true_jaccard(originals[index], copies[index], 5) >= params.min_jaccard
+        joined = sets.find(index) == sets.find(150 + index)
+        assert alike or not joined
+        expected += alike
+        found += joined
+        assert sets.find(300 + index) == 300 + index
+    assert expected > 100
+    assert found >= 0.99 * expected
+
+
+def test_a_big_bucket_of_one_template_becomes_one_set(profile, prose) -> None:
+    template = prose(0, 600)
+    texts = [f"{template}{index:04d}" for index in range(400)]
+    sets = UnionFind(len(texts))
+    joined = join_near_duplicates(texts, profile.clean.near_duplicates, sets)
+    assert joined == 399
+    assert {sets.find(index) for index in range(400)} == {0}
