@@ -7,8 +7,9 @@ goes on writing, unseen. So every command of a flow runs under a small superviso
 a session of its own. The kernel tells the supervisor when its parent dies
 (`PR_SET_PDEATHSIG`, also after `kill -9`) and hands it every descendant whose own
 parent died (`PR_SET_CHILD_SUBREAPER`), whatever sessions they made. It ends with the
-command, or on TERM; either way it first sweeps all descendants: TERM, a grace period,
-KILL. macOS has neither call: there a cancel is swept, a `kill -9` of the parent is not.
+command, or on TERM; either way it first sweeps all descendants: TERM to those of its
+own session, a grace period, TERM to the rest, KILL. macOS has neither call: there a
+cancel is swept, a `kill -9` of the parent is not.
 """
 
 import codecs
@@ -26,8 +27,9 @@ from typing import IO
 
 import psutil
 
-# Below the 30 s that Prefect waits before it kills a cancelled flow run.
-GRACE_S = 10.0
+# Together below the 30 s that Prefect waits before it kills a cancelled flow run.
+GRACE_S = 20.0
+KILL_AFTER_S = 2.0
 POLL_S = 0.05
 STOPPED = 128 + signal.SIGTERM
 NOT_FOUND = 127
@@ -50,7 +52,7 @@ def start_supervised(
         command: Program and arguments.
         cwd: Its working directory.
         env: Its whole environment.
-        grace_s: How long descendants may take to end after TERM.
+        grace_s: How long the command may take to end after TERM.
         keep_open: File descriptors that the supervisor (not the command) holds
             open until everything is gone: a lock on them lives as long.
 
@@ -91,7 +93,7 @@ def run_supervised(
         cwd: Its working directory.
         env: Its whole environment.
         on_line: Called with every line of stdout and stderr.
-        grace_s: How long descendants may take to end after TERM.
+        grace_s: How long the command may take to end after TERM.
         keep_open: See `start_supervised`.
 
     Returns:
@@ -139,7 +141,7 @@ def supervise(parent: int, grace_s: float, command: Sequence[str]) -> int:
 
     Args:
         parent: Process id of whoever started this process.
-        grace_s: Time between TERM and KILL.
+        grace_s: How long the command may take to end after TERM.
         command: Program and arguments.
 
     Returns:
@@ -184,22 +186,47 @@ def _wait_for(child: int, requests: Sequence[int]) -> int:
 
 
 def _sweep(grace_s: float) -> None:
-    """End every descendant: TERM to those found, KILL to those left after the grace period."""
-    deadline = time.monotonic() + grace_s
-    asked: set[psutil.Process] = set()
-    while descendants := psutil.Process().children(recursive=True):
-        late = time.monotonic() > deadline
+    """End every descendant.
+
+    First only those of this session: a stage that is asked alone can have its ranks
+    save a checkpoint, where a TERM to all at once would kill them under its hands.
+    """
+    session = os.getsid(0)
+    _terminate(lambda process: _session_of(process) == session, grace_s)
+    _terminate(lambda _process: True, KILL_AFTER_S)
+    while descendants := _descendants():
         for process in descendants:
             with contextlib.suppress(psutil.NoSuchProcess):
-                if late:
-                    process.kill()
-                elif process not in asked:
-                    process.terminate()
-                    asked.add(process)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                continue
+                process.kill()
         time.sleep(POLL_S)
+
+
+def _terminate(chosen: Callable[[psutil.Process], bool], patience_s: float) -> None:
+    """Send TERM, once each, to the chosen descendants, until none is left or time is up."""
+    deadline = time.monotonic() + patience_s
+    asked: set[psutil.Process] = set()
+    while targets := [process for process in _descendants() if chosen(process)]:
+        for process in set(targets) - asked:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        asked.update(targets)
+        if time.monotonic() > deadline:
+            return
+        time.sleep(POLL_S)
+
+
+def _descendants() -> list[psutil.Process]:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            continue
+    return psutil.Process().children(recursive=True)
+
+
+def _session_of(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
 
 
 if __name__ == "__main__":
