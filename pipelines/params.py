@@ -15,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 from pipelines.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
+PROFILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -206,7 +207,7 @@ class Profile(_Section):
 class Params(_Section):
     """`params.yaml`: the profiles, and which of them is in use."""
 
-    name: Annotated[str, Field(alias="profile", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    name: Annotated[str, Field(alias="profile", pattern=PROFILE_PATTERN)]
     profiles: dict[str, Profile]
 
     @property
