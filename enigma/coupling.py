@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from enigma.bijection import Tokens
 from enigma.causal_conv import CausalConv
-from enigma.exact import exact_add
+from enigma.exact import exact_add, laid_out
 from enigma.linear import Linear
 from enigma.spline import num_spline_parameters, spline_forward, spline_inverse
 
@@ -142,31 +142,33 @@ class Coupling(nn.Module):
         self, moved: Tensor, read: Tensor, tokens: Tokens | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the moved half and its log-determinant a token (None when it is 0)."""
-        # The stream keeps its dtype under autocast: a bfloat16 stream does not invert.
-        raw = self.network(read, tokens).to(moved.dtype)
+        raw = self._raw(moved, read, tokens)
         if self.kind == "additive":
             return (exact_add(moved, raw) if self.exact else moved + raw), None
         if self.kind == "affine":
             shift, log_scale = _shift_and_log_scale(raw)
             return moved * log_scale.exp() + shift, log_scale.sum(-1)
-        y, log_slope = spline_forward(
-            moved, raw.unflatten(-1, (moved.shape[-1], -1)), self.num_bins, self.bound
-        )
+        y, log_slope = spline_forward(moved, raw.view(*moved.shape, -1), self.num_bins, self.bound)
         return y, log_slope.sum(-1)
+
+    def _raw(self, moved: Tensor, read: Tensor, tokens: Tokens | None) -> Tensor:
+        if self.exact:
+            read = laid_out(read)
+        # The stream keeps its dtype under autocast: a bfloat16 stream does not invert.
+        raw: Tensor = self.network(read, tokens).to(moved.dtype)
+        return raw
 
     def inverse(
         self, moved: Tensor, read: Tensor, tokens: Tokens | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Undo `forward` for the same `read` half; the log-determinant is the inverse's."""
-        raw = self.network(read, tokens).to(moved.dtype)
+        raw = self._raw(moved, read, tokens)
         if self.kind == "additive":
             return (exact_add(moved, raw, -1) if self.exact else moved - raw), None
         if self.kind == "affine":
             shift, log_scale = _shift_and_log_scale(raw)
             return (moved - shift) * (-log_scale).exp(), -log_scale.sum(-1)
-        x, log_slope = spline_inverse(
-            moved, raw.unflatten(-1, (moved.shape[-1], -1)), self.num_bins, self.bound
-        )
+        x, log_slope = spline_inverse(moved, raw.view(*moved.shape, -1), self.num_bins, self.bound)
         return x, log_slope.sum(-1)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GRID", "LIMIT", "exact_add", "round_to_grid"]
+__all__ = ["GRID", "LIMIT", "exact_add", "laid_out", "round_to_grid"]
 
 GRID = 2.0**-14
 """Distance of neighbouring numbers of the stream."""
@@ -51,6 +51,16 @@ def round_to_grid(x: Tensor) -> Tensor:
     """
     y: Tensor = _RoundToGrid.apply(x)  # type: ignore[no-untyped-call]
     return y
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """Return a contiguous copy of `x` with memory of its own.
+
+    What a network adds must come out the same when it is taken away again. But a half of the
+    stream is a view on the way there and a whole tensor on the way back, and a matrix product
+    sums in another order for other strides or another alignment.
+    """
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def exact_add(x: Tensor, change: Tensor, sign: int = 1) -> Tensor:

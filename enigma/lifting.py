@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from enigma.bijection import Bijection, Tokens
-from enigma.exact import exact_add
+from enigma.exact import exact_add, laid_out
 
 __all__ = ["LiftingConv1x1"]
 
@@ -73,7 +73,8 @@ class LiftingConv1x1(Bijection):
         with torch.autocast(x.device.type, enabled=False):
             for i, step in order:
                 moved, read = i % 2, 1 - i % 2
-                change = functional.linear(halves[read], step)
+                source = laid_out(halves[read]) if self.exact else halves[read]
+                change = functional.linear(source, step)
                 halves[moved] = (
                     exact_add(halves[moved], change, sign)
                     if self.exact

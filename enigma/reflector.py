@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from enigma.bijection import Bijection, Tokens
-from enigma.exact import exact_add
+from enigma.exact import exact_add, laid_out
 
 __all__ = ["Reflector"]
 
@@ -95,7 +95,7 @@ def _turn(
     first: Tensor, rest: Tensor, axis: Tensor, sine: Tensor, half_tangent: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Turn in the plane of the first channel and `axis`; a negative angle undoes a positive."""
-    first = exact_add(first, half_tangent * (rest @ axis).unsqueeze(-1))
+    first = exact_add(first, half_tangent * (laid_out(rest) @ axis).unsqueeze(-1))
     rest = exact_add(rest, -sine * first * axis)
-    first = exact_add(first, half_tangent * (rest @ axis).unsqueeze(-1))
+    first = exact_add(first, half_tangent * (laid_out(rest) @ axis).unsqueeze(-1))
     return first, rest

@@ -1,0 +1,84 @@
+"""Times functions in turn, and writes `benchmarks/results/<name>.json`.
+
+A row says what was measured on ours and on a peer in the same process; `ratio` is value over
+peer value. `met` is None for a row without a target.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+_PACKAGES = ("torch", "transformers")
+
+
+def row(
+    name: str,
+    value: float,
+    unit: str,
+    *,
+    peer: str | None = None,
+    peer_value: float | None = None,
+    target: str | None = None,
+    met: bool | None = None,
+) -> dict[str, Any]:
+    """Return one row of a results file."""
+    ratio = value / peer_value if peer_value else None
+    return {
+        "name": name,
+        "value": value,
+        "unit": unit,
+        "peer": peer,
+        "peer_value": peer_value,
+        "ratio": ratio,
+        "target": target,
+        "met": met,
+    }
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> Path:
+    """Print the rows and write them with the machine and the versions."""
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        )
+        if Path("/proc/cpuinfo").is_file()
+        else iter(()),
+        platform.machine(),
+    )
+    record = {
+        "machine": f"{cpu}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads",
+        "versions": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        },
+        "rows": rows,
+    }
+    for entry in rows:
+        verdict = {True: "met", False: "missed", None: ""}[entry["met"]]
+        ratio = "" if entry["ratio"] is None else f"{entry['ratio']:.3g}x of {entry['peer']}"
+        print(f"{entry['name']:<64} {entry['value']:>10.4g} {entry['unit']:<8} {ratio} {verdict}")
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def best_times_s(functions: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Return each function's shortest time in seconds; they take turns, so noise is shared."""
+    for function in functions:
+        function()
+    best = [float("inf")] * len(functions)
+    for _ in range(repeats):
+        for i, function in enumerate(functions):
+            start = time.perf_counter()
+            function()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best

@@ -1,0 +1,128 @@
+"""How exactly the machine undoes itself, fresh and after 1,000 optimiser steps.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.round_trip     # about 35 minutes on one core
+
+The core has the published size (768 wide, 6 blocks, 4 rotors of 16 positions). It is trained
+inside a bigram model of a random Markov chain, with the published optimiser (AdamW, learning
+rate 2e-4, weight decay 0.01), and once with a learning rate five times as high.
+"""
+
+import sys
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.record import row, write
+from enigma.linear import Embedding
+from enigma.machine import Enigma
+from enigma.rev_block import RevBlock
+from enigma.round_trip import RoundTripReport, core_round_trip_error
+
+WIDTH, BLOCKS, ROTORS, POSITIONS = 768, 6, 4, 16
+VOCABULARY, LENGTH, STEPS = 512, 64, 1000
+TARGET_FLOAT32, TARGET_FLOAT64, TARGET_BLOCK = 1e-6, 1e-12, 1e-8
+FORMS = {
+    "PLU rotors": {"rotor_form": "plu"},
+    "lifting rotors": {"rotor_form": "lifting"},
+    "lifting rotors, exact mode": {"rotor_form": "lifting", "exact": True},
+}
+
+
+class Bigram(nn.Module):
+    """An embedding, the core and the tied head."""
+
+    def __init__(self, core: Enigma) -> None:
+        super().__init__()
+        self.embedding = Embedding(VOCABULARY, WIDTH)
+        self.norm = nn.RMSNorm(WIDTH)
+        self.core = core
+
+    def forward(self, ids_BL: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss in nats."""
+        y_BLD = self.norm(self.core(self.norm(self.embedding(ids_BL))))
+        logits_BLV = y_BLD @ self.embedding.weight.T
+        return functional.cross_entropy(logits_BLV[:, :-1].flatten(0, 1), ids_BL[:, 1:].flatten())
+
+
+def train(core: Enigma, learning_rate: float) -> float:
+    """Train in place for `STEPS` steps and return the last loss."""
+    torch.manual_seed(1)
+    model = Bigram(core).train()
+    next_of = torch.randint(VOCABULARY, (VOCABULARY, 4))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    loss = torch.tensor(float("nan"))
+    for _ in range(STEPS):
+        ids = [torch.randint(VOCABULARY, (1,))]
+        for choice in torch.randint(4, (LENGTH - 1, 1)):
+            ids.append(next_of[ids[-1], choice])
+        loss = model(torch.stack(ids, dim=1))
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+    return loss.item()
+
+
+def rows_of(what: str, report: RoundTripReport) -> list[dict[str, object]]:
+    """Return the float32 and the float64 row, each the worse of the two directions."""
+    exact = "exact" in what
+    single = max(report.float32, report.float32_reversed)
+    double = max(report.float64, report.float64_reversed)
+    bound_single, bound_double = (0.0, 0.0) if exact else (TARGET_FLOAT32, TARGET_FLOAT64)
+    return [
+        row(
+            f"core, {what}, float32",
+            single,
+            "relative",
+            target="= 0" if exact else "<= 1e-6",
+            met=single <= bound_single,
+        ),
+        row(
+            f"core, {what}, float64",
+            double,
+            "relative",
+            target="= 0" if exact else "<= 1e-12",
+            met=double <= bound_double,
+        ),
+    ]
+
+
+def block_rows() -> list[dict[str, object]]:
+    """Return the published claim: one reversible block, with weights that are not fresh."""
+    rows = []
+    for coupling in ("additive", "affine", "spline"):
+        torch.manual_seed(0)
+        block = RevBlock(WIDTH, coupling)
+        with torch.no_grad():
+            for parameter in block.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        for dtype, target in ((torch.float64, TARGET_BLOCK), (torch.float32, None)):
+            machine = block.to(dtype)
+            x = torch.randn(2, LENGTH, WIDTH, dtype=dtype)
+            with torch.no_grad():
+                error = ((machine.inverse(machine(x)) - x).abs().max() / x.abs().max()).item()
+            name = f"block, {coupling}, {str(dtype).removeprefix('torch.')}"
+            met = None if target is None else error <= target
+            rows.append(row(name, error, "relative", target=target and "<= 1e-8", met=met))
+    return rows
+
+
+def main() -> None:
+    """Measure, print and write."""
+    rows = block_rows()
+    for form, settings in FORMS.items():
+        for learning_rate in (2e-4,) if settings.get("exact") else (2e-4, 1e-3):
+            torch.manual_seed(0)
+            core = Enigma(WIDTH, BLOCKS, ROTORS, POSITIONS, **settings)
+            if learning_rate == 2e-4:
+                rows += rows_of(f"{form}, fresh", core_round_trip_error(core, 256))
+            loss = train(core, learning_rate)
+            report = core_round_trip_error(core, 256)
+            sys.stderr.write(f"{form}, learning rate {learning_rate}: {loss:.3f} nats, {report}\n")
+            rows += rows_of(f"{form}, {STEPS} steps at {learning_rate:g}", report)
+    write("round_trip", rows)
+
+
+if __name__ == "__main__":
+    main()
