@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.stage import QUIET_ENVIRONMENT
-from tests.support import REPOSITORY, WIKI_SAMPLE, change_params
+from tests.support import REPOSITORY, WIKI_SAMPLE, change_params, make_tiny_shards
 
 SetParams = Callable[..., Path]
 
@@ -45,6 +45,12 @@ def set_params(workspace: Path) -> SetParams:
         return path
 
     return change
+
+
+@pytest.fixture
+def shards(workspace: Path) -> Path:
+    """Tiny final shards and their certificate, in the workspace."""
+    return make_tiny_shards()
 
 
 @pytest.fixture

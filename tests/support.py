@@ -3,10 +3,34 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from ruamel.yaml import YAML
+
+from pipelines.artifacts import write_json, write_manifest
+from pipelines.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
+from pipelines.workspace import Workspace
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WIKI_SAMPLE = REPOSITORY.parent / "shared" / "data" / "wiki_zh_sample.parquet"
+
+LENGTH = 16
+SEQUENCES = {"train": 64, "validation": 8, "test": 8}
+TINY_RUN = {
+    "model.d": 16,
+    "model.num_heads": 2,
+    "model.num_transformer_layers": 1,
+    "model.num_rev_blocks": 1,
+    "model.num_rotors": 1,
+    "model.conv1x1_positions": 4,
+    "tokenize.sequence_length": LENGTH,
+    "train.batch_size": 4,
+    "train.max_steps": 6,
+    "train.evaluate_every_steps": 2,
+    "train.log_every_steps": 1,
+    "train.max_validation_sequences": 4,
+}
 
 
 def change_params(path: Path, values: dict[str, Any]) -> None:
@@ -25,3 +49,33 @@ def change_params(path: Path, values: dict[str, Any]) -> None:
         node[leaf] = value
     with path.open("w", encoding="utf-8") as stream:
         yaml.dump(params, stream)
+
+
+def make_tiny_shards() -> Path:
+    """Small shards of a learnable text, with the certificate that `validate` would write."""
+    directory = Workspace("sanguo").shards
+    directory.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, count in SEQUENCES.items():
+        writer = ShardWriter(directory, split, sequence_length=LENGTH, sequences_per_shard=40)
+        tokens_NL = rng.integers(1000, 1040, size=(count, LENGTH)).astype(np.uint16)
+        writer.append(tokens_NL)
+        characters = [LENGTH - 1] * count
+        columns = [list(range(count)), characters, [0] * count]
+        pq.write_table(
+            pa.table(columns, schema=SEQUENCE_SCHEMA), directory / f"{split}.sequences.parquet"
+        )
+        documents = pa.table([["1"], ["t"], [0], [count * LENGTH]], schema=DOCUMENT_SCHEMA)
+        pq.write_table(documents, directory / f"{split}.documents.parquet")
+    facts = {
+        "sequence_length": LENGTH,
+        "vocabulary": "bert-base-chinese",
+        "vocabulary_size": 21128,
+        "eos_token_id": 102,
+        "unk_token_id": 100,
+        "sequences": SEQUENCES,
+    }
+    root = write_manifest(directory, stage="decontaminate", facts=facts)
+    certificate = Workspace("sanguo").report("validate") / "certificate.json"
+    write_json(certificate, {"passed": True, "shards_root": root})
+    return directory

@@ -8,67 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipelines.artifacts import read_manifest, sha256_file, write_json, write_manifest
 from pipelines.errors import GateError, UserError
 from pipelines.params import load_params
-from pipelines.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
 from pipelines.train import check_causality, check_certificate, check_sizes, prepare
 from pipelines.train_report import summary, table
 from pipelines.workspace import Workspace
-
-LENGTH = 16
-SEQUENCES = {"train": 64, "validation": 8, "test": 8}
-TINY = {
-    "model.d": 16,
-    "model.num_heads": 2,
-    "model.num_transformer_layers": 1,
-    "model.num_rev_blocks": 1,
-    "model.num_rotors": 1,
-    "model.conv1x1_positions": 4,
-    "tokenize.sequence_length": LENGTH,
-    "train.batch_size": 4,
-    "train.max_steps": 6,
-    "train.evaluate_every_steps": 2,
-    "train.log_every_steps": 1,
-    "train.max_validation_sequences": 4,
-}
-
-
-@pytest.fixture
-def shards(workspace: Path) -> Path:
-    """Small shards of a learnable text, with the certificate that `validate` would write."""
-    directory = Workspace("sanguo").shards
-    directory.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for split, count in SEQUENCES.items():
-        writer = ShardWriter(directory, split, sequence_length=LENGTH, sequences_per_shard=40)
-        tokens_NL = rng.integers(1000, 1040, size=(count, LENGTH)).astype(np.uint16)
-        writer.append(tokens_NL)
-        characters = [LENGTH - 1] * count
-        columns = [list(range(count)), characters, [0] * count]
-        pq.write_table(
-            pa.table(columns, schema=SEQUENCE_SCHEMA), directory / f"{split}.sequences.parquet"
-        )
-        documents = pa.table([["1"], ["t"], [0], [count * LENGTH]], schema=DOCUMENT_SCHEMA)
-        pq.write_table(documents, directory / f"{split}.documents.parquet")
-    facts = {
-        "sequence_length": LENGTH,
-        "vocabulary": "bert-base-chinese",
-        "vocabulary_size": 21128,
-        "eos_token_id": 102,
-        "unk_token_id": 100,
-        "sequences": SEQUENCES,
-    }
-    root = write_manifest(directory, stage="decontaminate", facts=facts)
-    certificate = Workspace("sanguo").report("validate") / "certificate.json"
-    write_json(certificate, {"passed": True, "shards_root": root})
-    return directory
+from tests.support import TINY_RUN as TINY
 
 
 def start_training() -> subprocess.Popen[str]:

@@ -1,0 +1,135 @@
+"""Evaluation is honest about [UNK], and every alarm can ring."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from enigma.modeling_enigma import EnigmaForCausalLM
+from pipelines.artifacts import read_json, write_text
+from pipelines.errors import GateError, UserError
+from pipelines.evaluate import alarms, main
+from pipelines.generation import distinct_2, readable, repetition_rate
+from pipelines.language_model import load_language_model, model_config
+from pipelines.params import load_params
+from pipelines.scoring import ASSIGNED_CHARACTERS, Score, Span
+from pipelines.vocabulary import load_tokenizer
+from pipelines.workspace import Workspace
+from tests.support import TINY_RUN
+
+SANE = {
+    "validation": {"perplexity": 30.0, "bits_per_character": 5.0},
+    "test": {"perplexity": 31.0, "bits_per_character": 5.1},
+    "causality": {"is_causal": True},
+    "round_trip": {"float32": 1e-6},
+    "generation": {"repetition_rate": 0.1},
+    "bounds": {"min_perplexity": 2.0, "max_round_trip_error": 1e-5, "max_repetition_rate": 0.6},
+}
+
+
+def test_a_sane_report_raises_no_alarm() -> None:
+    assert alarms(SANE, lowest_validation_loss=3.0) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "alarm"),
+    [
+        ("test", "perplexity", 1.02, "perplexity_near_1"),
+        ("validation", "perplexity", 1.9, "perplexity_near_1"),
+        ("test", "perplexity", None, "not_finite"),
+        ("causality", "is_causal", False, "not_causal"),
+        ("round_trip", "float32", 1e-4, "round_trip"),
+        ("round_trip", "float32", math.nan, "round_trip"),
+        ("generation", "repetition_rate", 0.9, "repetitive_generation"),
+    ],
+)
+def test_each_alarm_rings(section: str, name: str, value: object, alarm: str) -> None:
+    report = copy.deepcopy(SANE)
+    report[section][name] = value
+    assert [entry["name"] for entry in alarms(report, lowest_validation_loss=3.0)] == [alarm]
+
+
+def test_a_validation_loss_that_fell_to_0_rings() -> None:
+    (alarm,) = alarms(SANE, lowest_validation_loss=0.01)
+    assert alarm["name"] == "validation_loss_near_0"
+
+
+@pytest.fixture
+def published_model(shards: Path, set_params: Any) -> Path:
+    """An untrained model where `train` would have published one."""
+    set_params(
+        {
+            **TINY_RUN,
+            "evaluate.causality_length": 8,
+            "evaluate.generated_tokens": 8,
+            "evaluate.batch_size": 4,
+        }
+    )
+    workspace = Workspace("sanguo")
+    torch.manual_seed(0)
+    model = EnigmaForCausalLM(model_config(load_params().profile.model, shards))
+    model.save_pretrained(workspace.language_model)
+    load_tokenizer("bert-base-chinese").save_pretrained(workspace.language_model)
+    history = workspace.report("train") / "history.csv"
+    write_text(history, "step,validation_loss_nats\n10,9.9\n")
+    return workspace.language_model
+
+
+def test_an_honest_model_passes(published_model: Path) -> None:
+    main()
+    report = read_json(Path("reports/sanguo/evaluate/evaluation.json"))
+    assert report["alarms"] == []
+    assert report["causality"]["is_causal"] is True
+    assert report["test"]["tokens"] == 8 * 15
+    assert report["test"]["perplexity"] == pytest.approx(21128, rel=0.5), "it knows nothing yet"
+    assert Path("reports/sanguo/evaluate/figures/bits_per_character.png").is_file()
+
+
+def test_a_model_that_knows_the_answers_stops_the_stage(
+    published_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The published leak in one line: the hidden state is the embedding of the next token.
+    def oracle(self: Any, ids_BL: torch.Tensor, **_: Any) -> torch.Tensor:
+        return 1e3 * self.embedding.tokens(ids_BL.roll(-1, dims=1))
+
+    model = load_language_model(published_model)
+    with torch.no_grad():  # of unit length, so that no other token's embedding outshouts it
+        weight = model.lm.embedding.tokens.weight
+        weight.copy_(torch.nn.functional.normalize(weight))
+    model.save_pretrained(published_model)
+
+    monkeypatch.setattr("enigma.model.EnigmaLM.hidden_states", oracle)
+    with pytest.raises(GateError, match="perplexity_near_1"):
+        main()
+    names = {
+        a["name"] for a in read_json(Path("reports/sanguo/evaluate/evaluation.json"))["alarms"]
+    }
+    assert {"perplexity_near_1", "not_causal"} <= names
+
+
+def test_a_missing_model_is_named(workspace: Path) -> None:
+    with pytest.raises(UserError, match="expected a language model in"):
+        load_language_model(workspace / "models")
+
+
+def test_unk_is_charged_as_if_drawn_from_all_of_unicode() -> None:
+    free = Score(Span(tokens=10, characters=10, unk_characters=0), nll_nats=10 * math.log(2))
+    charged = Score(Span(tokens=10, characters=10, unk_characters=2), nll_nats=10 * math.log(2))
+    assert free.bits_per_character == pytest.approx(1.0)
+    extra = charged.bits_per_character - free.bits_per_character
+    assert extra == pytest.approx(0.2 * math.log2(ASSIGNED_CHARACTERS))
+
+
+def test_repetition_is_the_share_of_repeated_4_grams() -> None:
+    assert repetition_rate([[1, 2, 3, 4, 5, 6]]) == 0.0
+    assert repetition_rate([[1] * 8]) == pytest.approx(4 / 5)
+    assert distinct_2([[1, 1, 1]]) == pytest.approx(1 / 2)
+
+
+def test_chinese_is_decoded_without_spaces_and_words_keep_theirs() -> None:
+    tokenizer = load_tokenizer("bert-base-chinese")
+    ids = tokenizer("却说曹操 hello world 12月", add_special_tokens=False)["input_ids"]
+    assert readable(tokenizer, ids) == "却说曹操hello world 12月"
