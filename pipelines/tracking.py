@@ -329,11 +329,10 @@ class RunLog:
             waiting = list(self._metrics)
         for start in range(0, len(waiting), MAX_METRICS_PER_BATCH):
             batch = waiting[start : start + MAX_METRICS_PER_BATCH]
-            fresh = {
-                (metric.key, metric.step): metric
-                for metric in batch
-                if metric.step not in self._seen.get(metric.key, ())
-            }
+            fresh: dict[tuple[str, int], Any] = {}
+            for metric in batch:
+                if metric.step not in self._seen.get(metric.key, ()):
+                    fresh.setdefault((metric.key, metric.step), metric)
             if fresh:
                 self._offer("values", self._client.log_batch, metrics=list(fresh.values()))
             for name, step in fresh:
