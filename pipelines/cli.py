@@ -1,0 +1,153 @@
+"""The command `enigma`: register, promote, look, generate."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.stage import run_stage
+
+app = typer.Typer(
+    help="Register, promote and use the models that `dvc repro` makes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class ModelName(StrEnum):
+    """The registered models, as `pipelines.registry.MODELS` orders them."""
+
+    LM = "enigma-lm"
+    FLOW = "enigma-flow"
+
+
+Model = Annotated[ModelName | None, typer.Option(help="Only this model; by default both.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in exit code 1 without a traceback."""
+    run_stage(app)
+
+
+@app.command()
+def register(model: Model = None) -> None:
+    """Register the models of the profile in use, with their proof."""
+    from pipelines.registry import register as register_model
+
+    for name in _chosen(model):
+        typer.echo(f"{name} version {register_model(name)}")
+
+
+@app.command()
+def promote(
+    model: Model = None,
+    version: Annotated[int | None, typer.Option(help="By default the alias `candidate`.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the gates only.")] = False,
+) -> None:
+    """Move the alias `champion`, if every gate holds."""
+    from pipelines.promote import promote as promote_model
+
+    if version is not None and model is None:
+        raise typer.BadParameter("--version needs --model: versions are numbered by model")
+    for name in _chosen(model):
+        moved = promote_model(name, None if version is None else str(version), dry_run=dry_run)
+        typer.echo(f"{name}: {'promoted' if moved else 'the champion stays'}")
+
+
+@app.command()
+def generate(
+    prompt: str,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 0.9,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Let the champion go on with PROMPT."""
+    from pipelines.generate import generate as generate_text
+
+    generate_text(
+        prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+
+
+@app.command()
+def history() -> None:
+    """Print who moved which champion, when and why."""
+    import json
+
+    from pipelines import ledger
+
+    for entry in ledger.read():
+        typer.echo(
+            f"{entry['when']} {entry['who']}: {entry['model']} "
+            f"{entry['from'] or '(none)'} -> {entry['to']}"
+        )
+        typer.echo(json.dumps(entry["why"], ensure_ascii=False, indent=2))
+
+
+@app.command()
+def where() -> None:
+    """Say where runs, reports, plots and models are."""
+    from rich.console import Console
+
+    from pipelines.params import load_params
+    from pipelines.tracking import initialise_store, tracking_uri
+    from pipelines.workspace import Workspace
+
+    initialise_store()
+    workspace = Workspace(load_params().name)
+    uri = tracking_uri()
+    console = Console(soft_wrap=True, highlight=False)
+    view = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri} -h 127.0.0.1"
+    docs = workspace.report("validate")
+    lines = {
+        "MLflow": view,
+        "Data report": _found(docs / "index.html"),
+        "Data Docs": _found(docs / "data_docs" / "index.html"),
+        **{
+            f"Plots of {stage}": _found(workspace.report(stage) / "figures")
+            for stage in ("train", "evaluate", "sample_flow")
+        },
+        "Prompt": 'enigma generate "却说曹操" --max-new-tokens 64',
+    }
+    for name, value in lines.items():
+        console.print(f"{name}: {value}", markup=False)
+    console.print(_versions(uri))
+
+
+def _found(path: Path) -> str:
+    return str(path.resolve()) if path.exists() else f"{path} (not made yet: `dvc repro`)"
+
+
+def _versions(uri: str) -> Any:
+    """A table of registered versions with their aliases."""
+    from mlflow.tracking import MlflowClient
+    from rich.table import Table
+
+    table = Table("model", "version", "aliases", "profile", "figures", "commit")
+    client = MlflowClient(uri)
+    for name in _chosen(None):
+        aliases: dict[str, list[str]] = {}
+        for model in client.search_registered_models(f"name = '{name}'"):
+            for alias, number in model.aliases.items():
+                aliases.setdefault(str(number), []).append(alias)
+        versions = client.search_model_versions(f"name = '{name}'")
+        for version in sorted(versions, key=lambda v: int(v.version)):
+            tags, number = version.tags, str(version.version)
+            table.add_row(
+                name, number, ", ".join(sorted(aliases.get(number, []))),
+                tags.get("profile", ""), _figures(tags), tags.get("git_commit", "")[:7],
+            )  # fmt: skip
+    return table
+
+
+def _figures(tags: dict[str, str]) -> str:
+    if "bits_per_character" in tags:
+        return f"{tags['bits_per_character'][:6]} bits a character"
+    return f"{tags.get('test_nll_nats_per_dim', '')[:6]} nats a dimension"
+
+
+def _chosen(model: ModelName | None) -> list[str]:
+    return [model.value] if model else [name.value for name in ModelName]
