@@ -27,9 +27,9 @@ from typing import IO
 
 import psutil
 
-# Together below the 30 s that Prefect waits before it kills a cancelled flow run.
-GRACE_S = 20.0
-KILL_AFTER_S = 2.0
+# Given twice, to the command and then to what it left; together below the 30 s that
+# Prefect waits before it kills a cancelled flow run.
+GRACE_S = 13.0
 POLL_S = 0.05
 STOPPED = 128 + signal.SIGTERM
 NOT_FOUND = 127
@@ -52,7 +52,7 @@ def start_supervised(
         command: Program and arguments.
         cwd: Its working directory.
         env: Its whole environment.
-        grace_s: How long the command may take to end after TERM.
+        grace_s: How long the command, and then what it left, may take to end after TERM.
         keep_open: File descriptors that the supervisor (not the command) holds
             open until everything is gone: a lock on them lives as long.
 
@@ -93,7 +93,7 @@ def run_supervised(
         cwd: Its working directory.
         env: Its whole environment.
         on_line: Called with every line of stdout and stderr.
-        grace_s: How long the command may take to end after TERM.
+        grace_s: How long the command, and then what it left, may take to end after TERM.
         keep_open: See `start_supervised`.
 
     Returns:
@@ -141,7 +141,7 @@ def supervise(parent: int, grace_s: float, command: Sequence[str]) -> int:
 
     Args:
         parent: Process id of whoever started this process.
-        grace_s: How long the command may take to end after TERM.
+        grace_s: How long the command, and then what it left, may take to end after TERM.
         command: Program and arguments.
 
     Returns:
@@ -189,37 +189,55 @@ def _sweep(grace_s: float) -> None:
     """End every descendant.
 
     First only those of this session: a stage that is asked alone can have its ranks
-    save a checkpoint, where a TERM to all at once would kill them under its hands.
+    save a checkpoint, where a TERM to all at once would kill them under its hands. For
+    the same reason what a supervisor below this one looks after is left to it.
     """
     session = os.getsid(0)
     _terminate(lambda process: _session_of(process) == session, grace_s)
-    _terminate(lambda _process: True, KILL_AFTER_S)
-    while descendants := _descendants():
-        for process in descendants:
+    _terminate(lambda _process: True, grace_s)
+    while left := psutil.Process().children(recursive=True):
+        for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         time.sleep(POLL_S)
+        _reap()
 
 
 def _terminate(chosen: Callable[[psutil.Process], bool], patience_s: float) -> None:
     """Send TERM, once each, to the chosen descendants, until none is left or time is up."""
     deadline = time.monotonic() + patience_s
     asked: set[psutil.Process] = set()
-    while targets := [process for process in _descendants() if chosen(process)]:
-        for process in set(targets) - asked:
+    while targets := {process for process in _in_care_of(psutil.Process()) if chosen(process)}:
+        for process in targets - asked:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
-        asked.update(targets)
+        asked |= targets
         if time.monotonic() > deadline:
             return
         time.sleep(POLL_S)
+        _reap()
 
 
-def _descendants() -> list[psutil.Process]:
+def _in_care_of(process: psutil.Process) -> Iterator[psutil.Process]:
+    """Yield descendants, other supervisors included but not what is below them."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in process.children():
+            yield child
+            if str(Path(__file__).resolve()) not in _command_line(child):
+                yield from _in_care_of(child)
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []
+
+
+def _reap() -> None:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG) != (0, 0):
             continue
-    return psutil.Process().children(recursive=True)
 
 
 def _session_of(process: psutil.Process) -> int | None:
