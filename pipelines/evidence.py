@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from expectations import documents, raw, shards
 from pipelines.artifacts import read_manifest, sha256_file
 from pipelines.errors import UserError
 from pipelines.shards import TOKEN_DTYPE, Tokens
@@ -35,6 +34,8 @@ def raw_table(directory: Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
+    from expectations.raw import COLUMNS
+
     paths = sorted(directory.glob("*.parquet"))
     files = [pq.ParquetFile(path) for path in paths]
     ids = [_read_column(file, "id") for file in files]
@@ -50,7 +51,7 @@ def raw_table(directory: Path) -> "pd.DataFrame":
         }
         for path, file, column in zip(paths, files, ids, strict=True)
     ]
-    return pd.DataFrame(rows, columns=list(raw.COLUMNS))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _read_column(file: pq.ParquetFile, name: str) -> pa.Array:
@@ -81,6 +82,8 @@ def documents_table(directory: Path) -> "pd.DataFrame":
         A row a split, columns `expectations.documents.COLUMNS`.
     """
     import pandas as pd
+
+    from expectations.documents import COLUMNS
 
     tables = {
         split: pq.read_table(directory / f"{split}.parquet", columns=["id", "text", "cluster"])
@@ -114,7 +117,7 @@ def documents_table(directory: Path) -> "pd.DataFrame":
                 / max(expected * (1.0 - fraction), 1e-9) ** 0.5,
             }
         )
-    return pd.DataFrame(rows, columns=list(documents.COLUMNS))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def shards_table(directory: Path) -> "pd.DataFrame":
@@ -130,11 +133,13 @@ def shards_table(directory: Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
+    from expectations.shards import COLUMNS
+
     manifest = read_manifest(directory)
     length = int(manifest["sequence_length"])
     return pd.DataFrame(
         [_shards_row(directory, split, manifest, length) for split in SPLITS],
-        columns=list(shards.COLUMNS),
+        columns=list(COLUMNS),
     )
 
 

@@ -19,8 +19,10 @@ def hub_access(what: str, *, fix: str) -> Iterator[None]:
             file, or breaks off.
     """
     # HTTPError is that of the library the client is built on, which has changed once.
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        HTTPError,
+        RepositoryNotFoundError,
+    )
 
     try:
         yield

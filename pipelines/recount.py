@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from expectations import overlap
 from pipelines.artifacts import read_manifest
 from pipelines.clean import title_key
 from pipelines.evidence import read_shards
@@ -47,6 +46,8 @@ def overlap_table(directory: Path, *, window_tokens: int, max_containment: float
         names the first or worst thing shared, or is empty.
     """
     import pandas as pd
+
+    from expectations import overlap
 
     manifest = read_manifest(directory)
     length = int(manifest["sequence_length"])
