@@ -1,0 +1,303 @@
+"""A checkout of its own for the runs of one profile: `.enigma/worktrees/<profile>`.
+
+A flow may start at any time, also while someone edits the repository. So it works in a
+git worktree that holds a snapshot of the tracked files, uncommitted changes included,
+and shares with the repository what makes runs fast and resumable: DVC's cache, `runs/`
+and the MLflow store. docs/adr/0003 has what spoke against `dvc exp run --temp`.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from ruamel.yaml import YAML
+
+from pipelines.errors import UserError
+from pipelines.params import PARAMS_FILE, PROFILE_PATTERN, load_params
+from pipelines.stage import QUIET_ENVIRONMENT
+
+SQLITE = "sqlite:///"
+NULL_TAG = "tag:yaml.org,2002:null"
+NOT_A_PATH = ("packaged:", "hf:")
+
+Profile = Annotated[str, Field(pattern=PROFILE_PATTERN, max_length=64)]
+Source = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")]
+Ranks = Annotated[int, Field(ge=1, le=4096)]
+Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Say = Callable[[str], None]
+
+
+class Settings(BaseModel):
+    """What one flow run is asked for: a profile of `params.yaml`, and what differs from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    profile: Profile
+    source: Source | None = None
+    ranks: Ranks | None = None
+    steps: Steps | None = None
+
+    def overrides(self) -> dict[str, str | int]:
+        """Dotted names below the profile, and their values."""
+        chosen = {
+            "ingest.source": self.source,
+            "train.ranks": self.ranks,
+            "train.max_steps": self.steps,
+        }
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """Where a flow run works.
+
+    Args:
+        repository: The user's repository.
+        path: The worktree.
+        baseline: The commit that the snapshot is based on.
+        lock: File descriptor of the profile's lock; it must outlive every process.
+    """
+
+    repository: Path
+    path: Path
+    baseline: str
+    lock: int
+
+    def environment(self) -> dict[str, str]:
+        """The environment of every command that runs here."""
+        binaries = str(Path(sys.executable).parent)
+        return {
+            **QUIET_ENVIRONMENT,
+            **_identity(self.repository),
+            **os.environ,
+            "MLFLOW_TRACKING_URI": tracking_store(self.repository),
+            # `python` and `dvc` are those that run this flow.
+            "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "ENIGMA_RUNS_DIR": str(self.repository / "runs"),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def run(self, *command: str) -> str:
+        """Run a short command here.
+
+        Returns:
+            What it wrote to stdout.
+
+        Raises:
+            UserError: If it fails, with what it said.
+        """
+        return _run(list(command), self.path, self.environment())
+
+
+@contextmanager
+def open_checkout(repository: Path, settings: Settings, say: Say) -> Iterator[Checkout]:
+    """Bring the checkout of a profile up to date and hold it for one flow run.
+
+    Args:
+        repository: The user's repository; nothing in it is changed but ignored files.
+        settings: What was asked for; written into the checkout's `params.yaml`.
+        say: Receives what a person should know.
+
+    Yields:
+        The checkout. A second run of the same profile waits here until it is free.
+
+    Raises:
+        UserError: If this is no git repository with a commit, or if the profile or a
+            value is refused by the schema of `params.yaml`.
+    """
+    path = repository / ".enigma" / "worktrees" / settings.profile
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.with_name(f"{path.name}.lock"), say) as lock:
+        baseline = _git(repository, "rev-parse", "--verify", "HEAD")
+        _materialise(repository, path, baseline, _snapshot(repository))
+        _share_cache(repository, path)
+        _warn_of_untracked(repository, say)
+        write_params(path / PARAMS_FILE, settings, repository)
+        yield Checkout(repository=repository, path=path, baseline=baseline, lock=lock)
+
+
+def write_params(path: Path, settings: Settings, repository: Path) -> None:
+    """Write the profile and the overrides into the checkout's `params.yaml`.
+
+    Args:
+        path: The file; comments and order are kept.
+        settings: What was asked for.
+        repository: Its own `params.yaml` is checked first, so that a message names
+            the file to correct; relative paths of sources start here.
+
+    Raises:
+        UserError: If the schema refuses the file, the profile or a value.
+    """
+    known = load_params(repository / PARAMS_FILE).profiles
+    if settings.profile not in known:
+        raise UserError(
+            f"profile: expected one of {', '.join(sorted(known))}; came {settings.profile!r}",
+            "name an existing profile, or add this one under `profiles:` in params.yaml",
+        )
+    yaml = _same_style()
+    params = yaml.load(path.read_text(encoding="utf-8"))
+    params["profile"] = settings.profile
+    profile = params["profiles"][settings.profile]
+    for name, value in settings.overrides().items():
+        section, key = name.split(".")
+        profile[section][key] = value
+    profile["ingest"]["source"] = absolute_source(profile["ingest"]["source"], repository)
+    with path.open("w", encoding="utf-8") as stream:
+        yaml.dump(params, stream)
+    load_params(path)
+
+
+def _same_style() -> YAML:
+    """YAML that writes what it has read, so that an experiment shows only what differs."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar(NULL_TAG, "null")
+    )
+    return yaml
+
+
+def absolute_source(source: str, repository: Path) -> str:
+    """Anchor a local path or glob in the repository; other sources stay as they are.
+
+    Example:
+        >>> absolute_source("texts/*.parquet", Path("/home/li/enigma"))
+        '/home/li/enigma/texts/*.parquet'
+        >>> absolute_source("packaged:sanguo", Path("/home/li/enigma"))
+        'packaged:sanguo'
+    """
+    if source.startswith(NOT_A_PATH):
+        return source
+    return os.path.normpath(repository / Path(source).expanduser())
+
+
+def tracking_store(repository: Path) -> str:
+    """The MLflow store that every process shares, wherever it works.
+
+    Returns:
+        `MLFLOW_TRACKING_URI`, or `mlflow.db` of the repository; a relative SQLite
+        path starts at the repository.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    if uri.startswith(SQLITE):
+        return f"{SQLITE}{repository / uri.removeprefix(SQLITE)}"
+    return uri
+
+
+@contextmanager
+def _locked(path: Path, say: Say) -> Iterator[int]:
+    with path.open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            say(f"waiting: process {stream.read().strip()} runs this profile; its turn is first")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield stream.fileno()
+
+
+def _snapshot(repository: Path) -> str:
+    """Write the tracked files as they are now into a git tree; index and files stay as they are.
+
+    Returns:
+        The tree's id.
+    """
+    index = Path(_git(repository, "rev-parse", "--path-format=absolute", "--git-path", "index"))
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory, "index")
+        shutil.copyfile(index, copy)
+        env = {"GIT_INDEX_FILE": str(copy)}
+        _git(repository, "add", "--update", ":/", env=env)
+        return _git(repository, "write-tree", env=env)
+
+
+def _materialise(repository: Path, path: Path, baseline: str, tree: str) -> None:
+    """Make the worktree, or bring it up to date; outputs that are there stay."""
+    if not (path / ".git").is_file() or not _is_worktree(path):
+        shutil.rmtree(path, ignore_errors=True)
+        _git(repository, "worktree", "prune")
+        _git(repository, "worktree", "add", "--quiet", "--detach", str(path), baseline)
+    # A killed git leaves its lock; nobody else is here, the profile's lock is held.
+    lock = _git(path, "rev-parse", "--path-format=absolute", "--git-path", "index.lock")
+    Path(lock).unlink(missing_ok=True)
+    _git(path, "checkout", "--quiet", "--force", "--detach", baseline)
+    _git(path, "restore", f"--source={tree}", "--staged", "--worktree", ":/")
+    _git(path, "clean", "-d", "--force", "--quiet", "--exclude=dvc.lock")
+
+
+def _is_worktree(path: Path) -> bool:
+    try:
+        return Path(_git(path, "rev-parse", "--show-toplevel")).samefile(path)
+    except UserError:
+        # The repository has moved, or git's record of the worktree is gone.
+        return False
+
+
+def _share_cache(repository: Path, path: Path) -> None:
+    """Give the checkout the repository's own DVC settings and its cache."""
+    local = repository / ".dvc" / "config.local"
+    if local.is_file():
+        shutil.copyfile(local, path / ".dvc" / "config.local")
+    dvc = [sys.executable, "-m", "dvc"]
+    cache = _run([*dvc, "cache", "dir"], repository)
+    _run([*dvc, "config", "--local", "cache.dir", cache], path)
+
+
+def _warn_of_untracked(repository: Path, say: Say) -> None:
+    listing = _git(repository, "ls-files", "--others", "--exclude-standard", "--", ":/*.py")
+    if files := listing.splitlines():
+        say(
+            f"not part of this run, because git does not know them: {', '.join(files[:5])}"
+            f"{', ...' if len(files) > 5 else ''} (`git add` is enough to change that)"
+        )
+
+
+def _identity(repository: Path) -> dict[str, str]:
+    """Who saves an experiment, on a machine where git was never told."""
+    command = ["git", "config", "--get-regexp", r"^user\.(name|email)$"]
+    known = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    if len(re.findall(r"^user\.", known.stdout, re.MULTILINE)) >= 2:
+        return {}
+    return {
+        f"GIT_{role}_{name}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for name, value in (("NAME", "Enigma flows"), ("EMAIL", "flows@localhost"))
+    }
+
+
+def _git(directory: Path, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+    return _run(["git", *arguments], directory, env)
+
+
+def _run(command: list[str], cwd: Path, env: Mapping[str, str] | None = None) -> str:
+    environment = {**QUIET_ENVIRONMENT, **os.environ, **(env or {})}
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, check=True
+        )
+    except FileNotFoundError as error:
+        raise UserError(
+            f"expected the program {command[0]} and the directory {cwd}, came: {error}",
+            "install git, and start from the top of the repository",
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise UserError(
+            f"`{' '.join(command)}` failed in {cwd}: {error.stderr.strip()}",
+            "correct what it names; a flow needs a git repository with at least one commit",
+        ) from None
+    return done.stdout.strip()

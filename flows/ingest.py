@@ -1,0 +1,28 @@
+"""Flow `ingest`: source to raw parquet."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.checkout import Profile, Settings, Source
+from flows.stages import run_until
+
+
+@flow(name="ingest")
+def ingest(
+    profile: Profile = "sanguo",
+    source: Source | None = None,
+) -> State[Any]:
+    """Bring the raw text of a profile up to date.
+
+    Args:
+        profile: A profile of `params.yaml`.
+        source: Parquet files instead of the profile's source: a path, directory or glob
+            (relative ones start at the repository), `packaged:sanguo`, or
+            `hf:<owner>/<dataset>/<config>`.
+
+    Returns:
+        Completed, with the DVC experiment that holds the result; or Failed, with the reason.
+    """
+    return run_until("ingest", Settings(profile=profile, source=source))

@@ -1,0 +1,294 @@
+"""Prefect server, a worker and the MLflow UI on 127.0.0.1: `make serve`.
+
+    python -m flows.serve [--prefect-port 4200] [--mlflow-port 5000]
+
+Applies `prefect.yaml` and stays until Ctrl-C, TERM, or the death of one of the three.
+Each runs under the supervisor, so none of them outlives this process.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from flows.checkout import tracking_store
+from flows.record import MLFLOW_URL
+from flows.supervisor import read_lines, start_supervised, stop
+from pipelines.errors import UserError
+from pipelines.stage import QUIET_ENVIRONMENT, run_stage
+
+HOST = "127.0.0.1"
+POOL = "enigma"
+START_TIMEOUT_S = 180.0
+POLL_S = 0.5
+# The worker's flow runs end their own stages first, and then tell the server so.
+STOP_GRACE_S = 35.0
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the two servers listen."""
+
+    prefect: int
+    mlflow: int
+
+    @property
+    def prefect_url(self) -> str:
+        """The Prefect UI; the API is below it."""
+        return f"http://{HOST}:{self.prefect}"
+
+    @property
+    def mlflow_url(self) -> str:
+        """The MLflow UI."""
+        return f"http://{HOST}:{self.mlflow}"
+
+
+@dataclass
+class Services:
+    """What is running, in the order in which it was started."""
+
+    repository: Path
+    environment: Mapping[str, str]
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, command: Sequence[str]) -> None:
+        """Start a service; its lines appear here under its name."""
+        process = start_supervised(
+            command, cwd=self.repository, env=self.environment, grace_s=STOP_GRACE_S
+        )
+        self.running[name] = process
+        threading.Thread(target=_show, args=(name, process), daemon=True).start()
+
+    def run(self, command: Sequence[str]) -> None:
+        """Run a command to its end.
+
+        Raises:
+            UserError: If it fails, with what it said.
+        """
+        done = subprocess.run(
+            command,
+            cwd=self.repository,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise UserError(
+                f"`{' '.join(command)}` failed:\n{done.stdout.strip()}",
+                "correct what it names, and start again",
+            )
+
+    def check(self) -> None:
+        """See whether all of them still run.
+
+        Raises:
+            UserError: If one has ended.
+        """
+        for name, process in self.running.items():
+            if (code := process.poll()) is not None:
+                raise UserError(
+                    f"expected {name} to keep running, but it ended with exit code {code}; "
+                    "the rest was stopped",
+                    f"read its lines above ([{name}]), and start again",
+                )
+
+    def wait_until(self, ready: Callable[[], bool], what: str) -> None:
+        """Wait for something that a service brings about.
+
+        Raises:
+            UserError: If it takes too long or a service ends meanwhile.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not ready():
+            self.check()
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"expected {what} within {START_TIMEOUT_S:.0f} s, it did not come",
+                    "read the lines above, and start again",
+                )
+            time.sleep(POLL_S)
+
+    def stop_all(self) -> None:
+        """End them, the last one first: a worker tells the server how its runs ended."""
+        for process in reversed(self.running.values()):
+            stop(process)
+
+
+def main() -> None:
+    """Read the options and serve."""
+    parser = argparse.ArgumentParser(prog="python -m flows.serve")
+    parser.add_argument("--prefect-port", type=int, default=4200)
+    parser.add_argument("--mlflow-port", type=int, default=5000)
+    options = parser.parse_args()
+    serve(Path.cwd(), Ports(options.prefect_port, options.mlflow_port))
+
+
+def serve(repository: Path, ports: Ports) -> None:
+    """Start everything, say where it is, and stay until told to stop.
+
+    Args:
+        repository: The top of the repository.
+        ports: Where to listen.
+
+    Raises:
+        UserError: If this is not the top of the repository, if a port is in use
+            (nothing is started then), or if a service does not start or dies.
+    """
+    if not (repository / "prefect.yaml").is_file():
+        raise UserError(
+            f"expected prefect.yaml in {repository}, found no such file",
+            "run the command from the top of the repository",
+        )
+    check_port(ports.prefect, "the Prefect server", "--prefect-port")
+    check_port(ports.mlflow, "the MLflow UI", "--mlflow-port")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    services = Services(repository, service_environment(repository, ports))
+    try:
+        start_all(services, ports)
+        _say(_welcome(ports))
+        while True:
+            services.check()
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        _say("stopping")
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        services.stop_all()
+        _say("stopped")
+
+
+def start_all(services: Services, ports: Ports) -> None:
+    """Start the three services, one after the other, and apply `prefect.yaml`."""
+    from flows.reconcile import pool_exists, reconcile
+
+    api = f"{ports.prefect_url}/api"
+    python = [sys.executable, "-m"]
+    _say("starting MLflow and Prefect, some twenty seconds")
+    services.run([sys.executable, "-c", INITIALISE_MLFLOW])
+    store = services.environment["MLFLOW_TRACKING_URI"]
+    listen = ["--host", HOST, "--port"]
+    quiet = ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    mlflow = [*python, "mlflow", "server", "--backend-store-uri", store, *quiet]
+    services.start("mlflow", [*mlflow, *listen, str(ports.mlflow)])
+    services.start("server", [*python, "prefect", "server", "start", *listen, str(ports.prefect)])
+    services.wait_until(lambda: answers(f"{api}/health"), "the Prefect server")
+    for run in reconcile(api):
+        _say(f"flow run {run} had been cut off: it is marked as crashed now, start it again")
+    worker = ["worker", "start", "--pool", POOL, "--type", "process", "--name", POOL]
+    services.start("worker", [*python, "prefect", *worker])
+    services.wait_until(lambda: pool_exists(api, POOL), f"the work pool {POOL}")
+    services.run([*python, "prefect", "--no-prompt", "deploy", "--all"])
+    services.wait_until(lambda: answers(f"{ports.mlflow_url}/health"), "the MLflow UI")
+
+
+# The store is made under our lock, before several processes could make it at once.
+INITIALISE_MLFLOW = "from pipelines.tracking import initialise_store; initialise_store()"
+
+
+def service_environment(repository: Path, ports: Ports) -> dict[str, str]:
+    """The environment of the services, and so of the flow runs that the worker starts."""
+    local = ",".join(filter(None, [os.environ.get("NO_PROXY"), HOST, "localhost"]))
+    binaries = str(Path(sys.executable).parent)
+    return {
+        **QUIET_ENVIRONMENT,
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        # The flows of this repository, whatever else is installed.
+        "PYTHONPATH": str(repository),
+        "PYTHONUNBUFFERED": "1",
+        "PREFECT_HOME": str(repository / ".prefect"),
+        "PREFECT_API_URL": f"{ports.prefect_url}/api",
+        "MLFLOW_TRACKING_URI": tracking_store(repository),
+        MLFLOW_URL: ports.mlflow_url,
+        "NO_PROXY": local,
+        "no_proxy": local,
+    }
+
+
+def check_port(port: int, service: str, option: str) -> None:
+    """Refuse a port on which somebody listens.
+
+    Args:
+        port: On 127.0.0.1.
+        service: What needs it.
+        option: How to choose another one.
+
+    Raises:
+        UserError: If it is in use or no port at all.
+    """
+    if not 1 <= port <= 65535:
+        raise UserError(f"{option}: expected 1 to 65535, came {port}", "choose another port")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} of {HOST} is in use{_holder(port)}; {service} needs it ({error})",
+                f"stop that process (is another `make serve` running?), or choose another port: "
+                f"`python -m flows.serve {option} {port + 1}`",
+            ) from None
+
+
+def _holder(port: int) -> str:
+    """Who listens on a port, as far as this user may know."""
+    try:
+        for found in psutil.net_connections("tcp"):
+            listens = found.status == psutil.CONN_LISTEN and found.pid
+            if listens and found.laddr and found.laddr.port == port:
+                return f" by process {found.pid} ({psutil.Process(found.pid).name()})"
+    except (psutil.AccessDenied, psutil.NoSuchProcess):
+        return ""
+    return ""
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers a GET with success."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _show(name: str, process: subprocess.Popen[bytes]) -> None:
+    for line in read_lines(process):
+        _say(f"[{name}] {line}")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _welcome(ports: Ports) -> str:
+    other = "" if ports.prefect == 4200 else f"PREFECT_API_URL={ports.prefect_url}/api "
+    return f"""
+Prefect   {ports.prefect_url}
+MLflow    {ports.mlflow_url}
+
+In a second terminal, in this directory and with the virtual environment active:
+  {other}prefect deployment run train/sanguo --watch
+Ctrl-C stops everything; a run that is cut off goes on when it is started again.
+"""
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,32 @@
+"""Flow `train`: everything up to a trained language model."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.checkout import Profile, Ranks, Settings, Source, Steps
+from flows.stages import run_until
+
+
+@flow(name="train")
+def train(
+    profile: Profile = "sanguo",
+    source: Source | None = None,
+    ranks: Ranks | None = None,
+    steps: Steps | None = None,
+) -> State[Any]:
+    """Train the language model of a profile, on data that has passed its gate.
+
+    Args:
+        profile: A profile of `params.yaml`.
+        source: Parquet files instead of the profile's source: a path, directory or glob
+            (relative ones start at the repository), `packaged:sanguo`, or
+            `hf:<owner>/<dataset>/<config>`.
+        ranks: Training processes, instead of the profile's number.
+        steps: Stop training after so many optimiser steps.
+
+    Returns:
+        Completed, with the DVC experiment that holds the result; or Failed, with the reason.
+    """
+    return run_until("train", Settings(profile=profile, source=source, ranks=ranks, steps=steps))

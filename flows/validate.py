@@ -1,0 +1,28 @@
+"""Flow `validate`: the data path up to the certificate."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.checkout import Profile, Settings, Source
+from flows.stages import run_until
+
+
+@flow(name="validate")
+def validate(
+    profile: Profile = "sanguo",
+    source: Source | None = None,
+) -> State[Any]:
+    """Make the shards of a profile and have them judged; a refusal fails the run.
+
+    Args:
+        profile: A profile of `params.yaml`.
+        source: Parquet files instead of the profile's source: a path, directory or glob
+            (relative ones start at the repository), `packaged:sanguo`, or
+            `hf:<owner>/<dataset>/<config>`.
+
+    Returns:
+        Completed, with the DVC experiment that holds the result; or Failed, with the reason.
+    """
+    return run_until("validate", Settings(profile=profile, source=source))
