@@ -32,7 +32,7 @@ _PADDING = -8192.0
 def alibi_slopes(num_heads: int) -> Tensor:
     """Return the slope m_h of every head, `(H,)` float64: 2^(-8 h / H) for h = 1 ... H.
 
-    Example:
+    Examples:
         >>> alibi_slopes(2).tolist()
         [0.0625, 0.00390625]
     """

@@ -27,7 +27,7 @@ class CausalConv(nn.Module):
     Raises:
         ValueError: for a kernel below 1.
 
-    Example:
+    Examples:
         >>> CausalConv(num_channels=2, kernel_size=3)(torch.ones(1, 4, 2)).shape
         torch.Size([1, 4, 2])
     """

@@ -104,7 +104,7 @@ def prove_causality(
     Raises:
         ValueError: for a length below 2, or ids of another length.
 
-    Example:
+    Examples:
         >>> lm = EnigmaLM(11, d=16, num_rev_blocks=1, num_rotors=1, num_transformer_layers=1,
         ...               num_heads=2, conv1x1_positions=4)
         >>> prove_causality(lm, length=6).is_causal

@@ -15,7 +15,7 @@ __all__ = ["EnigmaConfig"]
 class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ships no types
     """Sizes and switches of the language model; every one of them changes the model.
 
-    Args:
+    Attributes:
         vocab_size: number of token ids.
         d: width.
         num_rev_blocks: reversible blocks of the machine.
@@ -43,7 +43,7 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
         ValueError: for an unknown `return_path`, or sizes that do not divide; raised as the
             validation error of `huggingface_hub`.
 
-    Example:
+    Examples:
         >>> EnigmaConfig(d=64, num_heads=4).hidden_size
         64
     """

@@ -45,7 +45,7 @@ def round_to_grid(x: Tensor) -> Tensor:
     Args:
         x: float32 or float64, any shape.
 
-    Example:
+    Examples:
         >>> float(round_to_grid(torch.tensor(0.1))) * 2**14
         1638.0
     """

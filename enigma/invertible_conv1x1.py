@@ -49,7 +49,7 @@ class InvertibleConv1x1(Bijection):
     Raises:
         ValueError: for a width below 1 or an unknown start.
 
-    Example:
+    Examples:
         >>> rotor = InvertibleConv1x1(num_channels=4)
         >>> x = torch.ones(2, 3, 4)
         >>> torch.equal(rotor.inverse(rotor(x)), x)
@@ -258,7 +258,7 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
     Raises:
         ValueError: if `positions` is below 1 or does not divide `num_channels`.
 
-    Example:
+    Examples:
         >>> rotors = DynamicInvertibleConv1x1Stack(num_channels=8, num_layers=2, positions=4)
         >>> rotors(torch.ones(1, 5, 8)).shape
         torch.Size([1, 5, 8])

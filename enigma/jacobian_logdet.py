@@ -44,7 +44,7 @@ class EnigmaFlow(nn.Module):
     Raises:
         ValueError: for an unknown prior.
 
-    Example:
+    Examples:
         >>> flow = EnigmaFlow.build(d=2, num_rev_blocks=2)
         >>> flow.log_prob(torch.zeros(5, 2)).shape, flow.sample((3,)).shape
         (torch.Size([5]), torch.Size([3, 2]))
@@ -207,7 +207,7 @@ def jacobian_log_det(function: Callable[[Tensor], Tensor], x_D: Tensor) -> Tenso
     Returns:
         A scalar in nats.
 
-    Example:
+    Examples:
         >>> round(float(jacobian_log_det(lambda x: 2 * x, torch.ones(3))), 4)
         2.0794
     """

@@ -32,7 +32,7 @@ class LiftingConv1x1(Bijection):
     Raises:
         ValueError: for a width below 2.
 
-    Example:
+    Examples:
         >>> rotor = LiftingConv1x1(num_channels=4)
         >>> x = torch.ones(2, 3, 4)
         >>> torch.equal(rotor.inverse(rotor(x)), x)

@@ -78,7 +78,7 @@ class Enigma(Bijection):
         ValueError: for a width, number or choice out of range; the message names it. Also while
             running, if an exact stream reaches the limit of its grid.
 
-    Example:
+    Examples:
         >>> import torch
         >>> core = Enigma(d=8, num_rev_blocks=2, num_rotors=2, positions=4).double()
         >>> x = torch.randn(1, 5, 8, dtype=torch.float64)

@@ -54,7 +54,7 @@ class EnigmaLM(nn.Module):
     Raises:
         ValueError: for a size out of range; the message names it.
 
-    Example:
+    Examples:
         >>> lm = EnigmaLM(vocab_size=11, d=16, num_rev_blocks=1, num_rotors=2,
         ...               num_transformer_layers=2, num_heads=2, max_len=8, conv1x1_positions=4)
         >>> lm(torch.tensor([[1, 2, 3]])).shape

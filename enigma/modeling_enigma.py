@@ -34,7 +34,7 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     Args:
         config: sizes and switches.
 
-    Example:
+    Examples:
         >>> config = EnigmaConfig(vocab_size=111, d=16, num_rev_blocks=1, num_heads=2,
         ...                       num_transformer_layers=2, conv1x1_positions=4)
         >>> model = EnigmaForCausalLM(config)

@@ -35,7 +35,7 @@ class Plugboard(Bijection):
     Raises:
         ValueError: for a width below 2 or a number of pairs out of range.
 
-    Example:
+    Examples:
         >>> plugboard = Plugboard(num_channels=6, num_pairs=2)
         >>> x = torch.arange(6.0)
         >>> int((plugboard(x) != x).sum()), torch.equal(plugboard(plugboard(x)), x)

@@ -46,7 +46,7 @@ def build_preset(name: str, **changes: Any) -> EnigmaLM:
     Raises:
         ValueError: for an unknown name.
 
-    Example:
+    Examples:
         >>> build_preset("512-wide-6-layer", d=64, vocab_size=100).d
         64
     """
@@ -65,7 +65,7 @@ def count_parameters(settings: Mapping[str, Any]) -> dict[str, int]:
         Numbers of embedding (with the tied head), attention layers, rotors, reversible blocks,
         the rest, and their total.
 
-    Example:
+    Examples:
         >>> count_parameters(PRESETS["512-wide-6-layer"])["rotors"] == 4 * 512**2
         True
     """

@@ -30,7 +30,7 @@ class Reflector(Bijection):
     Raises:
         ValueError: for a rank out of range, or an exact reflector of another rank than 1.
 
-    Example:
+    Examples:
         >>> reflector = Reflector(num_channels=3)
         >>> x = torch.tensor([1.0, 2.0, 3.0])
         >>> torch.allclose(reflector(reflector(x)), x, atol=1e-5)

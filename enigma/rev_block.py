@@ -34,7 +34,7 @@ class RevBlock(Bijection):
     Raises:
         ValueError: for a width below 2, an unknown coupling, or an exact one that is not additive.
 
-    Example:
+    Examples:
         >>> block = RevBlock(num_channels=6, coupling="affine")
         >>> x = torch.ones(2, 3, 6)
         >>> torch.equal(block.inverse(block(x)), x)

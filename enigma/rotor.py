@@ -27,7 +27,7 @@ def odometer(index: Tensor, num_rotors: int, positions: int) -> list[Tensor]:
     Returns:
         R int64 tensors of the shape of `index`, each in [0, P).
 
-    Example:
+    Examples:
         >>> [wheel.tolist() for wheel in odometer(torch.arange(5), num_rotors=2, positions=2)]
         [[0, 1, 0, 1, 0], [0, 0, 1, 1, 0]]
     """
@@ -83,7 +83,7 @@ def shift_channels(x: Tensor, shift: Tensor, positions: int) -> Tensor:
     Returns:
         A tensor of the shape of `x`.
 
-    Example:
+    Examples:
         >>> shift_channels(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([1]), 2)
         tensor([[2., 3., 0., 1.]])
     """

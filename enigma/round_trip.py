@@ -57,7 +57,7 @@ def core_round_trip_error(
     Raises:
         TypeError: for a model without a core.
 
-    Example:
+    Examples:
         >>> report = core_round_trip_error(Enigma(d=8, num_rotors=1, positions=4), length=5)
         >>> report.float64 < 1e-12
         True

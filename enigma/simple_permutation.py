@@ -28,7 +28,7 @@ def sinkhorn(scores_DD: Tensor, num_iterations: int = 20) -> Tensor:
         scores_DD: floating `(D, D)`, already divided by a temperature.
         num_iterations: how often rows and columns are normalised.
 
-    Example:
+    Examples:
         >>> p = sinkhorn(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
         >>> torch.allclose(p.sum(0), torch.ones(2)), torch.allclose(p.sum(1), torch.ones(2))
         (True, True)
@@ -69,7 +69,7 @@ class SimplePermutation(Bijection):
     Raises:
         ValueError: for a width below 1 or a temperature that is not above 0.
 
-    Example:
+    Examples:
         >>> permutation = SimplePermutation(num_channels=4)
         >>> permutation.order().tolist()
         [0, 1, 2, 3]
