@@ -234,10 +234,10 @@ class Schedule(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
 
     def on_evaluate(
         self,
-        args: TrainingArguments,
+        args: TrainingArguments,  # noqa: ARG002
         state: TrainerState,
         control: TrainerControl,
-        **_: Any,  # noqa: ARG002
+        **_: Any,
     ) -> TrainerControl:
         """End when the patience is over; every rank has the same history."""
         if patience_is_over(state.log_history, self._patience):

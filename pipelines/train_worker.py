@@ -117,10 +117,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
 
     def on_train_begin(
         self,
-        args: TrainingArguments,
+        args: TrainingArguments,  # noqa: ARG002
         state: TrainerState,
-        control: TrainerControl,
-        **_: Any,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
     ) -> None:
         """Begin the file with what the checkpoint remembers: a kill may have logged more."""
         if self._run_log is not None:
