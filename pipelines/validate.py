@@ -6,11 +6,8 @@ there is no certificate; the report is left in `reports/<profile>/validate-faile
 which DVC does not own and so does not delete.
 """
 
-import hashlib
-import json
 import logging
 import shutil
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +17,7 @@ import pyarrow as pa
 from pipelines.artifacts import publish_directory, read_manifest, write_json, write_text
 from pipelines.errors import GateError, UserError
 from pipelines.evidence import documents_table, raw_table, shards_table
+from pipelines.judge import SuiteResult, run_suites
 from pipelines.params import DecontaminateParams, ValidateParams, load_params
 from pipelines.recount import overlap_table
 from pipelines.stage import run_stage
@@ -29,48 +27,12 @@ from pipelines.workspace import SPLITS, Workspace
 if TYPE_CHECKING:
     import pandas as pd
     from great_expectations import ExpectationSuite
-    from great_expectations.core import ExpectationSuiteValidationResult
-    from great_expectations.data_context import AbstractDataContext
 
 log = logging.getLogger(__name__)
 
 CERTIFICATE_NAME = "certificate.json"
 GATE = "validate"
 VERSIONED = ("great-expectations", "pyarrow", "transformers")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One expectation and what came of it.
-
-    Args:
-        expectation: Its name in Great Expectations.
-        arguments: Its arguments.
-        critical: Whether its failure refuses the data; else it is a warning.
-        success: Whether the data met it.
-        observed: What was found, as text.
-    """
-
-    expectation: str
-    arguments: dict[str, Any]
-    critical: bool
-    success: bool
-    observed: str
-
-    @property
-    def refuses(self) -> bool:
-        """Whether it stops the pipeline."""
-        return self.critical and not self.success
-
-
-@dataclass(frozen=True)
-class SuiteResult:
-    """A suite, the evidence it judged, and its checks."""
-
-    name: str
-    sha256: str
-    evidence: "pd.DataFrame"
-    checks: list[Check]
 
 
 def validate(
@@ -103,7 +65,7 @@ def validate(
         passed = not any(check.refuses for result in results for check in result.checks)
         certificate = make_certificate(workspace, results, passed=passed)
         tables["overlap"].to_parquet(building / "evidence.parquet")
-        write_text(building / "index.html", render_page(workspace.profile, certificate, results))
+        write_text(building / "index.html", render_page(certificate, results, refusals(results)))
         write_json(building / CERTIFICATE_NAME, certificate)
     if not passed:
         raise refusal(results, failed)
@@ -161,106 +123,6 @@ def make_suites(
     ]
 
 
-def run_suites(
-    suites: "list[ExpectationSuite]", tables: "dict[str, pd.DataFrame]", data_docs: Path
-) -> list[SuiteResult]:
-    """Judge each table by the suite of its name, and build Data Docs.
-
-    Args:
-        suites: The suites.
-        tables: The evidence by name of the suite.
-        data_docs: Where the site goes.
-
-    Returns:
-        The results, in the order of the suites.
-    """
-    import great_expectations as gx
-
-    context = _context(data_docs)
-    source = context.data_sources.add_pandas("evidence")
-    results = []
-    for suite in suites:
-        digest = suite_sha256(suite)
-        batch = source.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("all")
-        definition = context.validation_definitions.add(
-            gx.ValidationDefinition(name=suite.name, data=batch, suite=context.suites.add(suite))
-        )
-        table = tables[suite.name]
-        outcome = definition.run(batch_parameters={"dataframe": table}, result_format="SUMMARY")
-        results.append(SuiteResult(suite.name, digest, table, _checks(outcome)))
-    context.build_data_docs(site_names=[GATE])
-    return results
-
-
-def _context(data_docs: Path) -> "AbstractDataContext":
-    """A context that lives in memory, phones nobody, and writes Data Docs to one place."""
-    import great_expectations as gx
-    from great_expectations.data_context.types import base
-
-    # It tells of its own unset defaults at level INFO, twice a row condition.
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    site = {
-        "class_name": "SiteBuilder",
-        "show_how_to_buttons": False,
-        "store_backend": {
-            "class_name": "TupleFilesystemStoreBackend",
-            "base_directory": str(data_docs.resolve()),
-        },
-        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-    }
-    config = base.DataContextConfig(
-        store_backend_defaults=base.InMemoryStoreBackendDefaults(),
-        data_docs_sites={GATE: site},
-        analytics_enabled=False,
-        progress_bars=base.ProgressBarsConfig(globally=False),
-    )
-    return gx.get_context(project_config=config, mode="ephemeral")
-
-
-def suite_sha256(suite: "ExpectationSuite") -> str:
-    """Hash what a suite expects; ids and versions do not count."""
-    expected = [
-        {key: item[key] for key in ("type", "kwargs", "severity")}
-        for item in suite.to_json_dict()["expectations"]
-    ]
-    return hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()
-
-
-def _checks(outcome: "ExpectationSuiteValidationResult") -> list[Check]:
-    checks = []
-    for result in outcome.results:
-        config = result.expectation_config
-        arguments = {key: value for key, value in config.kwargs.items() if key != "batch_id"}
-        checks.append(
-            Check(
-                expectation=config.type,
-                arguments=arguments,
-                critical=config.severity == "critical",
-                success=bool(result.success),
-                observed=_observed(result.to_json_dict()),
-            )
-        )
-    return sorted(checks, key=lambda check: (check.success, not check.critical))
-
-
-def _observed(result: dict[str, Any]) -> str:
-    details = result["result"]
-    if "observed_value" in details:
-        return str(details["observed_value"])
-    if "partial_unexpected_list" in details:
-        unexpected = details["partial_unexpected_list"]
-        total = details["element_count"]
-        return (
-            f"{details['unexpected_count']} of {total} rows: {unexpected}"
-            if unexpected
-            else (f"{total} rows as expected")
-        )
-    # The expectation could not be computed at all, say for want of the column.
-    info = result["exception_info"]
-    causes = [info] if "exception_message" in info else list(info.values())
-    return "; ".join(str(cause["exception_message"]) for cause in causes)
-
-
 def make_certificate(
     workspace: Workspace, results: list[SuiteResult], *, passed: bool
 ) -> dict[str, Any]:
@@ -296,10 +158,10 @@ def make_certificate(
     }
 
 
-def refusal(results: list[SuiteResult], report: Path) -> GateError:
+def refusals(results: list[SuiteResult]) -> list[str]:
     """Say which expectations failed, on what, and which sequences are shared."""
-    lines = [
-        f"suite `{result.name}`: {check.expectation}({_spell(check.arguments)}): {check.observed}"
+    failed = [
+        f"suite `{result.name}`: {check.sentence}: {check.observed}"
         for result in results
         for check in result.checks
         if check.refuses
@@ -311,22 +173,27 @@ def refusal(results: list[SuiteResult], report: Path) -> GateError:
         for example in result.evidence["example"]
         if example
     ]
+    # An equal sequence is a near one as well, and is named once.
+    return [*failed, *dict.fromkeys(examples)]
+
+
+def refusal(results: list[SuiteResult], report: Path) -> GateError:
+    """The error of a refused gate, with where the report is."""
+    reasons = refusals(results)
     return GateError(
         GATE,
-        "\n  " + "\n  ".join([*lines, *dict.fromkeys(examples)]),
+        "\n  " + "\n  ".join(reasons),
         f"read {report / 'index.html'}; then correct the data or the stage that made it "
         "(a bound that is too tight is in params.yaml under `validate`)",
     )
-
-
-def _spell(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 def main() -> None:
     """Run the stage for the profile in use."""
     params = load_params()
     profile = params.profile
+    # It tells of its own internals at level INFO, from its import onwards.
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     validate(profile.validation, profile.decontaminate, Workspace(params.name))
 
 

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.validate import Check, SuiteResult
+    from pipelines.judge import Check, SuiteResult
 
 STYLE = """
 body { font: 15px/1.5 system-ui, "Noto Sans CJK SC", sans-serif; margin: 2rem auto;
@@ -17,9 +17,12 @@ h1 { font-size: 1.6rem; margin-bottom: 0; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #e3e6e9;
-         vertical-align: top; overflow-wrap: anywhere; }
+         vertical-align: top; }
+.checks td { overflow-wrap: anywhere; }
+.checks td:first-child { white-space: nowrap; }
+.reason { border-left: 3px solid #cd2b31; padding-left: .8rem; overflow-wrap: anywhere; }
 th { color: #5b6670; font-weight: 600; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
 code { font-size: .88em; }
 .passed { color: #18794e; } .refused { color: #cd2b31; } .warning { color: #946800; }
@@ -32,30 +35,33 @@ NOTE = (
 )
 
 
-def render_page(profile: str, certificate: dict[str, Any], results: "Sequence[SuiteResult]") -> str:
+def render_page(
+    certificate: dict[str, Any], results: "Sequence[SuiteResult]", refusals: Sequence[str]
+) -> str:
     """Write the report.
 
     Args:
-        profile: Name of the profile.
         certificate: The certificate.
         results: The suites with their evidence.
+        refusals: Why the data were refused; empty if they passed.
 
     Returns:
         A whole HTML document.
     """
     verdict = "passed" if certificate["passed"] else "refused"
+    heading = f"Validation of {escape(certificate['profile'])}"
     roots = [
         (name.removesuffix("_root"), _code(certificate[name]))
         for name in ("raw_root", "documents_root", "shards_root")
     ]
-    title = f"Validation of {escape(profile)}: {verdict}"
     return "\n".join(
         [
             "<!doctype html>",
-            f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
+            f'<html lang="en"><head><meta charset="utf-8"><title>{heading}: {verdict}</title>',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<style>{STYLE}</style></head><body>",
-            f'<h1>Validation of {escape(profile)}: <span class="{verdict}">{verdict}</span></h1>',
+            f'<h1>{heading}: <span class="{verdict}">{verdict}</span></h1>',
+            *(f'<p class="reason">{escape(reason)}</p>' for reason in refusals),
             f'<p class="note">{NOTE}</p>',
             _table(("Data", "Root (SHA-256)"), roots),
             *(_suite(result) for result in results),
@@ -70,7 +76,7 @@ def _suite(result: "SuiteResult") -> str:
     names = [str(name).replace("_", " ") for name in result.evidence.columns]
     rows = [[_cell(value) for value in row] for row in result.evidence.itertuples(index=False)]
     checks = [
-        (_status(check), _code(check.expectation), _arguments(check), escape(check.observed))
+        (_status(check), _expectation(check), _arguments(check), escape(check.observed))
         for check in result.checks
     ]
     return "\n".join(
@@ -78,8 +84,9 @@ def _suite(result: "SuiteResult") -> str:
             f"<h2>{escape(result.name)}: {count}</h2>",
             _table(names, rows),
             f"<details{' open' if failed else ''}><summary>Expectations</summary>",
+            '<div class="checks">',
             _table(("", "Expectation", "Arguments", "Observed"), checks),
-            "</details>",
+            "</div></details>",
         ]
     )
 
@@ -106,6 +113,10 @@ def _status(check: "Check") -> str:
     if check.success:
         return '<span class="passed">met</span>'
     return f'<span class="{"refused" if check.critical else "warning"}">not met</span>'
+
+
+def _expectation(check: "Check") -> str:
+    return escape(check.expectation.removeprefix("expect_").replace("_", " "))
 
 
 def _arguments(check: "Check") -> str:
