@@ -56,11 +56,11 @@ def test_signatures_estimate_jaccard(profile, prose) -> None:
     assert estimate == pytest.approx(true_jaccard(a, b, 5), abs=0.12)
 
 
-def test_lightly_edited_copies_are_found_and_others_left_alone(profile, prose) -> None:
+def test_copies_with_a_twentieth_edited_are_found_and_others_left_alone(profile, prose) -> None:
     params = profile.clean.near_duplicates
     generator = random.Random(0)
     originals = [prose(seed, 500) for seed in range(150)]
-    copies = [edited(text, 0.02, generator) for text in originals]
+    copies = [edited(text, 0.05, generator) for text in originals]
     half_new = [text[:250] + prose(1000 + i, 250) for i, text in enumerate(originals)]
     texts = [*originals, *copies, *half_new]
     sets = UnionFind(len(texts))
@@ -73,7 +73,7 @@ def test_lightly_edited_copies_are_found_and_others_left_alone(profile, prose) -
         expected += alike
         found += joined
         assert sets.find(300 + index) == 300 + index
-    assert expected > 100
+    assert expected >= 148
     assert found >= 0.99 * expected
 
 
