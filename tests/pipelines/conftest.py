@@ -13,11 +13,16 @@ from pipelines.artifacts import write_manifest
 from pipelines.clean import clean
 from pipelines.ingest import ingest
 from pipelines.params import Profile, load_params
+from pipelines.promote import promote
+from pipelines.registry import MODELS, register
 from pipelines.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
 from pipelines.sources import RAW_SCHEMA
+from pipelines.stage import QUIET_ENVIRONMENT
 from pipelines.tokenize import tokenize
+from pipelines.tracking import RunLog
 from pipelines.workspace import SPLITS
-from tests.support import REPOSITORY
+from tests.finished import write_finished_project
+from tests.support import REPOSITORY, change_params
 
 WriteCorpus = Callable[..., Path]
 WriteShards = Callable[..., Path]
@@ -137,3 +142,32 @@ def sanguo(tmp_path_factory: pytest.TempPathFactory, profile: Profile) -> Path:
     clean(profile.clean, directory / "raw", directory / "documents")
     tokenize(profile.tokenize, directory / "documents", directory / "tokens")
     return directory
+
+
+@pytest.fixture(scope="session")
+def registered_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished project with two versions of each model: 1 is champion, 2 is candidate."""
+    directory = tmp_path_factory.mktemp("registered")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET_ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{directory}/mlflow.db")
+        patch.chdir(directory)
+        run_log = RunLog.open(run_name="train", params={}, tags={})
+        run_log.finish("FINISHED")
+        write_finished_project(directory, run_log.run_id)
+        for name in MODELS:
+            assert register(name) == "1"
+            assert promote(name)
+        change_params(directory / "params.yaml", {"train.weight_decay": 0.02})
+        for name in MODELS:
+            assert register(name) == "2"
+    return directory
+
+
+@pytest.fixture
+def store(registered_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in the registered project; leave it as it was."""
+    monkeypatch.chdir(registered_project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registered_project}/mlflow.db")
+    return registered_project

@@ -1,0 +1,125 @@
+"""A project as `dvc repro` leaves it, in a second: tiny real models, hand-made reports."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.artifacts import sha256_file, write_json
+from tests.support import REPOSITORY
+
+SHARDS_ROOT = "5" * 64
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+SCORE = {"loss_nats": 4.6, "perplexity": 100.0, "bits_per_character": 7.0}
+
+
+def write_finished_project(directory: Path, run_id: str | None) -> None:
+    """Write models, reports and parameters of the profile `sanguo` that pass every gate."""
+    (directory / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    (directory / "dvc.lock").write_text("schema: '2.0'\n", encoding="utf-8")
+    reports, models = directory / "reports" / "sanguo", directory / "models" / "sanguo"
+    certificate = reports / "validate" / "certificate.json"
+    write_json(certificate, _certificate())
+    weights = _write_language_model(models / "lm")
+    training = {
+        "fingerprint": "f" * 64,
+        "shards_root": SHARDS_ROOT,
+        "certificate_sha256": sha256_file(certificate),
+        "best_step": 3,
+        "mlflow_run_id": run_id,
+        "weights_sha256": weights,
+    }
+    write_json(models / "lm" / "training.json", training)
+    _write_flow(models / "flow")
+    flow_training = {
+        "lm_fingerprint": "f" * 64,
+        "lm_weights_sha256": weights,
+        "shards_root": SHARDS_ROOT,
+        "noise_std": 0.1,
+        "mlflow_run_id": None,
+    }
+    write_json(models / "flow" / "flow_training.json", flow_training)
+    write_json(reports / "train" / "metrics.json", {"best_validation_loss_nats": 4.6})
+    write_json(reports / "evaluate" / "evaluation.json", _evaluation())
+    write_json(reports / "train_flow" / "metrics.json", {"best_step": 7})
+    sampled = {
+        "test_nll_nats_per_dim": 0.5,
+        "gaussian_test_nll_nats_per_dim": 0.6,
+        "round_trip_error": 1e-6,
+        "max_round_trip_error": 1e-3,
+        "most_frequent_decoded": ["曹"],
+    }
+    write_json(reports / "sample_flow" / "metrics.json", sampled)
+    for stage in ("train", "evaluate", "sample_flow"):
+        (reports / stage / "figures").mkdir()
+        (reports / stage / "figures" / f"{stage}_curve.png").write_bytes(PNG)
+
+
+def change_json(path: Path, dotted: str, value: Any) -> None:
+    """Change one nested value of a JSON file; names are divided by dots."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    *parents, leaf = dotted.split(".")
+    node = document
+    for parent in parents:
+        node = node[parent]
+    node[leaf] = value
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def _certificate() -> dict[str, Any]:
+    methods = dict.fromkeys(("exact_sequence", "near_containment", "document_id", "title"), 0)
+    pairs = ("train/validation", "train/test", "validation/test")
+    return {
+        "passed": True,
+        "profile": "sanguo",
+        "shards_root": SHARDS_ROOT,
+        "overlap": {pair: dict(methods) for pair in pairs},
+    }
+
+
+def _evaluation() -> dict[str, Any]:
+    return {
+        "validation": SCORE,
+        "test": SCORE,
+        "baselines": {
+            "unigram": {"perplexity": 900.0, "bits_per_character": 9.0},
+            "5-gram": {"perplexity": 200.0, "bits_per_character": 7.5},
+        },
+        "round_trip": {"float32": 1e-7, "float64": 1e-16},
+        "causality": {"is_causal": True},
+        "generation": {"repetition_rate": 0.1, "samples": ["却说曹操<b>|大喜"]},
+        "evaluation_set": {"shards_root": SHARDS_ROOT, "sha256": "e" * 64},
+        "bounds": {"min_perplexity": 2.0, "max_round_trip_error": 1e-5},
+        "alarms": [],
+    }
+
+
+def _write_language_model(directory: Path) -> str:
+    import torch
+
+    from enigma.configuration_enigma import EnigmaConfig
+    from enigma.modeling_enigma import EnigmaForCausalLM
+    from pipelines.vocabulary import load_tokenizer
+
+    torch.manual_seed(0)
+    config = EnigmaConfig(
+        d=16, num_heads=2, num_rev_blocks=1, num_rotors=1, num_transformer_layers=1, max_len=32,
+        conv1x1_positions=4,
+    )  # fmt: skip
+    EnigmaForCausalLM(config).save_pretrained(directory)
+    load_tokenizer("bert-base-chinese").save_pretrained(directory)
+    return sha256_file(directory / "model.safetensors")
+
+
+def _write_flow(directory: Path) -> None:
+    import torch
+
+    from enigma.jacobian_logdet import EnigmaFlow
+    from pipelines.flow_states import StateFlow
+    from pipelines.gaussian import Gaussian
+
+    flow = EnigmaFlow.build(16, 1, coupling="affine", hidden_channels=8)
+    whitening = Gaussian(torch.zeros(16).double(), torch.eye(16).double())
+    StateFlow(flow, whitening).save(directory)

@@ -1,0 +1,145 @@
+"""Every gate refuses a planted bad proof, and the champion stays."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from pipelines import ledger
+from pipelines.errors import GateError, UserError
+from pipelines.promote import promote
+from pipelines.registry import FLOW, LM
+from pipelines.tracking import tracking_uri
+from tests.finished import change_json
+from tests.support import change_params
+
+LM_CASES = [
+    ("certificate", "certificate.json", "passed", False),
+    ("certificate", "certificate.json", "passed", "true"),
+    ("overlap", "certificate.json", "overlap", {}),
+    ("overlap", "certificate.json", "overlap.train/test.title", 1),
+    ("overlap", "certificate.json", "overlap.train/test", {}),
+    ("overlap", "certificate.json", "overlap.validation/test.title", None),
+    ("shards", "certificate.json", "shards_root", "6" * 64),
+    ("shards", "training.json", "shards_root", "6" * 64),
+    ("shards", "evaluation.json", "evaluation_set", {}),
+    ("certificate_sha256", "training.json", "certificate_sha256", "6" * 64),
+    ("weights", "training.json", "weights_sha256", "6" * 64),
+    ("causality", "evaluation.json", "causality", {"is_causal": False}),
+    ("causality", "evaluation.json", "causality", {}),
+    ("round_trip", "evaluation.json", "round_trip.float32", 1e-4),
+    ("round_trip", "evaluation.json", "round_trip.float32", None),
+    ("baseline", "evaluation.json", "test", {"perplexity": 100.0, "bits_per_character": 9.0}),
+    ("baseline", "evaluation.json", "baselines", {}),
+    ("perplexity", "evaluation.json", "validation", {"perplexity": 1.0}),
+    ("perplexity", "evaluation.json", "validation", {"perplexity": None}),
+    ("alarms", "evaluation.json", "alarms", [{"name": "not_causal", "message": "it looks ahead"}]),
+]
+FLOW_CASES = [
+    ("certificate", "certificate.json", "passed", False),
+    ("flow_shards", "flow_training.json", "shards_root", "6" * 64),
+    ("language_model", "flow_training.json", "lm_weights_sha256", "6" * 64),
+    ("flow_round_trip", "sample_flow.json", "round_trip_error", 1.0),
+    ("flow_round_trip", "sample_flow.json", "round_trip_error", None),
+    ("gaussian", "sample_flow.json", "test_nll_nats_per_dim", 0.6),
+]
+
+
+def champion(name: str) -> str:
+    client = MlflowClient(tracking_uri())
+    return str(client.get_model_version_by_alias(name, "champion").version)
+
+
+def stored(store: Path, name: str) -> Path:
+    """The files of version 2 in the store."""
+    model = MlflowClient(tracking_uri()).get_model_version(name, "2")
+    [directory] = store.glob(f"mlartifacts/**/{model.source.removeprefix('models:/')}")
+    return directory / "artifacts" / "artifacts"
+
+
+@pytest.fixture
+def proof(store: Path) -> Iterator[dict[str, Path]]:
+    """The directories of the candidates' proof, put back afterwards."""
+    found = {name: stored(store, name) / "proof" for name in (LM, FLOW)}
+    before = {path: path.read_bytes() for d in found.values() for path in d.iterdir()}
+    yield found
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "case"), [(LM, case) for case in LM_CASES] + [(FLOW, case) for case in FLOW_CASES]
+)
+def test_a_gate_refuses_and_the_champion_stays(proof, name, case) -> None:
+    gate, file, field, value = case
+    change_json(proof[name] / file, field, value)
+    lines = len(ledger.read())
+    with pytest.raises(GateError, match=f"{name} version 2") as refusal:
+        promote(name)
+    assert refusal.value.gate == gate
+    assert champion(name) == "1"
+    assert len(ledger.read()) == lines
+
+
+def test_the_baseline_is_the_one_of_the_versions_own_parameters(proof) -> None:
+    change_params(proof[LM] / "params.yaml", {"promote.baseline": "5-gram"})
+    change_json(proof[LM] / "evaluation.json", "baselines.5-gram.bits_per_character", 6.0)
+    with pytest.raises(GateError, match="5-gram 6"):
+        promote(LM)
+
+
+def test_weights_changed_in_the_store_are_refused(store: Path) -> None:
+    weights = stored(store, LM) / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before + b"x")
+    try:
+        with pytest.raises(GateError, match="gate `weights`"):
+            promote(LM)
+    finally:
+        weights.write_bytes(before)
+
+
+def test_a_missing_proof_is_no_traceback(proof) -> None:
+    (proof[LM] / "certificate.json").unlink()
+    with pytest.raises(UserError, match="found no such file"):
+        promote(LM)
+    assert champion(LM) == "1"
+
+
+@pytest.mark.parametrize("version", ["99", None])
+def test_an_unknown_version_is_refused(workspace: Path, version) -> None:
+    with pytest.raises(UserError, match="found none"):
+        promote(LM, version)
+
+
+def test_the_ledger_records_every_move_and_nothing_else(store: Path) -> None:
+    before = len(ledger.read())
+    assert not promote(LM, dry_run=True)
+    assert not promote(LM, "1")
+    assert len(ledger.read()) == before
+    assert promote(LM)
+    assert champion(LM) == "2"
+    assert promote(LM, "1")
+    there, back = ledger.read()[before:]
+    assert (there["from"], there["to"], back["from"], back["to"]) == ("1", "2", "2", "1")
+    assert there["model"] == LM
+    assert there["who"]
+    assert "unigram" in there["why"]["baseline"]
+    assert len(there["evidence_sha256"]["certificate.json"]) == 64
+
+
+def test_a_move_killed_before_its_ledger_line_is_recorded_later(store: Path) -> None:
+    client = MlflowClient(tracking_uri())
+    client.set_registered_model_alias(FLOW, "champion", "2")
+    assert promote(FLOW, "2")
+    assert (ledger.read()[-1]["from"], ledger.read()[-1]["to"]) == ("1", "2")
+    assert promote(FLOW, "1")
+
+
+def test_a_broken_ledger_line_is_named(workspace: Path) -> None:
+    ledger.append({"model": LM})
+    with ledger.ledger_path().open("a", encoding="utf-8") as stream:
+        stream.write('{"half')
+    with pytest.raises(UserError, match="line 2: expected JSON"):
+        ledger.read()
