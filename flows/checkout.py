@@ -115,6 +115,7 @@ def open_checkout(repository: Path, settings: Settings, say: Say) -> Iterator[Ch
         UserError: If this is no git repository with a commit, or if the profile or a
             value is refused by the schema of `params.yaml`.
     """
+    _require_profile(repository, settings.profile)
     path = repository / ".enigma" / "worktrees" / settings.profile
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_name(f"{path.name}.lock"), say) as lock:
@@ -132,18 +133,11 @@ def write_params(path: Path, settings: Settings, repository: Path) -> None:
     Args:
         path: The file; comments and order are kept.
         settings: What was asked for.
-        repository: Its own `params.yaml` is checked first, so that a message names
-            the file to correct; relative paths of sources start here.
+        repository: Relative paths of sources start here.
 
     Raises:
-        UserError: If the schema refuses the file, the profile or a value.
+        UserError: If the schema refuses a value.
     """
-    known = load_params(repository / PARAMS_FILE).profiles
-    if settings.profile not in known:
-        raise UserError(
-            f"profile: expected one of {', '.join(sorted(known))}; came {settings.profile!r}",
-            "name an existing profile, or add this one under `profiles:` in params.yaml",
-        )
     yaml = _same_style()
     params = yaml.load(path.read_text(encoding="utf-8"))
     params["profile"] = settings.profile
@@ -155,6 +149,16 @@ def write_params(path: Path, settings: Settings, repository: Path) -> None:
     with path.open("w", encoding="utf-8") as stream:
         yaml.dump(params, stream)
     load_params(path)
+
+
+def _require_profile(repository: Path, profile: str) -> None:
+    """Refuse a profile, or a `params.yaml`, before anything is made for it."""
+    known = load_params(repository / PARAMS_FILE).profiles
+    if profile not in known:
+        raise UserError(
+            f"profile: expected one of {', '.join(sorted(known))}; came {profile!r}",
+            "name an existing profile, or add this one under `profiles:` in params.yaml",
+        )
 
 
 def _same_style() -> YAML:
@@ -255,7 +259,9 @@ def _share_cache(repository: Path, path: Path) -> None:
         shutil.copyfile(local, path / ".dvc" / "config.local")
     dvc = [sys.executable, "-m", "dvc"]
     cache = _run([*dvc, "cache", "dir"], repository)
-    _run([*dvc, "config", "--local", "cache.dir", cache], path)
+    # Relative, as DVC cannot write a path with Chinese characters into its settings.
+    relative = os.path.relpath(cache, path)
+    _run([*dvc, "config", "--local", "cache.dir", relative], path)
 
 
 def _warn_of_untracked(repository: Path, say: Say) -> None:

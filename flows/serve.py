@@ -32,6 +32,7 @@ HOST = "127.0.0.1"
 POOL = "enigma"
 START_TIMEOUT_S = 180.0
 POLL_S = 0.5
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # The worker's flow runs end their own stages first, and then tell the server so.
 STOP_GRACE_S = 35.0
 
@@ -155,7 +156,7 @@ def serve(repository: Path, ports: Ports) -> None:
         )
     check_port(ports.prefect, "the Prefect server", "--prefect-port")
     check_port(ports.mlflow, "the MLflow UI", "--mlflow-port")
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.default_int_handler)
     services = Services(repository, service_environment(repository, ports))
     try:
@@ -167,7 +168,7 @@ def serve(repository: Path, ports: Ports) -> None:
     except KeyboardInterrupt:
         _say("stopping")
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         services.stop_all()
         _say("stopped")

@@ -1,0 +1,179 @@
+"""The checkout of a flow run, in a small real repository."""
+
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from flows.checkout import Settings, absolute_source, open_checkout, tracking_store
+from pipelines.errors import UserError
+from pipelines.params import load_params
+from pipelines.stage import QUIET_ENVIRONMENT
+from tests.support import REPOSITORY
+
+
+def git(directory: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    command = ["git", *identity, *arguments]
+    return subprocess.run(
+        command, cwd=directory, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template")
+    for name in ("params.yaml", ".gitignore", ".dvcignore"):
+        shutil.copyfile(REPOSITORY / name, path / name)
+    (path / "stage.py").write_text("committed\n")
+    git(path, "init", "--quiet")
+    # The fixture `quiet_environment` is one of functions: it comes too late here.
+    quiet = {**os.environ, **QUIET_ENVIRONMENT}
+    subprocess.run(["dvc", "init", "--quiet"], cwd=path, check=True, env=quiet)
+    git(path, "add", "--all")
+    git(path, "commit", "--quiet", "--message", "all")
+    return path
+
+
+@pytest.fixture
+def repository(template: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(template, tmp_path / "仓库 with space")
+
+
+@pytest.mark.parametrize(
+    "profile", ["x; touch pwned", "../sanguo", "", "-rf", "a b", "sanguo\n", "三国"]
+)
+def test_a_profile_is_a_plain_name(profile: str) -> None:
+    with pytest.raises(ValidationError, match="profile"):
+        Settings(profile=profile)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"ranks": 0}, {"steps": 0}, {"source": ""}, {"source": "a\nb"}, {"speed": 1}]
+)
+def test_values_out_of_bounds_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValidationError):
+        Settings(profile="sanguo", **wrong)
+
+
+def test_only_what_was_asked_for_is_overridden() -> None:
+    assert Settings(profile="sanguo").overrides() == {}
+    assert Settings(profile="wiki-zh", source="甲.parquet", ranks=2, steps=20).overrides() == {
+        "ingest.source": "甲.parquet",
+        "train.ranks": 2,
+        "train.max_steps": 20,
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("packaged:sanguo", "packaged:sanguo"),
+        ("hf:owner/name/config", "hf:owner/name/config"),
+        ("/data/甲.parquet", "/data/甲.parquet"),
+        ("../data/*.parquet", "/home/data/*.parquet"),
+    ],
+)
+def test_relative_sources_start_at_the_repository(source: str, expected: str) -> None:
+    assert absolute_source(source, Path("/home/repository")) == expected
+
+
+def test_the_tracking_store_is_the_repositorys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_store(Path("/r")) == "sqlite:////r/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_store(Path("/r")) == "http://127.0.0.1:5000"
+
+
+def test_a_run_sees_edits_and_overrides_and_the_repository_stays(repository: Path) -> None:
+    (repository / "stage.py").write_text("edited\n")
+    (repository / "untracked.py").write_text("")
+    (repository / "data.parquet").write_text("")
+    before = (git(repository, "status", "--porcelain"), (repository / "params.yaml").read_bytes())
+    said: list[str] = []
+    settings = Settings(profile="wiki-zh", source="data.parquet", ranks=2, steps=20)
+    with open_checkout(repository, settings, said.append) as checkout:
+        assert (checkout.path / "stage.py").read_text() == "edited\n"
+        params = load_params(checkout.path / "params.yaml")
+        profile = params.profiles[params.name]
+        assert params.name == "wiki-zh"
+        assert profile.ingest.source == str(repository / "data.parquet")
+        assert (profile.train.ranks, profile.train.max_steps) == (2, 20)
+        cache = subprocess.run(
+            ["dvc", "cache", "dir"], cwd=checkout.path, check=True, capture_output=True, text=True
+        )
+        assert cache.stdout.strip() == str(repository / ".dvc" / "cache")
+        environment = checkout.environment()
+        assert environment["ENIGMA_RUNS_DIR"] == str(repository / "runs")
+    assert "untracked.py" in said[0]
+    after = (git(repository, "status", "--porcelain"), (repository / "params.yaml").read_bytes())
+    assert before == after
+    assert git(repository, "stash", "list") == ""
+
+
+def test_the_next_run_keeps_outputs_and_forgets_overrides(repository: Path) -> None:
+    with open_checkout(repository, Settings(profile="sanguo", steps=7), print) as checkout:
+        (checkout.path / "data").mkdir()
+        (checkout.path / "data" / "output").write_text("kept")
+        (checkout.path / "dvc.lock").write_text("")
+        # What a git that was killed leaves.
+        lock = git(checkout.path, "rev-parse", "--path-format=absolute", "--git-path", "index.lock")
+        Path(lock).touch()
+    with open_checkout(repository, Settings(profile="sanguo"), print) as checkout:
+        params = load_params(checkout.path / "params.yaml")
+        assert params.profiles["sanguo"].train.max_steps is None
+        assert (checkout.path / "data" / "output").read_text() == "kept"
+        assert (checkout.path / "dvc.lock").is_file()
+
+
+def test_a_moved_repository_gets_a_new_checkout(repository: Path, tmp_path: Path) -> None:
+    with open_checkout(repository, Settings(profile="sanguo"), print):
+        pass
+    moved = repository.rename(tmp_path / "moved")
+    with open_checkout(moved, Settings(profile="sanguo"), print) as checkout:
+        assert git(checkout.path, "rev-parse", "HEAD") == git(moved, "rev-parse", "HEAD")
+
+
+def test_a_second_run_of_a_profile_waits_for_the_first(repository: Path) -> None:
+    order: list[str] = []
+    waiting = threading.Event()
+
+    def hear(text: str) -> None:
+        if text.startswith("waiting: "):
+            assert str(os.getpid()) in text
+            waiting.set()
+
+    def second() -> None:
+        with open_checkout(repository, Settings(profile="sanguo"), hear):
+            order.append("second")
+
+    with open_checkout(repository, Settings(profile="sanguo"), print):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waiting.wait(10)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_an_unknown_profile_names_the_known_ones(repository: Path) -> None:
+    with (
+        pytest.raises(UserError, match="one of sanguo, wiki-zh; came 'wiki'"),
+        open_checkout(repository, Settings(profile="wiki"), print),
+    ):
+        pytest.fail("must not open")
+    assert not (repository / ".enigma").exists()
+
+
+def test_no_commit_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    shutil.copyfile(REPOSITORY / "params.yaml", tmp_path / "params.yaml")
+    with (
+        pytest.raises(UserError, match="at least one commit"),
+        open_checkout(tmp_path, Settings(profile="sanguo"), print),
+    ):
+        pytest.fail("must not open")

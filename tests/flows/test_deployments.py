@@ -1,0 +1,51 @@
+"""`prefect.yaml` and `prefect.toml`, as they are shipped."""
+
+import importlib
+import inspect
+import tomllib
+
+import pytest
+from prefect import Flow
+from ruamel.yaml import YAML
+
+from flows.serve import POOL
+from pipelines.params import load_params
+from tests.support import REPOSITORY
+
+FLOWS = ("ingest", "validate", "train", "evaluate", "sample")
+DEPLOYMENTS = YAML(typ="safe").load(REPOSITORY / "prefect.yaml")["deployments"]
+
+
+def flow_of(deployment: dict) -> Flow:
+    module, name = deployment["entrypoint"].rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
+
+
+def test_every_flow_has_a_deployment_for_every_profile() -> None:
+    found = sorted((flow_of(one).name, one["name"]) for one in DEPLOYMENTS)
+    profiles = load_params(REPOSITORY / "params.yaml").profiles
+    assert found == sorted((flow, profile) for flow in FLOWS for profile in profiles)
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda one: one["entrypoint"])
+def test_a_deployment_runs_one_at_a_time_with_valid_parameters(deployment: dict) -> None:
+    assert deployment["work_pool"] == {"name": POOL}
+    assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    assert "pull" not in deployment
+    assert deployment["parameters"] == {"profile": deployment["name"]}
+    flow = flow_of(deployment)
+    assert flow.validate_parameters(deployment["parameters"])["profile"] == deployment["name"]
+    assert inspect.getdoc(flow.fn)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_command_in_a_profile_is_refused(name: str) -> None:
+    flow = getattr(importlib.import_module(f"flows.{name}"), name)
+    with pytest.raises(Exception, match="should match pattern"):
+        flow.validate_parameters({"profile": "x; touch pwned"})
+
+
+def test_a_second_shell_finds_the_default_server() -> None:
+    settings = tomllib.loads((REPOSITORY / "prefect.toml").read_text(encoding="utf-8"))
+    assert settings["api"]["url"] == "http://127.0.0.1:4200/api"
+    assert settings["home"] == ".prefect"

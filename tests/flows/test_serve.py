@@ -1,0 +1,61 @@
+"""`python -m flows.serve` refuses what cannot work, before anything starts."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.serve import HOST, check_port
+from pipelines.errors import UserError
+from tests.support import REPOSITORY
+
+pytestmark = pytest.mark.xdist_group("prefect")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in list(os.environ):
+        if name.startswith("PREFECT_") or name in ("MLFLOW_TRACKING_URI", "ENIGMA_RUNS_DIR"):
+            monkeypatch.delenv(name)
+    binaries = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{binaries}{os.pathsep}{os.environ['PATH']}")
+    path = tmp_path / "enigma"
+    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(path)], check=True)
+    return path
+
+
+@pytest.mark.parametrize("port", [0, 70000])
+def test_a_port_is_a_port(port: int) -> None:
+    with pytest.raises(UserError, match="--mlflow-port: expected 1 to 65535"):
+        check_port(port, "the MLflow UI", "--mlflow-port")
+
+
+@pytest.mark.parametrize("option", ["--prefect-port", "--mlflow-port"])
+def test_a_port_in_use_is_named_and_nothing_starts(clone: Path, option: str) -> None:
+    ports = {"--prefect-port": free_port(), "--mlflow-port": free_port()}
+    with socket.socket() as other:
+        other.bind((HOST, ports[option]))
+        other.listen()
+        words = [word for name, port in ports.items() for word in (name, str(port))]
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.serve", *words],
+            cwd=clone,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert f"port {ports[option]}" in done.stderr
+    assert option in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (clone / ".prefect" / "prefect.db").exists()
+    assert not (clone / "mlflow.db").exists()

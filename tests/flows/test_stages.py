@@ -1,0 +1,55 @@
+"""What flows make of DVC's words: order, reasons, metrics."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.checkout import Checkout
+from flows.record import Experiment, metrics_of, page
+from flows.stages import order_of, reason_of, repro_command
+
+
+def test_stages_come_after_what_they_need() -> None:
+    dot = '"train";\n"ingest";\n"clean";\n"ingest" -> "clean";\n"clean" -> "train";\n'
+    assert order_of(f"strict digraph  {{\n{dot}}}") == ["ingest", "clean", "train"]
+
+
+def test_a_stage_is_run_by_an_argument_list() -> None:
+    assert repro_command("a; b") == ["dvc", "repro", "--single-item", "a; b"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason", "explained"),
+    [
+        (
+            ["error: old", "ERROR: failed", "error: no rows", "  to mend it: add", "ERROR: x"],
+            "no rows\n  to mend it: add",
+            True,
+        ),
+        (
+            ["loading", "ERROR: failed"],
+            "exit code 9; its last words: loading | ERROR: failed",
+            False,
+        ),
+        ([], "exit code 9; its last words: ", False),
+    ],
+)
+def test_the_reason_is_the_stages_own_last_error(
+    lines: list[str], reason: str, explained: bool
+) -> None:
+    assert reason_of(lines, 9) == (reason, explained)
+
+
+def test_the_artifact_shows_the_metrics_of_the_stages_that_ran(tmp_path: Path) -> None:
+    data = {
+        "reports/p/train/metrics.json": {"data": {"loss": {"best": 1.234567}, "finite": True}},
+        "reports/p/evaluate/evaluation.json": {"data": {"perplexity": 3.0}},
+        "reports/p/decontaminate/overlap.json": {"error": "missing"},
+    }
+    metrics = metrics_of({"": {"data": data}}, ["decontaminate", "train"])
+    assert metrics == {"train: loss.best": 1.234567, "train: finite": True}
+    checkout = Checkout(repository=tmp_path, path=tmp_path / "w", baseline="a" * 40, lock=-1)
+    text = page("p", checkout, Experiment("train-p-run", "b" * 40), metrics)
+    assert "| train: loss.best | 1.2346 |" in text
+    assert "`dvc exp apply train-p-run`" in text
+    assert str(tmp_path / "w" / "reports" / "p") in text
