@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.e2e,
+    pytest.mark.xdist_group("e2e"),
+    # The first test waits for the whole pipeline.
+    pytest.mark.timeout(2400),
+]
 
 
 def read(path: Path) -> dict:
