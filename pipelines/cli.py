@@ -93,10 +93,10 @@ def where() -> None:
     from rich.console import Console
 
     from pipelines.params import load_params
-    from pipelines.tracking import initialise_store, tracking_uri
+    from pipelines.tracking import connect, tracking_uri
     from pipelines.workspace import Workspace
 
-    initialise_store()
+    client = connect()
     workspace = Workspace(load_params().name)
     uri = tracking_uri()
     console = Console(soft_wrap=True, highlight=False)
@@ -114,20 +114,18 @@ def where() -> None:
     }
     for name, value in lines.items():
         console.print(f"{name}: {value}", markup=False)
-    console.print(_versions(uri))
+    console.print(_versions(client))
 
 
 def _found(path: Path) -> str:
     return str(path.resolve()) if path.exists() else f"{path} (not made yet: `dvc repro`)"
 
 
-def _versions(uri: str) -> Any:
+def _versions(client: Any) -> Any:
     """A table of registered versions with their aliases."""
-    from mlflow.tracking import MlflowClient
     from rich.table import Table
 
     table = Table("model", "version", "aliases", "profile", "figures", "commit")
-    client = MlflowClient(uri)
     for name in _chosen(None):
         aliases: dict[str, list[str]] = {}
         for model in client.search_registered_models(f"name = '{name}'"):

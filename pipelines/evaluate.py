@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.artifacts import publish_directory, read_manifest, write_json
+from pipelines.artifacts import publish_directory, read_manifest, sha256_file, write_json
 from pipelines.baselines import NGramModel
 from pipelines.errors import GateError, UserError
 from pipelines.generation import distinct_2, generate, readable, repetition_rate
@@ -92,6 +92,7 @@ def evaluate(workspace: Workspace, params: EvaluateParams) -> dict[str, Any]:
         "sequences": {split: len(indices) for split, indices in chosen.items()},
         "sha256": _hash(readers["test"], chosen["test"]),
     }
+    report["weights_sha256"] = sha256_file(workspace.language_model / "model.safetensors")
     report["bounds"] = {
         "min_perplexity": params.min_perplexity,
         "max_round_trip_error": params.max_round_trip_error,

@@ -10,7 +10,7 @@ from pipelines.generation import generate as generate_ids
 from pipelines.generation import readable
 from pipelines.language_model import load_language_model
 from pipelines.registry import CHAMPION, LM
-from pipelines.tracking import initialise_store, tracking_uri
+from pipelines.tracking import connect, tracking_uri
 
 
 def generate(
@@ -95,7 +95,7 @@ def _download(destination: Path) -> Path:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    initialise_store()
+    connect()
     try:
         downloaded = mlflow.artifacts.download_artifacts(
             f"models:/{LM}@{CHAMPION}", dst_path=str(destination)

@@ -19,8 +19,9 @@ from pipelines import ledger
 from pipelines.artifacts import read_json, sha256_file
 from pipelines.errors import GateError, UserError
 from pipelines.params import Params, load_params
-from pipelines.registry import CANDIDATE, CHAMPION, FLOW, find_lm
-from pipelines.tracking import initialise_store, local_state, tracking_uri
+from pipelines.registry import CANDIDATE, CHAMPION, CODE, FLOW, find_lm
+from pipelines.tracking import connect, local_state
+from pipelines.version_content import content_of_version, hash_content
 from pipelines.workspace import SPLITS
 
 RETRAIN = "run `dvc repro` and `enigma register` again"
@@ -56,6 +57,7 @@ class Proof:
         params: With which all of it was made.
         sha256: Of every proof file.
         weights_sha256: Of the language model's weights in this version.
+        content_sha256: Of all files of this version.
         flow: `flow_training.json` and `sample_flow.json` of a flow; else empty.
     """
 
@@ -65,15 +67,17 @@ class Proof:
     params: Params
     sha256: Mapping[str, str]
     weights_sha256: str
+    content_sha256: str
     flow: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def read(cls, artifacts: Path, name: str) -> "Proof":
+    def read(cls, version: Path, name: str) -> "Proof":
         """Read a downloaded version.
 
         Raises:
             UserError: If a proof file is missing or damaged.
         """
+        artifacts = version / "artifacts"
         directory = artifacts / "proof"
         language_model = artifacts / ("language_model" if name == FLOW else "model")
         flow = ("flow_training", "sample_flow") if name == FLOW else ()
@@ -84,6 +88,7 @@ class Proof:
             params=load_params(directory / "params.yaml"),
             sha256={path.name: sha256_file(path) for path in sorted(directory.iterdir())},
             weights_sha256=sha256_file(language_model / "model.safetensors"),
+            content_sha256=hash_content(content_of_version(version, code_name=CODE[name].name)),
             flow={key: read_json(directory / f"{key}.json") for key in flow},
         )
 
@@ -104,10 +109,8 @@ def promote(name: str, version: str | None = None, *, dry_run: bool = False) -> 
         GateError: For the first gate that refuses.
     """
     import mlflow
-    from mlflow.tracking import MlflowClient
 
-    initialise_store()
-    client = MlflowClient(tracking_uri())
+    client = connect()
     chosen = version or _aliased(client, name, CANDIDATE)
     if chosen is None or not _exists(client, name, chosen):
         raise UserError(
@@ -118,8 +121,17 @@ def promote(name: str, version: str | None = None, *, dry_run: bool = False) -> 
         downloaded = mlflow.artifacts.download_artifacts(
             f"models:/{name}/{chosen}", dst_path=temporary
         )
-        proof = Proof.read(Path(downloaded) / "artifacts", name)
-    gates = flow_gates(proof) if name == FLOW else lm_gates(proof)
+        proof = Proof.read(Path(downloaded), name)
+    registered = client.get_model_version(name, chosen).tags.get("content_sha256")
+    gates = [
+        *(flow_gates(client, proof) if name == FLOW else lm_gates(proof)),
+        Gate(
+            "content",
+            proof.content_sha256 == registered,
+            f"registered as {registered}, stored as {proof.content_sha256}",
+            "put the stored files back, or delete the version and run `enigma register` again",
+        ),
+    ]
     for gate in gates:
         logger.info("%s %s: gate %s: %s", name, chosen, gate.name, gate.figures)
         if not gate.holds:
@@ -165,7 +177,7 @@ def lm_gates(proof: Proof) -> list[Gate]:
     ]
 
 
-def flow_gates(proof: Proof) -> list[Gate]:
+def flow_gates(client: Any, proof: Proof) -> list[Gate]:
     """The gates of a flow: its data, its language model, its round trip, its gain."""
     sampled, training = proof.flow["sample_flow"], proof.flow["flow_training"]
     error = _number(sampled, "round_trip_error")
@@ -174,7 +186,7 @@ def flow_gates(proof: Proof) -> list[Gate]:
     theirs = _number(sampled, "gaussian_test_nll_nats_per_dim")
     shards = training.get("shards_root")
     weights = str(training.get("lm_weights_sha256"))
-    lm_version = find_lm(weights) if weights == proof.weights_sha256 else None
+    lm_version = find_lm(client, weights) if weights == proof.weights_sha256 else None
     return [
         *_data_gates(proof),
         Gate(
@@ -213,6 +225,7 @@ def _data_gates(proof: Proof) -> list[Gate]:
     certified = proof.training.get("certificate_sha256")
     came = proof.sha256["certificate.json"]
     trained = proof.training.get("weights_sha256")
+    evaluated = proof.evaluation.get("weights_sha256")
     passed = proof.certificate.get("passed")
     return [
         Gate("certificate", passed is True, f"passed is {passed}"),
@@ -227,6 +240,11 @@ def _data_gates(proof: Proof) -> list[Gate]:
             "weights",
             proof.weights_sha256 == trained,
             f"trained weights {trained}, the version has {proof.weights_sha256}",
+        ),
+        Gate(
+            "evaluated_weights",
+            proof.weights_sha256 == evaluated,
+            f"evaluated weights {evaluated}, the version has {proof.weights_sha256}",
         ),
     ]
 

@@ -4,7 +4,6 @@ A version carries its own proof (certificate, evaluation, training facts, parame
 so promotion needs nothing of the working directory. The same content is registered once.
 """
 
-import hashlib
 import logging
 import shutil
 import tempfile
@@ -18,14 +17,20 @@ from filelock import FileLock
 
 from pipelines.artifacts import read_json, sha256_file
 from pipelines.errors import UserError
+from pipelines.git_state import GitState
 from pipelines.model_card import ModelCard
 from pipelines.params import PARAMS_FILE, load_params
-from pipelines.tracking import GitState, flatten, initialise_store, local_state, tracking_uri
+from pipelines.tracking import EXPERIMENT, connect, flatten, local_state
+from pipelines.version_content import content_to_log, enigma_package, hash_content
 from pipelines.workspace import Workspace
 
 LM = "enigma-lm"
 FLOW = "enigma-flow"
 MODELS = (LM, FLOW)
+CODE = {
+    LM: Path(__file__).with_name("lm_pyfunc.py"),
+    FLOW: Path(__file__).with_name("flow_pyfunc.py"),
+}
 CANDIDATE = "candidate"
 CHAMPION = "champion"
 REQUIREMENTS = ("torch", "transformers", "safetensors", "pandas")
@@ -47,7 +52,6 @@ class Material:
 
     Args:
         name: Registered name.
-        code: The file that MLflow runs.
         models: Names of artifacts, each with its directory.
         proof: Names of proof files, each with where it is now.
         figures: Pictures for the card.
@@ -59,7 +63,6 @@ class Material:
     """
 
     name: str
-    code: Path
     models: Mapping[str, Path]
     proof: Mapping[str, Path]
     figures: tuple[Path, ...]
@@ -82,17 +85,16 @@ def register(name: str) -> str:
     Raises:
         UserError: If a file is missing, or the files do not belong together.
     """
-    from mlflow.tracking import MlflowClient
-
     workspace = Workspace(load_params().name)
-    material = flow_material(workspace) if name == FLOW else lm_material(workspace)
-    content = content_sha256(material)
-    experiment_id = initialise_store()
-    client = MlflowClient(tracking_uri())
+    client = connect()
+    material = flow_material(client, workspace) if name == FLOW else lm_material(workspace)
+    content = hash_content(
+        content_to_log(code=CODE[name], models=material.models, proof=material.proof)
+    )
     with FileLock(local_state("registry.lock")):
-        version = find_version(name, "content_sha256", content)
+        version = find_version(client, name, "content_sha256", content)
         if version is None:
-            version = _log(client, experiment_id, material, content, workspace.profile)
+            version = _log(client, material, content, workspace.profile)
             logger.info("registered %s version %s", name, version)
         else:
             logger.info("%s version %s has this very content already", name, version)
@@ -100,11 +102,8 @@ def register(name: str) -> str:
     return version
 
 
-def find_version(name: str, tag: str, value: str) -> str | None:
+def find_version(client: Any, name: str, tag: str, value: str) -> str | None:
     """The newest version whose tag has a value; None if there is none."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(tracking_uri())
     found = client.search_model_versions(f"name = '{name}' and tags.`{tag}` = '{value}'")
     return max((str(v.version) for v in found), key=int, default=None)
 
@@ -125,6 +124,12 @@ def lm_material(workspace: Workspace) -> Material:
             f"came {weights}",
             "restore it with `dvc checkout --force`, or run `dvc repro train`",
         )
+    if evaluation["weights_sha256"] != weights:
+        raise UserError(
+            f"expected an evaluation of the weights {weights}, came one of "
+            f"{evaluation['weights_sha256']}",
+            "run `dvc repro evaluate`",
+        )
     figures = {
         "bits_per_character": evaluation["test"]["bits_per_character"],
         "perplexity": evaluation["test"]["perplexity"],
@@ -138,7 +143,6 @@ def lm_material(workspace: Workspace) -> Material:
     causal = {"is_causal": evaluation["causality"]["is_causal"]}
     return Material(
         name=LM,
-        code=Path(__file__).with_name("lm_pyfunc.py"),
         models={"model": directory},
         proof=_lm_proof(workspace),
         figures=_figures(workspace, "train", "evaluate"),
@@ -153,7 +157,7 @@ def lm_material(workspace: Workspace) -> Material:
     )
 
 
-def flow_material(workspace: Workspace) -> Material:
+def flow_material(client: Any, workspace: Workspace) -> Material:
     """Collect the flow of a profile, the language model under it, and their proof.
 
     Raises:
@@ -163,7 +167,7 @@ def flow_material(workspace: Workspace) -> Material:
     training = read_json(directory / "flow_training.json")
     metrics = read_json(workspace.report("sample_flow") / "metrics.json")
     lm_weights = sha256_file(_existing(workspace.language_model / "model.safetensors"))
-    lm_version = find_lm(training["lm_weights_sha256"])
+    lm_version = find_lm(client, training["lm_weights_sha256"])
     if lm_weights != training["lm_weights_sha256"] or lm_version is None:
         raise UserError(
             f"expected a flow over a registered {LM}, came one over the weights "
@@ -184,7 +188,6 @@ def flow_material(workspace: Workspace) -> Material:
     }
     return Material(
         name=FLOW,
-        code=Path(__file__).with_name("flow_pyfunc.py"),
         models={"model": directory, "language_model": workspace.language_model},
         proof=proof,
         figures=_figures(workspace, "sample_flow"),
@@ -202,34 +205,9 @@ def flow_material(workspace: Workspace) -> Material:
     )
 
 
-def find_lm(weights_sha256: str) -> str | None:
+def find_lm(client: Any, weights_sha256: str) -> str | None:
     """The version of `enigma-lm` with these weights; None if there is none."""
-    initialise_store()
-    return find_version(LM, "weights_sha256", weights_sha256)
-
-
-def content_sha256(material: Material) -> str:
-    """One hash for all that decides how a version behaves and is judged.
-
-    Returns:
-        The SHA-256 over model files, proof files and code, each with its name.
-    """
-    files = {f"proof/{name}": path for name, path in material.proof.items()}
-    files |= {"code/pyfunc.py": material.code}
-    files |= {f"code/{path.name}": path for path in enigma_package().glob("*.py")}
-    for name, directory in material.models.items():
-        for path in directory.rglob("*"):
-            if path.is_file():
-                files[f"{name}/{path.relative_to(directory).as_posix()}"] = path
-    lines = (f"{sha256_file(path)}  {name}\n" for name, path in sorted(files.items()))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def enigma_package() -> Path:
-    """The directory of the model library, which every version brings along."""
-    import enigma
-
-    return Path(str(enigma.__file__)).resolve().parent
+    return find_version(client, LM, "weights_sha256", weights_sha256)
 
 
 def _lm_proof(workspace: Workspace) -> dict[str, Path]:
@@ -267,7 +245,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _log(client: Any, experiment_id: str, material: Material, content: str, profile: str) -> str:
+def _log(client: Any, material: Material, content: str, profile: str) -> str:
     """Log the model into the run of its training and register it."""
     import mlflow
 
@@ -280,7 +258,7 @@ def _log(client: Any, experiment_id: str, material: Material, content: str, prof
         figures=material.figures,
     )
     signature, example = _signature(material.name)
-    with tempfile.TemporaryDirectory() as temporary, _run(client, experiment_id, material):
+    with tempfile.TemporaryDirectory() as temporary, _run(client, material):
         proof = Path(temporary, "proof")
         proof.mkdir()
         for name, path in material.proof.items():
@@ -293,7 +271,7 @@ def _log(client: Any, experiment_id: str, material: Material, content: str, prof
         mlflow.log_metrics({f"registered/{k}": v for k, v in material.metrics.items()})
         info = mlflow.pyfunc.log_model(
             name=material.name,
-            python_model=str(material.code),
+            python_model=str(CODE[material.name]),
             artifacts=artifacts,
             code_paths=[str(enigma_package())],
             signature=signature,
@@ -327,7 +305,7 @@ def _tags(material: Material, content: str, profile: str) -> dict[str, str]:
     return flatten(tags)
 
 
-def _run(client: Any, experiment_id: str, material: Material) -> Any:
+def _run(client: Any, material: Material) -> Any:
     """The run of the training, opened again; a new one if it is gone."""
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -341,7 +319,10 @@ def _run(client: Any, experiment_id: str, material: Material) -> Any:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
         logger.warning("run %s is not in this store; a new one is made", run_id)
-    return mlflow.start_run(experiment_id=experiment_id, run_name=f"register {material.name}")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return mlflow.start_run(
+        experiment_id=experiment.experiment_id, run_name=f"register {material.name}"
+    )
 
 
 def _pinned(name: str) -> str:

@@ -8,15 +8,16 @@ values wait, and they are sent when it is back, at the latest in `finish`.
 import logging
 import math
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from pipelines.errors import UserError
+from pipelines.git_state import GitState
 
 EXPERIMENT = "enigma"
 SQLITE_PREFIX = "sqlite:///"
@@ -29,6 +30,8 @@ MAX_PARAM_CHARACTERS = 6000
 MAX_DIGEST_CHARACTERS = 36
 # MLflow retries a request for minutes by itself; the log has its own patience.
 CLIENT_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+# A command that a person waits for gives up after some seconds instead.
+COMMAND_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 # The store understood and said no: to ask again would not help.
 REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"})
 
@@ -91,40 +94,37 @@ def initialise_store() -> str:
         return str(experiment.experiment_id)
 
 
-@dataclass(frozen=True)
-class GitState:
-    """Which code ran.
+def connect() -> Any:
+    """Open the store for a command, which cannot go on without it.
 
-    Args:
-        commit: 40 hexadecimal digits, or "unknown" outside a repository.
-        dirty: "true" if tracked files differed from the commit, "false" if not,
-            or "unknown".
+    Returns:
+        MLflow's client; the store and the experiment are ready.
+
+    Raises:
+        UserError: If the store cannot be reached or opened.
     """
+    from mlflow.tracking import MlflowClient
 
-    commit: str
-    dirty: str
-
-    @classmethod
-    def read(cls, directory: Path = Path()) -> "GitState":
-        """Ask git about a directory; works without git and outside a repository."""
-        commit = _git(directory, "rev-parse", "HEAD")
-        changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
-        if commit is None or changes is None:
-            return cls("unknown", "unknown")
-        return cls(commit, "true" if changes else "false")
-
-    def tags(self) -> dict[str, str]:
-        """The same as tags of a run or a model version."""
-        return {"git_commit": self.commit, "git_dirty": self.dirty}
-
-
-def _git(directory: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(directory), *arguments]
+    for name, value in COMMAND_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+        initialise_store()
+    except store_errors() as error:
+        raise UserError(
+            f"expected an MLflow store at {tracking_uri()}, which cannot be used: {error}",
+            "start the server with `make serve`, or set MLFLOW_TRACKING_URI to another store "
+            "(without it, mlflow.db in the working directory is used)",
+        ) from None
+    return MlflowClient(tracking_uri())
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What MLflow raises when a store is away, locked, damaged or refuses."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, RequestException, SQLAlchemyError, OSError
 
 
 class RunLog:
@@ -257,9 +257,6 @@ class RunLog:
 
     def _send(self, final_status: str | None = None) -> bool:
         """Send what waits; False, with a warning, if the store is away."""
-        from mlflow.exceptions import MlflowException
-        from requests import RequestException
-
         with self._sending:
             try:
                 if self._run_id is None:
@@ -270,7 +267,7 @@ class RunLog:
                 self._send_files()
                 if final_status is not None:
                     self._client.set_terminated(self._run_id, final_status)
-            except (MlflowException, RequestException, OSError) as error:
+            except store_errors() as error:
                 if not self._away:
                     logger.warning("MLflow at %s is away, going on: %s", tracking_uri(), error)
                 self._away = True

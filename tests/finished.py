@@ -42,7 +42,7 @@ def write_finished_project(directory: Path, run_id: str | None) -> None:
     }
     write_json(models / "flow" / "flow_training.json", flow_training)
     write_json(reports / "train" / "metrics.json", {"best_validation_loss_nats": 4.6})
-    write_json(reports / "evaluate" / "evaluation.json", _evaluation())
+    write_json(reports / "evaluate" / "evaluation.json", _evaluation(weights))
     write_json(reports / "train_flow" / "metrics.json", {"best_step": 7})
     sampled = {
         "test_nll_nats_per_dim": 0.5,
@@ -79,8 +79,9 @@ def _certificate() -> dict[str, Any]:
     }
 
 
-def _evaluation() -> dict[str, Any]:
+def _evaluation(weights_sha256: str) -> dict[str, Any]:
     return {
+        "weights_sha256": weights_sha256,
         "validation": SCORE,
         "test": SCORE,
         "baselines": {

@@ -13,7 +13,7 @@ from pipelines.artifacts import sha256_file
 from pipelines.errors import UserError
 from pipelines.registry import FLOW, LM, register
 from pipelines.tracking import tracking_uri
-from tests.finished import SHARDS_ROOT, write_finished_project
+from tests.finished import SHARDS_ROOT, change_json, write_finished_project
 
 PREDICT = """
 import json, sys
@@ -120,6 +120,14 @@ def test_damaged_weights_are_refused(workspace: Path) -> None:
     with pytest.raises(UserError, match="expected sha256"):
         register(LM)
     assert not MlflowClient(tracking_uri()).search_registered_models()
+
+
+def test_an_evaluation_of_other_weights_is_refused(workspace: Path) -> None:
+    write_finished_project(workspace, None)
+    evaluation = workspace / "reports/sanguo/evaluate/evaluation.json"
+    change_json(evaluation, "weights_sha256", "6" * 64)
+    with pytest.raises(UserError, match="came one of 6666"):
+        register(LM)
 
 
 def test_a_flow_without_its_language_model_is_refused(workspace: Path) -> None:

@@ -14,7 +14,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines import tracking
-from pipelines.tracking import EXPERIMENT, GitState, RunLog, tracking_uri
+from pipelines.errors import UserError
+from pipelines.git_state import GitState
+from pipelines.tracking import EXPERIMENT, RunLog, connect, tracking_uri
 
 SETTINGS = {"train": {"epochs": 2, "max_steps": None}}
 
@@ -264,6 +266,29 @@ def test_five_first_users_of_a_cold_store(workspace: Path) -> None:
     assert len(experiments) == 1
     runs = client.search_runs([experiments[0].experiment_id])
     assert [run.data.metrics for run in runs] == [{"loss": 1.0}] * 5
+
+
+@pytest.mark.parametrize("store", ["http://127.0.0.1:9", "foo://bar", "sqlite:////proc/no/x.db"])
+def test_a_store_that_cannot_be_used_is_named(workspace, monkeypatch, caplog, store) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=f"MLflow store at {store}"):
+        connect()
+    log = open_log()
+    monkeypatch.setattr(tracking, "FINISH_PATIENCE_S", 0.1)
+    log.log(1, {"loss": 1.0})
+    log.finish("FINISHED")
+    assert "is away, going on" in caplog.text
+
+
+def test_a_damaged_store_stops_commands_but_not_runs(workspace: Path, monkeypatch) -> None:
+    (workspace / "mlflow.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(UserError, match="cannot be used"):
+        connect()
+    monkeypatch.setattr(tracking, "FINISH_PATIENCE_S", 0.1)
+    log = open_log()
+    log.finish("FINISHED")
+    assert log.run_id is None
 
 
 def git(directory: Path, *arguments: str) -> None:
