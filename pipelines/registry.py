@@ -124,10 +124,10 @@ def lm_material(workspace: Workspace) -> Material:
             f"came {weights}",
             "restore it with `dvc checkout --force`, or run `dvc repro train`",
         )
-    if evaluation["weights_sha256"] != weights:
+    if evaluation.get("weights_sha256") != weights:
         raise UserError(
             f"expected an evaluation of the weights {weights}, came one of "
-            f"{evaluation['weights_sha256']}",
+            f"{evaluation.get('weights_sha256')}",
             "run `dvc repro evaluate`",
         )
     figures = {
