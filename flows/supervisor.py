@@ -86,7 +86,8 @@ def run_supervised(
     """Run a command under a supervisor to its end, handing on its output as it comes.
 
     Any exception meanwhile, such as the one by which Prefect cancels a flow run,
-    ends the whole process tree before it goes on.
+    ends the whole process tree before it goes on. What the tree says until then is
+    dropped, but read: a stage that saves must not die of a broken pipe.
 
     Args:
         command: Program and arguments.
@@ -103,26 +104,27 @@ def run_supervised(
     try:
         for line in read_lines(process):
             on_line(line)
-        return process.wait()
+        process.wait()
     finally:
-        stop(process)
+        if process.poll() is None:
+            process.terminate()
+        process.communicate()
+    return process.returncode
 
 
 def read_lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
     """Yield the output's lines that are not blank; a progress bar's redraw is a line."""
-    stream = process.stdout
+    rest = ""
+    for text in _decoded(process.stdout):
+        *lines, rest = re.split(r"[\r\n]", rest + text)
+        yield from (line for line in lines if line.strip())
+    if rest.strip():
+        yield rest
+
+
+def _decoded(stream: IO[bytes] | None) -> Iterator[str]:
     if stream is None:
         return
-    with stream:
-        rest = ""
-        for text in _decoded(stream):
-            *lines, rest = re.split(r"[\r\n]", rest + text)
-            yield from (line for line in lines if line.strip())
-        if rest.strip():
-            yield rest
-
-
-def _decoded(stream: IO[bytes]) -> Iterator[str]:
     # A read may end within a character: the decoder keeps its first bytes.
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     while chunk := os.read(stream.fileno(), 65536):

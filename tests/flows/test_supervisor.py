@@ -155,6 +155,7 @@ import pathlib, signal, subprocess, sys, time
 rank = subprocess.Popen([sys.executable, "-c", {rank!r}, {marker!r}], start_new_session=True)
 def save(*_):
     time.sleep(0.5)
+    print("saving " * 50_000, flush=True)  # more than a pipe holds
     pathlib.Path({str(saved)!r}).write_text(str(rank.poll()))
     sys.exit(1)
 signal.signal(signal.SIGTERM, save)
