@@ -20,6 +20,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -157,14 +158,32 @@ def supervise(parent: int, grace_s: float, command: Sequence[str]) -> int:
     if os.getppid() != parent:
         # It died before the kernel was asked to tell.
         return STOPPED
+    output, inherited = os.pipe()
     try:
-        child = subprocess.Popen(command)
+        child = subprocess.Popen(command, stdout=inherited, stderr=inherited)
     except FileNotFoundError:
         sys.stderr.write(f"error: {command[0]}: no such program\n")
         return NOT_FOUND
+    os.close(inherited)
+    relay = threading.Thread(target=_relay, args=(output, sys.stdout.fileno()), daemon=True)
+    relay.start()
     code = _wait_for(child.pid, requests)
     _sweep(grace_s)
+    relay.join()
     return code
+
+
+def _relay(output: int, target: int) -> None:
+    """Hand the output on, and go on reading it where nobody listens any more.
+
+    The command may be saving a checkpoint because its parent was killed: its next line
+    must not be a broken pipe.
+    """
+    while chunk := os.read(output, 65536):
+        # A pipe that is broken stays broken: every later chunk is dropped as well.
+        with contextlib.suppress(BrokenPipeError):
+            while chunk:
+                chunk = chunk[os.write(target, chunk) :]
 
 
 def _bind_to_parent() -> None:

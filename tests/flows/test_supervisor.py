@@ -146,31 +146,53 @@ def test_kill_9_of_the_parent_leaves_no_orphan(marker: str) -> None:
     assert wait_until(lambda: alive(marker) == [], timeout_s=8.0)
 
 
-def test_a_command_may_save_before_its_children_are_touched(marker: str, tmp_path: Path) -> None:
-    """As `pipelines.train` does: the ranks have a session of their own."""
-    saved = tmp_path / "saved"
-    rank = "import sys, time; time.sleep(600)"
+def saving(marker: str, saved: Path) -> list[str]:
+    """A command that saves when it is told to end, as `pipelines.train` does.
+
+    Its ranks have a session of their own, and it writes more than a pipe holds.
+    """
     script = f"""
 import pathlib, signal, subprocess, sys, time
-rank = subprocess.Popen([sys.executable, "-c", {rank!r}, {marker!r}], start_new_session=True)
+rank = [sys.executable, "-c", "import time; time.sleep(600)", {marker!r}]
+rank = subprocess.Popen(rank, start_new_session=True)
 def save(*_):
     time.sleep(0.5)
-    print("saving " * 50_000, flush=True)  # more than a pipe holds
+    print("saving " * 50_000, flush=True)
     pathlib.Path({str(saved)!r}).write_text(str(rank.poll()))
     sys.exit(1)
 signal.signal(signal.SIGTERM, save)
 print("up", flush=True)
 rank.wait()
 """
+    return [sys.executable, "-c", script, marker]
+
+
+def test_a_cancelled_command_may_save_before_its_children_are_touched(
+    marker: str, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved"
 
     def cancel(_line: str) -> None:
         raise KeyboardInterrupt
 
-    command = [sys.executable, "-c", script, marker]
     with pytest.raises(KeyboardInterrupt):
-        run_supervised(command, cwd=Path(), env=dict(os.environ), on_line=cancel)
+        run_supervised(saving(marker, saved), cwd=Path(), env=dict(os.environ), on_line=cancel)
     assert saved.read_text() == "None", "the rank was alive when its launcher saved"
     assert alive(marker) == []
+
+
+def test_kill_9_of_the_parent_lets_the_command_save(marker: str, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    with subprocess.Popen(
+        [sys.executable, "-c", SUPERVISE.replace("1.0", "10.0"), *saving(marker, saved)],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert any("up" in line for line in parent.stdout)
+        parent.kill()
+    assert wait_until(lambda: alive(marker) == [])
+    assert saved.read_text() == "None"
 
 
 def test_a_descriptor_stays_open_until_everything_is_gone(marker: str) -> None:
