@@ -10,14 +10,16 @@ Shape legend: N states, D dimensions.
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from enigma.jacobian_logdet import EnigmaFlow, load_flow, save_flow
 from pipelines.errors import UserError
-from pipelines.gaussian import Gaussian
+from pipelines.gaussian import Gaussian, standard_normal_log_prob
 from pipelines.hidden_states import HiddenStates, choose_positions, collect
 from pipelines.shards import ShardReader
 
@@ -25,12 +27,15 @@ if TYPE_CHECKING:
     from enigma.modeling_enigma import EnigmaForCausalLM
 
 WHITENING_FILE = "whitening.safetensors"
-BATCH_SIZE = 8
+SEQUENCES_PER_BATCH = 8
+STATES_PER_BATCH = 1024
 
 
 @dataclass(frozen=True)
 class StateFlow:
     """A density over hidden states: a flow over whitened coordinates.
+
+    Results are on the CPU, wherever the flow is.
 
     Args:
         flow: The flow, fitted to `gaussian.whiten(states)`.
@@ -40,22 +45,64 @@ class StateFlow:
     flow: EnigmaFlow
     gaussian: Gaussian
 
+    def to_base(self, states_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Carry states to the base of the flow.
+
+        Args:
+            states_ND: (N, D) of any floating dtype.
+
+        Returns:
+            `z` (N, D) float32, and `log |det dz/dx|` (N,) float64 in nats.
+        """
+        base: list[Tensor] = []
+        log_det: list[Tensor] = []
+        white_ND = self.gaussian.whiten(states_ND).float()
+        with torch.no_grad():
+            for batch_BD in torch.split(white_ND, STATES_PER_BATCH):
+                z_BD, log_det_B = self.flow(batch_BD.to(self.flow.scale.device))
+                base.append(z_BD.cpu())
+                log_det.append(log_det_B.cpu().double())
+        return torch.cat(base), torch.cat(log_det) - self.gaussian.log_det
+
+    def from_base(self, base_ND: Tensor) -> Tensor:
+        """Invert `to_base`: (N, D) float32 to states (N, D) float32."""
+        with torch.no_grad():
+            white = [
+                self.flow.inverse(batch_BD.to(self.flow.scale.device))[0].cpu()
+                for batch_BD in torch.split(base_ND, STATES_PER_BATCH)
+            ]
+        return self.gaussian.colour(torch.cat(white)).float()
+
     def log_prob(self, states_ND: Tensor) -> Tensor:
         """Log density in nats, (N,) float64."""
-        with torch.no_grad():
-            white_ND = self.gaussian.whiten(states_ND).float()
-            return self.flow.log_prob(white_ND).double() - self.gaussian.log_det
+        base_ND, log_det_N = self.to_base(states_ND)
+        return standard_normal_log_prob(base_ND.double()) + log_det_N
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw states, (count, D) float32."""
-        return self.gaussian.colour(self.flow.sample((count,), generator)).float()
+    def sample(self, count: int, *, seed: int) -> Tensor:
+        """Draw states, (count, D) float32; the same for the same seed on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.from_base(torch.randn(count, len(self.gaussian.mean), generator=generator))
 
     def round_trip_error(self, states_ND: Tensor) -> float:
-        """Largest error of states -> base -> states, relative to the largest coordinate."""
-        with torch.no_grad():
-            white_ND = self.gaussian.whiten(states_ND).float()
-            again_ND = self.flow.inverse(self.flow(white_ND)[0])[0]
-            return float((again_ND - white_ND).abs().max() / white_ND.abs().max())
+        """How far states come back from where they are sent, the worse of both directions.
+
+        Args:
+            states_ND: (N, D) states.
+
+        Returns:
+            Of x -> z -> x and of z -> x -> z, the largest error of a coordinate,
+            relative to the largest coordinate. NaN if any value is not a number.
+        """
+        base_ND, _ = self.to_base(states_ND)
+        back_ND = self.from_base(base_ND)
+        again_ND, _ = self.to_base(back_ND)
+        errors = torch.stack(
+            [
+                (back_ND - states_ND).abs().max() / states_ND.abs().max(),
+                (again_ND - base_ND).abs().max() / base_ND.abs().max(),
+            ]
+        )
+        return float(errors.max())
 
     def save(self, directory: Path) -> None:
         """Write flow and whitening as safetensors."""
@@ -67,8 +114,8 @@ class StateFlow:
         save_file(whitening, directory / WHITENING_FILE)
 
     @classmethod
-    def load(cls, directory: Path) -> "StateFlow":
-        """Read what `save` wrote.
+    def load(cls, directory: Path, device: torch.device) -> "StateFlow":
+        """Read what `save` wrote; the flow goes to `device`.
 
         Raises:
             UserError: If a file is missing.
@@ -82,20 +129,19 @@ class StateFlow:
                 "run `dvc repro train_flow`, which makes it",
             ) from None
         gaussian = Gaussian(whitening["mean"].double(), whitening["factor"].double())
-        return cls(flow.eval(), gaussian)
+        return cls(flow.eval().to(device), gaussian)
 
 
-def noisy_states(
+def collect_states(
     model: "EnigmaForCausalLM",
     shards: Path,
     split: str,
     *,
     states: int,
     states_per_sequence: int,
-    noise_std: float,
     seed: int,
 ) -> HiddenStates:
-    """Collect final hidden states of a split and add the noise.
+    """Collect final hidden states of a split.
 
     Args:
         model: The language model in evaluation mode.
@@ -103,8 +149,7 @@ def noisy_states(
         split: Which split.
         states: States wanted.
         states_per_sequence: States taken of one sequence.
-        noise_std: Standard deviation of the noise.
-        seed: Of the choice of positions and of the noise.
+        seed: Of the choice of positions.
 
     Returns:
         States (N, D) float32 with their next tokens; fewer than asked for where
@@ -112,15 +157,27 @@ def noisy_states(
     """
     reader = ShardReader(shards, split)
     positions = choose_positions(
-        seed=seed,
+        seed=_seed_for(f"{split} positions", seed),
         num_sequences=len(reader),
         sequence_length=reader.sequence_length,
         states=states,
         states_per_sequence=states_per_sequence,
     )
-    collected = collect(
-        model.lm.hidden_states, reader, positions, batch_size=BATCH_SIZE, device=model.device
+    return collect(
+        model.lm.hidden_states,
+        reader,
+        positions,
+        batch_size=SEQUENCES_PER_BATCH,
+        device=model.device,
     )
-    generator = torch.Generator().manual_seed(seed + 1)
-    noise_ND = torch.randn(collected.states.shape, generator=generator)
-    return HiddenStates(collected.states + noise_std * noise_ND, collected.next_tokens)
+
+
+def with_noise(states_ND: Tensor, *, noise_std: float, split: str, seed: int) -> Tensor:
+    """Add white noise that is a function of the seed and the split; (N, D) float32."""
+    generator = torch.Generator().manual_seed(_seed_for(f"{split} noise", seed))
+    return states_ND + noise_std * torch.randn(states_ND.shape, generator=generator)
+
+
+def _seed_for(purpose: str, seed: int) -> int:
+    """One seed for each purpose, so that no two of them share their random numbers."""
+    return int(np.random.SeedSequence([seed, crc32(purpose.encode())]).generate_state(1)[0])

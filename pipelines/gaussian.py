@@ -30,13 +30,13 @@ class Gaussian:
     factor: Tensor
 
     @classmethod
-    def fit(cls, states_ND: Tensor, *, relative_ridge: float) -> "Gaussian":
-        """Maximum likelihood, with a ridge that keeps the factor invertible.
+    def fit(cls, states_ND: Tensor, *, noise_std: float) -> "Gaussian":
+        """Maximum likelihood for states with white noise on them, averaged over the noise.
 
         Args:
-            states_ND: (N, D) of any floating dtype.
-            relative_ridge: Added to the diagonal of the covariance, as a share
-                of the mean variance.
+            states_ND: (N, D) of any floating dtype, without the noise.
+            noise_std: Standard deviation of the noise; its variance is added to the
+                diagonal of the covariance, which also keeps that invertible.
 
         Returns:
             The Gaussian. Its numbers are rounded to float32, which is how they
@@ -62,14 +62,8 @@ class Gaussian:
         mean_D = exact_ND.mean(dim=0)
         centred_ND = exact_ND - mean_D
         covariance_DD = centred_ND.T @ centred_ND / num_states
-        ridge = relative_ridge * covariance_DD.diagonal().mean()
-        covariance_DD.diagonal().add_(ridge)
-        factor_DD, failed = torch.linalg.cholesky_ex(covariance_DD)
-        if failed:
-            raise UserError(
-                "the covariance of the hidden states is singular",
-                "train the language model again; its hidden states do not vary",
-            )
+        covariance_DD.diagonal().add_(noise_std**2)
+        factor_DD = torch.linalg.cholesky(covariance_DD)
         return cls(mean_D.float().double(), factor_DD.float().double())
 
     @property
@@ -79,8 +73,13 @@ class Gaussian:
 
     def whiten(self, states_ND: Tensor) -> Tensor:
         """Map states to coordinates of mean 0 and covariance 1; (N, D) float64."""
-        centred_DN = (states_ND.double() - self.mean).T
-        white_DN: Tensor = torch.linalg.solve_triangular(self.factor, centred_DN, upper=False)
+        return self.whiten_difference(states_ND.double() - self.mean)
+
+    def whiten_difference(self, difference_ND: Tensor) -> Tensor:
+        """Map what is added to a state to what is added to its coordinates; (N, D) float64."""
+        white_DN: Tensor = torch.linalg.solve_triangular(
+            self.factor, difference_ND.double().T, upper=False
+        )
         return white_DN.T
 
     def colour(self, white_ND: Tensor) -> Tensor:
@@ -91,9 +90,10 @@ class Gaussian:
         """Log density of each state in nats, (N,) float64."""
         return standard_normal_log_prob(self.whiten(states_ND)) - self.log_det
 
-    def to(self, device: torch.device) -> "Gaussian":
-        """Copy to a device."""
-        return Gaussian(self.mean.to(device), self.factor.to(device))
+    def sample(self, count: int, *, seed: int) -> Tensor:
+        """Draw states, (count, D) float32."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.colour(torch.randn(count, len(self.mean), generator=generator)).float()
 
 
 def standard_normal_log_prob(white_ND: Tensor) -> Tensor:

@@ -3,34 +3,40 @@
     python -m pipelines.train_flow
 
 States come from training sequences, early stopping looks at validation sequences. The
-flow is fitted to states whitened by the full-covariance Gaussian that it has to beat,
-so what it gains over that Gaussian is what is not Gaussian about them. The fit takes
-about a minute and is not resumed: a killed one starts again.
+flow is fitted to states whitened by the full-covariance Gaussian that it has to beat:
+before its first step it is that Gaussian, so what it gains is what is not Gaussian
+about the states. A fit takes about a minute and is not resumed: a killed one starts
+again, in the same MLflow run.
 """
 
 import csv
+import hashlib
 import io
+import json
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
+import enigma
 from enigma.jacobian_logdet import EnigmaFlow
 from pipelines.artifacts import publish_directory, read_json, sha256_file, write_json, write_text
 from pipelines.errors import GateError
+from pipelines.flow_figures import draw_history
 from pipelines.flow_fit import Evaluation, Fit, fit
-from pipelines.flow_states import StateFlow, noisy_states
+from pipelines.flow_states import StateFlow, collect_states, with_noise
 from pipelines.gaussian import Gaussian
 from pipelines.language_model import load_language_model
 from pipelines.params import TrainFlowParams, load_params
+from pipelines.run_directory import FINGERPRINT_DIGITS, RunDirectory
 from pipelines.stage import run_stage
 from pipelines.tracking import RunLog
 from pipelines.workspace import Workspace
 
-# Keeps the covariance invertible in float64; far below the noise on the states.
-RELATIVE_RIDGE = 1e-6
+# What decides the result of a fit, beside language model, data and parameters.
+SOURCES = ("flow_fit.py", "flow_states.py", "gaussian.py", "hidden_states.py", "shards.py")
 
 logger = logging.getLogger(__name__)
 
@@ -39,21 +45,27 @@ def main() -> None:
     """Fit and publish the flow of the profile in use."""
     params = load_params()
     workspace = Workspace(params.name)
-    check_evaluation(workspace.report("evaluate") / "evaluation.json")
     train_flow(workspace, params.profile.train_flow)
 
 
-def check_evaluation(path: Path) -> None:
-    """Refuse a language model whose evaluation raised an alarm.
+def check_evaluation(path: Path, weights_sha256: str) -> None:
+    """Refuse a language model whose evaluation raised an alarm, or is another model's.
 
     Raises:
         GateError: `evaluation`.
     """
-    alarms = read_json(path)["alarms"]
-    if alarms:
-        names = ", ".join(alarm["name"] for alarm in alarms)
+    evaluation = read_json(path)
+    if evaluation["alarms"]:
+        names = ", ".join(alarm["name"] for alarm in evaluation["alarms"])
         raise GateError(
             "evaluation", f"{path} holds alarms: {names}", "mend the language model first"
+        )
+    if evaluation["weights_sha256"] != weights_sha256:
+        raise GateError(
+            "evaluation",
+            f"{path} is of the weights {evaluation['weights_sha256'][:12]}..., "
+            f"the language model has {weights_sha256[:12]}...",
+            "run `dvc repro evaluate` on this model",
         )
 
 
@@ -63,116 +75,155 @@ def train_flow(workspace: Workspace, params: TrainFlowParams) -> None:
     Args:
         workspace: Where shards, model and outputs are.
         params: The recipe.
+
+    Raises:
+        GateError: `evaluation`, `finite_flow_loss`; nothing is published.
+        UserError: If there are too few states for a covariance.
     """
     started_s = time.monotonic()
+    facts = lineage(workspace)
+    check_evaluation(workspace.report("evaluate") / "evaluation.json", facts["lm_weights_sha256"])
+    run, run_log = _open_run(workspace.profile, workspace.runs, facts, params)
+    status = "FAILED"
+    try:
+        state_flow, result, metrics = fit_states(workspace, params, run_log)
+        metrics["elapsed_s"] = time.monotonic() - started_s
+        with publish_directory(workspace.flow) as building:
+            state_flow.save(building)
+            write_json(
+                building / "flow_training.json",
+                {**facts, "noise_std": params.noise_std, "mlflow_run_id": run.mlflow_run_id},
+            )
+        _report(workspace.report("train_flow"), result, metrics, run_log)
+        status = "FINISHED"
+    finally:
+        run_log.finish(status)
+    logger.info(
+        "held-out negative log-likelihood: flow %.4f, Gaussian %.4f nats a dimension",
+        metrics["validation_nll_nats_per_dim"],
+        metrics["gaussian_validation_nll_nats_per_dim"],
+    )
+
+
+def lineage(workspace: Workspace) -> dict[str, str]:
+    """Which language model and which data the flow belongs to."""
+    training = read_json(workspace.language_model / "training.json")
+    return {
+        "lm_fingerprint": training["fingerprint"],
+        "lm_weights_sha256": sha256_file(workspace.language_model / "model.safetensors"),
+        "shards_root": training["shards_root"],
+    }
+
+
+def fit_states(
+    workspace: Workspace, params: TrainFlowParams, run_log: RunLog
+) -> tuple[StateFlow, Fit, dict[str, float]]:
+    """Collect states and fit the flow to them; nothing is written.
+
+    Args:
+        workspace: Where shards and language model are.
+        params: The recipe.
+        run_log: Gets a record for each evaluation.
+
+    Returns:
+        The flow, the course of the fit, and the metrics.
+    """
     model = load_language_model(workspace.language_model)
-    states = {
-        split: noisy_states(
+    wanted = {"train": params.train_states, "validation": params.validation_states}
+    clean = {
+        split: collect_states(
             model,
             workspace.shards,
             split,
             states=count,
             states_per_sequence=params.states_per_sequence,
-            noise_std=params.noise_std,
             seed=params.seed,
         ).states
-        for split, count in (
-            ("train", params.train_states),
-            ("validation", params.validation_states),
-        )
+        for split, count in wanted.items()
     }
-    gaussian = Gaussian.fit(states["train"], relative_ridge=RELATIVE_RIDGE)
+    held_out_ND = with_noise(
+        clean["validation"], noise_std=params.noise_std, split="validation", seed=params.seed
+    )
+    num_dims = held_out_ND.shape[1]
+    gaussian = Gaussian.fit(clean["train"], noise_std=params.noise_std)
     torch.manual_seed(params.seed)
     flow = EnigmaFlow.build(
-        states["train"].shape[1],
+        num_dims,
         params.num_blocks,
         coupling=params.coupling,
         hidden_channels=params.hidden_channels,
         seed=params.seed,
-    )
-    run_log = RunLog.open(
-        run_name=f"train_flow/{workspace.profile}",
-        params={"train_flow": params.model_dump(mode="json")},
-        tags={"profile": workspace.profile},
-    )
+    ).to(model.device)
     result = fit(
         flow,
-        gaussian.whiten(states["train"]).float(),
-        gaussian.whiten(states["validation"]).float(),
-        log_det=gaussian.log_det,
+        gaussian,
+        clean["train"],
+        held_out_ND,
         params=params,
-        on_evaluation=lambda row: run_log.log(row.step, _metrics(row)),
+        on_evaluation=lambda row: run_log.log(row.step, _losses(row)),
     )
-    num_dims = states["train"].shape[1]
-    baseline = -float(gaussian.log_prob(states["validation"]).mean()) / num_dims
-    metrics = _summary(result, flow, baseline, states, params)
-    metrics["elapsed_s"] = time.monotonic() - started_s
-    _publish(workspace, StateFlow(flow, gaussian), result, metrics, run_log)
-    logger.info(
-        "held-out NLL: flow %.4f, Gaussian %.4f nats a dimension",
-        result.best.validation_nll_nats_per_dim,
-        baseline,
-    )
-
-
-def _summary(
-    result: Fit,
-    flow: EnigmaFlow,
-    baseline: float,
-    states: dict[str, torch.Tensor],
-    params: TrainFlowParams,
-) -> dict[str, float]:
-    return {
+    metrics = {
         "validation_nll_nats_per_dim": result.best.validation_nll_nats_per_dim,
-        "gaussian_validation_nll_nats_per_dim": baseline,
+        "gaussian_validation_nll_nats_per_dim": -float(gaussian.log_prob(held_out_ND).mean())
+        / num_dims,
         "best_step": result.best.step,
-        "steps": result.steps,
+        "steps": result.history[-1].step,
         "parameters": sum(parameter.numel() for parameter in flow.parameters()),
-        "train_states": len(states["train"]),
-        "validation_states": len(states["validation"]),
+        "train_states": len(clean["train"]),
+        "validation_states": len(held_out_ND),
         "noise_std": params.noise_std,
     }
+    return StateFlow(flow.eval(), gaussian), result, metrics
 
 
-def _publish(
-    workspace: Workspace,
-    state_flow: StateFlow,
-    result: Fit,
-    metrics: dict[str, float],
-    run_log: RunLog,
-) -> None:
-    training = read_json(workspace.language_model / "training.json")
-    with publish_directory(workspace.flow) as building:
-        state_flow.save(building)
-        facts = {
-            "lm_fingerprint": training["fingerprint"],
-            "lm_weights_sha256": sha256_file(workspace.language_model / "model.safetensors"),
-            "shards_root": training["shards_root"],
-            "noise_std": metrics["noise_std"],
-            "mlflow_run_id": run_log.run_id,
-        }
-        write_json(building / "flow_training.json", facts)
-    report = workspace.report("train_flow")
-    write_text(report / "history.csv", _csv(result))
-    write_json(report / "metrics.json", metrics)
-    run_log.artifact(report / "history.csv", "plots")
-    run_log.finish("FINISHED")
+def _open_run(
+    profile: str, runs: Path, facts: dict[str, str], params: TrainFlowParams
+) -> tuple[RunDirectory, RunLog]:
+    """Open the MLflow run of these inputs: the same inputs find the same run again.
 
-
-def _metrics(row: Evaluation) -> dict[str, float]:
-    return {
-        "train_nll_nats_per_dim": row.train_nll_nats_per_dim,
-        "validation_nll_nats_per_dim": row.validation_nll_nats_per_dim,
+    A run of its own for every repetition would change `flow_training.json`, and with
+    it every stage and every registered version behind it, though nothing else differs.
+    """
+    here = Path(__file__).parent
+    sources = [
+        *(here / name for name in SOURCES),
+        *sorted(Path(enigma.__file__).parent.glob("*.py")),
+    ]
+    decisive = {
+        **facts,
+        "train_flow": params.model_dump(mode="json"),
+        "sources": {path.name: sha256_file(path) for path in sources},
     }
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    run = RunDirectory(runs / f"flow-{digest[:FINGERPRINT_DIGITS]}")
+    run_log = RunLog.open(
+        run_name=f"train_flow/{profile}",
+        params={"train_flow": params.model_dump(mode="json")},
+        tags={"profile": profile, **facts},
+        run_id=run.mlflow_run_id,
+    )
+    if run_log.run_id is not None:
+        run.remember_mlflow_run(run_log.run_id)
+    return run, run_log
 
 
-def _csv(result: Fit) -> str:
+def _report(directory: Path, result: Fit, metrics: dict[str, float], run_log: RunLog) -> None:
     stream = io.StringIO()
-    columns: list[Any] = ["step", *_metrics(result.best)]
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer = csv.DictWriter(stream, list(asdict(result.best)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"step": row.step, **_metrics(row)} for row in result.history)
-    return stream.getvalue()
+    writer.writerows(asdict(row) for row in result.history)
+    write_text(directory / "history.csv", stream.getvalue())
+    with publish_directory(directory / "figures") as figures:
+        draw_history(result.history, metrics["gaussian_validation_nll_nats_per_dim"], figures)
+    write_json(directory / "metrics.json", metrics)
+    run_log.artifact(directory / "history.csv", "plots")
+    run_log.artifact(directory / "figures", "plots")
+
+
+def _losses(row: Evaluation) -> dict[str, float]:
+    values = asdict(row)
+    del values["step"]
+    return values
 
 
 if __name__ == "__main__":

@@ -5,21 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scipy.stats
 import torch
+from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file, save_file
 
 from enigma.jacobian_logdet import EnigmaFlow
 from enigma.modeling_enigma import EnigmaForCausalLM
-from pipelines.artifacts import read_json, write_json
+from pipelines.artifacts import read_json, sha256_file, write_json
 from pipelines.errors import GateError, UserError
 from pipelines.flow_fit import Evaluation, fit
-from pipelines.flow_states import StateFlow
+from pipelines.flow_states import StateFlow, with_noise
 from pipelines.gaussian import Gaussian
 from pipelines.language_model import model_config
 from pipelines.params import TrainFlowParams, load_params
 from pipelines.sample_flow import check_round_trip
 from pipelines.sample_flow import main as sample_flow
-from pipelines.train_flow import check_evaluation
+from pipelines.tracking import initialise_store, tracking_uri
 from pipelines.train_flow import main as train_flow
 from pipelines.vocabulary import load_tokenizer
 from pipelines.workspace import Workspace
@@ -31,18 +32,19 @@ SMALL_FLOW = {
     "train_flow.num_blocks": 1,
     "train_flow.hidden_channels": 16,
     "train_flow.steps": 20,
+    "train_flow.batch_size": 64,
     "train_flow.evaluate_every_steps": 10,
     "sample_flow.samples": 64,
 }
+NOISE_STD = 0.1
 
 
 def ring(count: int, seed: int) -> torch.Tensor:
-    """Points near a circle in 4 dimensions: as far from Gaussian as can be."""
+    """Points on a circle in 4 dimensions: a surface, and as far from Gaussian as can be."""
     generator = torch.Generator().manual_seed(seed)
     angle_N = 2 * math.pi * torch.rand(count, generator=generator)
-    noise_N4 = 0.1 * torch.randn(count, 4, generator=generator)
     zero_N = torch.zeros_like(angle_N)
-    return torch.stack((angle_N.cos(), angle_N.sin(), zero_N, zero_N), dim=1) + noise_N4
+    return torch.stack((angle_N.cos(), angle_N.sin(), zero_N, zero_N), dim=1)
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def recipe(workspace: Path, set_params: Any) -> TrainFlowParams:
     set_params(
         {
             **SMALL_FLOW,
-            "train_flow.num_blocks": 2,
+            "train_flow.noise_std": NOISE_STD,
             "train_flow.learning_rate": 5e-3,
             "train_flow.steps": 150,
         }
@@ -58,62 +60,74 @@ def recipe(workspace: Path, set_params: Any) -> TrainFlowParams:
     return load_params().profile.train_flow
 
 
-def test_the_flow_beats_the_gaussian_on_a_ring(recipe: TrainFlowParams) -> None:
-    train_ND, held_out_ND = ring(2000, seed=0), ring(500, seed=1)
-    gaussian = Gaussian.fit(train_ND, relative_ridge=1e-6)
+def fit_ring(recipe: TrainFlowParams, rows: list[Evaluation]) -> StateFlow:
+    gaussian = Gaussian.fit(ring(2000, seed=0), noise_std=NOISE_STD)
     torch.manual_seed(0)
     flow = EnigmaFlow.build(4, 2, coupling="affine", hidden_channels=32)
-    rows: list[Evaluation] = []
+    held_out_ND = with_noise(ring(500, seed=1), noise_std=NOISE_STD, split="validation", seed=0)
     result = fit(
-        flow,
-        gaussian.whiten(train_ND).float(),
-        gaussian.whiten(held_out_ND).float(),
-        log_det=gaussian.log_det,
-        params=recipe,
-        on_evaluation=rows.append,
+        flow, gaussian, ring(2000, seed=0), held_out_ND, params=recipe, on_evaluation=rows.append
     )
-    baseline = -float(gaussian.log_prob(held_out_ND).mean()) / 4
-    assert rows[0].validation_nll_nats_per_dim == pytest.approx(baseline, abs=1e-3), (
-        "before its first step the flow is the Gaussian"
+    assert rows == result.history
+    return StateFlow(flow.eval(), gaussian)
+
+
+def test_the_flow_starts_at_the_gaussian_and_beats_it_on_a_ring(recipe: TrainFlowParams) -> None:
+    rows: list[Evaluation] = []
+    state_flow = fit_ring(recipe, rows)
+    test_ND = with_noise(ring(2000, seed=2), noise_std=NOISE_STD, split="test", seed=0)
+    baseline = -float(state_flow.gaussian.log_prob(test_ND).mean()) / 4
+    assert rows[0].validation_nll_nats_per_dim == pytest.approx(baseline, abs=0.03)
+    # The entropy of a noisy circle, by hand: 3 directions of noise and one of length 2 pi.
+    noise_entropy = 0.5 * math.log(2 * math.pi * math.e * NOISE_STD**2)
+    entropy = (3 * noise_entropy + math.log(2 * math.pi)) / 4
+    nll = -float(state_flow.log_prob(test_ND).mean()) / 4
+    assert entropy < nll < baseline - 0.1
+
+
+def test_samples_lie_where_the_states_lie(recipe: TrainFlowParams) -> None:
+    sampled_ND = fit_ring(recipe, []).sample(1000, seed=0)
+    radius_N = sampled_ND[:, :2].norm(dim=1)
+    assert radius_N.median() == pytest.approx(1.0, abs=0.15)
+    assert sampled_ND[:, 2:].std() == pytest.approx(NOISE_STD, abs=0.05)
+
+
+def test_the_best_weights_are_kept_and_patience_ends_the_fit(recipe: TrainFlowParams) -> None:
+    gaussian = Gaussian.fit(ring(8, seed=0), noise_std=NOISE_STD)
+    flow = EnigmaFlow.build(4, 1, coupling="affine", hidden_channels=64)
+    held_out_ND = with_noise(ring(500, seed=1), noise_std=NOISE_STD, split="validation", seed=0)
+    overfit = recipe.model_copy(update={"steps": 400, "learning_rate": 2e-2})
+    result = fit(
+        flow, gaussian, ring(8, seed=0), held_out_ND, params=overfit, on_evaluation=lambda _: None
     )
-    assert result.best.validation_nll_nats_per_dim < baseline - 0.1
-    state_flow = StateFlow(flow.eval(), gaussian)
-    nll = -float(state_flow.log_prob(held_out_ND).mean()) / 4
+    assert result.evaluations_since_best == recipe.early_stopping_patience
+    assert result.history[-1].step < 400
+    nll = -float(StateFlow(flow.eval(), gaussian).log_prob(held_out_ND).mean()) / 4
     assert nll == pytest.approx(result.best.validation_nll_nats_per_dim, abs=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_the_fit(recipe: TrainFlowParams) -> None:
-    broken_ND = torch.full((64, 4), math.nan)
-    with pytest.raises(GateError, match="finite_flow_loss"):
-        fit(
-            EnigmaFlow.build(4, 1, coupling="affine", hidden_channels=8),
-            broken_ND,
-            ring(8, seed=0),
-            log_det=0.0,
-            params=recipe,
-            on_evaluation=lambda _: None,
-        )
+def test_a_flow_is_the_same_after_a_file(recipe: TrainFlowParams, tmp_path: Path) -> None:
+    before = fit_ring(recipe.model_copy(update={"steps": 5}), [])
+    before.save(tmp_path / "flow")
+    after = StateFlow.load(tmp_path / "flow", torch.device("cpu"))
+    states_ND = ring(50, seed=3)
+    assert torch.equal(after.log_prob(states_ND), before.log_prob(states_ND))
+    assert torch.equal(after.sample(9, seed=4), before.sample(9, seed=4))
+    assert not torch.equal(after.sample(9, seed=5), before.sample(9, seed=4))
+    assert after.round_trip_error(states_ND) < 1e-5
+    (tmp_path / "flow" / "whitening.safetensors").unlink()
+    with pytest.raises(UserError, match="expected a flow"):
+        StateFlow.load(tmp_path / "flow", torch.device("cpu"))
 
 
-def test_the_gaussian_is_scipys() -> None:
-    states_ND = ring(300, seed=2)
-    gaussian = Gaussian.fit(states_ND, relative_ridge=0.0)
-    covariance = (gaussian.factor @ gaussian.factor.T).numpy()
-    reference = scipy.stats.multivariate_normal(gaussian.mean.numpy(), covariance)
-    assert gaussian.log_prob(states_ND).numpy() == pytest.approx(
-        reference.logpdf(states_ND.double().numpy()), abs=1e-9
-    )
-
-
-def test_too_few_states_for_a_covariance_are_refused() -> None:
-    with pytest.raises(UserError, match="at least 8 states"):
-        Gaussian.fit(ring(7, seed=0), relative_ridge=0.0)
-
-
-def test_an_evaluation_with_alarms_is_refused(tmp_path: Path) -> None:
-    write_json(tmp_path / "evaluation.json", {"alarms": [{"name": "not_causal"}]})
-    with pytest.raises(GateError, match="not_causal"):
-        check_evaluation(tmp_path / "evaluation.json")
+def test_noise_is_a_function_of_seed_and_split() -> None:
+    zeros_ND = torch.zeros(1000, 4)
+    first = with_noise(zeros_ND, noise_std=0.3, split="test", seed=0)
+    assert torch.equal(first, with_noise(zeros_ND, noise_std=0.3, split="test", seed=0))
+    assert first.std() == pytest.approx(0.3, rel=0.05)
+    for split, seed in (("validation", 0), ("test", 1)):
+        other = with_noise(zeros_ND, noise_std=0.3, split=split, seed=seed)
+        assert abs(float((first * other).mean())) < 0.01
 
 
 @pytest.mark.parametrize("error", [1e-2, math.nan])
@@ -124,7 +138,7 @@ def test_a_bad_round_trip_is_refused(error: float) -> None:
 
 
 @pytest.fixture
-def evaluated_model(shards: Path, set_params: Any) -> Workspace:
+def evaluated(shards: Path, set_params: Any) -> Workspace:
     """An untrained language model with a clean evaluation."""
     set_params({**TINY_RUN, **SMALL_FLOW})
     workspace = Workspace("sanguo")
@@ -134,33 +148,132 @@ def evaluated_model(shards: Path, set_params: Any) -> Workspace:
     load_tokenizer("bert-base-chinese").save_pretrained(workspace.language_model)
     facts = {"fingerprint": "f" * 64, "shards_root": "s" * 64}
     write_json(workspace.language_model / "training.json", facts)
-    write_json(workspace.report("evaluate") / "evaluation.json", {"alarms": []})
+    weights = sha256_file(workspace.language_model / "model.safetensors")
+    evaluation = {"alarms": [], "weights_sha256": weights}
+    write_json(workspace.report("evaluate") / "evaluation.json", evaluation)
     return workspace
 
 
-def test_both_stages_write_their_outputs(evaluated_model: Workspace) -> None:
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_both_stages_write_their_outputs(evaluated: Workspace) -> None:
     train_flow()
     sample_flow()
-    fitted = read_json(evaluated_model.report("train_flow") / "metrics.json")
-    sampled = read_json(evaluated_model.report("sample_flow") / "metrics.json")
+    fitted = read_json(evaluated.report("train_flow") / "metrics.json")
+    sampled = read_json(evaluated.report("sample_flow") / "metrics.json")
     assert fitted["best_step"] <= fitted["steps"] <= 20
     assert sampled["round_trip_error"] <= sampled["max_round_trip_error"]
     assert 0.0 <= sampled["decoded_jensen_shannon_bits"] <= 1.0
-    for name in ("projection.png", "marginals.png"):
-        assert (evaluated_model.report("sample_flow") / "figures" / name).is_file()
+    pictures = {
+        evaluated.report("train_flow") / "figures": {"nll.png"},
+        evaluated.report("sample_flow") / "figures": {
+            "projection.png",
+            "marginals.png",
+            "decoded.md",
+        },
+    }
+    for directory, names in pictures.items():
+        assert {path.name for path in directory.iterdir()} == names
+    run_id = read_json(evaluated.flow / "flow_training.json")["mlflow_run_id"]
+    client = MlflowClient(tracking_uri())
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["test_nll_nats_per_dim"] == sampled["test_nll_nats_per_dim"]
+    steps = [m.step for m in client.get_metric_history(run_id, "validation_nll_nats_per_dim")]
+    assert steps == [0, 10, 20]
 
 
-def test_a_broken_flow_fails_the_stage(
-    evaluated_model: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_inputs_give_the_same_bytes(evaluated: Workspace, set_params: Any) -> None:
     train_flow()
-    inverse = EnigmaFlow.inverse
+    first = contents(evaluated.flow)
+    train_flow()
+    assert contents(evaluated.flow) == first
+    set_params({"train_flow.seed": 1})
+    train_flow()
+    again = contents(evaluated.flow)
+    assert again["flow.safetensors"] != first["flow.safetensors"]
+    assert again["whitening.safetensors"] != first["whitening.safetensors"]
 
-    def off_by_a_little(self: EnigmaFlow, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x, log_det = inverse(self, z)
-        return x + 0.1, log_det
 
-    monkeypatch.setattr(EnigmaFlow, "inverse", off_by_a_little)
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"alarms": [{"name": "not_causal", "message": "it is not"}]}, "holds alarms: not_causal"),
+        ({"weights_sha256": "0" * 64}, "is of the weights 000000000000"),
+    ],
+)
+def test_an_evaluation_with_alarms_or_of_another_model_is_refused(
+    evaluated: Workspace, change: dict[str, Any], problem: str
+) -> None:
+    path = evaluated.report("evaluate") / "evaluation.json"
+    write_json(path, read_json(path) | change)
+    with pytest.raises(GateError, match=problem):
+        train_flow()
+    assert not evaluated.flow.exists()
+    assert not evaluated.report("train_flow").exists()
+
+
+def test_a_loss_that_is_not_finite_publishes_nothing(evaluated: Workspace, set_params: Any) -> None:
+    set_params({"train_flow.learning_rate": 1e30})
+    with pytest.raises(GateError, match="finite_flow_loss"):
+        train_flow()
+    assert not evaluated.flow.exists()
+    runs = MlflowClient(tracking_uri()).search_runs([initialise_store()])
+    assert [run.info.status for run in runs] == ["FAILED"]
+
+
+def test_too_few_states_are_refused(evaluated: Workspace, set_params: Any) -> None:
+    set_params({"train_flow.train_states": 16})
+    with pytest.raises(UserError, match="expected at least 32 states, came 15"):
+        train_flow()
+    assert not evaluated.flow.exists()
+
+
+def plant(flow: Path, name: str, factor: float) -> None:
+    """Multiply one tensor of a published flow."""
+    weights = load_file(flow / "flow.safetensors")
+    weights[name] = weights[name] * factor
+    save_file(weights, flow / "flow.safetensors")
+
+
+def test_a_flow_that_does_not_invert_fails_the_stage(evaluated: Workspace) -> None:
+    train_flow()
+    # So far from orthogonal that float32 cannot come back.
+    plant(evaluated.flow, "enigma.rotors.layers.0.packed", 500.0)
     with pytest.raises(GateError, match="flow_round_trip"):
         sample_flow()
-    assert (evaluated_model.report("sample_flow") / "metrics.json").is_file()
+    report = read_json(evaluated.report("sample_flow") / "metrics.json")
+    assert report["round_trip_error"] > report["max_round_trip_error"]
+
+
+def test_a_flow_that_gives_no_numbers_fails_the_stage(evaluated: Workspace) -> None:
+    train_flow()
+    plant(evaluated.flow, "scale", math.nan)
+    with pytest.raises(GateError, match="64 of 64 samples"):
+        sample_flow()
+    assert not evaluated.report("sample_flow").exists()
+
+
+def test_a_flow_that_loses_is_reported_and_does_not_fail(
+    evaluated: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_flow()
+    plant(evaluated.flow, "scale", 3.0)
+    with caplog.at_level("INFO"):
+        sample_flow()
+    assert "LOSES TO the Gaussian" in caplog.text
+    report = read_json(evaluated.report("sample_flow") / "metrics.json")
+    assert report["test_nll_nats_per_dim"] > report["gaussian_test_nll_nats_per_dim"]
+    assert report["gain_over_gaussian_nats_per_dim"] < 0
+
+
+def test_a_flow_of_another_language_model_is_refused(evaluated: Workspace) -> None:
+    train_flow()
+    plant_weights = evaluated.language_model / "model.safetensors"
+    weights = load_file(plant_weights)
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, plant_weights)
+    with pytest.raises(UserError, match="run `dvc repro train_flow`"):
+        sample_flow()
+    assert not evaluated.report("sample_flow").exists()
