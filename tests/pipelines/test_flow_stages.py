@@ -1,6 +1,7 @@
 """The flow beats the Gaussian where it should, and refuses what it must."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from enigma.jacobian_logdet import EnigmaFlow
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.artifacts import read_json, sha256_file, write_json
 from pipelines.errors import GateError, UserError
-from pipelines.flow_fit import Evaluation, fit
+from pipelines.flow_fit import Evaluation, Fit, fit
 from pipelines.flow_states import StateFlow, with_noise
 from pipelines.gaussian import Gaussian
 from pipelines.language_model import model_config
@@ -24,7 +25,7 @@ from pipelines.tracking import initialise_store, tracking_uri
 from pipelines.train_flow import main as train_flow
 from pipelines.vocabulary import load_tokenizer
 from pipelines.workspace import Workspace
-from tests.support import TINY_RUN
+from tests.support import REPOSITORY, TINY_RUN, change_params, make_tiny_shards
 
 SMALL_FLOW = {
     "train_flow.train_states": 640,
@@ -47,37 +48,44 @@ def ring(count: int, seed: int) -> torch.Tensor:
     return torch.stack((angle_N.cos(), angle_N.sin(), zero_N, zero_N), dim=1)
 
 
-@pytest.fixture
-def recipe(workspace: Path, set_params: Any) -> TrainFlowParams:
-    set_params(
-        {
-            **SMALL_FLOW,
-            "train_flow.noise_std": NOISE_STD,
-            "train_flow.learning_rate": 5e-3,
-            "train_flow.steps": 150,
-        }
-    )
-    return load_params().profile.train_flow
+@pytest.fixture(scope="module")
+def recipe() -> TrainFlowParams:
+    changes = {
+        "noise_std": NOISE_STD,
+        "steps": 150,
+        "batch_size": 64,
+        "learning_rate": 5e-3,
+        "evaluate_every_steps": 10,
+        "early_stopping_patience": 4,
+    }
+    return load_params(REPOSITORY / "params.yaml").profile.train_flow.model_copy(update=changes)
 
 
-def fit_ring(recipe: TrainFlowParams, rows: list[Evaluation]) -> StateFlow:
+def fit_ring(recipe: TrainFlowParams) -> tuple[StateFlow, Fit]:
     gaussian = Gaussian.fit(ring(2000, seed=0), noise_std=NOISE_STD)
     torch.manual_seed(0)
     flow = EnigmaFlow.build(4, 2, coupling="affine", hidden_channels=32)
     held_out_ND = with_noise(ring(500, seed=1), noise_std=NOISE_STD, split="validation", seed=0)
+    rows: list[Evaluation] = []
     result = fit(
         flow, gaussian, ring(2000, seed=0), held_out_ND, params=recipe, on_evaluation=rows.append
     )
     assert rows == result.history
-    return StateFlow(flow.eval(), gaussian)
+    return StateFlow(flow.eval(), gaussian), result
 
 
-def test_the_flow_starts_at_the_gaussian_and_beats_it_on_a_ring(recipe: TrainFlowParams) -> None:
-    rows: list[Evaluation] = []
-    state_flow = fit_ring(recipe, rows)
+@pytest.fixture(scope="module")
+def ring_fit(recipe: TrainFlowParams) -> tuple[StateFlow, Fit]:
+    return fit_ring(recipe)
+
+
+def test_the_flow_starts_at_the_gaussian_and_beats_it(ring_fit: tuple[StateFlow, Fit]) -> None:
+    state_flow, result = ring_fit
+    held_out_ND = with_noise(ring(500, seed=1), noise_std=NOISE_STD, split="validation", seed=0)
+    start = -float(state_flow.gaussian.log_prob(held_out_ND).mean()) / 4
+    assert result.history[0].validation_nll_nats_per_dim == pytest.approx(start, abs=1e-5)
     test_ND = with_noise(ring(2000, seed=2), noise_std=NOISE_STD, split="test", seed=0)
     baseline = -float(state_flow.gaussian.log_prob(test_ND).mean()) / 4
-    assert rows[0].validation_nll_nats_per_dim == pytest.approx(baseline, abs=0.03)
     # The entropy of a noisy circle, by hand: 3 directions of noise and one of length 2 pi.
     noise_entropy = 0.5 * math.log(2 * math.pi * math.e * NOISE_STD**2)
     entropy = (3 * noise_entropy + math.log(2 * math.pi)) / 4
@@ -85,8 +93,8 @@ def test_the_flow_starts_at_the_gaussian_and_beats_it_on_a_ring(recipe: TrainFlo
     assert entropy < nll < baseline - 0.1
 
 
-def test_samples_lie_where_the_states_lie(recipe: TrainFlowParams) -> None:
-    sampled_ND = fit_ring(recipe, []).sample(1000, seed=0)
+def test_samples_lie_where_the_states_lie(ring_fit: tuple[StateFlow, Fit]) -> None:
+    sampled_ND = ring_fit[0].sample(1000, seed=0)
     radius_N = sampled_ND[:, :2].norm(dim=1)
     assert radius_N.median() == pytest.approx(1.0, abs=0.15)
     assert sampled_ND[:, 2:].std() == pytest.approx(NOISE_STD, abs=0.05)
@@ -107,7 +115,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_fit(recipe: TrainFlowPa
 
 
 def test_a_flow_is_the_same_after_a_file(recipe: TrainFlowParams, tmp_path: Path) -> None:
-    before = fit_ring(recipe.model_copy(update={"steps": 5}), [])
+    before, _ = fit_ring(recipe.model_copy(update={"steps": 5}))
     before.save(tmp_path / "flow")
     after = StateFlow.load(tmp_path / "flow", torch.device("cpu"))
     states_ND = ring(50, seed=3)
@@ -137,38 +145,61 @@ def test_a_bad_round_trip_is_refused(error: float) -> None:
         check_round_trip(error, 1e-3)
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with an untrained model, a clean evaluation and a flow over it."""
+    directory = tmp_path_factory.mktemp("template") / "workspace"
+    directory.mkdir()
+    (directory / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    change_params(directory / "params.yaml", {**TINY_RUN, **SMALL_FLOW})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{directory}/mlflow.db")
+        shards = make_tiny_shards()
+        workspace = Workspace("sanguo")
+        torch.manual_seed(0)
+        model = EnigmaForCausalLM(model_config(load_params().profile.model, shards))
+        model.save_pretrained(workspace.language_model)
+        load_tokenizer("bert-base-chinese").save_pretrained(workspace.language_model)
+        facts = {"fingerprint": "f" * 64, "shards_root": "s" * 64}
+        write_json(workspace.language_model / "training.json", facts)
+        weights = sha256_file(workspace.language_model / "model.safetensors")
+        evaluation = {"alarms": [], "weights_sha256": weights}
+        write_json(workspace.report("evaluate") / "evaluation.json", evaluation)
+        train_flow()
+    return directory
+
+
 @pytest.fixture
-def evaluated(shards: Path, set_params: Any) -> Workspace:
-    """An untrained language model with a clean evaluation."""
-    set_params({**TINY_RUN, **SMALL_FLOW})
-    workspace = Workspace("sanguo")
-    torch.manual_seed(0)
-    model = EnigmaForCausalLM(model_config(load_params().profile.model, shards))
-    model.save_pretrained(workspace.language_model)
-    load_tokenizer("bert-base-chinese").save_pretrained(workspace.language_model)
-    facts = {"fingerprint": "f" * 64, "shards_root": "s" * 64}
-    write_json(workspace.language_model / "training.json", facts)
-    weights = sha256_file(workspace.language_model / "model.safetensors")
-    evaluation = {"alarms": [], "weights_sha256": weights}
-    write_json(workspace.report("evaluate") / "evaluation.json", evaluation)
-    return workspace
+def fitted(template: Path, workspace: Path) -> Workspace:
+    """A copy of the template to work in, its MLflow store included."""
+    shutil.copytree(template, workspace, dirs_exist_ok=True)
+    return Workspace("sanguo")
+
+
+@pytest.fixture
+def evaluated(fitted: Workspace) -> Workspace:
+    """The same before the flow was fitted."""
+    shutil.rmtree(fitted.flow)
+    shutil.rmtree(fitted.report("train_flow"))
+    shutil.rmtree(fitted.runs)
+    return fitted
 
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_both_stages_write_their_outputs(evaluated: Workspace) -> None:
-    train_flow()
+def test_both_stages_write_their_outputs(fitted: Workspace) -> None:
     sample_flow()
-    fitted = read_json(evaluated.report("train_flow") / "metrics.json")
-    sampled = read_json(evaluated.report("sample_flow") / "metrics.json")
-    assert fitted["best_step"] <= fitted["steps"] <= 20
+    trained = read_json(fitted.report("train_flow") / "metrics.json")
+    sampled = read_json(fitted.report("sample_flow") / "metrics.json")
+    assert trained["best_step"] <= trained["steps"] <= 20
     assert sampled["round_trip_error"] <= sampled["max_round_trip_error"]
     assert 0.0 <= sampled["decoded_jensen_shannon_bits"] <= 1.0
     pictures = {
-        evaluated.report("train_flow") / "figures": {"nll.png"},
-        evaluated.report("sample_flow") / "figures": {
+        fitted.report("train_flow") / "figures": {"nll.png"},
+        fitted.report("sample_flow") / "figures": {
             "projection.png",
             "marginals.png",
             "decoded.md",
@@ -176,7 +207,7 @@ def test_both_stages_write_their_outputs(evaluated: Workspace) -> None:
     }
     for directory, names in pictures.items():
         assert {path.name for path in directory.iterdir()} == names
-    run_id = read_json(evaluated.flow / "flow_training.json")["mlflow_run_id"]
+    run_id = read_json(fitted.flow / "flow_training.json")["mlflow_run_id"]
     client = MlflowClient(tracking_uri())
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -185,14 +216,13 @@ def test_both_stages_write_their_outputs(evaluated: Workspace) -> None:
     assert steps == [0, 10, 20]
 
 
-def test_the_same_inputs_give_the_same_bytes(evaluated: Workspace, set_params: Any) -> None:
+def test_the_same_inputs_give_the_same_bytes(fitted: Workspace, set_params: Any) -> None:
+    first = contents(fitted.flow)
     train_flow()
-    first = contents(evaluated.flow)
-    train_flow()
-    assert contents(evaluated.flow) == first
+    assert contents(fitted.flow) == first
     set_params({"train_flow.seed": 1})
     train_flow()
-    again = contents(evaluated.flow)
+    again = contents(fitted.flow)
     assert again["flow.safetensors"] != first["flow.safetensors"]
     assert again["whitening.safetensors"] != first["whitening.safetensors"]
 
@@ -220,8 +250,8 @@ def test_a_loss_that_is_not_finite_publishes_nothing(evaluated: Workspace, set_p
     with pytest.raises(GateError, match="finite_flow_loss"):
         train_flow()
     assert not evaluated.flow.exists()
-    runs = MlflowClient(tracking_uri()).search_runs([initialise_store()])
-    assert [run.info.status for run in runs] == ["FAILED"]
+    newest, _ = MlflowClient(tracking_uri()).search_runs([initialise_store()])
+    assert newest.info.status == "FAILED"
 
 
 def test_too_few_states_are_refused(evaluated: Workspace, set_params: Any) -> None:
@@ -238,42 +268,38 @@ def plant(flow: Path, name: str, factor: float) -> None:
     save_file(weights, flow / "flow.safetensors")
 
 
-def test_a_flow_that_does_not_invert_fails_the_stage(evaluated: Workspace) -> None:
-    train_flow()
+def test_a_flow_that_does_not_invert_fails_the_stage(fitted: Workspace) -> None:
     # So far from orthogonal that float32 cannot come back.
-    plant(evaluated.flow, "enigma.rotors.layers.0.packed", 500.0)
+    plant(fitted.flow, "enigma.rotors.layers.0.packed", 500.0)
     with pytest.raises(GateError, match="flow_round_trip"):
         sample_flow()
-    report = read_json(evaluated.report("sample_flow") / "metrics.json")
+    report = read_json(fitted.report("sample_flow") / "metrics.json")
     assert report["round_trip_error"] > report["max_round_trip_error"]
 
 
-def test_a_flow_that_gives_no_numbers_fails_the_stage(evaluated: Workspace) -> None:
-    train_flow()
-    plant(evaluated.flow, "scale", math.nan)
+def test_a_flow_that_gives_no_numbers_fails_the_stage(fitted: Workspace) -> None:
+    plant(fitted.flow, "scale", math.nan)
     with pytest.raises(GateError, match="64 of 64 samples"):
         sample_flow()
-    assert not evaluated.report("sample_flow").exists()
+    assert not fitted.report("sample_flow").exists()
 
 
 def test_a_flow_that_loses_is_reported_and_does_not_fail(
-    evaluated: Workspace, caplog: pytest.LogCaptureFixture
+    fitted: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train_flow()
-    plant(evaluated.flow, "scale", 3.0)
+    plant(fitted.flow, "scale", 3.0)
     with caplog.at_level("INFO"):
         sample_flow()
     assert "LOSES TO the Gaussian" in caplog.text
-    report = read_json(evaluated.report("sample_flow") / "metrics.json")
+    report = read_json(fitted.report("sample_flow") / "metrics.json")
     assert report["test_nll_nats_per_dim"] > report["gaussian_test_nll_nats_per_dim"]
     assert report["gain_over_gaussian_nats_per_dim"] < 0
 
 
-def test_a_flow_of_another_language_model_is_refused(evaluated: Workspace) -> None:
-    train_flow()
-    plant_weights = evaluated.language_model / "model.safetensors"
+def test_a_flow_of_another_language_model_is_refused(fitted: Workspace) -> None:
+    plant_weights = fitted.language_model / "model.safetensors"
     weights = load_file(plant_weights)
     save_file({name: tensor + 1 for name, tensor in weights.items()}, plant_weights)
     with pytest.raises(UserError, match="run `dvc repro train_flow`"):
         sample_flow()
-    assert not evaluated.report("sample_flow").exists()
+    assert not fitted.report("sample_flow").exists()
