@@ -46,9 +46,12 @@ def load_language_model(directory: Path) -> "EnigmaForCausalLM":
         UserError: If the directory holds no model.
     """
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from enigma.modeling_enigma import EnigmaForCausalLM
 
+    # One file is loaded: a bar would say nothing.
+    disable_progress_bar()
     if not (directory / "model.safetensors").is_file():
         raise UserError(
             f"expected a language model in {directory}, found no model.safetensors",

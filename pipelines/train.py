@@ -14,7 +14,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import enigma
 from pipelines.artifacts import read_json, sha256_file, verify_manifest
@@ -28,7 +31,7 @@ from pipelines.run_directory import (
     fingerprint,
 )
 from pipelines.stage import run_stage
-from pipelines.train_report import publish
+from pipelines.train_report import publish, record_failure
 from pipelines.workspace import Workspace
 
 MAX_RESTARTS = 2
@@ -37,6 +40,7 @@ CAUSALITY_LENGTH = 16
 SOURCES = (
     "enigma_trainer.py",
     "language_model.py",
+    "scoring.py",
     "sequence_order.py",
     "shards.py",
     "train_history.py",
@@ -205,17 +209,34 @@ def launch(run: RunDirectory, config: RunConfig, lock: int) -> Outcome:
         start_new_session=True,
         pass_fds=[lock],
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: run.ask_to_stop())
-    code = process.wait()
+    with _passing_on_signals(run, process):
+        code = process.wait()
     outcome = run.read_outcome()
     if outcome is None:
+        record_failure(run, config)
         raise UserError(
             f"the ranks died (exit code {code}) after {MAX_RESTARTS} restarts",
             "read the log above; the same command goes on from the newest complete checkpoint",
         )
     logger.info("ranks ended: %s", json.dumps({"status": outcome.status, "step": outcome.step}))
     return outcome
+
+
+@contextmanager
+def _passing_on_signals(run: RunDirectory, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """The first TERM or Ctrl-C asks the ranks to save and end, the second ends torchrun."""
+
+    def stop(*_: Any) -> None:
+        if run.stop_is_asked():
+            process.terminate()
+        run.ask_to_stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

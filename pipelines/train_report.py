@@ -15,6 +15,7 @@ from pipelines.artifacts import (
 )
 from pipelines.checkpoints import checkpoint_path, is_complete
 from pipelines.errors import UserError
+from pipelines.git_state import GitState
 from pipelines.run_directory import RunConfig, RunDirectory
 from pipelines.tracking import RunLog
 from pipelines.train_history import Records, best_step, evaluations
@@ -68,6 +69,7 @@ def publish(run: RunDirectory, config: RunConfig, workspace: Workspace) -> None:
             "certificate_sha256": config.certificate_sha256,
             "best_step": step,
             "mlflow_run_id": run.mlflow_run_id,
+            **GitState.read().tags(),
             "weights_sha256": sha256_file(building / "model.safetensors"),
         }
         write_json(building / "training.json", facts)
@@ -173,3 +175,12 @@ def _attach(run: RunDirectory, config: RunConfig, report: Path) -> None:
         run_log.artifact(path, "plots")
     run_log.artifact(report / "history.csv", "plots")
     run_log.finish("FINISHED")
+
+
+def record_failure(run: RunDirectory, config: RunConfig) -> None:
+    """Close the MLflow run of ranks that died and could not do so themselves."""
+    if run.mlflow_run_id is not None:
+        run_log = RunLog.open(
+            run_name=f"train/{config.profile}", params={}, tags={}, run_id=run.mlflow_run_id
+        )
+        run_log.finish("FAILED")

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils.logging import disable_progress_bar
 
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.checkpoints import checkpoint_path, newest_complete
@@ -27,10 +29,14 @@ from pipelines.sequence_order import BatchPlan, SequenceOrder
 from pipelines.shards import ShardReader
 from pipelines.stage import run_stage
 from pipelines.tracking import RunLog
+from pipelines.train_history import patience_is_over
+from pipelines.train_progress import Progress
 
 
 def main() -> None:
     """Train as one rank of the group that torchrun's environment describes."""
+    # Every checkpoint would draw a bar for its one file.
+    disable_progress_bar()
     run = RunDirectory(Path(sys.argv[1]))
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     config = run.read_config()
@@ -43,6 +49,7 @@ def main() -> None:
         run.write_outcome(outcome)
         ending = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
         run_log.finish(ending[outcome.status])
+        _remember(run, run_log)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -91,9 +98,16 @@ def train_rank(
         plan=plan,
         shards=config.shards,
         max_validation_sequences=recipe.max_validation_sequences,
-        callbacks=[schedule, recorder],
+        # The recorder comes before what shows the speed that it measures.
+        callbacks=[schedule, recorder, *([Progress()] if rank == 0 else [])],
     )
-    trainer.train(resume_from_checkpoint=_resume_point(run, trainer))
+    checkpoint = _resume_point(run, trainer)
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if patience_is_over(state.log_history, recipe.early_stopping_patience):
+            # Killed between the last checkpoint and the outcome: Trainer would train on.
+            return Outcome("finished", int(state.global_step))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     status: Literal["stopped", "finished"] = "stopped" if schedule.stopped else "finished"
     return Outcome(status, int(trainer.state.global_step))
 
@@ -187,7 +201,8 @@ def trainer_arguments(
         # The order of the batches follows from the step: there is nothing to skip.
         ignore_data_skip=True,
         report_to=[],
-        disable_tqdm=not sys.stderr.isatty(),
+        # Ours shows more with less noise, see pipelines/train_progress.py.
+        disable_tqdm=True,
     )
 
 
@@ -198,11 +213,11 @@ def uses_bf16(recipe: TrainParams) -> bool:
     return recipe.precision == "bf16"
 
 
-def _resume_point(run: RunDirectory, trainer: EnigmaTrainer) -> str | None:
+def _resume_point(run: RunDirectory, trainer: EnigmaTrainer) -> Path | None:
     # Rank 0 looks and deletes what is broken; the others look when it has done so.
     with trainer.args.main_process_first(desc="finding the newest complete checkpoint"):
         step = newest_complete(run.checkpoints)
-    return None if step is None else str(checkpoint_path(run.checkpoints, step))
+    return None if step is None else checkpoint_path(run.checkpoints, step)
 
 
 def _open_run_log(run: RunDirectory, config: RunConfig) -> RunLog:
@@ -227,9 +242,14 @@ def _open_run_log(run: RunDirectory, config: RunConfig) -> RunLog:
         source=str(config.shards),
         context="training",
     )
+    _remember(run, run_log)
+    return run_log
+
+
+def _remember(run: RunDirectory, run_log: RunLog) -> None:
+    # There is no id for as long as the store has never been reached.
     if run_log.run_id is not None:
         run.remember_mlflow_run(run_log.run_id)
-    return run_log
 
 
 def _last_step(run: RunDirectory) -> int:

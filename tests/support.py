@@ -1,9 +1,14 @@
 """What tests of several rooms call by name (fixtures are in conftest.py)."""
 
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ruamel.yaml import YAML
@@ -79,3 +84,38 @@ def make_tiny_shards() -> Path:
     certificate = Workspace("sanguo").report("validate") / "certificate.json"
     write_json(certificate, {"passed": True, "shards_root": root})
     return directory
+
+
+def start_training() -> subprocess.Popen[str]:
+    """Start the stage `train` in the working directory."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.train"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def train_to_the_end() -> str:
+    """Run the stage `train`; what it printed."""
+    process = start_training()
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    """Wait for something that a running process does."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline, "nothing happened in five minutes"
+        time.sleep(0.02)
+
+
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    """Kill -9 a process and all that it started."""
+    tree = psutil.Process(process.pid)
+    for member in [*tree.children(recursive=True), tree]:
+        member.kill()
+    process.communicate()
