@@ -10,7 +10,6 @@ import pytest
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.e2e,
-    pytest.mark.xdist_group("e2e"),
     # The first test waits for the whole pipeline.
     pytest.mark.timeout(2400),
 ]

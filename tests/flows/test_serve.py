@@ -12,8 +12,6 @@ from flows.serve import HOST, check_port
 from pipelines.errors import UserError
 from tests.support import REPOSITORY
 
-pytestmark = pytest.mark.xdist_group("prefect")
-
 
 def free_port() -> int:
     with socket.socket() as probe:
