@@ -268,13 +268,15 @@ def plant(flow: Path, name: str, factor: float) -> None:
     save_file(weights, flow / "flow.safetensors")
 
 
-def test_a_flow_that_does_not_invert_fails_the_stage(fitted: Workspace) -> None:
-    # So far from orthogonal that float32 cannot come back.
-    plant(fitted.flow, "enigma.rotors.layers.0.packed", 500.0)
+@pytest.mark.parametrize("factor", [100.0, 500.0])
+def test_a_flow_that_does_not_invert_fails_the_stage(fitted: Workspace, factor: float) -> None:
+    # So far from orthogonal that float32 cannot come back; further still it overflows.
+    plant(fitted.flow, "enigma.rotors.layers.0.packed", factor)
     with pytest.raises(GateError, match="flow_round_trip"):
         sample_flow()
     report = read_json(fitted.report("sample_flow") / "metrics.json")
-    assert report["round_trip_error"] > report["max_round_trip_error"]
+    error = report["round_trip_error"]
+    assert error is None or error > report["max_round_trip_error"], "None stands for NaN"
 
 
 def test_a_flow_that_gives_no_numbers_fails_the_stage(fitted: Workspace) -> None:
