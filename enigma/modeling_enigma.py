@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +24,9 @@ from enigma.configuration_enigma import EnigmaConfig
 from enigma.model import EnigmaLM
 
 __all__ = ["EnigmaForCausalLM"]
+
+_LOSS_CHUNK = 512
+"""Tokens whose logits are held at once in training; smaller is no slower on a CPU."""
 
 
 class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  # untyped base
@@ -123,7 +127,8 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 the loss a sum divided by it.
 
         Returns:
-            `logits` `(B, L, V)`, `loss` in nats a token, `past_key_values`.
+            `logits` `(B, L, V)`, `loss` in nats a token, `past_key_values`. In training with
+            labels `logits` is None: they are never held whole (see `_training_loss`).
         """
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
@@ -135,6 +140,9 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 past_key_values.layers.append(DynamicLayer())
         keep, index = _padding(attention_mask, position_ids, input_ids.shape[1])
         hidden = self.lm.hidden_states(input_ids, keep=keep, index=index, cache=past_key_values)
+        if self.training and labels is not None:
+            loss = _training_loss(hidden, self.lm.head.weight, labels, **kwargs)
+            return CausalLMOutputWithPast(loss=loss, past_key_values=past_key_values)
         logits = self.lm.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss = None
         if labels is not None:
@@ -142,6 +150,30 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+
+def _training_loss(
+    hidden_BLD: Tensor,
+    head_VD: Tensor,
+    labels_BL: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    **_: Any,
+) -> Tensor:
+    """Return the loss of `forward` from logits of `_LOSS_CHUNK` tokens at a time.
+
+    The gradients are computed with the loss, chunk by chunk, so a second derivative is not to
+    be had. Always in the parameters' own precision: under bf16 autocast the loss would be
+    rounded to 3 digits.
+    """
+    with torch.autocast(hidden_BLD.device.type, enabled=False):
+        loss: Tensor = functional.linear_cross_entropy(
+            hidden_BLD[:, :-1].flatten(0, 1).to(head_VD.dtype),
+            head_VD,
+            labels_BL[:, 1:].flatten(),
+            reduction="mean" if num_items_in_batch is None else "sum",
+            options=nn.LinearCrossEntropyOptions(batch_chunk_size=_LOSS_CHUNK),
+        )
+    return loss if num_items_in_batch is None else loss / num_items_in_batch
 
 
 def _padding(
