@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.model import EnigmaLM
 
-__all__ = ["EnigmaForCausalLM"]
+__all__ = ["EnigmaForCausalLM", "training_loss"]
 
 _LOSS_CHUNK = 512
 """Tokens whose logits are held at once in training; smaller is no slower on a CPU."""
@@ -128,7 +128,7 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
         Returns:
             `logits` `(B, L, V)`, `loss` in nats a token, `past_key_values`. In training with
-            labels `logits` is None: they are never held whole (see `_training_loss`).
+            labels `logits` is None: they are never held whole (see `training_loss`).
         """
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
@@ -140,11 +140,11 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 past_key_values.layers.append(DynamicLayer())
         keep, index = _padding(attention_mask, position_ids, input_ids.shape[1])
         hidden = self.lm.hidden_states(input_ids, keep=keep, index=index, cache=past_key_values)
+        loss = None
         if self.training and labels is not None:
-            loss = _training_loss(hidden, self.lm.head.weight, labels, **kwargs)
+            loss = training_loss(hidden, self.lm.head.weight, labels, **kwargs)
             return CausalLMOutputWithPast(loss=loss, past_key_values=past_key_values)
         logits = self.lm.logits(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        loss = None
         if labels is not None:
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
@@ -152,17 +152,27 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
 
-def _training_loss(
+def training_loss(
     hidden_BLD: Tensor,
     head_VD: Tensor,
     labels_BL: Tensor,
     num_items_in_batch: Tensor | int | None = None,
     **_: Any,
 ) -> Tensor:
-    """Return the loss of `forward` from logits of `_LOSS_CHUNK` tokens at a time.
+    """Return the loss of `EnigmaForCausalLM.forward` without ever holding all logits.
 
-    The gradients are computed with the loss, chunk by chunk, so a second derivative is not to
-    be had. Always in the parameters' own precision: under bf16 autocast the loss would be
+    Args:
+        hidden_BLD: floating `(B, L, D)`, final hidden states.
+        head_VD: floating `(V, D)`, the output head.
+        labels_BL: int64 `(B, L)`, -100 where nothing is to be predicted; shifted here.
+        num_items_in_batch: divide the sum by it; None takes the mean over the targets.
+        **_: what else transformers hands to a loss.
+
+    Returns:
+        0-d, nats a token, in the dtype of the head.
+
+    The gradients are computed together with the loss, `_LOSS_CHUNK` tokens at a time, so a
+    second derivative is not to be had. Autocast is off here: in bf16 the loss itself would be
     rounded to 3 digits.
     """
     with torch.autocast(hidden_BLD.device.type, enabled=False):
