@@ -17,7 +17,7 @@ app = typer.Typer(
 
 
 class ModelName(StrEnum):
-    """The registered models, as `pipelines.registry.MODELS` orders them."""
+    """The registered models, as `pipelines.registered_models.MODELS` orders them."""
 
     LM = "enigma-lm"
     FLOW = "enigma-flow"
@@ -45,6 +45,10 @@ def promote(
     model: Model = None,
     version: Annotated[int | None, typer.Option(help="By default the alias `candidate`.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the gates only.")] = False,
+    allow_tie: Annotated[
+        bool,
+        typer.Option("--allow-tie", help="Take a successor that is not worse, if not better."),
+    ] = False,
 ) -> None:
     """Move the alias `champion`, if every gate holds."""
     from pipelines.promote import promote as promote_model
@@ -52,8 +56,22 @@ def promote(
     if version is not None and model is None:
         raise typer.BadParameter("--version needs --model: versions are numbered by model")
     for name in _chosen(model):
-        moved = promote_model(name, None if version is None else str(version), dry_run=dry_run)
+        number = None if version is None else str(version)
+        moved = promote_model(name, number, dry_run=dry_run, allow_tie=allow_tie)
         typer.echo(f"{name}: {'promoted' if moved else 'the champion stays'}")
+
+
+@app.command()
+def rollback(
+    model: Annotated[ModelName, typer.Option(help="Which model.")],
+    to: Annotated[int | None, typer.Option(help="By default the champion before this.")] = None,
+    reason: Annotated[str, typer.Option(help="For the ledger.")] = "rolled back by hand",
+) -> None:
+    """Make an earlier champion the champion again."""
+    from pipelines.promote import rollback as rollback_model
+
+    version = rollback_model(model.value, to=None if to is None else str(to), reason=reason)
+    typer.echo(f"{model.value}: version {version} is the champion again")
 
 
 @app.command()
@@ -73,18 +91,20 @@ def generate(
 
 
 @app.command()
-def history() -> None:
-    """Print who moved which champion, when and why."""
-    import json
+def history(
+    model: Model = None,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Point the aliases where the ledger ends.")
+    ] = False,
+) -> None:
+    """Print who moved which champion, when and why; exit code 1 if an alias disagrees."""
+    from pipelines.ledger_view import show_history
+    from pipelines.promote import restore as restore_alias
 
-    from pipelines import ledger
-
-    for entry in ledger.read():
-        typer.echo(
-            f"{entry['when']} {entry['who']}: {entry['model']} "
-            f"{entry['from'] or '(none)'} -> {entry['to']}"
-        )
-        typer.echo(json.dumps(entry["why"], ensure_ascii=False, indent=2))
+    for name in _chosen(model):
+        if restore:
+            typer.echo(f"{name}: champion {restore_alias(name) or '(none)'}")
+        show_history(name)
 
 
 @app.command()

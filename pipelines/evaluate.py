@@ -20,10 +20,11 @@ import numpy as np
 from pipelines.artifacts import publish_directory, read_manifest, sha256_file, write_json
 from pipelines.baselines import NGramModel
 from pipelines.errors import GateError, UserError
+from pipelines.evaluation_losses import LOSSES_FILE, Floats, Losses, documents_of
 from pipelines.generation import distinct_2, generate, readable, repetition_rate
 from pipelines.language_model import load_language_model
 from pipelines.params import EvaluateParams, load_params
-from pipelines.scoring import UNK_CHARGE_BITS, Score, Span, batches, model_nll_nats
+from pipelines.scoring import UNK_CHARGE_BITS, Score, Span, batches, sequence_nll_nats
 from pipelines.sequence_order import Indices, evenly_spaced
 from pipelines.shards import ShardReader
 from pipelines.stage import progress, run_stage
@@ -40,8 +41,9 @@ def main() -> None:
     """Evaluate the language model of the profile in use; alarms end in exit code 1."""
     params = load_params()
     workspace = Workspace(params.name)
-    report = evaluate(workspace, params.profile.evaluation)
+    report, losses = evaluate(workspace, params.profile.evaluation)
     directory = workspace.report("evaluate")
+    losses.write(directory / LOSSES_FILE)
     write_json(directory / "evaluation.json", report)
     with publish_directory(directory / "figures") as figures:
         _draw(report, figures)
@@ -62,7 +64,7 @@ def main() -> None:
         )
 
 
-def evaluate(workspace: Workspace, params: EvaluateParams) -> dict[str, Any]:
+def evaluate(workspace: Workspace, params: EvaluateParams) -> tuple[dict[str, Any], Losses]:
     """Measure everything; nothing is written.
 
     Args:
@@ -70,7 +72,7 @@ def evaluate(workspace: Workspace, params: EvaluateParams) -> dict[str, Any]:
         params: Sizes and bounds.
 
     Returns:
-        What `evaluation.json` holds.
+        What `evaluation.json` holds, and the loss of each test sequence.
 
     Raises:
         UserError: If shards or model are missing.
@@ -78,11 +80,14 @@ def evaluate(workspace: Workspace, params: EvaluateParams) -> dict[str, Any]:
     model = load_language_model(workspace.language_model)
     readers = {split: ShardReader(workspace.shards, split) for split in ("validation", "test")}
     chosen = {name: evenly_spaced(len(r), params.max_sequences) for name, r in readers.items()}
-    scores = {
-        split: _score(model, readers[split], chosen[split], params.batch_size)
+    nll_nats = {
+        split: _nll_nats(model, readers[split], chosen[split], params.batch_size)
         for split in ("validation", "test")
     }
-    report: dict[str, Any] = {split: score.to_dict() for split, score in scores.items()}
+    report: dict[str, Any] = {
+        split: Score(Span.of(readers[split], chosen[split]), float(nll_N.sum())).to_dict()
+        for split, nll_N in nll_nats.items()
+    }
     report["unk_charge_bits_per_character"] = UNK_CHARGE_BITS
     report["baselines"] = _baselines(workspace.shards, readers["test"], chosen["test"], params)
     report |= _proofs(model, readers["test"], chosen["test"], params)
@@ -90,7 +95,7 @@ def evaluate(workspace: Workspace, params: EvaluateParams) -> dict[str, Any]:
     report["evaluation_set"] = {
         "shards_root": read_manifest(workspace.shards)["root"],
         "sequences": {split: len(indices) for split, indices in chosen.items()},
-        "sha256": _hash(readers["test"], chosen["test"]),
+        "sha256": evaluation_set_sha256(readers["test"], chosen["test"]),
     }
     report["weights_sha256"] = sha256_file(workspace.language_model / "model.safetensors")
     report["bounds"] = {
@@ -100,7 +105,7 @@ def evaluate(workspace: Workspace, params: EvaluateParams) -> dict[str, Any]:
     }
     history = workspace.report("train") / "history.csv"
     report["alarms"] = alarms(report, lowest_validation_loss=_lowest_loss(history))
-    return report
+    return report, losses_of(readers["test"], chosen["test"], nll_nats["test"])
 
 
 def alarms(report: dict[str, Any], *, lowest_validation_loss: float) -> list[dict[str, str]]:
@@ -151,10 +156,27 @@ def alarms(report: dict[str, Any], *, lowest_validation_loss: float) -> list[dic
     return [{"name": name, "message": message} for name, message in found]
 
 
-def _score(model: Any, reader: ShardReader, indices: Indices, batch_size: int) -> Score:
+def evaluation_set_sha256(reader: ShardReader, indices: Indices) -> str:
+    """Name an evaluation set by its tokens, in order."""
+    return hashlib.sha256(reader.gather(indices).tobytes()).hexdigest()
+
+
+def losses_of(reader: ShardReader, indices: Indices, nll_nats_N: Floats) -> Losses:
+    """Losses by sequence, spread over the characters of the source text.
+
+    Args:
+        reader: The split.
+        indices: (N,) sequences.
+        nll_nats_N: Of each; what [UNK] is charged is the same for every model and left out.
+    """
+    characters = reader.sequences().take(indices)["characters"].to_numpy()
+    return Losses(documents_of(reader, indices), characters.astype(np.float64), nll_nats_N)
+
+
+def _nll_nats(model: Any, reader: ShardReader, indices: Indices, batch_size: int) -> Floats:
     cut = batches(indices, batch_size)
     shown = progress(cut, total=len(cut), unit="batch", label=f"evaluate {reader.split}")
-    return Score(Span.of(reader, indices), model_nll_nats(model, reader, shown))
+    return sequence_nll_nats(model, reader, shown)
 
 
 def _baselines(
@@ -219,10 +241,6 @@ def _generation(model: Any, directory: Path, params: EvaluateParams) -> dict[str
         "distinct_2": distinct_2(texts),
         "samples": [readable(tokenizer, ids) for ids in texts],
     }
-
-
-def _hash(reader: ShardReader, indices: Indices) -> str:
-    return hashlib.sha256(reader.gather(indices).tobytes()).hexdigest()
 
 
 def _lowest_loss(history: Path) -> float:

@@ -9,7 +9,7 @@ from pipelines.errors import UserError
 from pipelines.generation import generate as generate_ids
 from pipelines.generation import readable
 from pipelines.language_model import load_language_model
-from pipelines.registry import CHAMPION, LM
+from pipelines.registered_models import CHAMPION, LM
 from pipelines.tracking import connect, tracking_uri
 
 

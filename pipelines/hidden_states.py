@@ -44,10 +44,12 @@ class HiddenStates:
     Args:
         states: (N, D) float32.
         next_tokens: (N,) int64.
+        positions: Where they were taken, row by row.
     """
 
     states: Tensor
     next_tokens: Tensor
+    positions: Positions
 
 
 def choose_positions(
@@ -121,7 +123,7 @@ def collect(
             rows_B1 = torch.arange(len(ids_BL))[:, None]
             states.append(states_BLD[rows_B1, offsets_BP].flatten(0, 1))
             next_tokens.append(ids_BL[rows_B1, offsets_BP + 1].flatten())
-    return HiddenStates(torch.cat(states), torch.cat(next_tokens))
+    return HiddenStates(torch.cat(states), torch.cat(next_tokens), positions)
 
 
 def _batches(

@@ -43,7 +43,7 @@ def load_language_model(directory: Path) -> "EnigmaForCausalLM":
         The model in evaluation mode, on the GPU if there is one.
 
     Raises:
-        UserError: If the directory holds no model.
+        UserError: If the directory holds no model, or one of another architecture.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -57,7 +57,15 @@ def load_language_model(directory: Path) -> "EnigmaForCausalLM":
             f"expected a language model in {directory}, found no model.safetensors",
             "run `dvc repro train`, which makes it",
         )
-    model: EnigmaForCausalLM = EnigmaForCausalLM.from_pretrained(directory).eval()
+    model: EnigmaForCausalLM
+    model, found = EnigmaForCausalLM.from_pretrained(directory, output_loading_info=True)
+    # transformers would go on with random numbers in the place of what is missing.
+    if strangers := sorted(map(str, {*found["missing_keys"], *found["unexpected_keys"]})):
+        raise UserError(
+            f"{directory}: the weights do not fit this version of enigma: {strangers[:5]}",
+            "use the version of the code that they were trained with, or train again",
+        )
+    model.eval()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     return model

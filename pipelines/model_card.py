@@ -1,6 +1,7 @@
 """The model card: Markdown for the registry, and one HTML file with its figures inside."""
 
 import base64
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -66,8 +67,13 @@ class ModelCard:
         )
 
     def write(self, directory: Path) -> None:
-        """Write `MODEL_CARD.md` and `model_card.html`."""
-        write_text(directory / "MODEL_CARD.md", self.markdown())
+        """Write `MODEL_CARD.md` with its figures beside it, and `model_card.html`."""
+        shown = [f"![{_caption(path)}](figures/{path.name})" for path in self.figures]
+        text = self.markdown() + ("\n## Figures\n\n" + "\n\n".join(shown) + "\n" if shown else "")
+        write_text(directory / "MODEL_CARD.md", text)
+        for path in self.figures:
+            (directory / "figures").mkdir(exist_ok=True)
+            shutil.copyfile(path, directory / "figures" / path.name)
         write_text(directory / "model_card.html", self.html())
 
 
@@ -79,9 +85,13 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def _caption(path: Path) -> str:
+    return path.stem.replace("_", " ")
+
+
 def _figure(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    name = escape(path.stem.replace("_", " "))
+    name = escape(_caption(path))
     return (
         f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'
         f"<figcaption>{name}</figcaption></figure>"

@@ -186,6 +186,15 @@ class PromoteParams(_Section):
     """Gates that are checked again before the alias `champion` moves."""
 
     baseline: Literal["unigram", "5-gram"]
+    min_perplexity: Annotated[float, Field(gt=1.0)]
+    max_perplexity: PositiveFloat
+
+    @model_validator(mode="after")
+    def _check_the_band(self) -> "PromoteParams":
+        if self.min_perplexity >= self.max_perplexity:
+            msg = "min_perplexity must be below max_perplexity"
+            raise ValueError(msg)
+        return self
 
 
 class Profile(_Section):

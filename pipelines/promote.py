@@ -1,14 +1,14 @@
 """Promotion: the alias `champion` moves only to a version whose own proof holds.
 
-Everything is read from the version's files, nothing from the working directory. A
-refusal is a `GateError` that names the gate and its figures; the champion stays.
+The first champion passes absolute gates; a successor passes them too, and must be better
+than the champion on the same items by more than chance explains. A refusal is a
+`GateError` that names the gate and its figures; the champion stays.
 """
 
-import itertools
 import logging
-import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,90 +16,44 @@ from typing import Any
 from filelock import FileLock
 
 from pipelines import ledger
-from pipelines.artifacts import read_json, sha256_file
 from pipelines.errors import GateError, UserError
-from pipelines.params import Params, load_params
-from pipelines.registry import CANDIDATE, CHAMPION, CODE, FLOW, find_lm
+from pipelines.gates import Gate, Proof, flow_gates, lm_gates, recorded_gates
+from pipelines.registered_models import CANDIDATE, CHAMPION, FLOW
+from pipelines.succession import succession_gates
 from pipelines.tracking import connect, local_state
-from pipelines.version_content import content_of_version, hash_content
-from pipelines.workspace import SPLITS
-
-RETRAIN = "run `dvc repro` and `enigma register` again"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Gate:
-    """One condition and what was found.
+class Version:
+    """A version with its files at hand.
 
     Args:
-        name: As the refusal and the ledger spell it.
-        holds: Whether the version passes.
-        figures: What was compared.
-        fix: What to do about a refusal.
+        name: `enigma-lm` or `enigma-flow`.
+        number: Its number.
+        directory: Where it was downloaded to.
+        tags: As registered.
+        proof: Read from its files.
     """
 
     name: str
-    holds: bool
-    figures: str
-    fix: str = RETRAIN
+    number: str
+    directory: Path
+    tags: Mapping[str, str]
+    proof: Proof
 
 
-@dataclass(frozen=True)
-class Proof:
-    """The proof files of a version, and the hashes of what they speak of.
-
-    Args:
-        certificate: Of the data.
-        training: Of the language model.
-        evaluation: Of the language model.
-        params: With which all of it was made.
-        sha256: Of every proof file.
-        weights_sha256: Of the language model's weights in this version.
-        content_sha256: Of all files of this version.
-        flow: `flow_training.json` and `sample_flow.json` of a flow; else empty.
-    """
-
-    certificate: Mapping[str, Any]
-    training: Mapping[str, Any]
-    evaluation: Mapping[str, Any]
-    params: Params
-    sha256: Mapping[str, str]
-    weights_sha256: str
-    content_sha256: str
-    flow: Mapping[str, Mapping[str, Any]]
-
-    @classmethod
-    def read(cls, version: Path, name: str) -> "Proof":
-        """Read a downloaded version.
-
-        Raises:
-            UserError: If a proof file is missing or damaged.
-        """
-        artifacts = version / "artifacts"
-        directory = artifacts / "proof"
-        language_model = artifacts / ("language_model" if name == FLOW else "model")
-        flow = ("flow_training", "sample_flow") if name == FLOW else ()
-        return cls(
-            certificate=read_json(directory / "certificate.json"),
-            training=read_json(directory / "training.json"),
-            evaluation=read_json(directory / "evaluation.json"),
-            params=load_params(directory / "params.yaml"),
-            sha256={path.name: sha256_file(path) for path in sorted(directory.iterdir())},
-            weights_sha256=sha256_file(language_model / "model.safetensors"),
-            content_sha256=hash_content(content_of_version(version, code_name=CODE[name].name)),
-            flow={key: read_json(directory / f"{key}.json") for key in flow},
-        )
-
-
-def promote(name: str, version: str | None = None, *, dry_run: bool = False) -> bool:
+def promote(
+    name: str, version: str | None = None, *, dry_run: bool = False, allow_tie: bool = False
+) -> bool:
     """Check every gate, then make a version the champion.
 
     Args:
         name: `enigma-lm` or `enigma-flow`.
         version: Which one; None for the alias `candidate`.
         dry_run: Check only.
+        allow_tie: Take a successor that is not worse, where chance may explain the difference.
 
     Returns:
         Whether the alias moved.
@@ -108,171 +62,140 @@ def promote(name: str, version: str | None = None, *, dry_run: bool = False) -> 
         UserError: If there is no such version.
         GateError: For the first gate that refuses.
     """
+    client = connect()
+    with downloaded(client, name, version or aliased(client, name, CANDIDATE)) as candidate:
+        gates = [*_absolute_gates(client, candidate)]
+        check(candidate, gates)
+        # One at a time: MLflow's own move is no swap, and the comparison must be with
+        # the champion that is replaced.
+        with FileLock(local_state("promotion.lock")):
+            champion = observe(client, name)
+            if champion == candidate.number:
+                logger.info("%s version %s is the champion already", name, champion)
+                return False
+            if champion is not None:
+                with downloaded(client, name, champion) as reigning:
+                    found = succession_gates(
+                        name, reigning.proof, candidate.proof, reigning.directory,
+                        allow_tie=allow_tie,
+                    )  # fmt: skip
+                check(candidate, found)
+                gates += found
+            if dry_run:
+                logger.info("dry run: every gate holds; the champion stays")
+                return False
+            why = {gate.name: gate.figures for gate in gates}
+            _move(client, candidate, champion, action=ledger.PROMOTE, why=why)
+            return True
+
+
+def rollback(name: str, *, to: str | None = None, reason: str) -> str:
+    """Make an earlier champion the champion again, if it is stored as it was registered.
+
+    Args:
+        name: `enigma-lm` or `enigma-flow`.
+        to: Which earlier champion; None for the one before this.
+        reason: For the ledger.
+
+    Returns:
+        The version that is champion now.
+
+    Raises:
+        UserError: If there is no earlier champion, or `to` was never one.
+        GateError: If its files have changed since, or no longer hold what they must.
+    """
+    client = connect()
+    with FileLock(local_state("promotion.lock")):
+        current = observe(client, name)
+        earlier = ledger.champions(ledger.read(), name)[:-1]
+        target = to or (earlier[-1] if earlier else None)
+        if target is None or target not in earlier:
+            raise UserError(
+                f"expected an earlier champion of {name}, came "
+                f"{f'version {to}' if to else 'none'}; the ledger has {earlier or 'none'}",
+                "`enigma history` lists them; a version that was never champion is promoted",
+            )
+        with downloaded(client, name, target) as version:
+            gates = [*_absolute_gates(client, version)]
+            check(version, gates)
+            why = {"reason": reason} | {gate.name: gate.figures for gate in gates}
+            _move(client, version, current, action=ledger.ROLLBACK, why=why)
+    return target
+
+
+def check(version: Version, gates: list[Gate]) -> None:
+    """Log every gate, and stop at the first that refuses.
+
+    Raises:
+        GateError: With its figures.
+    """
+    for gate in gates:
+        logger.info("%s %s: gate %s: %s", version.name, version.number, gate.name, gate.figures)
+        if not gate.holds:
+            raise GateError(
+                gate.name, f"{version.name} version {version.number}: {gate.figures}", gate.fix
+            )
+
+
+def observe(client: Any, name: str) -> str | None:
+    """The champion; a move that left no line in the ledger gets one.
+
+    A process may have been killed between the two, or somebody moved the alias by hand.
+    """
+    champion = aliased(client, name, CHAMPION)
+    recorded = ledger.champions(ledger.read(), name)
+    if champion is not None and recorded[-1:] != [champion]:
+        logger.warning("%s: version %s became champion without a line", name, champion)
+        ledger.append(
+            {
+                "action": ledger.OBSERVE,
+                "model": name,
+                "from": recorded[-1] if recorded else None,
+                "to": champion,
+                "why": {"reason": "found so; whoever moved the alias left no line"},
+                "evidence_sha256": {},
+            }
+        )
+    return champion
+
+
+def restore(name: str) -> str | None:
+    """Point the alias at the champion of the ledger, as after the loss of a registry.
+
+    Returns:
+        The version; None if the ledger has none.
+    """
+    client = connect()
+    with FileLock(local_state("promotion.lock")):
+        recorded = ledger.champions(ledger.read(), name)
+        if not recorded:
+            return None
+        client.set_registered_model_alias(name, CHAMPION, recorded[-1])
+    return recorded[-1]
+
+
+@contextmanager
+def downloaded(client: Any, name: str, number: str | None) -> Iterator[Version]:
+    """Bring a version's files here for as long as the context lasts.
+
+    Raises:
+        UserError: If there is no such version, or a proof file is missing or damaged.
+    """
     import mlflow
 
-    client = connect()
-    chosen = version or _aliased(client, name, CANDIDATE)
-    if chosen is None or not _exists(client, name, chosen):
+    if number is None or not _exists(client, name, number):
         raise UserError(
-            f"expected {name} version {chosen or '(candidate)'} in the registry, found none",
+            f"expected {name} version {number or '(candidate)'} in the registry, found none",
             f"run `enigma register --model {name}`; `enigma where` lists what there is",
         )
     with tempfile.TemporaryDirectory() as temporary:
-        downloaded = mlflow.artifacts.download_artifacts(
-            f"models:/{name}/{chosen}", dst_path=temporary
-        )
-        proof = Proof.read(Path(downloaded), name)
-    registered = client.get_model_version(name, chosen).tags.get("content_sha256")
-    gates = [
-        *(flow_gates(client, proof) if name == FLOW else lm_gates(proof)),
-        Gate(
-            "content",
-            proof.content_sha256 == registered,
-            f"registered as {registered}, stored as {proof.content_sha256}",
-            "put the stored files back, or delete the version and run `enigma register` again",
-        ),
-    ]
-    for gate in gates:
-        logger.info("%s %s: gate %s: %s", name, chosen, gate.name, gate.figures)
-        if not gate.holds:
-            raise GateError(gate.name, f"{name} version {chosen}: {gate.figures}", gate.fix)
-    if dry_run:
-        logger.info("dry run: every gate holds; the champion stays")
-        return False
-    return _move(client, name, chosen, gates, proof)
+        uri = f"models:/{name}/{number}"
+        directory = Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary))
+        tags = client.get_model_version(name, number).tags
+        yield Version(name, number, directory, tags, Proof.read(directory, name))
 
 
-def lm_gates(proof: Proof) -> list[Gate]:
-    """The gates of a language model; what is missing or not a number does not pass."""
-    evaluation = proof.evaluation
-    baseline = proof.params.profile.promote.baseline
-    ours = _number(evaluation, "test", "bits_per_character")
-    theirs = _number(evaluation, "baselines", baseline, "bits_per_character")
-    bounds = {
-        name: _number(evaluation, "bounds", name)
-        for name in ("min_perplexity", "max_round_trip_error")
-    }
-    perplexity = {
-        split: _number(evaluation, split, "perplexity") for split in ("validation", "test")
-    }
-    round_trip = _number(evaluation, "round_trip", "float32")
-    causal = _get(evaluation, "causality", "is_causal")
-    alarms = _get(evaluation, "alarms")
-    return [
-        *_data_gates(proof),
-        Gate("causality", causal is True, f"is_causal is {causal}"),
-        Gate(
-            "round_trip",
-            round_trip <= bounds["max_round_trip_error"],
-            f"relative error {round_trip:.2e}, bound {bounds['max_round_trip_error']:.2e}",
-        ),
-        Gate("baseline", ours < theirs, f"{ours:.4f} bits a character, {baseline} {theirs:.4f}"),
-        Gate(
-            "perplexity",
-            all(bounds["min_perplexity"] < value < math.inf for value in perplexity.values()),
-            f"{perplexity}, expected above {bounds['min_perplexity']}",
-            "look for a leak in the data or in the model",
-        ),
-        Gate("alarms", alarms == [], f"alarms of the evaluation: {alarms}"),
-    ]
-
-
-def flow_gates(client: Any, proof: Proof) -> list[Gate]:
-    """The gates of a flow: its data, its language model, its round trip, its gain."""
-    sampled, training = proof.flow["sample_flow"], proof.flow["flow_training"]
-    error = _number(sampled, "round_trip_error")
-    bound = _number(sampled, "max_round_trip_error")
-    ours = _number(sampled, "test_nll_nats_per_dim")
-    theirs = _number(sampled, "gaussian_test_nll_nats_per_dim")
-    shards = training.get("shards_root")
-    weights = str(training.get("lm_weights_sha256"))
-    lm_version = find_lm(client, weights) if weights == proof.weights_sha256 else None
-    return [
-        *_data_gates(proof),
-        Gate(
-            "flow_shards",
-            shards == proof.certificate.get("shards_root"),
-            f"flow trained on {shards}, certificate for {proof.certificate.get('shards_root')}",
-        ),
-        Gate(
-            "language_model",
-            lm_version is not None,
-            f"flow over the weights {weights}, the version has {proof.weights_sha256}, "
-            f"registered as version {lm_version}",
-            "register the language model under the flow first",
-        ),
-        Gate("flow_round_trip", error <= bound, f"relative error {error:.2e}, bound {bound:.2e}"),
-        Gate(
-            "gaussian",
-            -math.inf < ours < theirs,
-            f"negative log-likelihood {ours:.4f} nats a dimension, Gaussian {theirs:.4f}",
-            "train the flow longer, or on more states",
-        ),
-    ]
-
-
-def _data_gates(proof: Proof) -> list[Gate]:
-    overlap = proof.certificate.get("overlap") or {}
-    pairs = ["/".join(pair) for pair in itertools.combinations(SPLITS, 2)]
-    counts = [
-        count for pair in pairs for count in (overlap.get(pair) or {"missing": None}).values()
-    ]
-    roots = {
-        "certificate": _get(proof.certificate, "shards_root"),
-        "training": _get(proof.training, "shards_root"),
-        "evaluation": _get(proof.evaluation, "evaluation_set", "shards_root"),
-    }
-    certified = proof.training.get("certificate_sha256")
-    came = proof.sha256["certificate.json"]
-    trained = proof.training.get("weights_sha256")
-    evaluated = proof.evaluation.get("weights_sha256")
-    passed = proof.certificate.get("passed")
-    return [
-        Gate("certificate", passed is True, f"passed is {passed}"),
-        Gate("overlap", all(count == 0 for count in counts), f"shared between splits: {overlap}"),
-        Gate("shards", None not in roots.values() and len(set(roots.values())) == 1, f"{roots}"),
-        Gate(
-            "certificate_sha256",
-            came == certified,
-            f"trained with the certificate {certified}, the version has {came}",
-        ),
-        Gate(
-            "weights",
-            proof.weights_sha256 == trained,
-            f"trained weights {trained}, the version has {proof.weights_sha256}",
-        ),
-        Gate(
-            "evaluated_weights",
-            proof.weights_sha256 == evaluated,
-            f"evaluated weights {evaluated}, the version has {proof.weights_sha256}",
-        ),
-    ]
-
-
-def _move(client: Any, name: str, version: str, gates: list[Gate], proof: Proof) -> bool:
-    """Move the alias and write the ledger; one at a time, as MLflow's own move is no swap."""
-    with FileLock(local_state("promotion.lock")):
-        before = _aliased(client, name, CHAMPION)
-        recorded = [entry["to"] for entry in ledger.read() if entry["model"] == name]
-        # A process killed between alias and ledger leaves a line to be added.
-        if before == version and recorded[-1:] == [version]:
-            logger.info("%s version %s is the champion already", name, version)
-            return False
-        client.set_registered_model_alias(name, CHAMPION, version)
-        ledger.append(
-            {
-                "model": name,
-                "from": recorded[-1] if before == version and recorded else before,
-                "to": version,
-                "why": {gate.name: gate.figures for gate in gates},
-                "evidence_sha256": dict(proof.sha256),
-            }
-        )
-    logger.info("%s: champion %s -> %s", name, before, version)
-    return True
-
-
-def _aliased(client: Any, name: str, alias: str) -> str | None:
+def aliased(client: Any, name: str, alias: str) -> str | None:
     """The version an alias points at; None without the model or the alias."""
     for model in client.search_registered_models(f"name = '{name}'"):
         version = model.aliases.get(alias)
@@ -280,21 +203,29 @@ def _aliased(client: Any, name: str, alias: str) -> str | None:
     return None
 
 
+def _absolute_gates(client: Any, version: Version) -> Iterator[Gate]:
+    proof = version.proof
+    yield from flow_gates(client, proof) if version.name == FLOW else lm_gates(proof)
+    yield from recorded_gates(proof, version.tags)
+
+
+def _move(
+    client: Any, version: Version, before: str | None, *, action: str, why: Mapping[str, str]
+) -> None:
+    """Move the alias, then write the ledger; the caller holds the lock."""
+    client.set_registered_model_alias(version.name, CHAMPION, version.number)
+    ledger.append(
+        {
+            "action": action,
+            "model": version.name,
+            "from": before,
+            "to": version.number,
+            "why": dict(why),
+            "evidence_sha256": {**version.proof.sha256, "content": version.proof.content_sha256},
+        }
+    )
+    logger.info("%s: champion %s -> %s", version.name, before, version.number)
+
+
 def _exists(client: Any, name: str, version: str) -> bool:
     return any(str(v.version) == version for v in client.search_model_versions(f"name = '{name}'"))
-
-
-def _get(values: Mapping[str, Any], *path: str) -> Any:
-    """A nested value; None where a name is missing."""
-    found: Any = values
-    for name in path:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
-
-
-def _number(values: Mapping[str, Any], *path: str) -> float:
-    """A nested number; NaN, which passes no comparison, for anything else."""
-    found = _get(values, *path)
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        return math.nan
-    return float(found)

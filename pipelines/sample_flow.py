@@ -18,9 +18,11 @@ from torch import Tensor
 
 from pipelines.artifacts import publish_directory, read_json, sha256_file, write_json, write_text
 from pipelines.errors import GateError, UserError
+from pipelines.evaluation_losses import LOSSES_FILE
 from pipelines.flow_decoding import Decoded, decode, divergence_bits, markdown
 from pipelines.flow_figures import draw_samples
-from pipelines.flow_states import StateFlow, collect_states, with_noise
+from pipelines.flow_states import StateFlow
+from pipelines.judged_states import judged_states
 from pipelines.language_model import load_language_model
 from pipelines.params import SampleFlowParams, load_params
 from pipelines.stage import run_stage
@@ -54,16 +56,8 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
     check_language_model(workspace.language_model, facts["lm_weights_sha256"])
     model = load_language_model(workspace.language_model)
     state_flow = StateFlow.load(workspace.flow, model.device)
-    collected = collect_states(
-        model,
-        workspace.shards,
-        "test",
-        states=params.samples,
-        states_per_sequence=params.states_per_sequence,
-        seed=params.seed,
-    )
-    noise = {"noise_std": facts["noise_std"], "split": "test", "seed": params.seed}
-    real_ND = with_noise(collected.states, **noise)
+    judged = judged_states(model, workspace.shards, params, noise_std=facts["noise_std"])
+    real_ND = judged.states
     clouds = {
         "real": real_ND,
         "flow": state_flow.sample(params.samples, seed=params.seed),
@@ -73,7 +67,7 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
     decoded = {
         name: decode(model, states_ND, seed=params.seed) for name, states_ND in clouds.items()
     }
-    metrics = {
+    metrics: dict[str, float] = {
         **likelihoods(state_flow, real_ND),
         "round_trip_error": state_flow.round_trip_error(torch.cat((real_ND, clouds["flow"]))),
         "max_round_trip_error": params.max_round_trip_error,
@@ -84,14 +78,17 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
         "noise_std": facts["noise_std"],
     }
     report = workspace.report("sample_flow")
-    write_json(
-        report / "metrics.json",
-        {name: value if math.isfinite(value) else None for name, value in metrics.items()},
-    )
+    judged.losses_of(state_flow).write(report / LOSSES_FILE)
+    numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    names = {
+        "flow_weights_sha256": sha256_file(workspace.flow / "flow.safetensors"),
+        "evaluation_set_sha256": judged.evaluation_set_sha256,
+    }
+    write_json(report / "metrics.json", numbers | names)
     with publish_directory(report / "figures") as figures:
         draw_samples(clouds, figures)
         tokenizer = AutoTokenizer.from_pretrained(workspace.language_model)
-        table = markdown(tokenizer, collected.next_tokens, decoded["real"], decoded["flow"])
+        table = markdown(tokenizer, judged.next_tokens, decoded["real"], decoded["flow"])
         write_text(figures / "decoded.md", table)
     _log(workspace.profile, facts["mlflow_run_id"], metrics, report)
     _say(metrics)

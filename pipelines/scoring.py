@@ -6,7 +6,7 @@ the source text behind them. [UNK] would make this cheap, since it says nothing
 about what it hides: so each hidden character is charged as if it were drawn
 uniformly from all assigned Unicode characters.
 
-Shape legend: N sequences, L length, B batch.
+Shape legend: N sequences, L length, B batch, V vocabulary.
 """
 
 import math
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.compute as pc
 
 from pipelines.sequence_order import Indices
@@ -23,6 +24,8 @@ from pipelines.shards import ShardReader
 # The Unicode Standard, Version 16.0.0 (unicode.org/versions/Unicode16.0.0): "154,998 characters".
 ASSIGNED_CHARACTERS = 154_998
 UNK_CHARGE_BITS = math.log2(ASSIGNED_CHARACTERS)
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ def batches(indices: Indices, batch_size: int) -> list[Indices]:
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
 
-def model_nll_nats(model: Any, reader: ShardReader, index_batches: Iterable[Indices]) -> float:
-    """Sum a causal model's negative log-likelihood over tokens 1..L-1.
+def sequence_nll_nats(model: Any, reader: ShardReader, index_batches: Iterable[Indices]) -> Floats:
+    """A causal model's negative log-likelihood of each sequence, over tokens 1..L-1.
 
     Args:
         model: A Hugging Face causal language model; left in the mode it was in.
@@ -107,18 +110,27 @@ def model_nll_nats(model: Any, reader: ShardReader, index_batches: Iterable[Indi
         index_batches: Which sequences, batch by batch.
 
     Returns:
-        The sum in nats, accumulated in float64.
+        (N,) float64, in nats, in the order of the indices.
     """
     import torch
+    from torch.nn.functional import cross_entropy
 
     was_training = model.training
     model.eval()
-    total = 0.0
+    found = [np.empty(0)]
     with torch.no_grad():
         for index_B in index_batches:
             tokens_BL = reader.gather(index_B).astype(np.int64)
             ids_BL = torch.from_numpy(tokens_BL).to(model.device)
-            loss = model(input_ids=ids_BL, labels=ids_BL).loss
-            total += float(loss) * len(index_B) * (reader.sequence_length - 1)
+            logits_BLV = model(input_ids=ids_BL, use_cache=False).logits
+            loss_BL = cross_entropy(
+                logits_BLV[:, :-1].flatten(0, 1).float(), ids_BL[:, 1:].flatten(), reduction="none"
+            ).view(len(index_B), -1)
+            found.append(loss_BL.double().sum(dim=1).cpu().numpy())
     model.train(was_training)
-    return total
+    return np.concatenate(found)
+
+
+def model_nll_nats(model: Any, reader: ShardReader, index_batches: Iterable[Indices]) -> float:
+    """The sum of `sequence_nll_nats`."""
+    return float(sequence_nll_nats(model, reader, index_batches).sum())

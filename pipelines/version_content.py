@@ -12,6 +12,10 @@ from pipelines.artifacts import sha256_file
 
 # Made from the rest, and so no part of the content.
 CARD = "card"
+# They change without any change of the model; each has a hash of its own among the tags.
+LOCK_FILE = "dvc.lock"
+ENVIRONMENT_FILE = "environment.txt"
+BESIDE = (f"proof/{LOCK_FILE}", f"proof/{ENVIRONMENT_FILE}")
 
 
 def enigma_package() -> Path:
@@ -35,7 +39,7 @@ def content_to_log(
     files |= {f"proof/{name}": path for name, path in proof.items()}
     for name, directory in models.items():
         files |= _below(directory, name)
-    return files
+    return {name: path for name, path in files.items() if name not in BESIDE}
 
 
 def content_of_version(version: Path, *, code_name: str) -> dict[str, Path]:
@@ -49,7 +53,7 @@ def content_of_version(version: Path, *, code_name: str) -> dict[str, Path]:
     for directory in (version / "artifacts").iterdir():
         if directory.name != CARD:
             files |= _below(directory, directory.name)
-    return {name: path for name, path in files.items() if path.is_file()}
+    return {name: path for name, path in files.items() if path.is_file() and name not in BESIDE}
 
 
 def hash_content(files: Mapping[str, Path]) -> str:

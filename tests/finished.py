@@ -5,14 +5,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipelines.artifacts import sha256_file, write_json
+from pipelines.evaluation_losses import Losses
 from tests.support import REPOSITORY
 
 SHARDS_ROOT = "5" * 64
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-SCORE = {"loss_nats": 4.6, "perplexity": 100.0, "bits_per_character": 7.0}
+SCORE = {
+    "loss_nats": 4.6,
+    "perplexity": 100.0,
+    "bits_per_character": 7.0,
+    "tokens": 4000,
+    "characters": 4000,
+}
+DOCUMENTS = 40
 
 
 def write_finished_project(directory: Path, run_id: str | None) -> None:
@@ -44,7 +54,10 @@ def write_finished_project(directory: Path, run_id: str | None) -> None:
     write_json(reports / "train" / "metrics.json", {"best_validation_loss_nats": 4.6})
     write_json(reports / "evaluate" / "evaluation.json", _evaluation(weights))
     write_json(reports / "train_flow" / "metrics.json", {"best_step": 7})
+    write_losses(directory, better_by=0.0)
     sampled = {
+        "flow_weights_sha256": sha256_file(models / "flow" / "flow.safetensors"),
+        "evaluation_set_sha256": "d" * 64,
         "test_nll_nats_per_dim": 0.5,
         "gaussian_test_nll_nats_per_dim": 0.6,
         "round_trip_error": 1e-6,
@@ -55,6 +68,34 @@ def write_finished_project(directory: Path, run_id: str | None) -> None:
     for stage in ("train", "evaluate", "sample_flow"):
         (reports / stage / "figures").mkdir()
         (reports / stage / "figures" / f"{stage}_curve.png").write_bytes(PNG)
+
+
+def write_losses(directory: Path, *, better_by: float, noise: float = 0.0) -> None:
+    """Write losses by item that add up to what the reports state, and let the reports state it.
+
+    Args:
+        directory: The finished project.
+        better_by: Nats a unit below the first champion's mean.
+        noise: How much the items differ from that, in standard deviations of nats a unit.
+    """
+    reports = directory / "reports" / "sanguo"
+    documents = np.array([f"d{number % DOCUMENTS}" for number in range(80)], dtype=object)
+    spread = np.random.default_rng(0).normal(size=80)
+    spread -= spread.mean()
+    hardness = np.linspace(-1.0, 1.0, 80)
+    for stage, mean, units in (("evaluate", 4.6, 50.0), ("sample_flow", -0.1, 48.0)):
+        per_unit = mean - better_by + hardness + noise * spread
+        Losses(documents, np.full(80, units), per_unit * units).write(
+            reports / stage / "losses.parquet"
+        )
+    evaluation, sampled = (
+        reports / "evaluate" / "evaluation.json",
+        reports / "sample_flow" / "metrics.json",
+    )
+    if evaluation.is_file():
+        change_json(evaluation, "test.loss_nats", 4.6 - better_by)
+    if sampled.is_file():
+        change_json(sampled, "test_nll_nats_per_dim", 0.5 - better_by)
 
 
 def change_json(path: Path, dotted: str, value: Any) -> None:

@@ -14,15 +14,16 @@ from pipelines.clean import clean
 from pipelines.ingest import ingest
 from pipelines.params import Profile, load_params
 from pipelines.promote import promote
-from pipelines.registry import MODELS, register
+from pipelines.registered_models import MODELS
+from pipelines.registry import register
 from pipelines.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
 from pipelines.sources import RAW_SCHEMA
 from pipelines.stage import QUIET_ENVIRONMENT
 from pipelines.tokenize import tokenize
 from pipelines.tracking import RunLog
 from pipelines.workspace import SPLITS
-from tests.finished import write_finished_project
-from tests.support import REPOSITORY, change_params
+from tests.finished import write_finished_project, write_losses
+from tests.support import REPOSITORY
 
 WriteCorpus = Callable[..., Path]
 WriteShards = Callable[..., Path]
@@ -159,7 +160,7 @@ def registered_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in MODELS:
             assert register(name) == "1"
             assert promote(name)
-        change_params(directory / "params.yaml", {"train.weight_decay": 0.02})
+        write_losses(directory, better_by=0.02, noise=0.01)
         for name in MODELS:
             assert register(name) == "2"
     return directory

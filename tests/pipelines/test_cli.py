@@ -35,7 +35,9 @@ def test_history_and_dry_run(store: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("the champion stays") == 2
     run = enigma("history")
-    assert "enigma-lm (none) -> 1" in run.stdout
+    assert run.returncode == 0, run.stderr
+    assert "promote (none) -> 1" in run.stdout
+    assert "champion of enigma-lm: 1, as the ledger says" in run.stdout
     assert "bits a character" in run.stdout
 
 

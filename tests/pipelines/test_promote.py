@@ -8,8 +8,9 @@ from mlflow.tracking import MlflowClient
 
 from pipelines import ledger
 from pipelines.errors import GateError, UserError
-from pipelines.promote import promote
-from pipelines.registry import FLOW, LM
+from pipelines.ledger_view import show_history
+from pipelines.promote import promote, restore, rollback
+from pipelines.registered_models import FLOW, LM
 from pipelines.tracking import tracking_uri
 from tests.finished import change_json
 from tests.support import change_params
@@ -37,6 +38,9 @@ LM_CASES = [
     ("perplexity", "evaluation.json", "validation", {"perplexity": None}),
     # Better than it was: no bound is broken, but it is not what was registered.
     ("content", "evaluation.json", "test.bits_per_character", 1.0),
+    ("losses", "evaluation.json", "test.loss_nats", 4.0),
+    ("perplexity", "evaluation.json", "test.perplexity", 1001.0),
+    ("perplexity", "evaluation.json", "test.perplexity", 7.9),
     ("alarms", "evaluation.json", "alarms", [{"name": "not_causal", "message": "it looks ahead"}]),
 ]
 FLOW_CASES = [
@@ -45,7 +49,9 @@ FLOW_CASES = [
     ("language_model", "flow_training.json", "lm_weights_sha256", "6" * 64),
     ("flow_round_trip", "sample_flow.json", "round_trip_error", 1.0),
     ("flow_round_trip", "sample_flow.json", "round_trip_error", None),
-    ("content", "sample_flow.json", "test_nll_nats_per_dim", 0.1),
+    ("flow_weights", "sample_flow.json", "flow_weights_sha256", "6" * 64),
+    ("losses", "sample_flow.json", "test_nll_nats_per_dim", 0.1),
+    ("content", "sample_flow.json", "round_trip_error", 2e-6),
     ("gaussian", "sample_flow.json", "test_nll_nats_per_dim", 0.6),
 ]
 
@@ -129,28 +135,59 @@ def test_an_unknown_version_is_refused(workspace: Path, version) -> None:
         promote(LM, version)
 
 
-def test_the_ledger_records_every_move_and_nothing_else(store: Path) -> None:
+@pytest.mark.parametrize("file", ["dvc.lock", "environment.txt"])
+def test_what_is_recorded_beside_the_content_is_checked_too(proof, file: str) -> None:
+    path = proof[LM] / file
+    path.write_text(path.read_text() + "# later\n")
+    with pytest.raises(GateError, match=f"{file}: registered as") as refusal:
+        promote(LM)
+    assert refusal.value.gate == "recorded"
+
+
+def test_the_ledger_records_every_move_and_rollback_goes_back(store: Path) -> None:
     before = len(ledger.read())
     assert not promote(LM, dry_run=True)
     assert not promote(LM, "1")
     assert len(ledger.read()) == before
     assert promote(LM)
     assert champion(LM) == "2"
-    assert promote(LM, "1")
+    assert rollback(LM, reason="it speaks in riddles") == "1"
+    assert champion(LM) == "1"
     there, back = ledger.read()[before:]
     assert (there["from"], there["to"], back["from"], back["to"]) == ("1", "2", "2", "1")
+    assert (there["action"], back["action"]) == ("promote", "rollback")
     assert there["model"] == LM
     assert there["who"]
     assert "unigram" in there["why"]["baseline"]
+    assert "bits a character against the champion" in there["why"]["successor"]
+    assert back["why"]["reason"] == "it speaks in riddles"
     assert len(there["evidence_sha256"]["certificate.json"]) == 64
+    assert ledger.champions(ledger.read(), LM) == ["1"]
 
 
-def test_a_move_killed_before_its_ledger_line_is_recorded_later(store: Path) -> None:
+@pytest.mark.parametrize("to", [None, "2", "99"])
+def test_a_rollback_goes_only_to_an_earlier_champion(store: Path, to) -> None:
+    with pytest.raises(UserError, match="expected an earlier champion"):
+        rollback(LM, to=to, reason="")
+    assert champion(LM) == "1"
+
+
+def test_a_move_that_left_no_line_is_recorded_later(store: Path) -> None:
     client = MlflowClient(tracking_uri())
     client.set_registered_model_alias(FLOW, "champion", "2")
-    assert promote(FLOW, "2")
-    assert (ledger.read()[-1]["from"], ledger.read()[-1]["to"]) == ("1", "2")
-    assert promote(FLOW, "1")
+    with pytest.raises(GateError, match="the ledger ends with version 1, the alias is at 2"):
+        show_history(FLOW)
+    assert not promote(FLOW, "2")
+    last = ledger.read()[-1]
+    assert (last["action"], last["from"], last["to"]) == ("observe", "1", "2")
+    assert rollback(FLOW, reason="back") == "1"
+
+
+def test_the_alias_is_restored_from_the_ledger(store: Path) -> None:
+    MlflowClient(tracking_uri()).delete_registered_model_alias(FLOW, "champion")
+    assert restore(FLOW) == "1"
+    assert champion(FLOW) == "1"
+    show_history(FLOW)
 
 
 def test_a_broken_ledger_line_is_named(workspace: Path) -> None:
@@ -159,3 +196,17 @@ def test_a_broken_ledger_line_is_named(workspace: Path) -> None:
         stream.write('{"half')
     with pytest.raises(UserError, match="line 2: expected JSON"):
         ledger.read()
+
+
+@pytest.mark.parametrize("damage", ["changed", "taken out"])
+def test_a_ledger_that_was_edited_is_refused(workspace: Path, damage: str) -> None:
+    for to in "123":
+        ledger.append({"action": "promote", "model": LM, "to": to})
+    lines = ledger.ledger_path().read_text(encoding="utf-8").splitlines(keepends=True)
+    if damage == "changed":
+        lines[1] = lines[1].replace('"to": "2"', '"to": "7"')
+    else:
+        del lines[1]
+    ledger.ledger_path().write_text("".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match="expected the hash"):
+        ledger.append({"action": "promote", "model": LM, "to": "4"})

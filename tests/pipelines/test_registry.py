@@ -1,9 +1,11 @@
 """Registration against a real SQLite store, with tiny real models."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,12 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.artifacts import sha256_file
 from pipelines.errors import UserError
-from pipelines.registry import FLOW, LM, register
+from pipelines.params import load_params
+from pipelines.registered_models import FLOW, LM
+from pipelines.registry import register
 from pipelines.tracking import tracking_uri
 from tests.finished import SHARDS_ROOT, change_json, write_finished_project
+from tests.support import change_params
 
 PREDICT = """
 import json, sys
@@ -44,7 +49,7 @@ def predict(store: Path, cwd: Path, model: str, params: dict) -> dict:
 
 
 def test_a_version_says_what_it_is_made_of(store: Path) -> None:
-    version = MlflowClient(tracking_uri()).get_model_version(LM, "1")
+    version = MlflowClient(tracking_uri()).get_model_version(LM, "2")
     tags = version.tags
     assert len(tags["content_sha256"]) == 64
     assert tags["profile"] == "sanguo"
@@ -73,6 +78,7 @@ def test_proof_and_card_are_part_of_the_version(store: Path) -> None:
     artifacts = files_of(store, FLOW, "1") / "artifacts"
     assert {path.name for path in (artifacts / "proof").iterdir()} == {
         *("certificate.json", "evaluation.json", "training.json", "params.yaml", "dvc.lock"),
+        *("environment.txt", "losses.parquet"),
         *("flow_training.json", "sample_flow.json"),
     }
     card = files_of(store, LM, "1") / "artifacts" / "card"
@@ -94,9 +100,32 @@ def test_nothing_is_pickled_and_requirements_are_pinned(store: Path) -> None:
 
 
 def test_the_same_content_is_one_version(store: Path) -> None:
+    """Comments, other profiles and the lock file say nothing about a model."""
+    params, lock = store / "params.yaml", store / "dvc.lock"
+    before = {path: path.read_bytes() for path in (params, lock)}
+    change_params(params, {".profiles.wiki-zh.train.ranks": 3})
+    params.write_text(params.read_text(encoding="utf-8") + "# a remark\n", encoding="utf-8")
+    lock.write_text(lock.read_text(encoding="utf-8") + "# another\n", encoding="utf-8")
     for name in (LM, FLOW):
         assert register(name) == "2"
         assert len(MlflowClient(tracking_uri()).search_model_versions(f"name = '{name}'")) == 2
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+def test_a_version_carries_its_environment_and_its_profile_alone(store: Path) -> None:
+    proof = files_of(store, LM, "2") / "artifacts" / "proof"
+    environment = (proof / "environment.txt").read_text(encoding="utf-8")
+    assert environment.startswith("# python 3.")
+    assert f"torch=={installed_version('torch')}" in environment
+    params = load_params(proof / "params.yaml")
+    assert list(params.profiles) == ["sanguo"]
+    assert params.profile == load_params(store / "params.yaml").profile
+    card = files_of(store, LM, "2") / "artifacts" / "card"
+    text = (card / "MODEL_CARD.md").read_text(encoding="utf-8")
+    figures = re.findall(r"!\[.*\]\((figures/.*\.png)\)", text)
+    assert len(figures) == 2
+    assert all((card / name).is_file() for name in figures)
 
 
 def test_the_language_model_runs_in_a_fresh_process(store: Path, tmp_path: Path) -> None:
@@ -128,6 +157,15 @@ def test_an_evaluation_of_other_weights_is_refused(workspace: Path) -> None:
     change_json(evaluation, "weights_sha256", "6" * 64)
     with pytest.raises(UserError, match="came one of 6666"):
         register(LM)
+
+
+def test_samples_of_another_flow_are_refused(workspace: Path) -> None:
+    write_finished_project(workspace, None)
+    assert register(LM) == "1"
+    metrics = workspace / "reports/sanguo/sample_flow/metrics.json"
+    change_json(metrics, "flow_weights_sha256", "6" * 64)
+    with pytest.raises(UserError, match="came those of 6666"):
+        register(FLOW)
 
 
 def test_a_flow_without_its_language_model_is_refused(workspace: Path) -> None:
