@@ -184,7 +184,7 @@ def cluster_keys(documents: Sequence[Document], params: CleanParams) -> tuple[li
         key = title_key(document.title)
         if key:
             sets.union(first_of_title.setdefault(key, index), index)
-    texts = [document.text for document in documents]
+    texts = pa.array([document.text for document in documents], pa.large_string())
     pairs = join_near_duplicates(texts, params.near_duplicates, sets)
     smallest: dict[int, str] = {}
     for index, document in enumerate(documents):

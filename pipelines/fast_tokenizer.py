@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.code_points import CHUNK, SPACE, code_point_table, is_provable
+from pipelines.text_arrays import text_array, utf8_views
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -81,7 +82,7 @@ class FastTokenizer:
         Returns:
             Their tokens, each document ended by `end`.
         """
-        array = _as_array(texts)
+        array = text_array(texts)
         if self._chunks is None:
             return self._by_tokenizer(array)
         spelled = self._spell_specials(array)
@@ -118,12 +119,7 @@ class FastTokenizer:
         if chunks is None:
             msg = "this tokenizer has no table"
             raise ValueError(msg)
-        offsets = np.frombuffer(array.buffers()[1], dtype=np.int64)
-        offsets = offsets[array.offset : array.offset + len(array) + 1]
-        data = np.frombuffer(array.buffers()[2] or b"", dtype=np.uint8)
-        # Some buffers are writable: numba would compile a second time for those.
-        offsets.setflags(write=False)
-        data.setflags(write=False)
+        data, offsets = utf8_views(array)
         marks = np.arange(offsets[0] + BATCH_BYTES, offsets[-1], BATCH_BYTES)
         edges = np.unique([0, *np.searchsorted(offsets, marks), len(array)])
         parts = [
@@ -283,14 +279,6 @@ class _CompiledChunks(_Chunks):
             items_I, counts, self._spans, self._ids, self._characters, end, ids, characters, lengths
         )
         return TokenStream(ids[:n], characters[:n], lengths)
-
-
-def _as_array(texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> pa.Array:
-    """One array of large strings, whose offsets are int64."""
-    if isinstance(texts, pa.ChunkedArray):
-        texts = pa.concat_arrays(texts.chunks) if texts.num_chunks else pa.array([], pa.string())
-    array: Any = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
-    return array.cast(pa.large_string())
 
 
 def _as_stream(encoding: "Encoding", end: int) -> TokenStream:

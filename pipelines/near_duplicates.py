@@ -1,30 +1,31 @@
-"""Near-duplicate documents: MinHash over character shingles, verified by true Jaccard.
+"""Near-duplicate documents: banded MinHash, verified by true Jaccard similarity.
 
-MinHash and banding: Broder, "On the resemblance and containment of documents"
-(1997); Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", ch. 3.
-Characters, not words: Chinese has no spaces, and word-based tools fail on it.
+Banding: Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", ch. 3. Signatures
+and similarity are in `pipelines/minhash.py`. Signatures and texts may live on disk: a
+band is looked at at a time, and only the texts of candidates are read.
 
-Shape legend: D documents, H hash functions (bands x rows), S shingles of one document.
+Shape legend: D documents, H hash functions (bands x rows), P pairs.
 """
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from pipelines.minhash import Signatures, jaccard_of_pairs, minhash_signatures, mix
 from pipelines.params import NearDuplicateParams
 from pipelines.stage import progress
+from pipelines.text_arrays import text_array
 
-Signatures = npt.NDArray[np.uint32]
-Shingles = npt.NDArray[np.uint64]
+Indices = npt.NDArray[np.int64]
+# Texts of documents by their indices, as large strings.
+TextsOf = Callable[[Indices], pa.Array]
 
-# Fixed, so that the same text has the same signature in every run.
-HASH_SEED = 20_231_101
 # Signatures estimate the Jaccard similarity; pairs further than this many standard
 # errors below the bound are not looked at again.
 ESTIMATE_SIGMAS = 4.0
-SHINGLES_A_BLOCK = 2048
+PAIRS_A_BLOCK = 4096
 
 
 class UnionFind:
@@ -35,152 +36,126 @@ class UnionFind:
     """
 
     def __init__(self, n: int) -> None:
-        self._parent = list(range(n))
+        self._parent: Indices = np.arange(n, dtype=np.int64)
 
     def find(self, item: int) -> int:
         """The smallest member of the item's set."""
-        while self._parent[item] != item:
-            self._parent[item] = self._parent[self._parent[item]]
-            item = self._parent[item]
+        parent = self._parent
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = int(parent[item])
         return item
 
-    def union(self, a: int, b: int) -> None:
-        """Join the sets of two items."""
+    def find_all(self, items: Indices) -> Indices:
+        """The smallest member of each item's set."""
+        roots = self._parent[items]
+        while True:
+            above = self._parent[roots]
+            if np.array_equal(above, roots):
+                self._parent[items] = roots
+                return roots
+            roots = above
+
+    def union(self, a: int, b: int) -> bool:
+        """Join the sets of two items; whether they were two."""
         low, high = sorted((self.find(a), self.find(b)))
         self._parent[high] = low
+        return low != high
 
 
-def join_near_duplicates(texts: Sequence[str], params: NearDuplicateParams, sets: UnionFind) -> int:
+def join_near_duplicates(texts: pa.Array, params: NearDuplicateParams, sets: UnionFind) -> int:
     """Join every pair of documents whose shingles are at least `min_jaccard` alike.
 
-    Pairs become candidates by sharing a band of their signatures, so a pair is
-    found with probability 1 - (1 - J^rows)^bands; no pair below the bound is joined.
-
     Args:
-        texts: D documents.
+        texts: D strings.
         params: Shingle length, bands, rows and the bound.
         sets: The sets to join, of D members.
 
     Returns:
         How many pairs were verified and joined two sets.
     """
-    signatures_DH = minhash_signatures(texts, params)
+    array = text_array(texts)
+    signatures_DH = minhash_signatures(array, params)
+    return join_by_signatures(signatures_DH, array.take, params, sets)
 
-    # Members of one bucket follow each other, so a small cache spares most of the work.
-    @lru_cache(maxsize=1024)
-    def shingle_set(document: int) -> Shingles:
-        return np.unique(shingles(texts[document], params.shingle_characters))
 
+def join_by_signatures(
+    signatures_DH: Signatures, texts_of: TextsOf, params: NearDuplicateParams, sets: UnionFind
+) -> int:
+    """Join documents by signatures made before.
+
+    Pairs become candidates by sharing a band of their signatures, so a pair is
+    found with probability 1 - (1 - J^rows)^bands; no pair below the bound is joined.
+
+    Args:
+        signatures_DH: (D, H) uint32, perhaps a memory map.
+        texts_of: Gives the texts of candidates.
+        params: Shingle length, bands, rows and the bound.
+        sets: The sets to join, of D members.
+
+    Returns:
+        How many pairs were verified and joined two sets.
+    """
     joined = 0
-    for bucket in _buckets(signatures_DH, params):
-        for a, b in _candidates(bucket, signatures_DH, params.min_jaccard, sets):
-            if sets.find(a) == sets.find(b):
-                continue
-            if jaccard(shingle_set(a), shingle_set(b)) >= params.min_jaccard:
-                sets.union(a, b)
-                joined += 1
+    for band in progress(range(params.bands), total=params.bands, unit="band", label="near"):
+        start = band * params.rows_per_band
+        rows_DR = np.ascontiguousarray(signatures_DH[:, start : start + params.rows_per_band])
+        members, buckets = _buckets(rows_DR)
+        for pairs_P2 in _rounds(members, buckets, sets):
+            likely = _likely(pairs_P2, signatures_DH, params.min_jaccard)
+            for at in range(0, len(likely), PAIRS_A_BLOCK):
+                joined += _verify(likely[at : at + PAIRS_A_BLOCK], texts_of, params, sets)
     return joined
 
 
-def minhash_signatures(texts: Sequence[str], params: NearDuplicateParams) -> Signatures:
-    """Compute the MinHash signature of every document.
-
-    Args:
-        texts: D documents.
-        params: Shingle length, bands and rows; H = bands x rows.
-
-    Returns:
-        (D, H) uint32.
-    """
-    num_hashes = params.bands * params.rows_per_band
-    generator = np.random.default_rng(HASH_SEED)
-    # x -> a x + b mod 2^32 with odd a is a permutation of the 32-bit integers.
-    a_H = generator.integers(2**32, size=num_hashes, dtype=np.uint32) | np.uint32(1)
-    b_H = generator.integers(2**32, size=num_hashes, dtype=np.uint32)
-    signatures_DH = np.full((len(texts), num_hashes), np.iinfo(np.uint32).max, dtype=np.uint32)
-    for document, text in enumerate(
-        progress(texts, total=len(texts), unit="document", label="minhash")
-    ):
-        hashes_S = (shingles(text, params.shingle_characters) >> np.uint64(32)).astype(np.uint32)
-        for start in range(0, len(hashes_S), SHINGLES_A_BLOCK):
-            block_S = hashes_S[start : start + SHINGLES_A_BLOCK]
-            permuted_HS = a_H[:, None] * block_S[None, :] + b_H[:, None]
-            np.minimum(
-                signatures_DH[document], permuted_HS.min(axis=1), out=signatures_DH[document]
-            )
-    return signatures_DH
+def _buckets(rows_DR: Signatures) -> tuple[Indices, Indices]:
+    """Documents that agree in all rows of a band with another, and their bucket's number."""
+    keys = np.zeros(len(rows_DR), dtype=np.uint64)
+    for row in range(rows_DR.shape[1]):
+        keys = mix(keys + rows_DR[:, row])
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    like_next = np.append(ordered[1:] == ordered[:-1], False)
+    like_last = np.append(False, like_next[:-1])
+    shared = like_next | like_last
+    return order[shared], np.cumsum(~like_last)[shared]
 
 
-def shingles(text: str, length: int) -> Shingles:
-    """Hash every run of `length` characters.
+def _rounds(members: Indices, buckets: Indices, sets: UnionFind) -> Iterator[Indices]:
+    """Yield (P, 2) pairs: the first of every bucket beside each other member.
 
-    Args:
-        text: The document; one shorter than `length` is a single shingle.
-        length: Characters a shingle.
-
-    Returns:
-        (S,) uint64 in text order, with repeats.
-    """
-    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.uint64)
-    num_shingles = max(1, len(points) - length + 1)
-    hashes = np.zeros(num_shingles, dtype=np.uint64)
-    for offset in range(min(length, len(points))):
-        hashes = _mix(hashes + points[offset : offset + num_shingles])
-    return hashes
-
-
-def jaccard(a: Shingles, b: Shingles) -> float:
-    """Jaccard similarity of two sets.
-
-    Args:
-        a: Sorted, without repeats.
-        b: Sorted, without repeats.
-
-    Returns:
-        Size of the intersection over size of the union, in [0, 1].
-    """
-    both = len(np.intersect1d(a, b, assume_unique=True))
-    return both / (len(a) + len(b) - both)
-
-
-def _mix(values: Shingles) -> Shingles:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), a bijection."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-def _buckets(
-    signatures_DH: Signatures, params: NearDuplicateParams
-) -> Iterator[npt.NDArray[np.intp]]:
-    """Yield, band by band, the documents that agree in all rows of the band."""
-    for band in range(params.bands):
-        start = band * params.rows_per_band
-        keys = np.zeros(len(signatures_DH), dtype=np.uint64)
-        for row in range(params.rows_per_band):
-            keys = _mix(keys + signatures_DH[:, start + row])
-        order = np.argsort(keys, kind="stable")
-        edges = np.flatnonzero(np.diff(keys[order])) + 1
-        for bucket in np.split(order, edges):
-            if len(bucket) > 1:
-                yield bucket
-
-
-def _candidates(
-    bucket: npt.NDArray[np.intp], signatures_DH: Signatures, min_jaccard: float, sets: UnionFind
-) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of a bucket that may be alike and are not in one set yet.
-
-    All pairs are considered, but a big bucket of one template costs one pass:
+    All pairs of a bucket are considered, but a bucket of one template costs one pass:
     once its members are in one set, nothing is left to compare.
     """
-    num_hashes = signatures_DH.shape[1]
-    slack = ESTIMATE_SIGMAS * (min_jaccard * (1 - min_jaccard) / num_hashes) ** 0.5
-    for index, first in enumerate(bucket[:-1]):
-        others = bucket[index + 1 :]
-        roots = np.array([sets.find(int(other)) for other in others])
-        others = others[roots != sets.find(int(first))]
-        agreement = (signatures_DH[others] == signatures_DH[first]).mean(axis=1)
-        for other in others[agreement >= min_jaccard - slack]:
-            yield int(first), int(other)
+    while len(members):
+        roots = sets.find_all(members)
+        first = np.flatnonzero(np.append(True, buckets[1:] != buckets[:-1]))
+        sizes = np.diff(np.append(first, len(members)))
+        is_apart = roots != np.repeat(roots[first], sizes)
+        yield np.stack([np.repeat(members[first], sizes), members], axis=1)[is_apart]
+        # What was joined to the first may still be near to another: only buckets of one
+        # set are done.
+        roots = sets.find_all(members)
+        mixed = np.add.reduceat(roots != np.repeat(roots[first], sizes), first) > 0
+        left = np.repeat(mixed, sizes)
+        left[first] = False
+        members, buckets = members[left], buckets[left]
+
+
+def _likely(pairs_P2: Indices, signatures_DH: Signatures, min_jaccard: float) -> Indices:
+    """The pairs whose signatures do not rule them out."""
+    slack = ESTIMATE_SIGMAS * (min_jaccard * (1 - min_jaccard) / signatures_DH.shape[1]) ** 0.5
+    kept = [np.empty((0, 2), np.int64)]
+    for at in range(0, len(pairs_P2), PAIRS_A_BLOCK):
+        block = pairs_P2[at : at + PAIRS_A_BLOCK]
+        agreement = (signatures_DH[block[:, 0]] == signatures_DH[block[:, 1]]).mean(axis=1)
+        kept.append(block[agreement >= min_jaccard - slack])
+    return np.concatenate(kept)
+
+
+def _verify(
+    pairs_P2: Indices, texts_of: TextsOf, params: NearDuplicateParams, sets: UnionFind
+) -> int:
+    documents, places = np.unique(pairs_P2, return_inverse=True)
+    alike = jaccard_of_pairs(texts_of(documents), places.reshape(-1, 2), params.shingle_characters)
+    return sum(sets.union(a, b) for a, b in pairs_P2[alike >= params.min_jaccard].tolist())

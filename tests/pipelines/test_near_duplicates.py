@@ -7,13 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.near_duplicates import (
-    UnionFind,
-    jaccard,
-    join_near_duplicates,
-    minhash_signatures,
-    shingles,
-)
+from pipelines.minhash import jaccard, jaccard_of_pairs, minhash_signatures, shingles
+from pipelines.near_duplicates import UnionFind, join_near_duplicates
+from pipelines.text_arrays import text_array
 
 HAN = st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x4E20), max_size=60)
 
@@ -50,7 +46,7 @@ def test_signatures_estimate_jaccard(profile, prose) -> None:
     params = profile.clean.near_duplicates
     common = prose(0, 4000)
     a, b = common + prose(1, 1000), common + prose(2, 1000)
-    signatures_DH = minhash_signatures([a, b], params)
+    signatures_DH = minhash_signatures(text_array([a, b]), params)
     assert signatures_DH.shape == (2, 128)
     estimate = (signatures_DH[0] == signatures_DH[1]).mean()
     assert estimate == pytest.approx(true_jaccard(a, b, 5), abs=0.12)
@@ -64,7 +60,7 @@ def test_copies_with_a_twentieth_edited_are_found_and_others_left_alone(profile,
     half_new = [text[:250] + prose(1000 + i, 250) for i, text in enumerate(originals)]
     texts = [*originals, *copies, *half_new]
     sets = UnionFind(len(texts))
-    join_near_duplicates(texts, params, sets)
+    join_near_duplicates(text_array(texts), params, sets)
     expected = found = 0
     for index in range(150):
         alike = true_jaccard(originals[index], copies[index], 5) >= params.min_jaccard
@@ -81,6 +77,28 @@ def test_a_big_bucket_of_one_template_becomes_one_set(profile, prose) -> None:
     template = prose(0, 600)
     texts = [f"{template}{index:04d}" for index in range(400)]
     sets = UnionFind(len(texts))
-    joined = join_near_duplicates(texts, profile.clean.near_duplicates, sets)
+    joined = join_near_duplicates(text_array(texts), profile.clean.near_duplicates, sets)
     assert joined == 399
     assert {sets.find(index) for index in range(400)} == {0}
+
+
+@given(texts=st.lists(HAN | st.text(max_size=30), min_size=2, max_size=6))
+def test_compiled_or_not_the_numbers_are_the_same(profile, texts: list[str]) -> None:
+    params = profile.clean.near_duplicates
+    array = text_array(["before", *texts])[1:]
+    compiled, plain = (minhash_signatures(array, params, use_numba=flag) for flag in (True, False))
+    assert np.array_equal(compiled, plain)
+    pairs = np.array([(a, b) for a in range(len(texts)) for b in range(len(texts))])
+    compiled, plain = (jaccard_of_pairs(array, pairs, 5, use_numba=flag) for flag in (True, False))
+    assert np.array_equal(compiled, plain)
+    assert plain[0] == 1.0
+
+
+def test_a_bucket_of_several_sets_is_compared_in_full(profile, prose) -> None:
+    """Three families share a long passage: one bucket, three sets, no pair lost."""
+    passage = prose(0, 260)
+    families = [passage + prose(seed, 400) for seed in (1, 2, 3)]
+    texts = [f"{family}{index}" for index in range(5) for family in families]
+    sets = UnionFind(len(texts))
+    join_near_duplicates(text_array(texts), profile.clean.near_duplicates, sets)
+    assert [sets.find(index) for index in range(15)] == [0, 1, 2] * 5
