@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
@@ -16,7 +20,6 @@ from flows.checkout import Checkout
 
 # `flows.serve` says where its MLflow UI is.
 MLFLOW_URL = "ENIGMA_MLFLOW_URL"
-MAX_ROWS = 80
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,14 @@ def keep_record(target: str, profile: str, stages: Sequence[str], checkout: Chec
     """
     experiment = save_experiment(target, profile, stages, checkout)
     metrics = metrics_of(json.loads(checkout.run("dvc", "metrics", "show", "--json")), stages)
-    text = page(profile, checkout, experiment, metrics)
     key = re.sub(r"[^a-z0-9]+", "-", f"{target}-{profile}".lower()).strip("-")
-    create_markdown_artifact(text, key=key, description=f"{target}/{profile}: {experiment.name}")
+    about = f"{target}/{profile}: {experiment.name}"
+    create_markdown_artifact(page(profile, checkout, experiment), key=key, description=about)
+    table = [{"metric": name, "value": _shown(value)} for name, value in metrics.items()]
+    if table:
+        create_table_artifact(table, key=f"metrics-{key}", description=f"Metrics, {about}")
+    for name, (link, text) in links(profile, checkout).items():
+        create_link_artifact(link, link_text=text, key=f"{name}-{key}", description=about)
     get_run_logger().info(
         "experiment %s (%s); `dvc exp apply %s` brings its results into the repository",
         experiment.name,
@@ -94,27 +102,36 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float | bool]]:
         yield name, value
 
 
-def page(
-    profile: str,
-    checkout: Checkout,
-    experiment: Experiment,
-    metrics: Mapping[str, float | bool],
-) -> str:
-    """Write the artifact: what ran, its metrics, and where to look."""
-    rows = [f"| {name} | {_shown(value)} |" for name, value in list(metrics.items())[:MAX_ROWS]]
+def page(profile: str, checkout: Checkout, experiment: Experiment) -> str:
+    """Write the artifact: what ran, and where to look."""
     reports = checkout.path / "reports" / profile
     docs = reports / "validate" / "index.html"
     apply = f"dvc exp apply {experiment.name}"
     places = [
         f"* Experiment `{experiment.name}`, commit `{experiment.commit[:12]}`: `{apply}`",
+        "  (code, `params.yaml` and `dvc.lock` of this run)",
         f"* Based on commit `{checkout.baseline[:12]}`",
         f"* Reports and plots: `{reports}`",
         f"* MLflow: {os.environ.get(MLFLOW_URL) or 'start it with `make serve`'}",
     ]
     if docs.is_file():
         places.append(f"* The data gate's report, and Data Docs: `{docs}`")
-    table = ["| metric | value |", "|---|---|", *rows] if rows else ["No metrics yet."]
-    return "\n".join([*places, "", *table, ""])
+    return "\n".join([*places, ""])
+
+
+def links(profile: str, checkout: Checkout) -> dict[str, tuple[str, str]]:
+    """Where a browser finds what the run has made: names to an address and its text."""
+    found: dict[str, tuple[str, str]] = {}
+    docs = checkout.path / "reports" / profile / "validate" / "data_docs" / "index.html"
+    if docs.is_file():
+        found["data-docs"] = (docs.as_uri(), "Data Docs")
+    training = checkout.path / "models" / profile / "lm" / "training.json"
+    mlflow = os.environ.get(MLFLOW_URL)
+    if mlflow and training.is_file():
+        run_id = json.loads(training.read_text(encoding="utf-8"))["mlflow_run_id"]
+        if run_id is not None:
+            found["mlflow-run"] = (f"{mlflow}/#/runs/{run_id}", "MLflow run of the training")
+    return found
 
 
 def _shown(value: float | bool) -> str:

@@ -6,10 +6,11 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.checkout import Profile, Ranks, Settings, Source, Steps
+from flows.notify import tell_of_failure
 from flows.stages import run_until
 
 
-@flow(name="sample")
+@flow(name="sample", on_failure=[tell_of_failure], on_crashed=[tell_of_failure])
 def sample(
     profile: Profile = "sanguo",
     source: Source | None = None,

@@ -6,8 +6,7 @@ at the stage that died.
 """
 
 import re
-from collections import deque
-from collections.abc import Iterable
+from contextlib import ExitStack
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,28 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.checkout import Checkout, Settings, open_checkout
+from flows.command import REFUSED, run_command, state_of
+from flows.progress import StageProgress
+from flows.promotion import Promotion, promote_models
 from flows.record import keep_record
-from flows.supervisor import run_supervised
+from flows.training_slot import STAGES as TRAINING_STAGES
+from flows.training_slot import training_slot
 from pipelines.errors import UserError
 
-TAIL_LINES = 200
 RETRY_DELAY_S = 10.0
-REFUSED = "Refused"
 
 
-def run_until(target: str, settings: Settings) -> State[Any]:
+def run_until(target: str, settings: Settings, promotion: Promotion | None = None) -> State[Any]:
     """Bring a stage and everything before it up to date: the body of every flow.
 
     Args:
         target: The last stage.
         settings: Profile and overrides.
+        promotion: Register and promote the result as well.
 
     Returns:
         The final state of the flow run; for a failure with a reason that can be read.
@@ -43,14 +46,37 @@ def run_until(target: str, settings: Settings) -> State[Any]:
             stages = stages_until(target, checkout)
             logger.info("%s, profile %s: %s", target, settings.profile, " -> ".join(stages))
             for stage in stages:
-                state = run_stage.with_options(name=stage)(stage, checkout, return_state=True)
+                state = run_stage.with_options(name=stage)(
+                    stage, settings.profile, checkout, return_state=True
+                )
                 if not state.is_completed():
                     return Failed(message=state.message)
             experiment = keep_record(target, settings.profile, stages, checkout)
+            if promotion is not None:
+                return promote_models(settings.profile, promotion, checkout)
     except UserError as error:
         logger.error("%s", error)  # noqa: TRY400
         return Failed(message=str(error))
     return Completed(message=f"experiment {experiment.name} ({experiment.commit[:7]})")
+
+
+def promote_outputs(settings: Settings, promotion: Promotion) -> State[Any]:
+    """Register and promote what a profile's checkout holds: the body of flow `promote`.
+
+    Args:
+        settings: Profile and overrides, as the outputs were made with.
+        promotion: How.
+
+    Returns:
+        The final state of the flow run.
+    """
+    logger = get_run_logger()
+    try:
+        with open_checkout(Path.cwd(), settings, logger.info) as checkout:
+            return promote_models(settings.profile, promotion, checkout)
+    except UserError as error:
+        logger.error("%s", error)  # noqa: TRY400
+        return Failed(message=str(error))
 
 
 def _may_help(_task: object, _run: TaskRun, state: State[Any]) -> bool:
@@ -65,38 +91,28 @@ def _may_help(_task: object, _run: TaskRun, state: State[Any]) -> bool:
     retry_condition_fn=_may_help,
     persist_result=False,
 )
-def run_stage(stage: str, checkout: Checkout) -> State[Any]:
+def run_stage(stage: str, profile: str, checkout: Checkout) -> State[Any]:
     """Run one stage; a killed training goes on from its newest checkpoint.
 
     Args:
         stage: Its name in `dvc.yaml`.
+        profile: For the names of artifacts.
         checkout: Where it runs.
 
     Returns:
         Completed; or Failed, under the name "Refused" where the stage itself said
         `error: ...`. What was not refused is tried again.
     """
-    logger = get_run_logger()
-    tail: deque[str] = deque(maxlen=TAIL_LINES)
-
-    def hear(line: str) -> None:
-        tail.append(line)
-        # `prefect ... --watch` reads markup: "[/home]" would end it with an error.
-        logger.info("%s", line.replace("[/", "[ /"))
-
-    code = run_supervised(
-        repro_command(stage),
-        cwd=checkout.path,
-        env=checkout.environment(),
-        on_line=hear,
-        keep_open=[checkout.lock],
-    )
-    if code == 0:
-        return Completed()
-    reason, explained = reason_of(tail, code)
-    message = f"stage `{stage}`: {reason}"
-    logger.error("%s", message)
-    return Failed(message=message, name=REFUSED) if explained else Failed(message=message)
+    progress = StageProgress(stage, profile)
+    with ExitStack() as stack:
+        keep_open = [checkout.lock]
+        if stage in TRAINING_STAGES:
+            who = f"{stage} of {profile} (flow run {flow_run.get_name() or 'local'})"
+            keep_open.append(stack.enter_context(training_slot(who, get_run_logger().info)))
+        code, tail = run_command(
+            repro_command(stage), checkout, on_line=progress.hear, keep_open=keep_open
+        )
+    return state_of(f"stage `{stage}`", code, tail)
 
 
 def repro_command(stage: str) -> list[str]:
@@ -133,31 +149,3 @@ def order_of(dot: str) -> list[str]:
         if len(names) == 2:
             graph[names[1]].add(names[0])
     return list(TopologicalSorter(graph).static_order())
-
-
-def reason_of(lines: Iterable[str], code: int) -> tuple[str, bool]:
-    r"""Find in a stage's output why it failed.
-
-    Args:
-        lines: The end of the output.
-        code: The exit code.
-
-    Returns:
-        The reason, and whether the stage itself has given it (`error: ...`).
-
-    Example:
-        >>> reason_of(["error: no rows", "  to mend it: add some", "ERROR: failed"], 255)
-        ('no rows\n  to mend it: add some', True)
-        >>> reason_of(["loading", "ERROR: failed to run"], 255)
-        ('exit code 255; its last words: loading | ERROR: failed to run', False)
-    """
-    said = list(lines)
-    starts = [number for number, line in enumerate(said) if line.startswith("error: ")]
-    if not starts:
-        return f"exit code {code}; its last words: {' | '.join(said[-5:])}", False
-    block = [said[starts[-1]].removeprefix("error: ")]
-    for line in said[starts[-1] + 1 :]:
-        if line.startswith("ERROR: "):
-            break
-        block.append(line)
-    return "\n".join(block), True

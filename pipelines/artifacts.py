@@ -113,7 +113,7 @@ def write_manifest(directory: Path, *, stage: str, facts: Mapping[str, Any]) -> 
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name != MANIFEST_NAME
     ]
-    root = _root(files)
+    root = manifest_root(files)
     write_json(directory / MANIFEST_NAME, {"stage": stage, "root": root, **facts, "files": files})
     return root
 
@@ -142,7 +142,7 @@ def verify_manifest(directory: Path) -> dict[str, Any]:
                 f"{path}: expected sha256 {entry['sha256']}, came {came}",
                 "restore it with `dvc checkout --force`, or make it again with `dvc repro`",
             )
-    if _root(manifest["files"]) != manifest["root"]:
+    if manifest_root(manifest["files"]) != manifest["root"]:
         raise UserError(
             f"{directory / MANIFEST_NAME}: the root does not follow from the files",
             "make the directory again with `dvc repro`",
@@ -150,6 +150,7 @@ def verify_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _root(files: list[dict[str, Any]]) -> str:
+def manifest_root(files: list[dict[str, Any]]) -> str:
+    """One hash for all files of a manifest: over the sorted lines `<sha256>  <path>`."""
     lines = sorted(f"{entry['sha256']}  {entry['path']}\n" for entry in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -74,20 +74,60 @@ def rollback(
     typer.echo(f"{model.value}: version {version} is the champion again")
 
 
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens to add at most.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")]
+TopK = Annotated[int, typer.Option(min=0, help="Sample from so many tokens; 0 for all.")]
+TopP = Annotated[float, typer.Option(min=0.01, max=1.0, help="Sample from this probability.")]
+Penalty = Annotated[float, typer.Option(min=1.0, help="Against repetition; 1 for none.")]
+Seed = Annotated[int, typer.Option(min=0)]
+
+
 @app.command()
-def generate(
+def generate(  # noqa: PLR0917 - options go by name
     prompt: str,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 0.9,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 50,
+    top_p: TopP = 0.9,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = 0,
 ) -> None:
     """Let the champion go on with PROMPT."""
     from pipelines.generate import generate as generate_text
+    from pipelines.generation import Sampling
 
     generate_text(
-        prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        prompt, Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
     )
+
+
+@app.command()
+def chat(  # noqa: PLR0917 - options go by name
+    max_new_tokens: MaxNewTokens = 32,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 50,
+    top_p: TopP = 0.9,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """Write a text in turns with the champion; a blank line ends it."""
+    import sys
+
+    from pipelines.generate import chat as take_turns
+    from pipelines.generation import Sampling
+
+    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
+    take_turns(sampling, sys.stdin, sys.stdout)
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+) -> None:
+    """Serve the champion on 127.0.0.1, and follow its alias."""
+    from pipelines.serving import serve as serve_champion
+
+    serve_champion(port)
 
 
 @app.command()
@@ -108,17 +148,28 @@ def history(
 
 
 @app.command()
+def lineage(
+    reference: Annotated[str, typer.Argument(help="enigma-lm@champion, enigma-flow/3, ...")],
+) -> None:
+    """Walk from a version back to its parquet, and hash every file again."""
+    from pipelines.lineage import lineage as walk
+
+    walk(reference)
+
+
+@app.command()
 def where() -> None:
     """Say where runs, reports, plots and models are."""
     from rich.console import Console
 
     from pipelines.params import load_params
+    from pipelines.redaction import shown_uri
     from pipelines.tracking import connect, tracking_uri
     from pipelines.workspace import Workspace
 
     client = connect()
     workspace = Workspace(load_params().name)
-    uri = tracking_uri()
+    uri = shown_uri(tracking_uri())
     console = Console(soft_wrap=True, highlight=False)
     view = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri} -h 127.0.0.1"
     docs = workspace.report("validate")
@@ -169,3 +220,7 @@ def _figures(tags: dict[str, str]) -> str:
 
 def _chosen(model: ModelName | None) -> list[str]:
     return [model.value] if model else [name.value for name in ModelName]
+
+
+if __name__ == "__main__":
+    main()

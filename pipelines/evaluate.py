@@ -21,7 +21,7 @@ from pipelines.artifacts import publish_directory, read_manifest, sha256_file, w
 from pipelines.baselines import NGramModel
 from pipelines.errors import GateError, UserError
 from pipelines.evaluation_losses import LOSSES_FILE, Floats, Losses, documents_of
-from pipelines.generation import distinct_2, generate, readable, repetition_rate
+from pipelines.generation import Sampling, distinct_2, generate, readable, repetition_rate
 from pipelines.language_model import load_language_model
 from pipelines.params import EvaluateParams, load_params
 from pipelines.scoring import UNK_CHARGE_BITS, Score, Span, batches, sequence_nll_nats
@@ -222,18 +222,9 @@ def _generation(model: Any, directory: Path, params: EvaluateParams) -> dict[str
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    texts = [
-        generate(
-            model,
-            tokenizer,
-            prompt,
-            max_new_tokens=params.generated_tokens,
-            temperature=TEMPERATURE,
-            top_p=TOP_P,
-            seed=0,
-        )
-        for prompt in params.prompts
-    ]
+    # No repetition penalty, so that repetition can be seen.
+    sampling = Sampling(params.generated_tokens, TEMPERATURE, top_p=TOP_P)
+    texts = [generate(model, tokenizer, prompt, sampling) for prompt in params.prompts]
     return {
         "temperature": TEMPERATURE,
         "top_p": TOP_P,

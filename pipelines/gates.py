@@ -125,7 +125,7 @@ def lm_gates(proof: Proof) -> list[Gate]:
     causal = _get(evaluation, "causality", "is_causal")
     alarms = _get(evaluation, "alarms")
     return [
-        *_data_gates(proof),
+        *data_gates(proof),
         Gate("causality", causal is True, f"is_causal is {causal}"),
         Gate(
             "round_trip",
@@ -157,7 +157,7 @@ def flow_gates(client: Any, proof: Proof) -> list[Gate]:
     weights = str(training.get("lm_weights_sha256"))
     lm_version = find_lm(client, weights) if weights == proof.weights_sha256 else None
     return [
-        *_data_gates(proof),
+        *data_gates(proof),
         Gate(
             "flow_shards",
             shards == proof.certificate.get("shards_root"),
@@ -188,20 +188,27 @@ def flow_gates(client: Any, proof: Proof) -> list[Gate]:
 
 def recorded_gates(proof: Proof, tags: Mapping[str, str]) -> list[Gate]:
     """What is stored must be what was registered."""
-    gates = [
+    files = {file: (tags.get(tag), proof.sha256.get(file)) for file, tag in RECORDED.items()}
+    changed = [
+        f"{file}: registered as {expected}, stored as {came}"
+        for file, (expected, came) in files.items()
+        if expected != came
+    ]
+    registered = tags.get("content_sha256")
+    return [
         Gate(
             "content",
-            proof.content_sha256 == tags.get("content_sha256"),
-            f"registered as {tags.get('content_sha256')}, stored as {proof.content_sha256}",
+            proof.content_sha256 == registered,
+            f"registered as {registered}, stored as {proof.content_sha256}",
             PUT_BACK,
-        )
+        ),
+        Gate(
+            "recorded",
+            not changed,
+            "; ".join(changed) or f"as registered: {', '.join(files)}",
+            PUT_BACK,
+        ),
     ]
-    for file, tag in RECORDED.items():
-        came, expected = proof.sha256.get(file), tags.get(tag)
-        if came is not None or expected is not None:
-            figures = f"{file}: registered as {expected}, stored as {came}"
-            gates.append(Gate("recorded", came == expected, figures, PUT_BACK))
-    return gates
 
 
 def _losses_gate(proof: Proof, mean_nats: float, scale: float) -> Gate:
@@ -215,7 +222,8 @@ def _losses_gate(proof: Proof, mean_nats: float, scale: float) -> Gate:
     )
 
 
-def _data_gates(proof: Proof) -> list[Gate]:
+def data_gates(proof: Proof) -> list[Gate]:
+    """The proof files must speak of the same data and of these weights, and of no overlap."""
     overlap = proof.certificate.get("overlap") or {}
     pairs = ["/".join(pair) for pair in itertools.combinations(SPLITS, 2)]
     counts = [

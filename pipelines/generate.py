@@ -1,29 +1,19 @@
-"""Text from the champion, shown token by token."""
+"""Text from the champion, shown token by token: `enigma generate` and `enigma chat`."""
 
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any, TextIO
 
-from pipelines.errors import UserError
+from pipelines.champion import load_champion
+from pipelines.generation import Sampling, readable
 from pipelines.generation import generate as generate_ids
-from pipelines.generation import readable
-from pipelines.language_model import load_language_model
-from pipelines.registered_models import CHAMPION, LM
-from pipelines.tracking import connect, tracking_uri
 
 
-def generate(
-    prompt: str, *, max_new_tokens: int, temperature: float, top_p: float, seed: int
-) -> str:
+def generate(prompt: str, sampling: Sampling) -> str:
     """Let the champion go on with a prompt, and print it as it comes.
 
     Args:
         prompt: The text to go on with.
-        max_new_tokens: Tokens to add at most.
-        temperature: Divides the logits; 0 takes the most likely token.
-        top_p: Smallest set of tokens with this probability is sampled from.
-        seed: Of the sampling.
+        sampling: How.
 
     Returns:
         What was printed, without the last line end.
@@ -31,26 +21,48 @@ def generate(
     Raises:
         UserError: If there is no champion.
     """
-    from transformers import AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
+    champion = load_champion()
+    stream = Stream(champion.tokenizer, prompt, sys.stdout)
+    generate_ids(champion.model, champion.tokenizer, prompt, sampling, streamer=stream)
+    return stream.text
 
-    disable_progress_bar()
-    with tempfile.TemporaryDirectory() as temporary:
-        directory = _download(Path(temporary))
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        model = load_language_model(directory)
-        stream = Stream(tokenizer, prompt, sys.stdout)
+
+def chat(sampling: Sampling, lines: TextIO, output: TextIO) -> None:
+    """Take turns with the champion on one text, until a blank line or the end of the input.
+
+    It is no assistant: it goes on with all that was written so far, as far as it
+    can look back.
+
+    Args:
+        sampling: How; every turn draws anew.
+        lines: Where a person writes.
+        output: Where both are shown.
+
+    Raises:
+        UserError: If there is no champion.
+    """
+    champion = load_champion()
+    text = ""
+    turn = 0
+    while line := _ask(lines, output):
+        text += line
+        stream = Stream(champion.tokenizer, "", output)
         generate_ids(
-            model,
-            tokenizer,
-            prompt,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
+            champion.model,
+            champion.tokenizer,
+            text,
+            sampling.for_turn(turn),
             streamer=stream,
         )
-    return stream.text
+        text += stream.text
+        turn += 1
+
+
+def _ask(lines: TextIO, output: TextIO) -> str:
+    if lines.isatty():
+        output.write("> ")
+        output.flush()
+    return lines.readline().strip()
 
 
 class Stream:
@@ -58,18 +70,18 @@ class Stream:
 
     Args:
         tokenizer: Of the tokens.
-        prompt: Written as it is, for the tokens that spell it.
+        shown: Written as it is, for the prompt's tokens.
         output: Where to write.
     """
 
-    def __init__(self, tokenizer: Any, prompt: str, output: TextIO) -> None:
+    def __init__(self, tokenizer: Any, shown: str, output: TextIO) -> None:
         self._tokenizer = tokenizer
         self._output = output
         self._ids: list[int] = []
         self._shown = 0
         self._seen_prompt = False
         self.text = ""
-        self._write(prompt)
+        self._write(shown)
 
     def put(self, value: Any) -> None:
         """Take tokens; the first call brings the prompt's."""
@@ -89,22 +101,3 @@ class Stream:
         self.text += text
         self._output.write(text)
         self._output.flush()
-
-
-def _download(destination: Path) -> Path:
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    connect()
-    try:
-        downloaded = mlflow.artifacts.download_artifacts(
-            f"models:/{LM}@{CHAMPION}", dst_path=str(destination)
-        )
-    except MlflowException as error:
-        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-            raise
-        raise UserError(
-            f"expected a champion of {LM} in {tracking_uri()}, found none",
-            "run `enigma register` and `enigma promote`",
-        ) from None
-    return Path(downloaded) / "artifacts" / "model"

@@ -1,5 +1,7 @@
 """The ledger as a person reads it."""
 
+import sys
+
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
@@ -9,6 +11,8 @@ from pipelines.errors import GateError
 from pipelines.promote import aliased
 from pipelines.registered_models import CHAMPION
 from pipelines.tracking import connect
+
+LINE_IN_A_FILE = 2000
 
 
 def show_history(name: str) -> None:
@@ -29,7 +33,7 @@ def show_history(name: str) -> None:
             branch = tree.add(Text(head))
             for gate, figures in entry["why"].items():
                 branch.add(Text(f"{gate}: {figures}", style="dim"))
-    console = Console(soft_wrap=True, highlight=False)
+    console = tree_console()
     console.print(tree)
     recorded = ledger.champions(entries, name)
     expected = recorded[-1] if recorded else None
@@ -42,3 +46,8 @@ def show_history(name: str) -> None:
             "that left no line",
         )
     console.print(f"champion of {name}: {came or '(none)'}, as the ledger says")
+
+
+def tree_console() -> Console:
+    """A console that breaks long lines on a terminal, and leaves them whole in a file."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else LINE_IN_A_FILE)

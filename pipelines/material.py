@@ -65,6 +65,7 @@ def collect(client: Any, name: str, workspace: Workspace, made: Path) -> Materia
     if Path(LOCK_FILE).is_file():
         # A copy: a run of DVC at this very moment may replace the file.
         proof[LOCK_FILE] = Path(shutil.copyfile(LOCK_FILE, made / LOCK_FILE))
+        check_parameters(proof[LOCK_FILE], made / "params.yaml")
     return replace(material, proof=proof)
 
 
@@ -75,6 +76,30 @@ def write_profile(path: Path) -> None:
     yaml = YAML()
     with path.open("w", encoding="utf-8") as stream:
         yaml.dump({"profile": params.name, "profiles": {params.name: profile}}, stream)
+
+
+def check_parameters(lock: Path, params: Path) -> None:
+    """Refuse parameters that are not those with which the outputs were made.
+
+    Args:
+        lock: A `dvc.lock`, which has the parameters of every stage as it ran.
+        params: The profile that would be registered.
+
+    Raises:
+        UserError: At the first section that differs.
+    """
+    yaml = YAML(typ="safe")
+    values = yaml.load(params.read_text(encoding="utf-8"))
+    stages = (yaml.load(lock.read_text(encoding="utf-8")) or {}).get("stages") or {}
+    for stage, entry in stages.items():
+        for name, made_with in (entry.get("params", {}).get("params.yaml") or {}).items():
+            _, profile, section = name.split(".")
+            if profile == values["profile"] and values["profiles"][profile][section] != made_with:
+                raise UserError(
+                    f"params.yaml: {name} is not what stage {stage} ran with: expected "
+                    f"{made_with}, came {values['profiles'][profile][section]}",
+                    "run `dvc repro` with the parameters as they are now, or put them back",
+                )
 
 
 def write_environment(path: Path) -> None:

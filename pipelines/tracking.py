@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from pipelines.errors import UserError
 from pipelines.git_state import GitState
+from pipelines.redaction import hide_password, shown_uri
 
 EXPERIMENT = "enigma"
 SQLITE_PREFIX = "sqlite:///"
@@ -85,7 +86,7 @@ def initialise_store() -> str:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             # A server decides by itself where artifacts go.
-            local = uri.startswith(SQLITE_PREFIX)
+            local = not uri.startswith(("http://", "https://"))
             artifacts = tracking_directory() / "mlartifacts"
             return str(client.create_experiment(EXPERIMENT, artifacts.as_uri() if local else None))
         if experiment.lifecycle_stage == "deleted":
@@ -111,7 +112,8 @@ def connect() -> Any:
         initialise_store()
     except store_errors() as error:
         raise UserError(
-            f"expected an MLflow store at {tracking_uri()}, which cannot be used: {error}",
+            f"expected an MLflow store at {shown_uri(tracking_uri())}, which cannot be used: "
+            f"{hide_password(str(error), tracking_uri())}",
             "start the server with `make serve`, or set MLFLOW_TRACKING_URI to another store "
             "(without it, mlflow.db in the working directory is used)",
         ) from None
@@ -248,7 +250,7 @@ class RunLog:
         if self._metrics or self._files:
             logger.warning(
                 "MLflow at %s stayed away: %d values and %d files of run %s were not sent",
-                tracking_uri(), len(self._metrics), len(self._files), self._run_name,
+                shown_uri(tracking_uri()), len(self._metrics), len(self._files), self._run_name,
             )  # fmt: skip
 
     def _send_often(self) -> None:
@@ -269,11 +271,15 @@ class RunLog:
                     self._client.set_terminated(self._run_id, final_status)
             except store_errors() as error:
                 if not self._away:
-                    logger.warning("MLflow at %s is away, going on: %s", tracking_uri(), error)
+                    logger.warning(
+                        "MLflow at %s is away, going on: %s",
+                        shown_uri(tracking_uri()),
+                        hide_password(str(error), tracking_uri()),
+                    )
                 self._away = True
                 return False
             if self._away:
-                logger.info("MLflow at %s is back", tracking_uri())
+                logger.info("MLflow at %s is back", shown_uri(tracking_uri()))
             self._away = False
             return True
 

@@ -1,5 +1,6 @@
 """The main job on the real novel: raw text to a promoted model, as a DVC user runs it."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -115,6 +116,31 @@ def test_one_planted_duplicate_stops_everything(project) -> None:
     assert "Running stage 'train'" not in run.stdout
     assert "train sequence 7" in run.stdout
     assert "validation sequence 3" in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+@pytest.mark.parametrize("model", ["enigma-lm", "enigma-flow"])
+def test_lineage_walks_from_the_champion_to_the_parquet(finished, model: str) -> None:
+    run = finished.run("enigma", "lineage", f"{model}@champion")
+    for link in ("content", "run ", "commit ", "dvc.lock", "part-00000.parquet", "sanguo_docs"):
+        assert link in run.stdout, run.stdout
+    assert "BROKEN" not in run.stdout
+
+
+@pytest.mark.parametrize("where", ["working copy", "cache"])
+def test_one_flipped_byte_breaks_the_lineage(project, where: str) -> None:
+    shard = project.path / "data" / "sanguo" / "shards" / "train-00000.bin"
+    if where == "cache":
+        name = hashlib.md5(shard.read_bytes()).hexdigest()
+        shard = project.path / ".dvc" / "cache" / "files" / "md5" / name[:2] / name[2:]
+    shard.chmod(0o644)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    run = project.run("enigma", "lineage", "enigma-lm@champion", check=False)
+    assert run.returncode == 1
+    assert "BROKEN" in run.stdout
+    assert "train-00000.bin: expected" in run.stdout
     assert "Traceback" not in run.stdout
 
 

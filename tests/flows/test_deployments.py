@@ -12,7 +12,7 @@ from flows.serve import POOL
 from pipelines.params import load_params
 from tests.support import REPOSITORY
 
-FLOWS = ("ingest", "validate", "train", "evaluate", "sample")
+FLOWS = ("ingest", "validate", "train", "evaluate", "sample", "promote", "pipeline")
 DEPLOYMENTS = YAML(typ="safe").load(REPOSITORY / "prefect.yaml")["deployments"]
 
 
@@ -36,6 +36,24 @@ def test_a_deployment_runs_one_at_a_time_with_valid_parameters(deployment: dict)
     flow = flow_of(deployment)
     assert flow.validate_parameters(deployment["parameters"])["profile"] == deployment["name"]
     assert inspect.getdoc(flow.fn)
+
+
+def test_the_mission_has_a_weekly_schedule_that_is_off() -> None:
+    scheduled = [one for one in DEPLOYMENTS if "schedules" in one]
+    assert [(one["entrypoint"], one["name"]) for one in scheduled] == [
+        ("flows.pipeline.pipeline", "wiki-zh")
+    ]
+    [schedule] = scheduled[0]["schedules"]
+    assert schedule == {"cron": "0 3 * * 0", "timezone": "UTC", "active": False}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_parameters_have_types_and_descriptions_in_the_ui(name: str) -> None:
+    flow = getattr(importlib.import_module(f"flows.{name}"), name)
+    for parameter in flow.parameters.properties.values():
+        assert parameter.get("description"), parameter
+        assert parameter.get("type") or parameter.get("anyOf"), parameter
+    assert flow.parameters.properties["profile"]["pattern"]
 
 
 @pytest.mark.parametrize("name", FLOWS)

@@ -22,6 +22,23 @@ def test_generate_streams_and_the_seed_decides(store: Path) -> None:
     assert len(once.stdout.strip()) > len("却说曹操")
 
 
+def test_generate_says_nothing_but_the_text(store: Path) -> None:
+    run = enigma(
+        "generate", "玄德曰", "--max-new-tokens", "2", "--top-k", "5", "--temperature", "0"
+    )
+    assert run.returncode == 0
+    assert run.stderr == ""
+
+
+def test_chat_takes_turns_until_a_blank_line(store: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", COMMAND, "chat", "--max-new-tokens", "3"],
+        input="却说曹操\n玄德曰\n\n不会读到\n", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.splitlines()) == 2
+
+
 def test_where_lists_versions_and_aliases(store: Path) -> None:
     run = enigma("where")
     assert run.returncode == 0, run.stderr

@@ -168,6 +168,15 @@ def test_samples_of_another_flow_are_refused(workspace: Path) -> None:
         register(FLOW)
 
 
+def test_parameters_that_the_outputs_were_not_made_with_are_refused(workspace: Path) -> None:
+    write_finished_project(workspace, None)
+    stage = {"params": {"params.yaml": {"profiles.sanguo.promote": {"baseline": "5-gram"}}}}
+    lock = {"schema": "2.0", "stages": {"train": stage}}
+    (workspace / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
+    with pytest.raises(UserError, match=r"profiles\.sanguo\.promote is not what stage train"):
+        register(LM)
+
+
 def test_a_flow_without_its_language_model_is_refused(workspace: Path) -> None:
     write_finished_project(workspace, None)
     with pytest.raises(UserError, match="expected a flow over a registered enigma-lm"):

@@ -1,0 +1,37 @@
+"""Flow `pipeline`: raw text to a promoted model."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.checkout import Profile, Ranks, Settings, Source, Steps
+from flows.notify import tell_of_failure
+from flows.promotion import Promotion
+from flows.stages import run_until
+
+
+@flow(name="pipeline", on_failure=[tell_of_failure], on_crashed=[tell_of_failure])
+def pipeline(
+    profile: Profile = "sanguo",
+    source: Source | None = None,
+    ranks: Ranks | None = None,
+    steps: Steps | None = None,
+    allow_tie: bool = False,
+) -> State[Any]:
+    """Run everything: data, training, evaluation, samples, registration, promotion.
+
+    Args:
+        profile: A profile of `params.yaml`.
+        source: Parquet files instead of the profile's source: a path, directory or glob
+            (relative ones start at the repository), `packaged:sanguo`, or
+            `hf:<owner>/<dataset>/<config>`.
+        ranks: Training processes, instead of the profile's number.
+        steps: Stop training after so many optimiser steps.
+        allow_tie: Take a successor that is not worse than the champion, if not better.
+
+    Returns:
+        Completed, with what became of each model; or Failed, with the gate and its figures.
+    """
+    settings = Settings(profile=profile, source=source, ranks=ranks, steps=steps)
+    return run_until("sample_flow", settings, Promotion(allow_tie=allow_tie))

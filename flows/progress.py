@@ -1,0 +1,58 @@
+"""Progress of a long stage as an artifact, read from what the stage prints."""
+
+import re
+import time
+from typing import cast
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+INTERVAL_S = 5.0
+# "step 20/80: ..." of a training, and "flow:  34%|####" of a bar.
+STEPS = re.compile(r"\bstep (\d+)/(\d+)")
+BAR = re.compile(r"(\d+)%\|")
+
+
+def percent_of(line: str) -> float | None:
+    """How much is done, in percent; None if the line does not say.
+
+    Example:
+        >>> percent_of("12:00:01 INFO x: step 20/80: train loss 5.25 nats")
+        25.0
+        >>> percent_of("flow:  34%|####    | 137/400 [00:10<00:19]")
+        34.0
+    """
+    if (steps := STEPS.search(line)) and int(steps[2]) > 0:
+        return min(100.0, 100.0 * int(steps[1]) / int(steps[2]))
+    return float(bar[1]) if (bar := BAR.search(line)) else None
+
+
+class StageProgress:
+    """A progress artifact of one stage; it appears with the first line that tells progress.
+
+    Args:
+        stage: The stage.
+        profile: The profile.
+    """
+
+    def __init__(self, stage: str, profile: str) -> None:
+        self._key = re.sub(r"[^a-z0-9]+", "-", f"progress-{stage}-{profile}".lower())
+        self._about = f"{stage} of {profile}"
+        self._artifact: UUID | None = None
+        self._shown_s = 0.0
+
+    def hear(self, line: str) -> None:
+        """Read a line of output; the server is told at most every five seconds."""
+        percent = percent_of(line)
+        now_s = time.monotonic()
+        if percent is None or (percent < 100.0 and now_s - self._shown_s < INTERVAL_S):
+            return
+        self._shown_s = now_s
+        if self._artifact is None:
+            # It is a coroutine only where an event loop runs, and no task of ours has one.
+            self._artifact = cast(
+                "UUID",
+                create_progress_artifact(percent, key=self._key, description=self._about),
+            )
+        else:
+            update_progress_artifact(self._artifact, percent)

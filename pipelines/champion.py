@@ -1,0 +1,93 @@
+"""The language model in production: found by its alias, checked, loaded.
+
+Its weights are safetensors and its code is this repository's: whoever can write to the
+registry can break the champion, but cannot have code of theirs run here.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.artifacts import sha256_file
+from pipelines.errors import GateError, UserError
+from pipelines.language_model import load_language_model
+from pipelines.redaction import shown_uri
+from pipelines.registered_models import CHAMPION, LM
+from pipelines.tracking import connect, store_errors, tracking_uri
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A loaded version.
+
+    Args:
+        version: Its number.
+        model: An `EnigmaForCausalLM` in evaluation mode.
+        tokenizer: Published with it.
+    """
+
+    version: str
+    model: Any
+    tokenizer: Any
+
+
+def champion_version() -> str:
+    """The version that the alias points at now.
+
+    Raises:
+        UserError: If there is none, or the store is away.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(connect().get_model_version_by_alias(LM, CHAMPION).version)
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
+        raise UserError(
+            f"expected a champion of {LM} in {shown_uri(tracking_uri())}, found none",
+            "run `enigma register` and `enigma promote`",
+        ) from None
+
+
+def load_champion(version: str | None = None) -> Champion:
+    """Download a version, compare its weights with what was registered, and load it.
+
+    Args:
+        version: Its number; None for the champion.
+
+    Raises:
+        GateError: `weights`, if the stored weights are not those that were registered.
+        UserError: If there is no champion, or its files cannot be had.
+    """
+    import mlflow
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    number = version or champion_version()
+    client = connect()
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            expected = client.get_model_version(LM, number).tags.get("weights_sha256")
+            downloaded = mlflow.artifacts.download_artifacts(
+                f"models:/{LM}/{number}", dst_path=temporary
+            )
+        except store_errors() as error:
+            raise UserError(
+                f"expected the files of {LM} version {number}, came: {error}",
+                "see whether the MLflow store and its artifacts are there",
+            ) from None
+        directory = Path(downloaded) / "artifacts" / "model"
+        came = sha256_file(directory / "model.safetensors")
+        if came != expected:
+            raise GateError(
+                "weights",
+                f"{LM} version {number}: registered with weights {expected}, stored are {came}",
+                "`enigma rollback` to a version that is whole, and register again",
+            )
+        # The model first: it makes its type known, which the tokenizer's loader looks for.
+        model = load_language_model(directory)
+        from transformers import AutoTokenizer
+
+        return Champion(number, model, AutoTokenizer.from_pretrained(directory))

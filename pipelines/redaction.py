@@ -1,0 +1,27 @@
+"""Addresses and messages as they may be shown: without the password that they may carry."""
+
+import re
+from urllib.parse import urlsplit
+
+
+def shown_uri(uri: str) -> str:
+    """An address as it may be shown: without the password that it may carry.
+
+    Example:
+        >>> shown_uri("postgresql://enigma:secret@127.0.0.1/mlflow")
+        'postgresql://enigma:***@127.0.0.1/mlflow'
+        >>> shown_uri("sqlite:////home/li/mlflow.db")
+        'sqlite:////home/li/mlflow.db'
+    """
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", uri)
+
+
+def hide_password(text: str, uri: str) -> str:
+    """A library's message without the password of an address, should it repeat that.
+
+    Example:
+        >>> hide_password("no route to enigma:secret@db", "postgresql://enigma:secret@db/mlflow")
+        'no route to enigma:***@db'
+    """
+    password = urlsplit(uri).password
+    return text.replace(password, "***") if password else text
