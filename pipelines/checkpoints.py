@@ -1,8 +1,9 @@
 """Checkpoints that are either whole or not there.
 
 `transformers.Trainer` writes a checkpoint file by file, so a kill leaves half of
-one. Ours count only when they are sealed: a manifest with the SHA-256 of every file,
-written last. A resume takes the newest one that still agrees with its manifest.
+one. So it writes in `.building`; when all ranks have written their part, a manifest
+with the SHA-256 of every file seals the checkpoint, and a rename puts it in its place.
+A resume takes the newest one that still agrees with its manifest.
 
 Nothing that could run code is ever unpickled: weights are safetensors, and Trainer
 reads optimiser, scheduler and RNG state with `torch.load(weights_only=True)`.
@@ -10,6 +11,7 @@ Its `training_args.bin`, a plain pickle that nobody reads, is deleted.
 """
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from pipelines.artifacts import MANIFEST_NAME, verify_manifest, write_manifest
 from pipelines.errors import UserError
 
 PREFIX = "checkpoint-"
+AVERAGED = "averaged"
+BUILDING = ".building"
 UNREAD_PICKLE = "training_args.bin"
 KEEP_NEWEST = 2
 
@@ -34,9 +38,37 @@ def steps_on_disk(directory: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def building_path(directory: Path) -> Path:
+    """Where a checkpoint is written before it is published."""
+    return directory / BUILDING
+
+
+def publish(directory: Path, step: int) -> None:
+    """Seal a checkpoint and put it in its place; call it when every rank has written.
+
+    Args:
+        directory: The directory of the checkpoints.
+        step: The optimiser step.
+    """
+    built = checkpoint_path(building_path(directory), step)
+    seal(built, step)
+    final = checkpoint_path(directory, step)
+    if final.exists():
+        shutil.rmtree(final)
+    built.rename(final)
+    _fsync(directory)
+
+
+def discard(directory: Path) -> None:
+    """Delete what was written of a checkpoint that did not come to be."""
+    shutil.rmtree(building_path(directory), ignore_errors=True)
+
+
 def seal(checkpoint: Path, step: int) -> None:
-    """Declare a checkpoint complete; call it when every rank has written its part."""
+    """Declare a checkpoint complete: its files are on the disk, and the manifest names them."""
     (checkpoint / UNREAD_PICKLE).unlink(missing_ok=True)
+    for path in checkpoint.rglob("*"):
+        _fsync(path)
     write_manifest(checkpoint, stage="train", facts={"step": step})
 
 
@@ -57,6 +89,7 @@ def newest_complete(directory: Path) -> int | None:
     Returns:
         The step of the newest complete checkpoint, or None if there is none.
     """
+    discard(directory)
     for step in reversed(steps_on_disk(directory)):
         checkpoint = checkpoint_path(directory, step)
         if is_complete(checkpoint):
@@ -72,3 +105,11 @@ def prune(directory: Path, best_step: int | None) -> None:
     for step in steps[:-KEEP_NEWEST]:
         if step != best_step:
             shutil.rmtree(checkpoint_path(directory, step))
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

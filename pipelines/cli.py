@@ -1,4 +1,4 @@
-"""The command `enigma`: register, promote, look, generate."""
+"""The command `enigma`: register, promote, look, generate, and training runs."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -99,6 +99,41 @@ def generate(  # noqa: PLR0917 - options go by name
     generate_text(
         prompt, Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
     )
+
+
+Run = Annotated[
+    Path | None, typer.Argument(help="runs/<fingerprint>; by default the one written to last.")
+]
+
+
+@app.command()
+def monitor(
+    run: Run = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one view and end.")] = False,
+) -> None:
+    """Watch a training run: progress, figures, curve, checkpoint, machine."""
+    from pipelines.monitor import monitor as watch
+    from pipelines.workspace import Workspace
+
+    watch(run, Workspace("").runs, once=once)
+
+
+@app.command()
+def resend(run: Run = None) -> None:
+    """Send to MLflow what it missed of a training run while it was away."""
+    from pipelines.run_status import newest_run
+    from pipelines.train_tracking import resend as send_again
+    from pipelines.workspace import Workspace
+
+    typer.echo(f"MLflow run {send_again(run or newest_run(Workspace('').runs))} is complete")
+
+
+@app.command()
+def join(run: Annotated[Path, typer.Argument(help="As the first node names it.")]) -> None:
+    """Take this node's share of a training run that another node has started."""
+    from pipelines.train_agent import join as join_run
+
+    join_run(run)
 
 
 @app.command()

@@ -5,43 +5,39 @@ cosine schedule, and the state from which a resume goes on bit by bit. What is o
 
 * the batches: a pure function of (seed, step, rank), so nothing is skipped on resume;
 * the validation loss: summed over a fixed subset, divided over the ranks;
-* a checkpoint counts once it is sealed;
-* a gradient that is not finite ends the run before it reaches the weights;
+* a checkpoint appears whole or not at all, and every rank knows which;
+* a gradient that is not finite ends the run before it reaches the weights, and a loss
+  that explodes before it reaches a checkpoint;
 * early stopping and the best step follow from the history in the checkpoint.
 
 Shape legend: B sequences of a batch, L length.
 """
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from pipelines.checkpoints import checkpoint_path, prune, seal
-from pipelines.errors import UserError
-from pipelines.run_directory import RunDirectory
+from pipelines.agreement import any_rank
+from pipelines.checkpoints import building_path, checkpoint_path, discard, prune, publish
+from pipelines.optimisers import muon_with_adamw
+from pipelines.params import TrainParams
 from pipelines.scoring import Score, Span, batches, model_nll_nats
-from pipelines.sequence_order import BatchPlan, evenly_spaced
+from pipelines.sequence_order import BatchPlan, Indices, evenly_spaced
 from pipelines.shards import ShardReader
-from pipelines.train_history import best_step, patience_is_over
+from pipelines.train_failures import ExplodedError, NotFiniteError, SaveError
+from pipelines.train_history import best_step, rise_nats
+from pipelines.train_schedule import Schedule
+from pipelines.weight_average import WeightAverage
 
 NAMES = {"loss": "train_loss_nats", "grad_norm": "gradient_norm", "learning_rate": "learning_rate"}
-
-
-class NotFiniteError(UserError):
-    """The loss or a gradient became infinite or not a number."""
-
-    def __init__(self, what: str, step: int) -> None:
-        super().__init__(
-            f"step {step}: expected a finite {what}, came one that is not",
-            "lower train.learning_rate or train.max_gradient_norm; "
-            "the last checkpoint before this is kept",
-        )
 
 
 class TrainBatches:
@@ -52,6 +48,7 @@ class TrainBatches:
         self._reader = reader
         self._rank = rank
         self._trainer = trainer
+        self._waited_s = 0.0
 
     def __len__(self) -> int:
         return int(self._trainer.args.max_steps) * self._plan.gradient_accumulation_steps
@@ -59,11 +56,18 @@ class TrainBatches:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for step in range(self._trainer.state.global_step, self._trainer.args.max_steps):
             for micro_step in range(self._plan.gradient_accumulation_steps):
+                start_s = time.perf_counter()
                 index_B = self._plan.batch(step, micro_step, self._rank)
-                tokens_BL = self._reader.gather(index_B).astype(np.int64)
+                ids_BL = torch.from_numpy(self._reader.gather(index_B).astype(np.int64))
+                self._waited_s += time.perf_counter() - start_s
                 # No key `labels`: Trainer would count targets over all ranks at every step,
                 # and every batch here is full.
-                yield {"input_ids": torch.from_numpy(tokens_BL)}
+                yield {"input_ids": ids_BL}
+
+    def take_waited_s(self) -> float:
+        """Seconds spent on making batches since this was last asked."""
+        waited_s, self._waited_s = self._waited_s, 0.0
+        return waited_s
 
 
 class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
@@ -71,14 +75,17 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
 
     Args:
         model: An `EnigmaForCausalLM`.
-        args: Recipe; `max_steps` is set, saving and evaluating are left to `Schedule`.
+        args: What Trainer takes from the recipe; `output_dir` is where checkpoints go.
+        recipe: The recipe.
         plan: Which sequences a rank takes at a step.
         shards: The directory of the final shards.
-        max_validation_sequences: Size of the fixed validation subset.
-        callbacks: See `Schedule`.
+        schedule: Says when to evaluate, to save and to end.
+        average: The running average of the weights, if there is one.
+        callbacks: More callbacks, called after these two.
     """
 
     control: TrainerControl
+    optimizer: torch.optim.Optimizer | None
     # Each micro-batch has its own mean: Trainer divides it by their number.
     loss_is_scaled_for_ga = False
 
@@ -87,18 +94,24 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         *,
         model: Any,
         args: TrainingArguments,
+        recipe: TrainParams,
         plan: BatchPlan,
         shards: Path,
-        max_validation_sequences: int,
+        schedule: Schedule,
+        average: WeightAverage | None,
         callbacks: list[TrainerCallback],
     ) -> None:
-        super().__init__(model=model, args=args, callbacks=callbacks)
+        first = [schedule, *([average] if average else [])]
+        super().__init__(model=model, args=args, callbacks=[*first, *callbacks])
         self.remove_callback(PrinterCallback)
+        self._recipe = recipe
+        self._schedule = schedule
+        self._average = average
         self._plan = plan
         self._train_reader = ShardReader(shards, "train")
         self._validation_reader = ShardReader(shards, "validation")
         self._validation_subset = evenly_spaced(
-            len(self._validation_reader), max_validation_sequences
+            len(self._validation_reader), recipe.max_validation_sequences
         )
         self._validation_span = Span.of(self._validation_reader, self._validation_subset)
 
@@ -109,6 +122,19 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Weight decay acts on matrices: not on gains, biases, signs and scales."""
         return [name for name, value in model.named_parameters() if value.ndim >= 2]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW as Trainer makes it, or Muon with AdamW."""
+        if self._recipe.optimiser == "muon" and self.optimizer is None:
+            chosen = self.model if model is None else model
+            self.optimizer = muon_with_adamw(
+                chosen,
+                self.get_decay_parameter_names(chosen),
+                lr=self._recipe.learning_rate,
+                weight_decay=self._recipe.weight_decay,
+            )
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
 
     def compute_loss(
         self,
@@ -130,17 +156,17 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         """Score the fixed validation subset, each rank its share.
 
         Returns:
-            The record that goes into the history, the same on every rank.
+            The record that goes into the history, the same on every rank; empty if the
+            ranks were asked to stop before they were through.
 
         Raises:
             NotFiniteError: If the loss is not finite.
+            ExplodedError: If it rose too far.
         """
-        share = self._validation_subset[self.args.process_index :: self.args.world_size]
-        nll_nats = model_nll_nats(
-            self.model,
-            self._validation_reader,
-            batches(share, self.args.per_device_train_batch_size),
-        )
+        nll_nats = self._share_nll_nats()
+        if nll_nats is None:
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
         mine = torch.tensor(nll_nats, dtype=torch.float64, device=self.args.device)
         score = Score(self._validation_span, float(self.accelerator.reduce(mine, "sum")))
         if not math.isfinite(score.perplexity):
@@ -156,6 +182,25 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         )
         return record
 
+    def _share_nll_nats(self) -> float | None:
+        """The sum over this rank's share of the validation subset; None if asked to stop."""
+        rank, world_size = self.args.process_index, self.args.world_size
+        mine, longest = (
+            batches(self._validation_subset[start::world_size], self._recipe.batch_size)
+            for start in (rank, 0)
+        )
+        nll_nats = 0.0
+        # All ranks ask as often as the one with the most batches.
+        for turn in range(len(longest)):
+            if self._schedule.stop_is_agreed(self.args.device):
+                return None
+            nll_nats += self._nll_nats(mine[turn : turn + 1])
+        return nll_nats
+
+    def _nll_nats(self, index_batches: list[Indices]) -> float:
+        model = self.model if self._average is None else self._average.model
+        return model_nll_nats(model, self._validation_reader, index_batches)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
         """Put a record under our names into the history and hand it to the callbacks."""
         record = {NAMES.get(name, name): float(value) for name, value in logs.items()}
@@ -164,9 +209,13 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
             return
         step = self.state.global_step
         record |= {"epoch": self._plan.epochs_at(step), "step": step}
+        rise = rise_nats(self.state.log_history, record)
         # A callback adds what it has measured (tokens/s) before the record is kept.
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, record)
         self.state.log_history.append(record)
+        # Every rank has the same history. No checkpoint is saved of what came of this.
+        if rise > self._recipe.max_loss_rise_nats:
+            raise ExplodedError(rise, self._recipe.max_loss_rise_nats, step)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
         norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
@@ -175,80 +224,36 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
             raise NotFiniteError("gradient norm", self.state.global_step + 1)
         return norm
 
+    def _get_output_dir(self, trial: Any) -> str:  # noqa: ARG002
+        """Where Trainer writes a checkpoint: aside, until it is whole."""
+        return str(building_path(Path(self.args.output_dir)))
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        directory, step = Path(self.args.output_dir), self.state.global_step
+        problem = self._problem_of(lambda: self._write_checkpoint(model, trial))
+        if not any_rank(problem is not None, self.args.device) and self.args.should_save:
+            problem = self._problem_of(lambda: self._publish_checkpoint(directory, step))
+        if any_rank(problem is not None, self.args.device):
+            error = SaveError(step, problem or "another rank failed", directory)
+            if self.args.should_save:
+                discard(directory)
+            raise error
+
+    def _write_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            directory, step = Path(self.args.output_dir), self.state.global_step
-            seal(checkpoint_path(directory, step), step)
-            prune(directory, best_step(self.state.log_history))
+        if self._average is not None and self.args.should_save:
+            building = building_path(Path(self.args.output_dir))
+            self._average.save(checkpoint_path(building, self.state.global_step))
 
+    def _publish_checkpoint(self, directory: Path, step: int) -> None:
+        publish(directory, step)
+        prune(directory, best_step(self.state.log_history))
 
-class Schedule(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
-    """When to evaluate, to save and to end.
-
-    Args:
-        run: Where a wish to stop is found.
-        evaluate_every_steps: An evaluation and a checkpoint come so often, and at the end.
-        patience: Evaluations without a better one before training ends.
-        rank: This process.
-        world_size: Number of processes.
-        seed: Of dropout; each rank draws its own masks.
-    """
-
-    def __init__(
-        self,
-        *,
-        run: RunDirectory,
-        evaluate_every_steps: int,
-        patience: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-    ) -> None:
-        self._run = run
-        self._every = evaluate_every_steps
-        self._patience = patience
-        self._rank = rank
-        self._world_size = world_size
-        self._seed = seed
-        self.signalled = False
-        self.stopped = False
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Give this rank its own dropout; a resume then restores where it was."""
-        torch.manual_seed(self._seed + self._rank)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """Decide what is due after an optimiser step."""
-        last = state.global_step >= args.max_steps
-        if last or state.global_step % self._every == 0:
-            control.should_evaluate = control.should_save = True
-        control.should_log = control.should_log or last
-        if not last and self._stop_is_agreed(args.device):
-            self.stopped = True
-            control.should_save = control.should_training_stop = True
-        return control
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,
-    ) -> TrainerControl:
-        """End when the patience is over; every rank has the same history."""
-        if patience_is_over(state.log_history, self._patience):
-            control.should_training_stop = True
-        return control
-
-    def _stop_is_agreed(self, device: torch.device) -> bool:
-        """Whether any rank is asked to stop; ranks at different steps would wait for ever."""
-        wish = self.signalled or self._run.stop_is_asked()
-        if self._world_size == 1:
-            return wish
-        wishes = torch.tensor(float(wish), device=device)
-        torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX)
-        return bool(wishes)
+    @staticmethod
+    def _problem_of(action: Callable[[], None]) -> str | None:
+        """What a full or broken disk says; torch and safetensors have errors of their own."""
+        try:
+            action()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            return str(error).splitlines()[0]
+        return None

@@ -61,17 +61,9 @@ class SplitParams(_Section):
 
 
 class CleanParams(_Section):
-    """Normalisation, filters, deduplication and the split by document.
+    """Normalisation, deduplication and the split by document."""
 
-    `script: simplified` converts traditional characters (OpenCC, the extra `opencc`).
-    """
-
-    remove_wiki_leftovers: bool
-    script: Literal["as_is", "simplified"]
     min_characters: PositiveInt
-    max_characters: PositiveInt | None
-    min_han_share: Probability
-    max_kana_share: Probability
     near_duplicates: NearDuplicateParams
     split: SplitParams
 
@@ -136,15 +128,35 @@ class TrainParams(_Section):
     gradient_accumulation_steps: PositiveInt
     epochs: PositiveInt
     max_steps: PositiveInt | None
+    optimiser: Literal["adamw", "muon"]
     learning_rate: PositiveFloat
     weight_decay: Annotated[float, Field(ge=0.0)]
+    schedule: Literal["cosine", "trapezoid"]
     warmup_fraction: Annotated[float, Field(ge=0.0, lt=1.0)]
+    cooldown_fraction: Probability
+    ema_decay: Fraction | None
     max_gradient_norm: PositiveFloat
+    max_loss_rise_nats: PositiveFloat
     precision: Literal["auto", "fp32", "bf16"]
     log_every_steps: PositiveInt
     evaluate_every_steps: PositiveInt
     max_validation_sequences: PositiveInt
     early_stopping_patience: PositiveInt
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences that all ranks together take in one optimiser step."""
+        return self.ranks * self.batch_size * self.gradient_accumulation_steps
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> "TrainParams":
+        if self.schedule == "cosine" and self.cooldown_fraction:
+            msg = "cooldown_fraction belongs to the schedule trapezoid; set it to 0"
+            raise ValueError(msg)
+        if self.warmup_fraction + self.cooldown_fraction > 1.0:
+            msg = "warmup_fraction + cooldown_fraction must be at most 1"
+            raise ValueError(msg)
+        return self
 
 
 class EvaluateParams(_Section):
@@ -206,12 +218,8 @@ class PromoteParams(_Section):
 
 
 class Profile(_Section):
-    """One complete configuration of the pipeline.
+    """One complete configuration of the pipeline."""
 
-    `workers` are the processes of the data stages; what they write does not depend on it.
-    """
-
-    workers: PositiveInt
     ingest: IngestParams
     clean: CleanParams
     tokenize: TokenizeParams

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -39,6 +40,10 @@ class RunConfig:
     Args:
         profile: Name of the profile.
         fingerprint: See `fingerprint`.
+        steps: Optimiser steps, if nothing ends it earlier.
+        tokens_per_step: Tokens that all ranks together take in one optimiser step.
+        nodes: Machines that the ranks are spread over, the same number on each.
+        rendezvous: Where the agents of several nodes meet, HOST:PORT; empty for one node.
         shards: The directory of the final shards.
         shards_root: The root of their manifest.
         certificate_sha256: Of the certificate that let the run start.
@@ -48,6 +53,10 @@ class RunConfig:
 
     profile: str
     fingerprint: str
+    steps: int
+    tokens_per_step: int
+    nodes: int
+    rendezvous: str
     shards: Path
     shards_root: str
     certificate_sha256: str
@@ -127,15 +136,25 @@ class RunDirectory:
                     "wait until it has ended, or stop it: it saves a checkpoint first",
                 ) from None
             stream.truncate(0)
-            stream.write(str(os.getpid()))
+            stream.write(f"{os.getpid()} {socket.gethostname()}")
             stream.flush()
             yield stream.fileno()
 
     def launcher_is_alive(self) -> bool:
-        """Whether the process that holds the lock still runs."""
+        """Whether the process that holds the lock still runs.
+
+        Returns:
+            True as well for a launcher on another node: that node's ranks watch it.
+        """
+        path = self.path / "lock"
+        process_id, host = path.read_text(encoding="utf-8").split()
+        if host != socket.gethostname():
+            return True
         try:
-            launcher = psutil.Process(int((self.path / "lock").read_text(encoding="utf-8")))
-            return bool(launcher.status() != psutil.STATUS_ZOMBIE)
+            launcher = psutil.Process(int(process_id))
+            # A process that began after the lock was taken only has the same number.
+            began_first = launcher.create_time() <= path.stat().st_mtime + 1
+            return began_first and launcher.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
@@ -178,9 +197,10 @@ class RunDirectory:
             stream.write(json.dumps(record, allow_nan=False) + "\n")
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """All records of `metrics.jsonl`."""
-        text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        """All records of `metrics.jsonl`; none before the first."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [json.loads(line) for line in lines]
 
     def reset_metrics(self, records: Sequence[Mapping[str, float]]) -> None:
         """Start `metrics.jsonl` again with what the checkpoint of a resume remembers."""
@@ -192,6 +212,9 @@ def fingerprint(
     *, shards_root: str, model: ModelParams, train: TrainParams, sources: Sequence[Path]
 ) -> str:
     """Name a run by everything that decides its result: data, parameters, code.
+
+    How the sequences of a step are divided over ranks and micro-batches is not part of
+    it: a run that began on 5 ranks may go on with 3 of them, on the same sequences.
 
     Args:
         shards_root: The root of the shards' manifest.
@@ -205,10 +228,12 @@ def fingerprint(
     files = sorted(
         file for path in sources for file in (path.rglob("*.py") if path.is_dir() else [path])
     )
+    division = {"ranks", "batch_size", "gradient_accumulation_steps"}
     facts = {
         "shards_root": shards_root,
         "model": model.model_dump(mode="json"),
-        "train": train.model_dump(mode="json"),
+        "train": train.model_dump(mode="json", exclude=division),
+        "sequences_per_step": train.sequences_per_step,
         "sources": [f"{path.parent.name}/{path.name} {sha256_file(path)}" for path in files],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

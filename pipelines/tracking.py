@@ -189,6 +189,11 @@ class RunLog:
         """The id of the run; None while the store has never been reached."""
         return self._run_id
 
+    @property
+    def num_waiting(self) -> int:
+        """Values and files that have not been sent."""
+        return len(self._metrics) + len(self._files)
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record values of one step; returns at once.
 
@@ -206,6 +211,11 @@ class RunLog:
             elif name not in self._not_finite:
                 self._not_finite.add(name)
                 logger.warning("%s is %s at step %d: such values are not logged", name, value, step)
+
+    def log_record(self, record: Mapping[str, float]) -> None:
+        """Record one line of `metrics.jsonl`, whose `step` says where it belongs."""
+        values = {name: value for name, value in record.items() if name != "step"}
+        self.log(int(record["step"]), values)
 
     def artifact(self, path: Path, folder: str) -> None:
         """Attach a file, or the files of a directory; it is copied in the background.
@@ -236,18 +246,22 @@ class RunLog:
         with self._waiting:
             self._datasets.append(DatasetInput(dataset, tags))
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: str, patience_s: float | None = None) -> None:
         """Send what waits and close the run; waits a little for a store that is away.
 
         Args:
             status: "FINISHED", "FAILED" or "KILLED".
+            patience_s: How long to wait; by default `FINISH_PATIENCE_S`.
         """
         self._stop.set()
-        self._sender.join()
-        deadline = time.monotonic() + FINISH_PATIENCE_S
-        while not self._send(status) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        if self._metrics or self._files:
+        deadline = time.monotonic() + (FINISH_PATIENCE_S if patience_s is None else patience_s)
+        # A store that neither answers nor refuses may hold the sender; it is a daemon.
+        self._sender.join(timeout=max(0.0, deadline - time.monotonic()))
+        while not self._sender.is_alive() and not self._send(status):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
+        if self.num_waiting:
             logger.warning(
                 "MLflow at %s stayed away: %d values and %d files of run %s were not sent",
                 shown_uri(tracking_uri()), len(self._metrics), len(self._files), self._run_name,

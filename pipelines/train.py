@@ -8,16 +8,8 @@ they have finished. Killed at any moment, the same command goes on from the newe
 complete checkpoint.
 """
 
-import json
 import logging
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import enigma
 from pipelines.artifacts import read_json, sha256_file, verify_manifest
@@ -31,20 +23,24 @@ from pipelines.run_directory import (
     fingerprint,
 )
 from pipelines.stage import run_stage
-from pipelines.train_report import publish, record_failure
+from pipelines.train_agent import MAX_RESTARTS, nodes_asked_for, run_agent
+from pipelines.train_report import publish
+from pipelines.train_tracking import complete, open_run_log
 from pipelines.workspace import Workspace
 
-MAX_RESTARTS = 2
 CAUSALITY_LENGTH = 16
 # What decides the result of a run, beside data and parameters.
 SOURCES = (
     "enigma_trainer.py",
     "language_model.py",
+    "optimisers.py",
     "scoring.py",
     "sequence_order.py",
     "shards.py",
     "train_history.py",
+    "train_schedule.py",
     "train_worker.py",
+    "weight_average.py",
 )
 
 logger = logging.getLogger(__name__)
@@ -87,7 +83,9 @@ def prepare(workspace: Workspace, profile: Profile) -> tuple[RunDirectory, RunCo
     certificate = workspace.report("validate") / "certificate.json"
     manifest = verify_manifest(workspace.shards)
     check_certificate(certificate, manifest["root"])
-    check_sizes(profile.train, num_sequences=manifest["sequences"]["train"])
+    num_sequences = manifest["sequences"]["train"]
+    nodes, rendezvous = nodes_asked_for(profile.train.ranks)
+    check_sizes(profile.train, num_sequences=num_sequences, nodes=nodes)
     here = Path(__file__).parent
     name = fingerprint(
         shards_root=manifest["root"],
@@ -98,6 +96,10 @@ def prepare(workspace: Workspace, profile: Profile) -> tuple[RunDirectory, RunCo
     config = RunConfig(
         profile=workspace.profile,
         fingerprint=name,
+        steps=planned_steps(profile.train, num_sequences),
+        tokens_per_step=profile.train.sequences_per_step * manifest["sequence_length"],
+        nodes=nodes,
+        rendezvous=rendezvous,
         shards=workspace.shards,
         shards_root=manifest["root"],
         certificate_sha256=sha256_file(certificate),
@@ -105,6 +107,16 @@ def prepare(workspace: Workspace, profile: Profile) -> tuple[RunDirectory, RunCo
         train=profile.train,
     )
     return RunDirectory(workspace.runs / name[:FINGERPRINT_DIGITS]), config
+
+
+def planned_steps(recipe: TrainParams, num_sequences: int) -> int:
+    """Optimiser steps of a run that nothing ends earlier."""
+    from pipelines.sequence_order import BatchPlan, SequenceOrder
+
+    order = SequenceOrder(num_sequences, recipe.seed)
+    plan = BatchPlan(order, recipe.batch_size, recipe.ranks, recipe.gradient_accumulation_steps)
+    steps = plan.steps(recipe.epochs)
+    return steps if recipe.max_steps is None else min(steps, recipe.max_steps)
 
 
 def check_certificate(path: Path, shards_root: str) -> None:
@@ -125,7 +137,7 @@ def check_certificate(path: Path, shards_root: str) -> None:
         )
 
 
-def check_sizes(recipe: TrainParams, *, num_sequences: int) -> None:
+def check_sizes(recipe: TrainParams, *, num_sequences: int, nodes: int) -> None:
     """Refuse a batch that the data cannot fill, or more ranks than GPUs.
 
     Raises:
@@ -133,7 +145,7 @@ def check_sizes(recipe: TrainParams, *, num_sequences: int) -> None:
     """
     import torch
 
-    needed = recipe.ranks * recipe.batch_size * recipe.gradient_accumulation_steps
+    needed = recipe.sequences_per_step
     if needed > num_sequences:
         raise UserError(
             f"expected at least {needed} train sequences for {recipe.ranks} ranks x "
@@ -141,9 +153,10 @@ def check_sizes(recipe: TrainParams, *, num_sequences: int) -> None:
             f"accumulation steps, came {num_sequences}",
             "lower train.ranks or train.batch_size, or ingest more text",
         )
-    if torch.cuda.is_available() and recipe.ranks > torch.cuda.device_count():
+    here = recipe.ranks // nodes
+    if torch.cuda.is_available() and here > torch.cuda.device_count():
         raise UserError(
-            f"expected a GPU for each of {recipe.ranks} ranks, came {torch.cuda.device_count()}",
+            f"expected a GPU for each of {here} ranks, came {torch.cuda.device_count()}",
             "set train.ranks to the number of GPUs, or hide them (CUDA_VISIBLE_DEVICES=) "
             "to train on CPU",
         )
@@ -193,50 +206,21 @@ def launch(run: RunDirectory, config: RunConfig, lock: int) -> Outcome:
     """
     run.write_config(config)
     run.begin()
-    ranks = config.train.ranks
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        f"--nproc-per-node={ranks}",
-        f"--max-restarts={MAX_RESTARTS}",
-        *("-m", "pipelines.train_worker", str(run.path)),
-    ]
-    logger.info("training with %d rank(s) in %s", ranks, run.path)
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": threads},
-        # Ctrl-C at a terminal reaches this process only: the ranks are asked to save first.
-        start_new_session=True,
-        pass_fds=[lock],
-    )
-    with _passing_on_signals(run, process):
-        code = process.wait()
+    logger.info("training with %d rank(s) in %s", config.train.ranks, run.path)
+    if config.nodes > 1:
+        logger.info(
+            "on each of the %d other nodes: enigma join %s", config.nodes - 1, run.path.resolve()
+        )
+    code = run_agent(run, config, pass_fds=[lock])
     outcome = run.read_outcome()
     if outcome is None:
-        record_failure(run, config)
+        complete(run, open_run_log(run, config), "FAILED", plots=[])
         raise UserError(
             f"the ranks died (exit code {code}) after {MAX_RESTARTS} restarts",
             "read the log above; the same command goes on from the newest complete checkpoint",
         )
-    logger.info("ranks ended: %s", json.dumps({"status": outcome.status, "step": outcome.step}))
+    logger.info("ranks ended: %s at step %d", outcome.status, outcome.step)
     return outcome
-
-
-@contextmanager
-def _passing_on_signals(run: RunDirectory, process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """The first TERM or Ctrl-C asks the ranks to save and end, the second ends torchrun."""
-
-    def stop(*_: Any) -> None:
-        if run.stop_is_asked():
-            process.terminate()
-        run.ask_to_stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,28 @@ def evaluations(history: Records) -> list[Mapping[str, float]]:
     return [record for record in history if "validation_loss_nats" in record]
 
 
+def rise_nats(history: Records, record: Mapping[str, float]) -> float:
+    """How far a loss is above the lowest one of its kind before it.
+
+    Args:
+        history: The records before it.
+        record: A training record or an evaluation.
+
+    Returns:
+        Nats a token; not above 0 for the lowest loss so far.
+
+    Example:
+        >>> history = [{"step": 1, "train_loss_nats": 6.0}, {"step": 2, "train_loss_nats": 4.0}]
+        >>> rise_nats(history, {"step": 3, "train_loss_nats": 9.5})
+        5.5
+        >>> rise_nats(history, {"step": 3, "validation_loss_nats": 9.5})
+        0.0
+    """
+    name = "validation_loss_nats" if "validation_loss_nats" in record else "train_loss_nats"
+    earlier = [other[name] for other in history if name in other]
+    return record[name] - min(earlier, default=record[name])
+
+
 def best_step(history: Records) -> int | None:
     """The step of the lowest validation loss, the earliest of equals; None before any."""
     best = min(

@@ -4,6 +4,7 @@ import csv
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from pipelines.artifacts import (
@@ -13,12 +14,12 @@ from pipelines.artifacts import (
     write_json,
     write_text,
 )
-from pipelines.checkpoints import checkpoint_path, is_complete
+from pipelines.checkpoints import AVERAGED, checkpoint_path, is_complete
 from pipelines.errors import UserError
 from pipelines.git_state import GitState
 from pipelines.run_directory import RunConfig, RunDirectory
-from pipelines.tracking import RunLog
 from pipelines.train_history import Records, best_step, evaluations
+from pipelines.train_tracking import complete, open_run_log
 from pipelines.vocabulary import load_tokenizer
 from pipelines.workspace import Workspace
 
@@ -32,6 +33,8 @@ COLUMNS = (
     "learning_rate",
     "gradient_norm",
     "tokens_per_s",
+    "data_wait_fraction",
+    "peak_memory_mib",
 )
 CURVES = (
     ("loss.png", "loss (nats a token)", ("train_loss_nats", "validation_loss_nats")),
@@ -61,6 +64,7 @@ def publish(run: RunDirectory, config: RunConfig, workspace: Workspace) -> None:
             f"expected the best checkpoint whole in {checkpoint}",
             f"delete {run.path} and train again",
         )
+    run_log = open_run_log(run, config)
     with publish_directory(workspace.language_model) as building:
         _write_model(checkpoint, config, building)
         facts = {
@@ -79,12 +83,14 @@ def publish(run: RunDirectory, config: RunConfig, workspace: Workspace) -> None:
     _write_csv(report / "history.csv", rows)
     with publish_directory(report / "figures") as figures:
         draw_curves(history, figures)
-    _attach(run, config, report)
+    plots = [*sorted((report / "figures").glob("*.png")), report / "history.csv"]
+    complete(run, run_log, "FINISHED", plots)
 
 
 def _write_model(checkpoint: Path, config: RunConfig, building: Path) -> None:
+    source = checkpoint if config.train.ema_decay is None else checkpoint / AVERAGED
     for name in ("config.json", "generation_config.json", "model.safetensors"):
-        shutil.copyfile(checkpoint / name, building / name)
+        shutil.copyfile(source / name, building / name)
     tokenizer = load_tokenizer(read_manifest(config.shards)["vocabulary"])
     tokenizer.save_pretrained(building)
 
@@ -96,14 +102,19 @@ def summary(history: Records, step: int) -> dict[str, float]:
         history: All records of the run.
         step: The step of the best evaluation.
     """
+
+    def column(name: str) -> list[float]:
+        return [record[name] for record in history if name in record] or [0.0]
+
     best = next(record for record in evaluations(history) if record["step"] == step)
-    speeds = sorted(record["tokens_per_s"] for record in history if "tokens_per_s" in record)
     values = {name: value for name, value in best.items() if name != "step"}
     return {
         "best_step": step,
         "last_step": int(history[-1]["step"]),
         **values,
-        "median_tokens_per_s": speeds[len(speeds) // 2] if speeds else 0.0,
+        "median_tokens_per_s": median(column("tokens_per_s")),
+        "median_data_wait_fraction": median(column("data_wait_fraction")),
+        "peak_memory_mib": max(column("peak_memory_mib")),
     }
 
 
@@ -164,23 +175,3 @@ def draw_curves(history: Records, directory: Path) -> None:
             axes.legend()
         figure.savefig(directory / file_name, dpi=120)
         plt.close(figure)
-
-
-def _attach(run: RunDirectory, config: RunConfig, report: Path) -> None:
-    """Put curves and history beside the metrics in the MLflow run."""
-    run_log = RunLog.open(
-        run_name=f"train/{config.profile}", params={}, tags={}, run_id=run.mlflow_run_id
-    )
-    for path in sorted((report / "figures").glob("*.png")):
-        run_log.artifact(path, "plots")
-    run_log.artifact(report / "history.csv", "plots")
-    run_log.finish("FINISHED")
-
-
-def record_failure(run: RunDirectory, config: RunConfig) -> None:
-    """Close the MLflow run of ranks that died and could not do so themselves."""
-    if run.mlflow_run_id is not None:
-        run_log = RunLog.open(
-            run_name=f"train/{config.profile}", params={}, tags={}, run_id=run.mlflow_run_id
-        )
-        run_log.finish("FAILED")

@@ -10,27 +10,33 @@ torchrun start the group again, from the newest complete checkpoint.
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.checkpoints import checkpoint_path, newest_complete
-from pipelines.enigma_trainer import EnigmaTrainer, NotFiniteError, Schedule
+from pipelines.enigma_trainer import EnigmaTrainer
 from pipelines.language_model import model_config
 from pipelines.params import TrainParams
+from pipelines.recorder import Recorder
 from pipelines.run_directory import Outcome, RunConfig, RunDirectory
 from pipelines.sequence_order import BatchPlan, SequenceOrder
 from pipelines.shards import ShardReader
 from pipelines.stage import run_stage
 from pipelines.tracking import RunLog
+from pipelines.train_failures import TrainingFailure
 from pipelines.train_history import patience_is_over
 from pipelines.train_progress import Progress
+from pipelines.train_schedule import Schedule
+from pipelines.train_tracking import open_run_log, remember
+from pipelines.weight_average import WeightAverage
+
+STOP_PATIENCE_S = 3.0
 
 
 def main() -> None:
@@ -40,16 +46,18 @@ def main() -> None:
     run = RunDirectory(Path(sys.argv[1]))
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     config = run.read_config()
-    run_log = _open_run_log(run, config) if rank == 0 else None
+    run_log = open_run_log(run, config) if rank == 0 else None
     try:
         outcome = train_rank(run, config, rank=rank, world_size=world_size, run_log=run_log)
-    except NotFiniteError as error:
+    except TrainingFailure as error:
         outcome = Outcome("failed", _last_step(run), error.problem, error.fix)
     if run_log is not None:
         run.write_outcome(outcome)
         ending = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-        run_log.finish(ending[outcome.status])
-        _remember(run, run_log)
+        # Who asks for a stop waits for it, and the next attempt sends what is missing.
+        patience_s = STOP_PATIENCE_S if outcome.status == "stopped" else None
+        run_log.finish(ending[outcome.status], patience_s)
+        remember(run, run_log)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -70,107 +78,53 @@ def train_rank(
         How it ended.
 
     Raises:
-        NotFiniteError: If a loss or gradient is not finite.
+        TrainingFailure: If another try would meet the same end, as for a loss or gradient
+            that is not finite.
     """
     recipe = config.train
     reader = ShardReader(config.shards, "train")
     order = SequenceOrder(len(reader), recipe.seed)
     plan = BatchPlan(order, recipe.batch_size, world_size, recipe.gradient_accumulation_steps)
-    steps = plan.steps(recipe.epochs)
-    if recipe.max_steps is not None:
-        steps = min(steps, recipe.max_steps)
     # All ranks start from the same weights; dropout differs (see Schedule).
     torch.manual_seed(recipe.seed)
     model = EnigmaForCausalLM(model_config(config.model, config.shards))
+    args = trainer_arguments(recipe, run.checkpoints, steps=config.steps, world_size=world_size)
+    checkpoint = _resume_point(run, args)
     schedule = Schedule(
         run=run,
+        steps=config.steps,
         evaluate_every_steps=recipe.evaluate_every_steps,
         patience=recipe.early_stopping_patience,
-        rank=rank,
-        world_size=world_size,
         seed=recipe.seed,
+        rank=rank,
     )
     signal.signal(signal.SIGTERM, lambda *_: setattr(schedule, "signalled", True))
-    recorder = Recorder(run, run_log, plan.sequences_per_step * reader.sequence_length)
-    trainer = EnigmaTrainer(
-        model=model,
-        args=trainer_arguments(recipe, run.checkpoints, steps=steps, world_size=world_size),
-        plan=plan,
-        shards=config.shards,
-        max_validation_sequences=recipe.max_validation_sequences,
-        # The recorder comes before what shows the speed that it measures.
-        callbacks=[schedule, recorder, *([Progress()] if rank == 0 else [])],
-    )
-    checkpoint = _resume_point(run, trainer)
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if patience_is_over(state.log_history, recipe.early_stopping_patience):
             # Killed between the last checkpoint and the outcome: Trainer would train on.
             return Outcome("finished", int(state.global_step))
+        args.eval_on_start = schedule.owes_evaluation(state.global_step, state.log_history)
+    recorder = Recorder(
+        run,
+        run_log,
+        tokens_per_step=config.tokens_per_step,
+        sequence_length=reader.sequence_length,
+    )
+    trainer = EnigmaTrainer(
+        model=model,
+        args=args,
+        recipe=recipe,
+        plan=plan,
+        shards=config.shards,
+        schedule=schedule,
+        average=None if recipe.ema_decay is None else WeightAverage(recipe.ema_decay, checkpoint),
+        # The recorder comes before what shows the speed that it measures.
+        callbacks=[recorder, *([Progress()] if rank == 0 else [])],
+    )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     status: Literal["stopped", "finished"] = "stopped" if schedule.stopped else "finished"
     return Outcome(status, int(trainer.state.global_step))
-
-
-class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
-    """Measures the speed and writes each record: the local file first, MLflow second.
-
-    Args:
-        run: Where `metrics.jsonl` is.
-        run_log: On rank 0 the MLflow run; None elsewhere.
-        tokens_per_step: Tokens that all ranks together take in one optimiser step.
-    """
-
-    def __init__(self, run: RunDirectory, run_log: RunLog | None, tokens_per_step: int) -> None:
-        self._run = run
-        self._run_log = run_log
-        self._tokens_per_step = tokens_per_step
-        self._step_began_s = 0.0
-        self._busy_s = 0.0
-        self._steps = 0
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **_: Any,
-    ) -> None:
-        """Begin the file with what the checkpoint remembers: a kill may have logged more."""
-        if self._run_log is not None:
-            self._run.reset_metrics(state.log_history)
-            for record in state.log_history:
-                self._send(record)
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Start the clock."""
-        self._step_began_s = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Stop the clock: evaluations and checkpoints are not training time."""
-        self._busy_s += time.perf_counter() - self._step_began_s
-        self._steps += 1
-
-    def on_log(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
-        logs: dict[str, float],
-        **_: Any,
-    ) -> None:
-        """Add tokens/s to a training record, and write it down."""
-        if "train_loss_nats" in logs and self._steps:
-            logs["tokens_per_s"] = self._steps * self._tokens_per_step / self._busy_s
-            self._busy_s, self._steps = 0.0, 0
-        if self._run_log is not None:
-            self._run.append_metrics(logs)
-            self._send(logs)
-
-    def _send(self, record: dict[str, float]) -> None:
-        if self._run_log is not None:
-            values = {name: value for name, value in record.items() if name != "step"}
-            self._run_log.log(int(record["step"]), values)
 
 
 def trainer_arguments(
@@ -186,7 +140,7 @@ def trainer_arguments(
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         adam_beta2=0.95,
-        lr_scheduler_type="cosine",
+        **_schedule_arguments(recipe, steps),
         warmup_steps=int(recipe.warmup_fraction * steps),
         max_grad_norm=recipe.max_gradient_norm,
         bf16=uses_bf16(recipe),
@@ -206,6 +160,19 @@ def trainer_arguments(
     )
 
 
+def _schedule_arguments(recipe: TrainParams, steps: int) -> dict[str, Any]:
+    if recipe.schedule == "cosine":
+        return {"lr_scheduler_type": "cosine"}
+    return {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {
+            "num_decay_steps": int(recipe.cooldown_fraction * steps),
+            "decay_type": "linear",
+            "min_lr_ratio": 0.0,
+        },
+    }
+
+
 def uses_bf16(recipe: TrainParams) -> bool:
     """Whether the couplings and attention run under bf16 autocast; "auto" means on GPUs only."""
     if recipe.precision == "auto":
@@ -213,43 +180,11 @@ def uses_bf16(recipe: TrainParams) -> bool:
     return recipe.precision == "bf16"
 
 
-def _resume_point(run: RunDirectory, trainer: EnigmaTrainer) -> Path | None:
+def _resume_point(run: RunDirectory, args: TrainingArguments) -> Path | None:
     # Rank 0 looks and deletes what is broken; the others look when it has done so.
-    with trainer.args.main_process_first(desc="finding the newest complete checkpoint"):
+    with args.main_process_first(local=False, desc="finding the newest complete checkpoint"):
         step = newest_complete(run.checkpoints)
     return None if step is None else checkpoint_path(run.checkpoints, step)
-
-
-def _open_run_log(run: RunDirectory, config: RunConfig) -> RunLog:
-    run_log = RunLog.open(
-        run_name=f"train/{config.profile}",
-        params={
-            "profile": config.profile,
-            "model": config.model.model_dump(mode="json"),
-            "train": config.train.model_dump(mode="json"),
-        },
-        tags={
-            "profile": config.profile,
-            "fingerprint": config.fingerprint,
-            "shards_root": config.shards_root,
-            "certificate_sha256": config.certificate_sha256,
-        },
-        run_id=run.mlflow_run_id,
-    )
-    run_log.dataset(
-        name=f"{config.profile}/shards",
-        root=config.shards_root,
-        source=str(config.shards),
-        context="training",
-    )
-    _remember(run, run_log)
-    return run_log
-
-
-def _remember(run: RunDirectory, run_log: RunLog) -> None:
-    # There is no id for as long as the store has never been reached.
-    if run_log.run_id is not None:
-        run.remember_mlflow_run(run_log.run_id)
 
 
 def _last_step(run: RunDirectory) -> int:

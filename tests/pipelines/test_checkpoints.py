@@ -1,6 +1,8 @@
 """A checkpoint counts when it is whole, and a run directory has one launcher."""
 
 import logging
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -99,5 +101,12 @@ def test_a_second_launcher_of_the_same_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_ranks_without_a_launcher_are_asked_to_stop(tmp_path: Path) -> None:
-    (tmp_path / "lock").write_text(str(2**22 + 1))  # above the largest process id
-    assert RunDirectory(tmp_path).stop_is_asked()
+    run = RunDirectory(tmp_path)
+    nobody = 2**22 + 1  # above the largest process id
+    (tmp_path / "lock").write_text(f"{nobody} {socket.gethostname()}")
+    assert run.stop_is_asked()
+    (tmp_path / "lock").write_text(f"{nobody} another-node")
+    assert not run.stop_is_asked(), "the ranks of its own node watch it"
+    (tmp_path / "lock").write_text(f"{os.getpid()} {socket.gethostname()}")
+    os.utime(tmp_path / "lock", (0, 0))
+    assert run.stop_is_asked(), "a later process with the number of the launcher is not it"

@@ -2,8 +2,6 @@
 
 import json
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from pipelines.artifacts import read_manifest, sha256_file, write_json, write_ma
 from pipelines.checkpoints import checkpoint_path, is_complete, newest_complete, steps_on_disk
 from pipelines.errors import GateError, UserError
 from pipelines.params import load_params
-from pipelines.run_directory import Outcome, RunConfig, RunDirectory
+from pipelines.run_directory import Outcome
 from pipelines.train import check_causality, check_certificate, check_sizes, prepare
 from pipelines.train_report import summary, table
 from pipelines.workspace import Workspace
@@ -80,35 +78,6 @@ def test_sigterm_saves_and_the_next_run_goes_on(shards: Path, set_params: Any) -
     assert not Workspace("sanguo").language_model.exists()
 
 
-class OneRank:
-    """Trains as the only rank, in this process: no torchrun, no MLflow."""
-
-    def __init__(self, run: RunDirectory, config: RunConfig) -> None:
-        self.run = run
-        self.config = config
-
-    def train(self) -> Outcome:
-        from pipelines.train_worker import train_rank
-
-        return train_rank(self.run, self.config, rank=0, world_size=1, run_log=None)
-
-
-@pytest.fixture
-def one_rank(shards: Path, set_params: Any) -> Iterator[Any]:
-    """Call it as `one_rank({"train.max_steps": 3})`: a rank that is ready to train."""
-    before = signal.getsignal(signal.SIGTERM)
-    with ExitStack() as held:
-
-        def make(values: dict[str, Any]) -> OneRank:
-            set_params({**TINY, **values})
-            run, config = prepare(Workspace("sanguo"), load_params().profile)
-            held.enter_context(run.locked())
-            return OneRank(run, config)
-
-        yield make
-    signal.signal(signal.SIGTERM, before)
-
-
 def test_early_stopping_survives_a_kill_right_after_the_last_checkpoint(one_rank: Any) -> None:
     # The weights do not move, so no evaluation is better than the first.
     rank = one_rank(
@@ -126,7 +95,7 @@ def test_early_stopping_survives_a_kill_right_after_the_last_checkpoint(one_rank
 def test_a_gradient_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
     one_rank: Any,
 ) -> None:
-    from pipelines.enigma_trainer import NotFiniteError
+    from pipelines.train_failures import NotFiniteError
 
     # The first step of a warm-up has a rate of 0; the second ruins the weights.
     rank = one_rank(
@@ -146,7 +115,8 @@ def test_a_gradient_is_checked_before_the_weights_take_the_step(
 ) -> None:
     import torch
 
-    from pipelines.enigma_trainer import EnigmaTrainer, NotFiniteError
+    from pipelines.enigma_trainer import EnigmaTrainer
+    from pipelines.train_failures import NotFiniteError
 
     monkeypatch.setattr(
         EnigmaTrainer,
@@ -233,7 +203,7 @@ def test_a_model_that_sees_the_future_never_trains(
 
 
 def test_sizes_that_fit_pass(workspace: Path) -> None:
-    check_sizes(load_params().profile.train, num_sequences=8)
+    check_sizes(load_params().profile.train, num_sequences=8, nodes=1)
 
 
 def test_the_table_has_one_complete_row_an_evaluation() -> None:
