@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def row(
     }
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> Path:
+def write(name: str, rows: list[dict[str, Any]], packages: tuple[str, ...] = ()) -> Path:
     """Print the rows and write them with the machine and the versions."""
     cpu = next(
         (
@@ -57,7 +58,7 @@ def write(name: str, rows: list[dict[str, Any]]) -> Path:
         "machine": f"{cpu}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads",
         "versions": {
             "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in _PACKAGES},
+            **{package: importlib.metadata.version(package) for package in (*_PACKAGES, *packages)},
         },
         "rows": rows,
     }
@@ -72,17 +73,27 @@ def write(name: str, rows: list[dict[str, Any]]) -> Path:
 
 
 def best_times_s(functions: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Return each function's shortest time in seconds; they take turns, so noise is shared.
+    """Return each function's shortest time in seconds, after one turn that does not count."""
+    return [min(times_s) for times_s in _take_turns(functions, repeats)]
+
+
+def median_times_s(functions: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Return each function's median time in seconds, after one turn that does not count."""
+    return [statistics.median(times_s) for times_s in _take_turns(functions, repeats)]
+
+
+def _take_turns(functions: list[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """Return each function's times in seconds; they take turns, so noise is shared.
 
     With one thread it is processor time, which other programs on the machine disturb less.
     """
     clock = time.process_time if os.environ.get("OMP_NUM_THREADS") == "1" else time.perf_counter
     for function in functions:
         function()
-    best = [float("inf")] * len(functions)
+    times_s: list[list[float]] = [[] for _ in functions]
     for _ in range(repeats):
-        for i, function in enumerate(functions):
+        for function, mine in zip(functions, times_s, strict=True):
             start = clock()
             function()
-            best[i] = min(best[i], clock() - start)
-    return best
+            mine.append(clock() - start)
+    return times_s

@@ -1,196 +1,128 @@
 """Raw parquet to clean documents, split by document: `python -m pipelines.clean`.
 
 Writes `train.parquet`, `validation.parquet`, `test.parquet` (`id`, `url`, `title`,
-`text`, `cluster`), `dropped.parquet` (`id`, `title`, `reason`, `text`) and a manifest.
+`text`, `cluster`), `dropped.parquet` (`id`, `title`, `reason`, `text`), `removed.parquet`
+(`id`, `rule`, `text`: samples of what was cut out of texts) and a manifest.
 
 Near duplicates, and documents of one title (passages of one article), form a
 cluster. A cluster is kept, but never straddles splits.
+
+Parts of the corpus are cleaned one by one (`pipelines/clean_part.py`, in as many
+processes as `workers` says), compared by keys that are small (`pipelines/corpus_index.py`)
+and copied to their split: memory does not grow with the text.
 """
 
 import hashlib
 import logging
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.artifacts import publish_directory, write_manifest
+from pipelines.artifacts import publish_directory, read_json, read_manifest, write_manifest
+from pipelines.clean_part import (
+    DROPPED_SCHEMA,
+    KEPT_SCHEMA,
+    REMOVED_SCHEMA,
+    Part,
+    clean_part,
+    read_arrow,
+)
+from pipelines.corpus_index import CorpusIndex
 from pipelines.errors import UserError
-from pipelines.near_duplicates import UnionFind, join_near_duplicates
+from pipelines.leftovers import KEPT_PIECES, LEFTOVERS
+from pipelines.normalisation import NORMALISATION
 from pipelines.params import CleanParams, SplitParams, load_params
+from pipelines.shard_work import shard_work
 from pipelines.sources import RAW_SCHEMA
 from pipelines.stage import progress, run_stage
 from pipelines.workspace import SPLITS, Workspace
 
 log = logging.getLogger(__name__)
 
-# Change it with `normalise`: the manifest says which rules made a text.
-NORMALISATION = 1
-LINE_END = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
-# All control characters but the newline, and the byte-order mark.
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
-BLANK_LINES = re.compile("\n{3,}")
-
 DOCUMENT_SCHEMA = RAW_SCHEMA.append(pa.field("cluster", pa.string()))
-DROPPED_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "title", "reason", "text")])
+DROPPED = len(SPLITS)
 
 
-@dataclass(frozen=True)
-class Document:
-    """A document of the raw corpus, its text normalised."""
-
-    id: str
-    url: str
-    title: str
-    text: str
-
-
-def normalise(text: str) -> str:
-    r"""Unify what carries no content; rules of version `NORMALISATION`.
-
-    Unicode NFC; every line end becomes \n and a tab a space; other control
-    characters go; lines lose the white space at their ends (U+3000 too), and
-    more than one blank line becomes one.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The text with every visible character kept. Normalising twice changes nothing.
-    """
-    text = unicodedata.normalize("NFC", text)
-    text = LINE_END.sub("\n", text).replace("\t", " ")
-    text = CONTROL.sub("", text)
-    text = "\n".join(line.strip() for line in text.split("\n"))
-    return BLANK_LINES.sub("\n\n", text).strip()
-
-
-def title_key(title: str) -> str:
-    """What makes two titles one: compatibility forms, case and white space do not count."""
-    return " ".join(unicodedata.normalize("NFKC", title).casefold().split())
-
-
-def clean(params: CleanParams, raw: Path, output: Path) -> None:
+def clean(
+    params: CleanParams, raw: Path, output: Path, *, work: Path | None = None, workers: int = 1
+) -> None:
     """Normalise, drop, cluster and split the documents of a raw corpus.
 
     Args:
         params: The section `clean`.
         raw: The output of `ingest`.
         output: The directory to publish.
+        work: Where finished parts are kept if the stage is killed; by default beside `output`.
+        workers: Processes; the output does not depend on it.
 
     Raises:
-        UserError: If a split would be empty.
+        UserError: If a split would be empty, or an unfinished run has another number of parts.
     """
-    documents = _read_documents(raw)
-    kept, dropped = drop_unwanted(documents, params.min_characters)
-    clusters, near_pairs = cluster_keys(kept, params)
-    splits = [split_of(key, params.split) for key in clusters]
-    _check_splits(splits, clusters, params.split)
-    with publish_directory(output) as building:
-        for split in SPLITS:
-            rows = [row for row, name in enumerate(splits) if name == split]
-            _write_split(building / f"{split}.parquet", kept, clusters, rows)
-        _write_dropped(building / "dropped.parquet", dropped)
-        sizes = Counter(clusters)
-        facts = {
-            "normalisation": NORMALISATION,
-            "min_characters": params.min_characters,
-            "split": params.split.model_dump(),
-            "documents": {split: splits.count(split) for split in SPLITS},
-            "clusters": {
-                split: len(
-                    {key for key, name in zip(clusters, splits, strict=True) if name == split}
-                )
-                for split in SPLITS
-            },
-            "characters": {
-                split: sum(
-                    len(document.text)
-                    for document, name in zip(kept, splits, strict=True)
-                    if name == split
-                )
-                for split in SPLITS
-            },
-            "dropped": dict(Counter(reason for _, reason in dropped)),
-            "near_duplicate_pairs": near_pairs,
-            "clusters_of_several": sum(size > 1 for size in sizes.values()),
-        }
+    files = sorted(raw.glob("part-*.parquet"))
+    fingerprint = {
+        "raw": read_manifest(raw)["root"],
+        "params": params.model_dump(),
+        "rules": [NORMALISATION, LEFTOVERS],
+    }
+    with (
+        shard_work(
+            work or output.with_name(f".{output.name}-work"),
+            fingerprint=fingerprint,
+            shards=len(files),
+            workers=workers,
+        ) as shards,
+        publish_directory(output) as building,
+    ):
+        parts = shards.map("clean", clean_part, [Part(path, params) for path in files])
+        facts = _assemble(parts, params, building)
         write_manifest(building, stage="clean", facts=facts)
     log.info("documents %s, dropped %s", facts["documents"], facts["dropped"])
 
 
-def _read_documents(raw: Path) -> list[Document]:
-    documents = []
-    for path in progress(
-        sorted(raw.glob("part-*.parquet")), total=None, unit="file", label="clean"
-    ):
-        for batch in pq.ParquetFile(path).iter_batches():
-            columns = [batch.column(name).to_pylist() for name in RAW_SCHEMA.names]
-            documents += [
-                Document(identity, url, title, normalise(text))
-                for identity, url, title, text in zip(*columns, strict=True)
-            ]
-    return documents
+def _assemble(parts: Sequence[Path], params: CleanParams, building: Path) -> dict[str, Any]:
+    """Decide every document's split, write the files, and return the facts of the manifest."""
+    near = params.near_duplicates
+    index = CorpusIndex(parts, near.bands * near.rows_per_band)
+    repeated = index.exact_duplicates()
+    kept = np.flatnonzero(~repeated)
+    owners, near_pairs = index.clusters(kept, params)
+    clusters, cluster_of = np.unique(owners, return_inverse=True)
+    names = index.ids(clusters)
+    home = np.array([SPLITS.index(split_of(name, params.split)) for name in names.to_pylist()])
+    split_of_kept = home[cluster_of] if len(kept) else np.empty(0, np.int64)
+    _check_splits(np.bincount(split_of_kept, minlength=len(SPLITS)), len(clusters), params.split)
+    split = np.full(len(index), DROPPED)
+    split[kept] = split_of_kept
+    name_of = np.zeros(len(index), np.int64)
+    name_of[kept] = cluster_of
+    characters = _write_documents(parts, index, split, names.take(pa.array(name_of)), building)
+    dropped, removed = _write_dropped(parts, index, repeated, building)
+    sizes = np.bincount(cluster_of, minlength=len(clusters))
+    return {
+        "normalisation": NORMALISATION,
+        "leftovers": LEFTOVERS if params.remove_wiki_leftovers else None,
+        "script": params.script,
+        "min_characters": params.min_characters,
+        "split": params.split.model_dump(),
+        "documents": _by_split(np.bincount(split_of_kept, minlength=len(SPLITS))),
+        "clusters": _by_split(np.bincount(home, minlength=len(SPLITS))),
+        "characters": characters,
+        "dropped": dropped,
+        "removed": removed,
+        "near_duplicate_pairs": near_pairs,
+        "clusters_of_several": int(np.count_nonzero(sizes > 1)),
+    }
 
 
-def drop_unwanted(
-    documents: Sequence[Document], min_characters: int
-) -> tuple[list[Document], list[tuple[Document, str]]]:
-    """Drop short documents and exact duplicates.
-
-    Args:
-        documents: Normalised documents.
-        min_characters: The fewest characters of a document that is kept.
-
-    Returns:
-        The documents kept, in order, and those dropped with the reason
-        (`short`, `exact_duplicate`). Of equal texts the smallest id is kept, so
-        that the order of the input does not matter.
-    """
-    owner: dict[bytes, str] = {}
-    digests = [hashlib.sha256(document.text.encode()).digest() for document in documents]
-    for document, digest in zip(documents, digests, strict=True):
-        owner[digest] = min(document.id, owner.get(digest, document.id))
-    kept, dropped = [], []
-    for document, digest in zip(documents, digests, strict=True):
-        if len(document.text) < min_characters:
-            dropped.append((document, "short"))
-        elif owner[digest] != document.id:
-            dropped.append((document, "exact_duplicate"))
-        else:
-            kept.append(document)
-    return kept, dropped
-
-
-def cluster_keys(documents: Sequence[Document], params: CleanParams) -> tuple[list[str], int]:
-    """Name the cluster of every document.
-
-    Args:
-        documents: Documents without exact duplicates.
-        params: The section `clean`.
-
-    Returns:
-        For every document the smallest id of its cluster, and how many pairs of
-        near duplicates were joined. An empty title joins nothing.
-    """
-    sets = UnionFind(len(documents))
-    first_of_title: dict[str, int] = {}
-    for index, document in enumerate(documents):
-        key = title_key(document.title)
-        if key:
-            sets.union(first_of_title.setdefault(key, index), index)
-    texts = pa.array([document.text for document in documents], pa.large_string())
-    pairs = join_near_duplicates(texts, params.near_duplicates, sets)
-    smallest: dict[int, str] = {}
-    for index, document in enumerate(documents):
-        root = sets.find(index)
-        smallest[root] = min(document.id, smallest.get(root, document.id))
-    return [smallest[sets.find(index)] for index in range(len(documents))], pairs
+def _by_split(counts: npt.NDArray[np.int64]) -> dict[str, int]:
+    return dict(zip(SPLITS, counts.tolist(), strict=True))
 
 
 def split_of(cluster: str, params: SplitParams) -> str:
@@ -215,50 +147,87 @@ def split_of(cluster: str, params: SplitParams) -> str:
     return "train"
 
 
-def _check_splits(splits: list[str], clusters: list[str], params: SplitParams) -> None:
-    counts = Counter(splits)
-    empty = [split for split in SPLITS if counts[split] == 0]
+def _check_splits(counts: npt.NDArray[np.int64], clusters: int, params: SplitParams) -> None:
+    empty = [split for split, count in zip(SPLITS, counts.tolist(), strict=True) if count == 0]
     if empty:
         raise UserError(
             f"expected documents in every split; {', '.join(empty)} got none of "
-            f"{len(splits)} documents in {len(set(clusters))} clusters (validation_fraction "
+            f"{int(counts.sum())} documents in {clusters} clusters (validation_fraction "
             f"{params.validation_fraction}, test_fraction {params.test_fraction})",
             "take more documents, raise the fraction, or change split.seed in params.yaml "
             "(documents of one title or of nearly one text stay together)",
         )
 
 
-def _write_split(
-    path: Path, documents: Sequence[Document], clusters: list[str], rows: list[int]
-) -> None:
-    table = pa.table(
-        {
-            **{name: [getattr(documents[row], name) for row in rows] for name in RAW_SCHEMA.names},
-            "cluster": [clusters[row] for row in rows],
-        },
-        schema=DOCUMENT_SCHEMA,
-    )
-    pq.write_table(table, path, compression="zstd", row_group_size=4096)
+def _write_documents(
+    parts: Sequence[Path],
+    index: CorpusIndex,
+    split: npt.NDArray[np.int64],
+    clusters: pa.Array,
+    directory: Path,
+) -> dict[str, int]:
+    """Copy every document to its split; return the characters of each."""
+    characters = dict.fromkeys(SPLITS, 0)
+    writers = [
+        pq.ParquetWriter(directory / f"{name}.parquet", DOCUMENT_SCHEMA, compression="zstd")
+        for name in SPLITS
+    ]
+    for number, part in enumerate(progress(parts, total=len(parts), unit="part", label="split")):
+        start, stop = index.bounds(number)
+        here = split[start:stop]
+        table = pa.Table.from_batches(read_arrow(part / "kept.arrow"), KEPT_SCHEMA)
+        table = table.select(RAW_SCHEMA.names)
+        table = table.append_column("cluster", clusters.slice(start, stop - start))
+        for which, (name, writer) in enumerate(zip(SPLITS, writers, strict=True)):
+            mine = table.filter(pa.array(here == which)).cast(DOCUMENT_SCHEMA)
+            characters[name] += pc.sum(pc.utf8_length(mine["text"])).as_py() or 0
+            writer.write_table(mine, row_group_size=4096)
+    for writer in writers:
+        writer.close()
+    return characters
 
 
-def _write_dropped(path: Path, dropped: list[tuple[Document, str]]) -> None:
-    table = pa.table(
-        {
-            "id": [document.id for document, _ in dropped],
-            "title": [document.title for document, _ in dropped],
-            "reason": [reason for _, reason in dropped],
-            "text": [document.text for document, _ in dropped],
-        },
-        schema=DROPPED_SCHEMA,
-    )
-    pq.write_table(table, path, compression="zstd")
+def _write_dropped(
+    parts: Sequence[Path], index: CorpusIndex, repeated: npt.NDArray[np.bool_], directory: Path
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Keep what was dropped or cut out; count it by reason and by rule."""
+    dropped: Counter[str] = Counter()
+    removed: Counter[str] = Counter()
+    pieces = []
+    schema = DROPPED_SCHEMA.remove(DROPPED_SCHEMA.get_field_index("row"))
+    with pq.ParquetWriter(directory / "dropped.parquet", schema, compression="zstd") as writer:
+        for number, part in enumerate(parts):
+            start, stop = index.bounds(number)
+            kept = pa.Table.from_batches(read_arrow(part / "kept.arrow"), KEPT_SCHEMA)
+            again = kept.filter(pa.array(repeated[start:stop]))
+            reasons = pa.array(["exact_duplicate"] * len(again), pa.string())
+            again = again.append_column("reason", reasons).select(DROPPED_SCHEMA.names)
+            unwanted = pa.Table.from_batches(read_arrow(part / "dropped.arrow"), DROPPED_SCHEMA)
+            table = pa.concat_tables([again, unwanted]).sort_by("row").select(schema.names)
+            writer.write_table(table)
+            facts = read_json(part / "facts.json")
+            dropped.update({**facts["dropped"], "exact_duplicate": len(again)})
+            removed.update(facts["removed"])
+            pieces.append(pq.read_table(part / "removed.parquet"))
+    samples = pa.concat_tables(pieces).to_pandas()
+    # The first of each rule, whatever the parts are.
+    samples = samples.groupby("rule", sort=False).head(KEPT_PIECES)
+    table = pa.Table.from_pandas(samples, REMOVED_SCHEMA, preserve_index=False)
+    pq.write_table(table, directory / "removed.parquet", compression="zstd")
+    return {reason: count for reason, count in dropped.items() if count}, dict(removed)
 
 
 def main() -> None:
     """Run the stage for the profile in use."""
     params = load_params()
     workspace = Workspace(params.name)
-    clean(params.profile.clean, workspace.raw, workspace.documents)
+    clean(
+        params.profile.clean,
+        workspace.raw,
+        workspace.documents,
+        work=workspace.runs / f"{params.name}-clean",
+        workers=params.profile.workers,
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Shape legend: D documents, H hash functions (bands x rows), P pairs.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +20,45 @@ from pipelines.stage import progress
 from pipelines.text_arrays import text_array
 
 Indices = npt.NDArray[np.int64]
-# Texts of documents by their indices, as large strings.
+# Texts of documents by their ascending indices, as large strings.
 TextsOf = Callable[[Indices], pa.Array]
 
 # Signatures estimate the Jaccard similarity; pairs further than this many standard
 # errors below the bound are not looked at again.
 ESTIMATE_SIGMAS = 4.0
 PAIRS_A_BLOCK = 4096
+
+
+class SignatureSource(Protocol):
+    """Signatures of D documents, in memory or on disk."""
+
+    num_hashes: int
+
+    def band(self, start: int, stop: int) -> Signatures:
+        """(D, stop - start) uint32, some hashes of every document."""
+
+    def rows(self, documents: Indices) -> Signatures:
+        """(len(documents), H) uint32, whole signatures."""
+
+
+class ArraySignatures:
+    """Signatures in memory.
+
+    Args:
+        signatures_DH: (D, H) uint32.
+    """
+
+    def __init__(self, signatures_DH: Signatures) -> None:
+        self._signatures_DH = signatures_DH
+        self.num_hashes = signatures_DH.shape[1]
+
+    def band(self, start: int, stop: int) -> Signatures:
+        """(D, stop - start) uint32, some hashes of every document."""
+        return self._signatures_DH[:, start:stop]
+
+    def rows(self, documents: Indices) -> Signatures:
+        """(len(documents), H) uint32, whole signatures."""
+        return self._signatures_DH[documents]
 
 
 class UnionFind:
@@ -75,12 +108,12 @@ def join_near_duplicates(texts: pa.Array, params: NearDuplicateParams, sets: Uni
         How many pairs were verified and joined two sets.
     """
     array = text_array(texts)
-    signatures_DH = minhash_signatures(array, params)
-    return join_by_signatures(signatures_DH, array.take, params, sets)
+    source = ArraySignatures(minhash_signatures(array, params))
+    return join_by_signatures(source, array.take, params, sets)
 
 
 def join_by_signatures(
-    signatures_DH: Signatures, texts_of: TextsOf, params: NearDuplicateParams, sets: UnionFind
+    signatures: SignatureSource, texts_of: TextsOf, params: NearDuplicateParams, sets: UnionFind
 ) -> int:
     """Join documents by signatures made before.
 
@@ -88,7 +121,7 @@ def join_by_signatures(
     found with probability 1 - (1 - J^rows)^bands; no pair below the bound is joined.
 
     Args:
-        signatures_DH: (D, H) uint32, perhaps a memory map.
+        signatures: Of D documents.
         texts_of: Gives the texts of candidates.
         params: Shingle length, bands, rows and the bound.
         sets: The sets to join, of D members.
@@ -99,10 +132,9 @@ def join_by_signatures(
     joined = 0
     for band in progress(range(params.bands), total=params.bands, unit="band", label="near"):
         start = band * params.rows_per_band
-        rows_DR = np.ascontiguousarray(signatures_DH[:, start : start + params.rows_per_band])
-        members, buckets = _buckets(rows_DR)
+        members, buckets = _buckets(signatures.band(start, start + params.rows_per_band))
         for pairs_P2 in _rounds(members, buckets, sets):
-            likely = _likely(pairs_P2, signatures_DH, params.min_jaccard)
+            likely = _likely(pairs_P2, signatures, params.min_jaccard)
             for at in range(0, len(likely), PAIRS_A_BLOCK):
                 joined += _verify(likely[at : at + PAIRS_A_BLOCK], texts_of, params, sets)
     return joined
@@ -142,13 +174,13 @@ def _rounds(members: Indices, buckets: Indices, sets: UnionFind) -> Iterator[Ind
         members, buckets = members[left], buckets[left]
 
 
-def _likely(pairs_P2: Indices, signatures_DH: Signatures, min_jaccard: float) -> Indices:
+def _likely(pairs_P2: Indices, signatures: SignatureSource, min_jaccard: float) -> Indices:
     """The pairs whose signatures do not rule them out."""
-    slack = ESTIMATE_SIGMAS * (min_jaccard * (1 - min_jaccard) / signatures_DH.shape[1]) ** 0.5
+    slack = ESTIMATE_SIGMAS * (min_jaccard * (1 - min_jaccard) / signatures.num_hashes) ** 0.5
     kept = [np.empty((0, 2), np.int64)]
     for at in range(0, len(pairs_P2), PAIRS_A_BLOCK):
         block = pairs_P2[at : at + PAIRS_A_BLOCK]
-        agreement = (signatures_DH[block[:, 0]] == signatures_DH[block[:, 1]]).mean(axis=1)
+        agreement = (signatures.rows(block[:, 0]) == signatures.rows(block[:, 1])).mean(axis=1)
         kept.append(block[agreement >= min_jaccard - slack])
     return np.concatenate(kept)
 

@@ -8,17 +8,17 @@ Shape legend: N sequences, M reference sequences, L length, W windows of a seque
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.shards import Tokens, fixed_binary
+from pipelines.shards import TOKEN_DTYPE, Tokens, fixed_binary
 
 Hashes = npt.NDArray[np.uint64]
 
+KEY_TOKENS = 8
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -109,9 +109,22 @@ def exact_matches(sequences: pa.Array, reference: pa.Array) -> npt.NDArray[np.in
     Returns:
         (N,) int64, the first equal row of the reference, or -1.
     """
-    found = pc.index_in(sequences, value_set=reference)
-    rows: Any = pc.fill_null(found, -1).to_numpy(zero_copy_only=False)
-    return np.asarray(rows, dtype=np.int64)
+    # Equal sequences have equal keys: only those that share a key are compared in full.
+    candidates = np.flatnonzero(pc.is_in(_keys(sequences), value_set=_keys(reference)))
+    found = pc.index_in(sequences.take(pa.array(candidates)), value_set=reference)
+    rows = np.full(len(sequences), -1, dtype=np.int64)
+    rows[candidates] = pc.fill_null(found, -1).to_numpy(zero_copy_only=False)
+    return rows
+
+
+def _keys(sequences: pa.Array) -> pa.Array:
+    """A few tokens of every sequence, spread over it, as one uint64."""
+    width = sequences.type.byte_width // TOKEN_DTYPE.itemsize
+    flat = np.frombuffer(sequences.buffers()[1], dtype=TOKEN_DTYPE)
+    tokens_NL = flat[sequences.offset * width :][: len(sequences) * width].reshape(-1, width)
+    columns = np.linspace(0, width - 1, KEY_TOKENS).astype(np.intp)
+    words_NK = np.ascontiguousarray(tokens_NL[:, columns]).view(np.uint64)
+    return pa.array(words_NK[:, 0] * MULTIPLIER + words_NK[:, 1])
 
 
 def window_hashes(tokens_NL: Tokens, window_tokens: int) -> Hashes:

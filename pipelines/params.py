@@ -61,9 +61,17 @@ class SplitParams(_Section):
 
 
 class CleanParams(_Section):
-    """Normalisation, deduplication and the split by document."""
+    """Normalisation, filters, deduplication and the split by document.
 
+    `script: simplified` converts traditional characters (OpenCC, the extra `opencc`).
+    """
+
+    remove_wiki_leftovers: bool
+    script: Literal["as_is", "simplified"]
     min_characters: PositiveInt
+    max_characters: PositiveInt | None
+    min_han_share: Probability
+    max_kana_share: Probability
     near_duplicates: NearDuplicateParams
     split: SplitParams
 
@@ -218,8 +226,12 @@ class PromoteParams(_Section):
 
 
 class Profile(_Section):
-    """One complete configuration of the pipeline."""
+    """One complete configuration of the pipeline.
 
+    `workers` are the processes of the data stages; what they write does not depend on it.
+    """
+
+    workers: PositiveInt
     ingest: IngestParams
     clean: CleanParams
     tokenize: TokenizeParams

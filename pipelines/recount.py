@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.artifacts import read_manifest
-from pipelines.clean import title_key
 from pipelines.evidence import read_shards
+from pipelines.normalisation import title_key
 from pipelines.shards import Tokens, fixed_binary
 from pipelines.stage import progress
 from pipelines.vocabulary import decode_text, load_tokenizer

@@ -4,12 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from pipelines.stage import QUIET_ENVIRONMENT
 from tests.support import REPOSITORY, WIKI_SAMPLE, change_params, make_tiny_shards
 
 SetParams = Callable[..., Path]
+
+# A time limit for an example says how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile("enigma", deadline=None)
+hypothesis.settings.load_profile("enigma")
 
 
 @pytest.fixture(autouse=True)

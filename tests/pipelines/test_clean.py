@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.artifacts import read_manifest, verify_manifest
-from pipelines.clean import clean, normalise, split_of, title_key
+from pipelines.clean import clean, split_of
 from pipelines.errors import UserError
+from pipelines.normalisation import normalise, title_key
 from pipelines.params import CleanParams, SplitParams
 from pipelines.workspace import SPLITS
 

@@ -1,0 +1,118 @@
+"""Shards of a stage in progress: finished ones are kept until the stage is done.
+
+A stage that is killed goes on where it was: every finished shard is a directory that
+appeared by one rename. Shards do not know each other, so the bytes are the same for any
+number of worker processes.
+
+    plan.json      what is being made: a fingerprint and the number of shards
+    shard-00000/   one finished shard
+"""
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipelines.artifacts import publish_directory, read_json, write_json
+from pipelines.errors import UserError
+from pipelines.stage import progress
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """The shards of one stage.
+
+    Args:
+        directory: Where they are.
+        workers: Processes that make them.
+    """
+
+    directory: Path
+    workers: int
+
+    def map(
+        self, label: str, function: Callable[[T, Path], None], items: Sequence[T]
+    ) -> list[Path]:
+        """Make the shards that are missing.
+
+        Args:
+            label: What is being done, for the progress bar and the directory.
+            function: Called as `function(item, directory)`; it writes a shard's files into
+                an empty directory. With several workers it must be importable by name.
+            items: An item a shard.
+
+        Returns:
+            The shards' directories, in the order of the items.
+        """
+        shards = [self.directory / f"{label}-{index:05d}" for index in range(len(items))]
+        todo = [
+            (item, shard) for item, shard in zip(items, shards, strict=True) if not shard.exists()
+        ]
+        for _ in progress(self._make(function, todo), total=len(todo), unit="shard", label=label):
+            pass
+        return shards
+
+    def _make(
+        self, function: Callable[[T, Path], None], todo: Sequence[tuple[T, Path]]
+    ) -> Iterator[None]:
+        if self.workers == 1 or len(todo) < 2:
+            for item, shard in todo:
+                _make_shard(function, item, shard)
+                yield
+            return
+        # Not fork: Arrow and the tokenizer have threads.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.workers, mp_context=context) as pool:
+            futures = [pool.submit(_make_shard, function, item, shard) for item, shard in todo]
+            for future in as_completed(futures):
+                future.result()
+                yield
+
+
+def _make_shard(function: Callable[[T, Path], None], item: T, shard: Path) -> None:
+    with publish_directory(shard) as building:
+        function(item, building)
+
+
+@contextmanager
+def shard_work(
+    directory: Path, *, fingerprint: Mapping[str, Any], shards: int, workers: int
+) -> Iterator[ShardWork]:
+    """Begin or resume the shards of a stage; they are deleted once the stage is done.
+
+    Args:
+        directory: Where they are kept meanwhile.
+        fingerprint: All that decides their bytes, as JSON.
+        shards: How many there are.
+        workers: Processes that make them; the bytes do not depend on it.
+
+    Yields:
+        The work. On an exception the finished shards stay for the next run.
+
+    Raises:
+        UserError: If an unfinished run has another number of shards.
+    """
+    text = json.dumps(fingerprint, sort_keys=True, ensure_ascii=False)
+    plan = {"shards": shards, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
+    path = directory / "plan.json"
+    if path.is_file():
+        before = read_json(path)
+        if before["shards"] != shards:
+            raise UserError(
+                f"{directory} is an unfinished run of {before['shards']} shards; "
+                f"this one has {shards}",
+                f"finish it with the settings it was begun with, or give it up: rm -r {directory}",
+            )
+        if before != plan:
+            shutil.rmtree(directory)
+    write_json(path, plan)
+    yield ShardWork(directory, workers)
+    shutil.rmtree(directory)

@@ -1,0 +1,132 @@
+"""Shards of a stage: resumed after a kill, the same for any number of workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.clean import clean
+from pipelines.errors import UserError
+from pipelines.ingest import ingest
+from pipelines.params import load_params
+from pipelines.shard_work import shard_work
+from tests.support import REPOSITORY, change_params
+
+PARTS = 12
+
+
+@pytest.fixture
+def raw(write_corpus, prose, profile, tmp_path: Path) -> Path:
+    """A corpus in 12 parts, with copies across them."""
+    texts = [prose(seed, 300) for seed in range(200)]
+    texts += [f"{text[:150]}新{text[151:]}" for text in texts[:40]]
+    params = profile.ingest.model_copy(
+        update={"source": str(write_corpus(texts)), "documents_per_file": 20}
+    )
+    ingest(params, tmp_path / "raw")
+    return tmp_path / "raw"
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def test_two_workers_write_the_bytes_of_one(raw: Path, profile, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        clean(profile.clean, raw, tmp_path / f"by-{workers}", workers=workers)
+    assert content(tmp_path / "by-1") == content(tmp_path / "by-2")
+    assert not list(tmp_path.glob(".by-*"))
+
+
+@pytest.mark.slow
+def test_a_killed_stage_goes_on_and_writes_the_same(raw: Path, profile, tmp_path: Path) -> None:
+    clean(profile.clean, raw, tmp_path / "whole")
+    output, work = tmp_path / "killed", tmp_path / "work"
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from pipelines.clean import clean; from pipelines.params import load_params\n"
+        f"clean(load_params(Path({str(REPOSITORY / 'params.yaml')!r})).profile.clean,"
+        f" Path({str(raw)!r}), Path({str(output)!r}), work=Path({str(work)!r}))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (finished := sorted(work.glob("clean-*"))):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not output.exists()
+    finished = sorted(work.glob("clean-*"))
+    made = {shard: shard.stat().st_mtime_ns for shard in finished}
+    seen = []
+    import pipelines.clean as module
+
+    real = module.clean_part
+
+    def watched(part, directory: Path) -> None:
+        seen.append(part.path.name)
+        real(part, directory)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "clean_part", watched)
+        clean(profile.clean, raw, output, work=work)
+    assert len(seen) == PARTS - len(made)
+    assert content(output) == content(tmp_path / "whole")
+    assert not work.exists()
+
+
+def test_another_number_of_shards_is_refused(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+
+    def fail() -> None:
+        with shard_work(work, fingerprint={"a": 1}, shards=3, workers=1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    with (
+        pytest.raises(UserError, match="unfinished run of 3 shards; this one has 4") as caught,
+        shard_work(work, fingerprint={"a": 1}, shards=4, workers=1),
+    ):
+        pass
+    assert f"rm -r {work}" in caught.value.fix
+
+
+def test_other_settings_start_afresh(tmp_path: Path) -> None:
+    def write(item: int, directory: Path) -> None:
+        (directory / "value").write_text(str(item))
+
+    def begin() -> None:
+        with shard_work(work, fingerprint={"a": 1}, shards=2, workers=1) as shards:
+            shards.map("x", write, [1, 2])
+            raise KeyboardInterrupt
+
+    work = tmp_path / "work"
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    assert len(list(work.glob("x-*"))) == 2
+    with shard_work(work, fingerprint={"a": 2}, shards=2, workers=1) as shards:
+        made = shards.map("x", write, [3, 4])
+        assert [(path / "value").read_text() for path in made] == ["3", "4"]
+    assert not work.exists()
+
+
+def test_the_stage_takes_workers_and_work_from_its_settings(workspace: Path, raw: Path) -> None:
+    import pipelines.clean as module
+
+    target = workspace / "data" / "sanguo" / "raw"
+    target.parent.mkdir(parents=True)
+    target.symlink_to(raw)
+    change_params(workspace / "params.yaml", {"workers": 2})
+    assert load_params().profile.workers == 2
+    module.main()
+    assert (workspace / "data" / "sanguo" / "documents" / "manifest.json").is_file()
+    assert list((workspace / "runs").iterdir()) == []
