@@ -41,7 +41,7 @@ from pipelines.vocabulary import load_tokenizer
 
 Rows = list[dict[str, Any]]
 LENGTH = 256
-PACKAGES = ("datasets", "datasketch", "numba", "numpy", "polars", "pyarrow", "rensa", "tokenizers")
+PACKAGES = ("datasets", "datasketch", "numba", "numpy", "pyarrow", "rensa", "tokenizers")
 
 
 def faster(

@@ -40,8 +40,8 @@ from pipelines.leftovers import KEPT_PIECES, LEFTOVERS
 from pipelines.normalisation import NORMALISATION
 from pipelines.params import CleanParams, SplitParams, load_params
 from pipelines.shard_work import shard_work
-from pipelines.sources import RAW_SCHEMA
 from pipelines.stage import progress, run_stage
+from pipelines.text_sources import RAW_SCHEMA
 from pipelines.workspace import SPLITS, Workspace
 
 log = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ from pipelines.leftovers import Removed, remove_leftovers
 from pipelines.minhash import minhash_signatures
 from pipelines.normalisation import normalise, title_key, to_simplified
 from pipelines.params import CleanParams
-from pipelines.sources import RAW_SCHEMA
 from pipelines.text_arrays import text_array
+from pipelines.text_sources import RAW_SCHEMA
 
 DIGEST_BYTES = 16
 TITLE_BYTES = 8

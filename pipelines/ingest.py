@@ -7,6 +7,7 @@ behind the same path, run `dvc repro --force ingest`.
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import pyarrow.parquet as pq
 from pipelines.artifacts import publish_directory, sha256_file, write_manifest
 from pipelines.errors import UserError
 from pipelines.params import IngestParams, load_params
-from pipelines.sources import RAW_SCHEMA, source_files
+from pipelines.sources import SourceFile, source_files
 from pipelines.stage import progress, run_stage
+from pipelines.text_sources import RAW_SCHEMA
 from pipelines.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -35,8 +37,9 @@ def ingest(params: IngestParams, output: Path) -> None:
         UserError: If the source cannot be read, is empty, or repeats an id.
     """
     sources: list[dict[str, Any]] = []
+    bad: list[BadFile] = []
     with publish_directory(output) as building:
-        tables = _limit(_read(params.source, sources), params.max_documents)
+        tables = _limit(_read(params, sources, bad), params.max_documents)
         parts = _write_parts(tables, building, params.documents_per_file)
         rows = sum(part["rows"] for part in parts)
         if rows == 0:
@@ -48,19 +51,73 @@ def ingest(params: IngestParams, output: Path) -> None:
         facts = {
             "source": params.source,
             "sources": sources,
+            "quarantined": [entry.facts() for entry in bad],
             "rows": rows,
             "characters": sum(part["characters"] for part in parts),
             "parts": parts,
         }
         write_manifest(building, stage="ingest", facts=facts)
+    for entry in bad:
+        entry.move()
     log.info("%d documents, %d characters in %s", rows, facts["characters"], output)
 
 
-def _read(source: str, seen: list[dict[str, Any]]) -> Iterator[pa.Table]:
-    """Yield the tables of a source; note in `seen` which files they came from."""
-    for file in source_files(source):
-        seen.append({"name": file.name, "sha256": sha256_file(file.path)})
+@dataclass(frozen=True)
+class BadFile:
+    """A file that could not be read, and why."""
+
+    file: SourceFile
+    sha256: str
+    problem: str
+
+    def facts(self) -> dict[str, Any]:
+        """How the manifest names it."""
+        return {"name": self.file.name, "sha256": self.sha256, "problem": self.problem}
+
+    def move(self) -> None:
+        """Put a file of ours into `quarantine/` beside it; one of a cache stays."""
+        if self.file.is_ours:
+            shelf = self.file.path.parent / "quarantine"
+            shelf.mkdir(exist_ok=True)
+            self.file.path.rename(shelf / self.file.path.name)
+
+
+def _read(
+    params: IngestParams, seen: list[dict[str, Any]], bad: list[BadFile]
+) -> Iterator[pa.Table]:
+    """Yield the tables of a source; note which files they came from, and which were bad."""
+    for file in source_files(params.source):
+        digest = sha256_file(file.path)
+        if params.on_bad_file == "quarantine":
+            problem = _problem(file)
+            if problem:
+                log.warning("quarantined %s: %s", file.name, problem)
+                bad.append(BadFile(file, digest, problem))
+                _check_budget(params, bad)
+                continue
+        seen.append({"name": file.name, "sha256": digest})
         yield from file.read(file.path)
+
+
+def _problem(file: SourceFile) -> str:
+    """What is wrong with a file; it is read once for that, as no part of a bad one is taken."""
+    try:
+        for _ in file.read(file.path):
+            pass
+    except UserError as error:
+        # Without the place on this machine: the manifest goes elsewhere.
+        return error.problem.replace(str(file.path), file.name)
+    return ""
+
+
+def _check_budget(params: IngestParams, bad: list[BadFile]) -> None:
+    if len(bad) > params.max_bad_files:
+        names = ", ".join(entry.file.name for entry in bad)
+        raise UserError(
+            f"expected at most {params.max_bad_files} bad files (ingest.max_bad_files), "
+            f"came {len(bad)}: {names}; the last: {bad[-1].problem}",
+            "mend the files, or raise the budget in params.yaml",
+        )
 
 
 def _limit(tables: Iterator[pa.Table], max_documents: int | None) -> Iterator[pa.Table]:

@@ -18,7 +18,9 @@ from pipelines.shards import TOKEN_DTYPE, Tokens, fixed_binary
 
 Hashes = npt.NDArray[np.uint64]
 
-KEY_TOKENS = 8
+KEY_TOKENS = 4
+KEY_BITS = 24
+KEY_SHIFT = np.uint64(64 - KEY_BITS)
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -109,22 +111,34 @@ def exact_matches(sequences: pa.Array, reference: pa.Array) -> npt.NDArray[np.in
     Returns:
         (N,) int64, the first equal row of the reference, or -1.
     """
-    # Equal sequences have equal keys: only those that share a key are compared in full.
-    candidates = np.flatnonzero(pc.is_in(_keys(sequences), value_set=_keys(reference)))
-    found = pc.index_in(sequences.take(pa.array(candidates)), value_set=reference)
+    keys_N, keys_M = _keys(sequences), _keys(reference)
+    # Equal sequences have equal keys. Most rows are ruled out by one bit of theirs.
+    is_used = np.zeros(1 << KEY_BITS, dtype=bool)
+    is_used[keys_M >> KEY_SHIFT] = True
+    candidates = np.flatnonzero(is_used[keys_N >> KEY_SHIFT])
     rows = np.full(len(sequences), -1, dtype=np.int64)
-    rows[candidates] = pc.fill_null(found, -1).to_numpy(zero_copy_only=False)
+    places = np.flatnonzero(np.isin(keys_M, keys_N[candidates]))
+    if not len(places):
+        return rows
+    # What is left is compared in full.
+    found = pc.index_in(
+        sequences.take(pa.array(candidates)), value_set=reference.take(pa.array(places))
+    )
+    matched = pc.fill_null(found, -1).to_numpy(zero_copy_only=False)
+    rows[candidates] = np.where(matched >= 0, places[matched], -1)
     return rows
 
 
-def _keys(sequences: pa.Array) -> pa.Array:
+def _keys(sequences: pa.Array) -> Hashes:
     """A few tokens of every sequence, spread over it, as one uint64."""
     width = sequences.type.byte_width // TOKEN_DTYPE.itemsize
     flat = np.frombuffer(sequences.buffers()[1], dtype=TOKEN_DTYPE)
     tokens_NL = flat[sequences.offset * width :][: len(sequences) * width].reshape(-1, width)
-    columns = np.linspace(0, width - 1, KEY_TOKENS).astype(np.intp)
-    words_NK = np.ascontiguousarray(tokens_NL[:, columns]).view(np.uint64)
-    return pa.array(words_NK[:, 0] * MULTIPLIER + words_NK[:, 1])
+    keys = np.zeros(len(sequences), dtype=np.uint64)
+    for column in np.linspace(0, width - 1, KEY_TOKENS).astype(int).tolist():
+        keys += tokens_NL[:, column]
+        keys *= MULTIPLIER
+    return keys
 
 
 def window_hashes(tokens_NL: Tokens, window_tokens: int) -> Hashes:

@@ -29,9 +29,11 @@ class _Section(BaseModel):
 
 
 class IngestParams(_Section):
-    """Where the raw text comes from."""
+    """Where the raw text comes from, and what to do with a file that cannot be read."""
 
     source: Annotated[str, Field(min_length=1)]
+    on_bad_file: Literal["error", "quarantine"]
+    max_bad_files: Annotated[int, Field(ge=0)]
     documents_per_file: PositiveInt
     max_documents: PositiveInt | None
 

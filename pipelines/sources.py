@@ -1,4 +1,6 @@
-"""Where raw text comes from: a packaged corpus, parquet files, a dataset on the hub.
+"""Where raw text comes from: a packaged corpus, local files, a dataset on the hub.
+
+Local files are parquet, JSON lines or XML dumps of Wikipedia, told by their names.
 
 Every source is a list of files, each of which yields tables of `RAW_SCHEMA`, the
 schema of the Hugging Face dataset `wikimedia/wikipedia`.
@@ -17,8 +19,8 @@ import pyarrow.parquet as pq
 from pipelines.errors import UserError
 from pipelines.hub import hub_access
 from pipelines.packaged_data import packaged_file
+from pipelines.text_sources import RAW_SCHEMA, read_json_lines, read_wikipedia_dump
 
-RAW_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "url", "title", "text")])
 BATCH_ROWS = 4096
 HUB_SOURCE = re.compile(r"hf:([\w.-]+)/([\w.-]+)/([\w.-]+)")
 
@@ -31,11 +33,13 @@ class SourceFile:
         name: How the manifest names it; it carries no directory of this machine.
         path: Where it is.
         read: Yields the file's documents as tables of `RAW_SCHEMA`.
+        is_ours: Whether it is a local file that may be moved into quarantine.
     """
 
     name: str
     path: Path
     read: Callable[[Path], Iterator[pa.Table]]
+    is_ours: bool = False
 
 
 def source_files(source: str) -> Iterator[SourceFile]:
@@ -43,7 +47,7 @@ def source_files(source: str) -> Iterator[SourceFile]:
 
     Args:
         source: `packaged:sanguo`, `hf:<owner>/<dataset>/<config>`, or a path,
-            directory or glob of parquet files.
+            directory or glob of files (`FORMATS`).
 
     Yields:
         The files in a fixed order.
@@ -57,7 +61,7 @@ def source_files(source: str) -> Iterator[SourceFile]:
     elif source.startswith("packaged:"):
         raise UserError(
             f"ingest.source: expected packaged:sanguo, came {source!r}",
-            "name the packaged corpus, a path of parquet files, or hf:<owner>/<dataset>/<config>",
+            "name the packaged corpus, a path of files, or hf:<owner>/<dataset>/<config>",
         )
     elif source.startswith("hf:"):
         yield from _hub_files(source)
@@ -91,7 +95,7 @@ def _read_sanguo(path: Path) -> Iterator[pa.Table]:
 def _local_files(source: str) -> Iterator[SourceFile]:
     given = Path(source).expanduser()
     if given.is_dir():
-        paths = sorted(given.glob("*.parquet"))
+        paths = sorted(path for path in given.iterdir() if _reader(path) is not None)
     elif given.is_file():
         paths = [given]
     else:
@@ -100,11 +104,21 @@ def _local_files(source: str) -> Iterator[SourceFile]:
         paths = sorted(anchor.glob(str(given.relative_to(given.anchor))))
     if not paths:
         raise UserError(
-            f"ingest.source: expected parquet files, nothing matches {source!r}",
+            f"ingest.source: expected files of documents, nothing matches {source!r}",
             "correct the path or glob in params.yaml (relative paths start at the repository)",
         )
     for path in paths:
-        yield SourceFile(path.name, path, read_parquet)
+        reader = _reader(path)
+        if reader is None:
+            raise UserError(
+                f"ingest.source: expected {', '.join(FORMATS)}; came {path.name}",
+                "name files of these kinds, or convert the file",
+            )
+        yield SourceFile(path.name, path, reader, is_ours=True)
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[pa.Table]] | None:
+    return next((read for end, read in FORMATS.items() if path.name.endswith(end)), None)
 
 
 def read_parquet(path: Path) -> Iterator[pa.Table]:
@@ -131,7 +145,8 @@ def read_parquet(path: Path) -> Iterator[pa.Table]:
         raise UserError(
             f"{path}: expected a whole parquet file, came one that cannot be read "
             f"({str(error).splitlines()[0]})",
-            "the file is cut off or damaged: download or write it again",
+            "the file is cut off or damaged: download or write it again, or set "
+            "ingest.on_bad_file: quarantine",
         ) from error
 
 
@@ -204,3 +219,13 @@ def _hub_files(source: str) -> Iterator[SourceFile]:
             # The revision is pinned: all files are of one commit, whatever happens meanwhile.
             path = hf_hub_download(repository, name, repo_type="dataset", revision=info.sha)
         yield SourceFile(f"{repository}@{info.sha}/{name}", Path(path), read_parquet)
+
+
+FORMATS: dict[str, Callable[[Path], Iterator[pa.Table]]] = {
+    ".parquet": read_parquet,
+    ".jsonl": read_json_lines,
+    ".jsonl.gz": read_json_lines,
+    ".jsonl.bz2": read_json_lines,
+    ".xml": read_wikipedia_dump,
+    ".xml.bz2": read_wikipedia_dump,
+}

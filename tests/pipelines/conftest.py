@@ -21,8 +21,8 @@ from pipelines.registered_models import MODELS
 from pipelines.registry import register
 from pipelines.run_directory import Outcome, RunConfig, RunDirectory
 from pipelines.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
-from pipelines.sources import RAW_SCHEMA
 from pipelines.stage import QUIET_ENVIRONMENT
+from pipelines.text_sources import RAW_SCHEMA
 from pipelines.tokenize import tokenize
 from pipelines.tracking import RunLog
 from pipelines.train import prepare

@@ -10,11 +10,17 @@ from pipelines.artifacts import read_manifest, verify_manifest
 from pipelines.errors import UserError
 from pipelines.ingest import ingest
 from pipelines.params import IngestParams
-from pipelines.sources import RAW_SCHEMA
+from pipelines.text_sources import RAW_SCHEMA
 
 
 def settings(source: Path | str, size: int = 100, limit: int | None = None) -> IngestParams:
-    return IngestParams(source=str(source), documents_per_file=size, max_documents=limit)
+    return IngestParams(
+        source=str(source),
+        on_bad_file="error",
+        max_bad_files=0,
+        documents_per_file=size,
+        max_documents=limit,
+    )
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 7, 10, 100])

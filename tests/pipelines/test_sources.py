@@ -17,7 +17,8 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.packaged_data import packaged_file
-from pipelines.sources import RAW_SCHEMA, source_files
+from pipelines.sources import source_files
+from pipelines.text_sources import RAW_SCHEMA
 from tests.support import REPOSITORY
 
 COMMIT = "a" * 40
