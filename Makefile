@@ -13,7 +13,7 @@ export PATH := $(BIN):$(PATH)
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint unit format lock clean
+.PHONY: help setup demo serve test lint unit audit format lock clean
 
 help: ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -55,6 +55,9 @@ lint: setup ## Ruff, mypy --strict and the import contracts
 
 unit: setup ## Every test, slow ones included
 	pytest --numprocesses 2
+
+audit: setup ## Look for known holes in the pinned packages
+	pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 format: setup ## Format and fix what can be fixed
 	ruff check --fix .

@@ -19,11 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ruamel.yaml import YAML
 
 from pipelines.errors import UserError
-from pipelines.params import PARAMS_FILE, PROFILE_PATTERN, load_params
+from pipelines.params import (
+    PARAMS_FILE,
+    PROFILE_PATTERN,
+    load_params,
+    stays_in_the_workspace,
+)
 from pipelines.stage import QUIET_ENVIRONMENT
 
 SQLITE = "sqlite:///"
@@ -31,7 +36,11 @@ NULL_TAG = "tag:yaml.org,2002:null"
 NOT_A_PATH = ("packaged:", "hf:")
 
 Profile = Annotated[str, Field(pattern=PROFILE_PATTERN, max_length=64)]
-Source = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")]
+Source = Annotated[
+    str,
+    Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$"),
+    AfterValidator(stays_in_the_workspace),
+]
 Ranks = Annotated[int, Field(ge=1, le=4096)]
 Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Say = Callable[[str], None]
@@ -84,6 +93,8 @@ class Checkout:
             # `python` and `dvc` are those that run this flow.
             "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "ENIGMA_RUNS_DIR": str(self.repository / "runs"),
+            # The ledger and the artifacts are the repository's, not the checkout's.
+            "ENIGMA_STORE_DIR": str(self.repository),
             "PYTHONUNBUFFERED": "1",
         }
 

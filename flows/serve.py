@@ -33,8 +33,9 @@ POOL = "enigma"
 START_TIMEOUT_S = 180.0
 POLL_S = 0.5
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# The worker's flow runs end their own stages first, and then tell the server so.
-STOP_GRACE_S = 35.0
+# The worker's flow runs end their own stages first, and then tell the server so; a third
+# of it is enough for a stage whose worker is gone.
+STOP_GRACE_S = 39.0
 
 
 @dataclass(frozen=True)
@@ -182,10 +183,9 @@ def start_all(services: Services, ports: Ports) -> None:
     python = [sys.executable, "-m"]
     _say("starting MLflow and Prefect, some twenty seconds")
     services.run([sys.executable, "-c", INITIALISE_MLFLOW])
-    store = services.environment["MLFLOW_TRACKING_URI"]
     listen = ["--host", HOST, "--port"]
     quiet = ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
-    mlflow = [*python, "mlflow", "server", "--backend-store-uri", store, *quiet]
+    mlflow = [*python, "mlflow", "server", *quiet]
     services.start("mlflow", [*mlflow, *listen, str(ports.mlflow)])
     services.start("server", [*python, "prefect", "server", "start", *listen, str(ports.prefect)])
     services.wait_until(lambda: answers(f"{api}/health"), "the Prefect server")
@@ -216,6 +216,8 @@ def service_environment(repository: Path, ports: Ports) -> dict[str, str]:
         "PREFECT_HOME": str(repository / ".prefect"),
         "PREFECT_API_URL": f"{ports.prefect_url}/api",
         "MLFLOW_TRACKING_URI": tracking_store(repository),
+        # Not as an option: a command line, and a password in it, is for all to see.
+        "MLFLOW_BACKEND_STORE_URI": tracking_store(repository),
         MLFLOW_URL: ports.mlflow_url,
         "NO_PROXY": local,
         "no_proxy": local,

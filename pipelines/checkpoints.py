@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 
 from pipelines.artifacts import MANIFEST_NAME, verify_manifest, write_manifest
 from pipelines.errors import UserError
@@ -23,6 +24,8 @@ AVERAGED = "averaged"
 BUILDING = ".building"
 UNREAD_PICKLE = "training_args.bin"
 KEEP_NEWEST = 2
+# What `torch.save` and its like write.
+PICKLED = {".bin", ".pkl", ".pt", ".pth"}
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +86,28 @@ def is_complete(checkpoint: Path) -> bool:
     return True
 
 
+def find_code(checkpoint: Path) -> Path | None:
+    """Find a file that is more than tensors, without running what it holds.
+
+    A manifest can be written by whoever can write the checkpoint, so it does not protect.
+
+    Returns:
+        The first such file, or None.
+    """
+    import torch
+    from transformers.trainer_pt_utils import safe_globals
+
+    for path in sorted(checkpoint.rglob("*")):
+        if path.suffix not in PICKLED:
+            continue
+        try:
+            with safe_globals():
+                torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except (UnpicklingError, RuntimeError, EOFError, ValueError):
+            return path
+    return None
+
+
 def newest_complete(directory: Path) -> int | None:
     """Find where to resume; what is newer and incomplete is deleted, and said.
 
@@ -92,9 +117,12 @@ def newest_complete(directory: Path) -> int | None:
     discard(directory)
     for step in reversed(steps_on_disk(directory)):
         checkpoint = checkpoint_path(directory, step)
-        if is_complete(checkpoint):
+        if not is_complete(checkpoint):
+            logger.warning("%s is incomplete; falling back to the one before", checkpoint)
+        elif stranger := find_code(checkpoint):
+            logger.warning("%s would run code when loaded: refused; falling back", stranger)
+        else:
             return step
-        logger.warning("%s is incomplete; falling back to the one before", checkpoint)
         shutil.rmtree(checkpoint)
     return None
 

@@ -5,10 +5,18 @@ message names the field, what was expected and what came. There are no defaults
 here: `params.yaml` is the only source of values.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -24,6 +32,25 @@ PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
+def stays_in_the_workspace(path: str) -> str:
+    """Refuse a relative path that leads out of the workspace; elsewhere must be absolute.
+
+    Raises:
+        ValueError: With the remedy.
+
+    Example:
+        >>> stays_in_the_workspace("texts/../more/*.parquet")
+        'texts/../more/*.parquet'
+    """
+    if Path(os.path.normpath(path)).parts[:1] == (os.pardir,):
+        msg = "a relative path must stay in the workspace: spell another place absolutely"
+        raise ValueError(msg)
+    return path
+
+
+LocalOrNamed = Annotated[str, Field(min_length=1), AfterValidator(stays_in_the_workspace)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -31,7 +58,7 @@ class _Section(BaseModel):
 class IngestParams(_Section):
     """Where the raw text comes from, and what to do with a file that cannot be read."""
 
-    source: Annotated[str, Field(min_length=1)]
+    source: LocalOrNamed
     on_bad_file: Literal["error", "quarantine"]
     max_bad_files: Annotated[int, Field(ge=0)]
     documents_per_file: PositiveInt
@@ -81,7 +108,7 @@ class CleanParams(_Section):
 class TokenizeParams(_Section):
     """Vocabulary, and packing into sequences of one length."""
 
-    vocabulary: Annotated[str, Field(min_length=1)]
+    vocabulary: LocalOrNamed
     sequence_length: Annotated[int, Field(ge=8, le=4096)]
     sequences_per_shard: PositiveInt
 
@@ -106,7 +133,6 @@ class ValidateParams(_Section):
 
     min_sequences: MinSequences
     max_unk_rate: Probability
-    max_drift_bits: Probability
 
 
 class ModelParams(_Section):

@@ -14,12 +14,13 @@ from typing import Any
 from filelock import FileLock
 
 from pipelines.artifacts import read_json, sha256_file
+from pipelines.flat_names import flatten
 from pipelines.git_state import GitState
 from pipelines.material import Material, collect
 from pipelines.model_card import ModelCard
 from pipelines.params import load_params
 from pipelines.registered_models import CANDIDATE, CODE, FLOW, find_version
-from pipelines.tracking import EXPERIMENT, connect, flatten, local_state
+from pipelines.tracking import EXPERIMENT, connect, local_state
 from pipelines.version_content import (
     ENVIRONMENT_FILE,
     LOCK_FILE,

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from pipelines.errors import UserError
 
 T = TypeVar("T")
@@ -68,6 +66,8 @@ def progress(items: Iterable[T], *, total: int | None, unit: str, label: str) ->
     Returns:
         The same items.
     """
+    from tqdm import tqdm
+
     interactive = sys.stderr.isatty()
     return tqdm(
         items,

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from pipelines.errors import UserError
+from pipelines.flat_names import flatten
 from pipelines.git_state import GitState
 from pipelines.redaction import hide_password, shown_uri
 
@@ -27,7 +28,6 @@ FINISH_PATIENCE_S = 20.0
 # Limits of MLflow's `log_batch`, and of a dataset's digest.
 MAX_METRICS_PER_BATCH = 1000
 MAX_PARAMS_PER_BATCH = 100
-MAX_PARAM_CHARACTERS = 6000
 MAX_DIGEST_CHARACTERS = 36
 # MLflow retries a request for minutes by itself; the log has its own patience.
 CLIENT_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -49,11 +49,16 @@ def tracking_uri() -> str:
 
 
 def tracking_directory() -> Path:
-    """The directory of the SQLite store; for a server, the working directory."""
+    """Where files that belong to the store are.
+
+    Returns:
+        The directory of a SQLite store; for a database or a server `ENIGMA_STORE_DIR`,
+        by which a checkout finds its repository's, or the working directory.
+    """
     uri = tracking_uri()
     if uri.startswith(SQLITE_PREFIX):
         return Path(uri.removeprefix(SQLITE_PREFIX)).resolve().parent
-    return Path.cwd()
+    return Path(os.environ.get("ENIGMA_STORE_DIR", "")).resolve()
 
 
 def local_state(name: str) -> Path:
@@ -382,19 +387,3 @@ class RunLog:
             if error.error_code not in REFUSALS:
                 raise
             logger.warning("MLflow refused %s of run %s: %s", what, self._run_id, error)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Turn nested settings into dotted names and text, as MLflow stores them.
-
-    Example:
-        >>> flatten({"train": {"epochs": 2, "seed": None}})
-        {'train.epochs': '2', 'train.seed': 'None'}
-    """
-    flat: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = str(value)[:MAX_PARAM_CHARACTERS]
-    return flat

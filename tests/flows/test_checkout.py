@@ -53,7 +53,11 @@ def test_a_profile_is_a_plain_name(profile: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"ranks": 0}, {"steps": 0}, {"source": ""}, {"source": "a\nb"}, {"speed": 1}]
+    "wrong",
+    [
+        *({"ranks": 0}, {"steps": 0}, {"source": ""}, {"source": "a\nb"}, {"speed": 1}),
+        {"source": "../elsewhere/*.parquet"},
+    ],
 )
 def test_values_out_of_bounds_are_refused(wrong: dict) -> None:
     with pytest.raises(ValidationError):
@@ -75,7 +79,7 @@ def test_only_what_was_asked_for_is_overridden() -> None:
         ("packaged:sanguo", "packaged:sanguo"),
         ("hf:owner/name/config", "hf:owner/name/config"),
         ("/data/甲.parquet", "/data/甲.parquet"),
-        ("../data/*.parquet", "/home/data/*.parquet"),
+        ("data/*.parquet", "/home/repository/data/*.parquet"),
     ],
 )
 def test_relative_sources_start_at_the_repository(source: str, expected: str) -> None:

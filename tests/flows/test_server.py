@@ -1,103 +1,189 @@
-"""Flow runs on a real server with a real worker, in a clone."""
+"""Flow runs on a real server with a real worker: how they end, are cancelled, crash, resume."""
 
-import os
+import http.client
+import json
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Cancelling
 
 from flows.serve import HOST
-from tests.support import REPOSITORY
+from pipelines.sources import RAW_SCHEMA
+from tests.support import TINY_RUN, change_params
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in list(os.environ):
-        if name.startswith("PREFECT_") or name in ("MLFLOW_TRACKING_URI", "ENIGMA_RUNS_DIR"):
-            monkeypatch.delenv(name)
-    binaries = Path(sys.executable).parent
-    monkeypatch.setenv("PATH", f"{binaries}{os.pathsep}{os.environ['PATH']}")
-    path = tmp_path / "enigma"
-    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(path)], check=True)
-    return path
+CANCEL_WITHIN_S = 15.0
+ENDLESS = {
+    **TINY_RUN,
+    "tokenize.sequence_length": 32,
+    "validate.min_sequences.train": 8,
+    "validate.min_sequences.validation": 1,
+    "validate.min_sequences.test": 1,
+    "clean.split.validation_fraction": 0.2,
+    "clean.split.test_fraction": 0.2,
+    "train.epochs": 100_000,
+    "train.max_steps": 100_000_000,
+    "train.evaluate_every_steps": 20,
+    "train.early_stopping_patience": 100_000,
+}
 
 
-class Server:
-    """`python -m flows.serve` in a clone, on ports that `prefect.toml` names."""
-
-    def __init__(self, clone: Path) -> None:
-        self.clone = clone
-        self.ports = (free_port(), free_port())
-        toml = clone / "prefect.toml"
-        toml.write_text(toml.read_text().replace(":4200/", f":{self.ports[0]}/"))
-        self.log = clone.with_name("serve.log")
-        options = ["--prefect-port", str(self.ports[0]), "--mlflow-port", str(self.ports[1])]
-        with self.log.open("wb") as stream:
-            self.process = psutil.Popen(
-                [sys.executable, "-m", "flows.serve", *options],
-                cwd=clone,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-            )
-
-    def wait(self, timeout_s: float = 240.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while "Ctrl-C stops everything" not in self.log.read_text():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(self.log.read_text()[-4000:])
-            time.sleep(0.2)
-
-    def run(self, deployment: str, *options: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            ["prefect", "deployment", "run", deployment, *options, "--watch"],
-            cwd=self.clone,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+def test_a_second_shell_runs_deployments_and_sees_how_they_end(server: Any) -> None:
+    clone = server.clone
+    status = git_status(clone)
+    good = server.run("ingest/sanguo")
+    bad = server.run("ingest/wiki-zh", "-p", f"source={clone}/没有.parquet")
+    good_output, bad_output = good.communicate()[0], bad.communicate()[0]
+    assert good.returncode == 0, good_output
+    assert "120 documents" in good_output
+    assert bad.returncode == 1, bad_output
+    # The terminal's width breaks lines, also within the reason.
+    assert "没有.parquet" in re.sub(r"\s+", "", bad_output)
+    assert "Failed" in bad_output
+    assert "notification: ingest/wiki-zh" in server.log.read_text() + bad_output
+    checkouts = clone / ".enigma" / "worktrees"
+    assert (checkouts / "sanguo" / "data" / "sanguo" / "raw" / "manifest.json").is_file()
+    assert not (checkouts / "wiki-zh" / "data" / "wiki-zh" / "raw").exists()
+    assert git_status(clone) == status, "the developer's working tree must stay as it was"
 
 
-@pytest.mark.slow
-def test_a_second_shell_runs_deployments_and_sees_how_they_end(clone: Path) -> None:
-    server = Server(clone)
-    try:
-        server.wait()
-        status = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=clone, capture_output=True, check=True
-        ).stdout
-        good = server.run("ingest/sanguo")
-        bad = server.run("ingest/wiki-zh", "-p", f"source={clone}/没有.parquet")
-        good_output, bad_output = good.communicate()[0], bad.communicate()[0]
-        assert good.returncode == 0, good_output
-        assert "120 documents" in good_output
-        assert bad.returncode == 1, bad_output
-        # The terminal's width breaks lines, also within the reason.
-        assert "没有.parquet" in re.sub(r"\s+", "", bad_output)
-        assert "Failed" in bad_output
-        checkouts = clone / ".enigma" / "worktrees"
-        assert (checkouts / "sanguo" / "data" / "sanguo" / "raw" / "manifest.json").is_file()
-        assert not (checkouts / "wiki-zh" / "data" / "wiki-zh" / "raw").exists()
-        after = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=clone, capture_output=True, check=True
-        ).stdout
-        assert after == status, "the developer's working tree must stay as it was"
-    finally:
-        everything = [server.process, *server.process.children(recursive=True)]
-        server.process.send_signal(signal.SIGTERM)
-        server.process.wait(120)
+def test_mlflow_answers_only_to_its_own_name(server: Any) -> None:
+    statuses = {}
+    for host in (f"{HOST}:{server.ports[1]}", "evil.example"):
+        connection = http.client.HTTPConnection(HOST, server.ports[1], timeout=30)
+        connection.request("GET", "/", headers={"Host": host})
+        statuses[host] = connection.getresponse().status
+        connection.close()
+    assert list(statuses.values()) == [200, 403]
+
+
+@pytest.fixture(scope="module")
+def endless(server: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options for a training that would go on for ever, on a corpus of its own."""
+    novel = pq.read_table(
+        server.clone / ".enigma/worktrees/sanguo/data/sanguo/raw/part-00000.parquet"
+    )
+    source = tmp_path_factory.mktemp("corpus") / "small.parquet"
+    texts = [text[:1200] for text in novel["text"].to_pylist()[:40]]
+    columns = {**novel.slice(0, 40).to_pydict(), "text": texts}
+    pq.write_table(pa.table(columns, schema=RAW_SCHEMA), source)
+    change_params(server.clone / "params.yaml", ENDLESS)
+    return ["-p", f"source={source}"]
+
+
+def test_a_cancelled_run_ends_within_seconds_and_the_next_one_resumes(
+    server: Any, endless: list[str]
+) -> None:
+    first = server.run("train/sanguo", *endless)
+    wait_for_checkpoint(server, later_than=0)
+    tree = training_processes(server.clone)
+    assert len(tree) >= 4, "a supervisor, DVC, the stage, torchrun, a rank"
+    with server.client() as client:
+        run = newest_run(client)
+        client.set_flow_run_state(run.id, Cancelling(), force=True)
+        began_s = time.monotonic()
+        server.wait_for(lambda: not training_processes(server.clone), CANCEL_WITHIN_S)
+        elapsed_s = time.monotonic() - began_s
+        first.communicate()
+        assert first.returncode == 1
+        server.wait_for(lambda: client.read_flow_run(run.id).state.type == "CANCELLED")
+    assert elapsed_s < CANCEL_WITHIN_S
+    # It has saved as it was cancelled.
+    step = max(checkpoints(server.clone))
+    before = metrics(server.clone, until=step)
+    second = server.run("train/sanguo", *endless)
+    wait_for_checkpoint(server, later_than=step)
+    # The speeds of the steps before are those of the first run: they were not taken again.
+    assert metrics(server.clone, until=step) == before
+    assert second.poll() is None
+    second.kill()
+    second.communicate()
+
+
+def test_after_a_crash_of_everything_the_run_is_marked_and_resumes(
+    server: Any, endless: list[str]
+) -> None:
+    """The training of the test before still runs when worker and servers are killed."""
+    clone = server.clone
+    step = max(checkpoints(clone))
+    training = training_processes(clone)
+    assert training
+    for victim in [server.process, *server.process.children(recursive=True)]:
+        if victim not in training:
+            kill(victim)
+    server.process.wait(30)
+    deadline = time.monotonic() + 30
+    while training_processes(clone):
+        assert time.monotonic() < deadline, "the training outlived its worker"
+        time.sleep(0.1)
+    before = metrics(clone, until=step)
+    server.start()
+    assert "had been cut off: it is marked as crashed" in server.log.read_text()
+    with server.client() as client:
+        assert newest_run(client).state.type == "CRASHED"
+    again = server.run("train/sanguo", *endless)
+    wait_for_checkpoint(server, later_than=max(checkpoints(clone)))
+    assert metrics(clone, until=step) == before
+    assert server.stop() == [], "nothing may outlive it"
     assert server.process.returncode == 0
-    assert not [one for one in everything if one.is_running()], "nothing may outlive it"
+    assert not training_processes(clone)
+    again.kill()
+    again.communicate()
+
+
+def git_status(clone: Path) -> bytes:
+    command = ["git", "status", "--porcelain"]
+    return subprocess.run(command, cwd=clone, capture_output=True, check=True).stdout
+
+
+def newest_run(client: SyncPrefectClient) -> FlowRun:
+    runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(like_="")))
+    return max(runs, key=lambda run: run.created)
+
+
+def training_processes(clone: Path) -> set[psutil.Process]:
+    """Everything at work in the checkout: the stage, torchrun, its ranks, DVC, supervisor."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            inside = Path(process.cwd()).is_relative_to(clone / ".enigma")
+            if inside and process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
+            continue
+    return found
+
+
+def kill(process: psutil.Process) -> None:
+    try:
+        process.send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return
+
+
+def checkpoints(clone: Path) -> list[int]:
+    found = clone.glob("runs/*/checkpoints/checkpoint-*/manifest.json")
+    return [int(path.parent.name.removeprefix("checkpoint-")) for path in found]
+
+
+def wait_for_checkpoint(server: Any, *, later_than: int) -> int:
+    server.wait_for(lambda: max(checkpoints(server.clone), default=0) > later_than, 600.0)
+    return max(checkpoints(server.clone))
+
+
+def metrics(clone: Path, *, until: int) -> list[dict[str, float]]:
+    [path] = clone.glob("runs/*/metrics.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [record for record in records if record["step"] <= until]

@@ -2,10 +2,13 @@
 
 import logging
 import os
+import pickle
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from pipelines.checkpoints import (
     checkpoint_path,
@@ -23,8 +26,11 @@ from pipelines.train_history import best_step, patience_is_over
 def write_checkpoint(directory: Path, step: int, *, sealed: bool = True) -> Path:
     checkpoint = checkpoint_path(directory, step)
     checkpoint.mkdir(parents=True)
-    for name in ("model.safetensors", "optimizer.pt", "training_args.bin"):
+    for name in ("model.safetensors", "training_args.bin"):
         (checkpoint / name).write_bytes(f"{name} {step}".encode())
+    torch.save({"step": torch.tensor(step)}, checkpoint / "optimizer.pt")
+    state = {"numpy": np.random.default_rng(0).bit_generator.state["bit_generator"]}
+    torch.save(state | {"cpu": torch.get_rng_state()}, checkpoint / "rng_state.pth")
     if sealed:
         seal(checkpoint, step)
     return checkpoint
@@ -55,6 +61,37 @@ def test_a_damaged_one_falls_back_to_the_one_before_and_says_so(
         assert newest_complete(tmp_path) == 20
     assert "checkpoint-100 is incomplete; falling back" in caplog.text
     assert steps_on_disk(tmp_path) == [20], "what is broken must not mix with a new one"
+
+
+class Malicious:
+    """Unpickled, it makes a file: as good as anything else that it could do."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "pytorch_model.bin"])
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_a_malicious_pickle_in_place_of_a_checkpoint_is_refused_and_does_not_run(
+    tmp_path: Path, name: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It comes with a manifest that agrees: who can write the one can write the other."""
+    directory, mark = tmp_path / "checkpoints", tmp_path / "pwned"
+    write_checkpoint(directory, 20)
+    newest = write_checkpoint(directory, 100, sealed=False)
+    if how == "torch":
+        torch.save(Malicious(mark), newest / name)
+    else:
+        (newest / name).write_bytes(pickle.dumps(Malicious(mark)))
+    seal(newest, 100)
+    assert newest_complete(directory) == 20
+    assert f"{name} would run code when loaded: refused" in caplog.text
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Malicious(mark)))
+    assert mark.exists(), "the test would have seen it"
 
 
 def test_without_a_whole_one_training_starts_afresh(tmp_path: Path) -> None:

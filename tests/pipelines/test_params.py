@@ -38,6 +38,9 @@ def test_wiki_zh_carries_the_published_configuration() -> None:
         ("train.learning_rate", "2e-4", "valid number; came '2e-4'"),
         ("train.learning_rat", 1e-3, "profiles.sanguo.train.learning_rat: Extra inputs"),
         ("model.d", 130, "multiple of num_heads"),
+        ("ingest.source", "../elsewhere/*.parquet", "must stay in the workspace"),
+        ("ingest.source", "texts/../../elsewhere", "must stay in the workspace"),
+        ("tokenize.vocabulary", "..", "must stay in the workspace"),
         ("clean.split.test_fraction", 0.96, "must be below 1"),
     ],
 )

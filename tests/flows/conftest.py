@@ -1,0 +1,117 @@
+"""A clone of the repository with a real Prefect server, worker and MLflow server."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+
+from flows.serve import HOST
+from pipelines.stage import QUIET_ENVIRONMENT
+from tests.support import REPOSITORY
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """`python -m flows.serve` in a clone, on ports that `prefect.toml` names.
+
+    Args:
+        clone: Top of the clone.
+        environment: Added to the environment of everything.
+    """
+
+    def __init__(self, clone: Path, environment: dict[str, str]) -> None:
+        self.clone = clone
+        self.ports = (free_port(), free_port())
+        toml = clone / "prefect.toml"
+        toml.write_text(toml.read_text().replace(":4200/", f":{self.ports[0]}/"))
+        self.log = clone.with_name("serve.log")
+        self.environment = _environment() | environment
+        self.process: psutil.Popen | None = None
+
+    def start(self) -> None:
+        """Start everything and wait until it is ready."""
+        options = ["--prefect-port", str(self.ports[0]), "--mlflow-port", str(self.ports[1])]
+        with self.log.open("wb") as stream:
+            self.process = psutil.Popen(
+                [sys.executable, "-m", "flows.serve", *options],
+                cwd=self.clone,
+                env=self.environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+            )
+        self.wait_for(lambda: "Ctrl-C stops everything" in self.log.read_text())
+
+    def wait_for(self, condition: Callable[[], object], timeout_s: float = 300.0) -> None:
+        """Wait for something that a flow run or a service does."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(self.log.read_text()[-6000:])
+            time.sleep(0.1)
+
+    def run(self, deployment: str, *options: str) -> subprocess.Popen[str]:
+        """Run a deployment as a user in a second shell does."""
+        return subprocess.Popen(
+            ["prefect", "deployment", "run", deployment, *options, "--watch"],
+            cwd=self.clone,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def client(self) -> SyncPrefectClient:
+        """A client of its API."""
+        return SyncPrefectClient(f"http://{HOST}:{self.ports[0]}/api")
+
+    def stop(self) -> list[psutil.Process]:
+        """End it as Ctrl-C does; what of it still runs."""
+        everything = [self.process, *self.process.children(recursive=True)]
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(120)
+        return [one for one in everything if one.is_running()]
+
+
+def _environment() -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PREFECT_")
+        and name not in {"MLFLOW_TRACKING_URI", "ENIGMA_RUNS_DIR", "ENIGMA_STORE_DIR", "PYTHONPATH"}
+    }
+    binaries = Path(sys.executable).parent
+    path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, **QUIET_ENVIRONMENT, "OMP_NUM_THREADS": "1", "PATH": path}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh clone, of a test module's own."""
+    path = tmp_path_factory.mktemp("clone") / "enigma"
+    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(path)], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(clone: Path) -> Iterator[Server]:
+    """The services in the clone, running; a test may stop and start them."""
+    # A slot of its own: another training on this machine is none of the tests' business.
+    found = Server(clone, {"ENIGMA_TRAINING_SLOT": str(clone.with_name("slot"))})
+    found.start()
+    yield found
+    if found.process.poll() is None:
+        found.stop()

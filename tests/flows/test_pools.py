@@ -1,0 +1,74 @@
+"""The shipped job templates, as the workers of their pools read them."""
+
+import asyncio
+import importlib
+import json
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.client.schemas.objects import FlowRun
+
+from tests.support import REPOSITORY
+
+KINDS = ("kubernetes", "docker")
+
+
+def configuration(kind: str, **values: Any) -> Any:
+    """What a worker makes of the template for one flow run."""
+    worker = importlib.import_module(f"prefect_{kind}.worker")
+    cls = getattr(worker, f"{kind.capitalize()}WorkerJobConfiguration")
+    text = (REPOSITORY / "deploy" / f"{kind}-job-template.json").read_text(encoding="utf-8")
+    made = asyncio.run(cls.from_template_and_values(json.loads(text), values))
+    made.prepare_for_flow_run(FlowRun(id=uuid4(), name="blue-fox", flow_id=uuid4()))
+    return made
+
+
+def test_a_kubernetes_job_gets_its_gpus_and_shared_memory() -> None:
+    job = configuration("kubernetes", gpus=3, image="enigma:1").job_manifest
+    pod = job["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 3
+    assert container["image"] == "enigma:1"
+    assert container["args"][:2] == ["prefect", "flow-run"]
+    assert container["workingDir"] == "/enigma"
+    # Prefect tries again, from the newest checkpoint; Kubernetes must not do so as well.
+    assert job["spec"]["backoffLimit"] == 0
+    names = {volume["name"] for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == names
+    assert pod["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
+    # A cancelled run may save for 9 s, and what it leaves has 3 s more.
+    assert pod["terminationGracePeriodSeconds"] > 15
+
+
+def test_a_docker_container_gets_every_gpu() -> None:
+    from docker.types import HostConfig
+
+    made = configuration("docker", image="enigma:1")
+    extra = dict(made.container_create_kwargs)
+    assert extra.pop("working_dir") == "/enigma"
+    # The Docker client itself reads the rest.
+    host = HostConfig(version="1.44", **extra)
+    assert host["DeviceRequests"][0]["Capabilities"] == [["gpu"]]
+    assert host["ShmSize"] == 16 * 2**30
+    assert all(volume.split(":")[1].startswith("/enigma/") for volume in made.volumes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_template_is_the_pools_own_with_additions(kind: str) -> None:
+    """An update of the worker's package that renames something must be noticed."""
+    worker = importlib.import_module(f"prefect_{kind}.worker")
+    default = getattr(worker, f"{kind.capitalize()}Worker").get_default_base_job_template()
+    text = (REPOSITORY / "deploy" / f"{kind}-job-template.json").read_text(encoding="utf-8")
+    ours = json.loads(text)
+    assert default["variables"]["properties"].keys() <= ours["variables"]["properties"].keys()
+    assert default["job_configuration"].keys() == ours["job_configuration"].keys()
+
+
+@pytest.mark.parametrize("value", [-1, "five"])
+def test_a_wrong_number_of_gpus_is_refused(value: Any) -> None:
+    import jsonschema
+
+    text = (REPOSITORY / "deploy" / "kubernetes-job-template.json").read_text(encoding="utf-8")
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"gpus": value}, json.loads(text)["variables"])
