@@ -21,7 +21,10 @@ COLUMNS = (
     "largest_id",
     "documents_ended",
     "unk_rate",
+    "duplicate_rate",
+    "drift_bits",
 )
+MAX_DUPLICATE_RATE = 0.01
 
 
 def shards_suite(
@@ -30,6 +33,7 @@ def shards_suite(
     sequence_length: int,
     vocabulary_size: int,
     max_unk_rate: float,
+    max_drift_bits: float,
 ) -> ExpectationSuite:
     """The suite `shards`, over a table with a row a split.
 
@@ -38,6 +42,8 @@ def shards_suite(
         sequence_length: Tokens a sequence.
         vocabulary_size: Ids are below it.
         max_unk_rate: The largest share of tokens that are [UNK], in [0, 1].
+        max_drift_bits: The largest Jensen-Shannon divergence of the tokens of a split from
+            those of train, in [0, 1]. In Chinese nearly every token is a character.
 
     Returns:
         The suite.
@@ -63,6 +69,16 @@ def shards_suite(
             gxe.ExpectColumnValuesToBeBetween(column="documents_ended", min_value=1),
             gxe.ExpectColumnValuesToBeBetween(
                 column="unk_rate", min_value=0.0, max_value=max_unk_rate
+            ),
+            # A sequence that stands twice in its split: one is a curiosity, many are a fault.
+            gxe.ExpectColumnValuesToBeBetween(
+                column="duplicate_rate", min_value=0.0, max_value=MAX_DUPLICATE_RATE
+            ),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="duplicate_rate", min_value=0.0, max_value=0.0, severity="warning"
+            ),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="drift_bits", min_value=0.0, max_value=max_drift_bits
             ),
         ],
     )

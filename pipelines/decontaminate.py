@@ -1,5 +1,7 @@
 """Drop every sequence that occurs in a later split: `python -m pipelines.decontaminate`.
 
+A sequence goes if a later split has it (`exact`), has most of its wording (`near`), or has
+a document of the same title as one of which it holds a part (`title`).
 Train loses what occurs in validation or test; validation loses what occurs in
 test, as it chooses the checkpoint. Test is never touched: what it measures must
 not depend on the rest. What was dropped is kept in `removed.parquet`.
@@ -13,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.artifacts import publish_directory, read_manifest, write_json, write_manifest
 from pipelines.errors import UserError
+from pipelines.normalisation import title_key
 from pipelines.overlap import Match, Reference
 from pipelines.params import DecontaminateParams, load_params
 from pipelines.shards import SEQUENCE_SCHEMA, ShardReader, ShardWriter, Tokens
@@ -29,7 +33,7 @@ log = logging.getLogger(__name__)
 REPORT_NAME = "overlap.json"
 # What each split must not share a sequence with.
 LATER_SPLITS = {"validation": ("test",), "train": ("validation", "test")}
-METHODS = ("exact", "near")
+METHODS = ("exact", "near", "title")
 # Facts of `tokenize` that describe the shards still.
 KEPT_FACTS = (
     "sequence_length",
@@ -81,18 +85,23 @@ def decontaminate(params: DecontaminateParams, tokens: Path, output: Path, repor
         removed: list[Removal] = []
         kept: dict[str, Tokens] = {}
         sequences: dict[str, int] = {}
+        titles: dict[str, set[str]] = {}
         # Test first: validation is compared with it, and train with what is left of both.
         for split in reversed(SPLITS):
             reference = Reference(
                 {name: kept[name] for name in LATER_SPLITS.get(split, ())}, params.window_tokens
             )
             reader = ShardReader(tokens, split)
-            removals = _copy_clean(reader, reference, params, building, facts)
+            documents, by_title = _shared_titles(reader, titles, LATER_SPLITS.get(split, ()))
+            removals = _copy_clean(
+                reader, reference, by_title, params=params, directory=building, facts=facts
+            )
             sequences[split] = len(reader) - len(removals)
             removed += removals
             if split != "train":
                 kept[split] = _without(reader, removals)
-            pq.write_table(reader.documents(), building / f"{split}.documents.parquet")
+            titles[split] = {title_key(title) for title in documents["title"].to_pylist()} - {""}
+            pq.write_table(documents, building / f"{split}.documents.parquet", compression="zstd")
         _write_removed(building / "removed.parquet", removed, str(manifest["vocabulary"]))
         counts = overlap_report(params, manifest["sequences"], removed)
         write_manifest(
@@ -104,9 +113,34 @@ def decontaminate(params: DecontaminateParams, tokens: Path, output: Path, repor
     log.info("train: %(before)d sequences, %(removed)d removed, %(after)d left", counts["train"])
 
 
+def _shared_titles(
+    reader: ShardReader, titles: dict[str, set[str]], later: Iterable[str]
+) -> tuple[pa.Table, dict[int, str]]:
+    """Find the documents whose title a later split has.
+
+    Returns:
+        The other documents, and by sequence that holds a part of a shared one the split.
+    """
+    documents = reader.documents()
+    keys = [title_key(title) for title in documents["title"].to_pylist()]
+    found = [next((split for split in later if key in titles[split]), None) for key in keys]
+    shared = pa.array([split is not None for split in found], pa.bool_())
+    by_title: dict[int, str] = {}
+    for document, split in zip(
+        documents.filter(shared).to_pylist(), filter(None, found), strict=True
+    ):
+        first, tokens = document["start_token"], document["num_tokens"]
+        last = (first + max(tokens, 1) - 1) // reader.sequence_length
+        for sequence in range(first // reader.sequence_length, last + 1):
+            by_title[sequence] = split
+    return documents.filter(pc.invert(shared)), by_title
+
+
 def _copy_clean(
     reader: ShardReader,
     reference: Reference,
+    by_title: dict[int, str],
+    *,
     params: DecontaminateParams,
     directory: Path,
     facts: dict[str, Any],
@@ -125,7 +159,7 @@ def _copy_clean(
     label = f"decontaminate {reader.split}"
     for chunk_NL in progress(reader.chunks(), total=None, unit="shard", label=label):
         matches = reference.matches(chunk_NL, max_containment=params.max_containment)
-        for match in matches:
+        for match in _with_titles(matches, by_title, start, len(chunk_NL)):
             source = table["source_sequence"][start + match.sequence].as_py()
             removed.append(_removal(match, reader.split, source, chunk_NL[match.sequence].tolist()))
             keep[start + match.sequence] = False
@@ -134,6 +168,19 @@ def _copy_clean(
     left = table.filter(pa.array(keep)).cast(SEQUENCE_SCHEMA)
     pq.write_table(left, directory / f"{reader.split}.sequences.parquet", compression="zstd")
     return removed
+
+
+def _with_titles(
+    matches: list[Match], by_title: dict[int, str], start: int, count: int
+) -> list[Match]:
+    """Add the sequences of shared documents that are no match otherwise, in order."""
+    known = {match.sequence for match in matches}
+    also = [
+        Match(sequence - start, split, -1, "title", 0.0)
+        for sequence, split in by_title.items()
+        if start <= sequence < start + count and sequence - start not in known
+    ]
+    return sorted([*matches, *also], key=lambda match: match.sequence)
 
 
 def _removal(match: Match, split: str, source_sequence: int, tokens: list[int]) -> Removal:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
+
+SEQUENCES_A_BLOCK = 8192
 
 
 def raw_table(directory: Path) -> "pd.DataFrame":
@@ -137,10 +140,41 @@ def shards_table(directory: Path) -> "pd.DataFrame":
 
     manifest = read_manifest(directory)
     length = int(manifest["sequence_length"])
-    return pd.DataFrame(
-        [_shards_row(directory, split, manifest, length) for split in SPLITS],
-        columns=list(COLUMNS),
-    )
+    counts = {
+        split: token_counts(read_shards(directory, split, length), manifest["vocabulary_size"])
+        for split in SPLITS
+    }
+    rows = [
+        {
+            **_shards_row(directory, split, manifest, length),
+            "drift_bits": divergence_bits(counts[split], counts["train"]),
+        }
+        for split in SPLITS
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def token_counts(pieces: list[Tokens], vocabulary_size: int) -> npt.NDArray[np.int64]:
+    """How often each id occurs; ids that the vocabulary does not have come after it."""
+    counts = np.zeros(max(vocabulary_size, 1 << 16), np.int64)
+    for piece in pieces:
+        for start in range(0, len(piece), SEQUENCES_A_BLOCK):
+            block = piece[start : start + SEQUENCES_A_BLOCK].reshape(-1)
+            counts += np.bincount(block, minlength=len(counts))
+    return counts
+
+
+def divergence_bits(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float:
+    """Jensen-Shannon divergence of two histograms (Lin, 1991), in [0, 1] bits.
+
+    1 if one of them is empty: nothing is known to be alike.
+    """
+    if not a.sum() or not b.sum():
+        return 1.0
+    p, q = a / a.sum(), b / b.sum()
+    middle = (p + q) / 2
+    parts = (np.sum(x[x > 0] * np.log2(x[x > 0] / middle[x > 0])) for x in (p, q))
+    return float(max(sum(parts) / 2, 0.0))
 
 
 def _shards_row(directory: Path, split: str, manifest: dict[str, Any], length: int) -> Row:
@@ -160,7 +194,22 @@ def _shards_row(directory: Path, split: str, manifest: dict[str, Any], length: i
         "largest_id": max((int(piece.max()) for piece in pieces), default=-1),
         "documents_ended": ended,
         "unk_rate": unknown / max(sequences * length, 1),
+        "duplicate_rate": _duplicates(pieces) / max(sequences, 1),
     }
+
+
+def _duplicates(pieces: list[Tokens]) -> int:
+    """Count the sequences that stand before in their split, by a hash of 64 bits."""
+    keys = [np.empty(0, np.uint64)]
+    for piece in pieces:
+        multipliers = np.random.default_rng(0).integers(
+            2**63, size=piece.shape[1], dtype=np.uint64, endpoint=True
+        )
+        for start in range(0, len(piece), SEQUENCES_A_BLOCK):
+            block = piece[start : start + SEQUENCES_A_BLOCK].astype(np.uint64)
+            keys.append((block * (2 * multipliers + np.uint64(1))).sum(axis=1, dtype=np.uint64))
+    ordered = np.sort(np.concatenate(keys))
+    return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
 
 
 def _files_changed(directory: Path, split: str, manifest: dict[str, Any]) -> int:

@@ -320,3 +320,44 @@ def jaccards(sets: Array, starts: Array, pairs: Array, similarities: Array) -> N
             i += left <= right
             j += right <= left
         similarities[p] = both / (union - both)
+
+
+@compiled
+def known_windows(
+    tokens_NL: Array,
+    window_tokens: Int,
+    multiplier: Any,
+    hashes: Array,
+    is_used: Array,
+    shift: Any,
+    counts_N: Array,
+) -> None:
+    """Count the windows of every sequence that occur in a reference.
+
+    Args:
+        tokens_NL: (N, L) uint16.
+        window_tokens: Tokens a window; at most L.
+        multiplier: Of `pipelines.overlap.window_hashes`, whose hashes these are.
+        hashes: The reference's hashes, uint64, sorted.
+        is_used: (2^k,) bool, whether a hash of the reference begins with these k bits.
+        shift: 64 - k.
+        counts_N: (N,) int64, written.
+    """
+    num_windows = tokens_NL.shape[1] - window_tokens + 1
+    for n in range(len(tokens_NL)):
+        known = 0
+        for w in range(num_windows):
+            key = np.uint64(0)
+            for k in range(window_tokens):
+                key = (key + np.uint64(tokens_NL[n, w + k])) * multiplier
+                key = key ^ (key >> np.uint64(29))
+            if is_used[key >> shift]:
+                low, high = 0, len(hashes)
+                while low < high:
+                    middle = (low + high) // 2
+                    if hashes[middle] < key:
+                        low = middle + 1
+                    else:
+                        high = middle
+                known += low < len(hashes) and hashes[low] == key
+        counts_N[n] = known

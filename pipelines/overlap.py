@@ -8,6 +8,7 @@ Shape legend: N sequences, M reference sequences, L length, W windows of a seque
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,8 @@ class Match:
         sequence: Its row among the sequences that were looked up.
         split: The reference split.
         matched: Row of the reference sequence: the equal one, or the one with
-            most of the windows.
-        method: `exact` or `near`.
+            most of the windows; -1 for a title, which is no sequence's.
+        method: `exact`, `near` or `title`.
         containment: Share of the windows that occur in the reference, in [0, 1].
     """
 
@@ -62,14 +63,18 @@ class Reference:
         flat = hashes_MW.reshape(-1)
         order = np.argsort(flat, kind="stable")
         self._hashes = flat[order]
-        self._owners = order // hashes_MW.shape[1]
+        self._owners = (order // hashes_MW.shape[1]).astype(np.int32)
+        # Eight places a hash, but never more than 128 MB.
+        bits = min(27, max(10, (8 * len(flat)).bit_length()))
+        self._shift = np.uint64(64 - bits)
+        self._is_used = np.zeros(1 << bits, dtype=bool)
+        self._is_used[self._hashes >> self._shift] = True
 
     def matches(self, tokens_NL: Tokens, *, max_containment: float) -> list[Match]:
         """Find the sequences that occur in the reference.
 
         Args:
-            tokens_NL: (N, L) uint16. One call costs a pass over the reference:
-                give it whole shards.
+            tokens_NL: (N, L) uint16.
             max_containment: A sequence with a larger share of known windows is near.
 
         Returns:
@@ -78,18 +83,46 @@ class Reference:
         if not len(tokens_NL) or not self._rows:
             return []
         equal_N = exact_matches(fixed_binary(tokens_NL), self._sequences)
-        hashes_NW = window_hashes(tokens_NL, self._window_tokens)
-        known = pc.is_in(pa.array(hashes_NW.reshape(-1)), value_set=pa.array(self._hashes))
-        known_NW = known.to_numpy(zero_copy_only=False).reshape(hashes_NW.shape)
-        containment_N = known_NW.mean(axis=1)
+        num_windows = tokens_NL.shape[1] - self._window_tokens + 1
+        containment_N = self.known_windows(tokens_NL) / num_windows
         found = []
         for row in np.flatnonzero((equal_N >= 0) | (containment_N > max_containment)):
             exact = equal_N[row] >= 0
-            owner = equal_N[row] if exact else self._main_owner(hashes_NW[row][known_NW[row]])
+            hashes = window_hashes(tokens_NL[row : row + 1], self._window_tokens)[0]
+            owner = equal_N[row] if exact else self._main_owner(hashes)
             split, matched = self._rows[owner]
             method = "exact" if exact else "near"
             found.append(Match(int(row), split, matched, method, float(containment_N[row])))
         return found
+
+    def known_windows(
+        self, tokens_NL: Tokens, *, use_numba: bool | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Count the windows of each sequence that occur in the reference.
+
+        Args:
+            tokens_NL: (N, L) uint16.
+            use_numba: Whether to compile the loop; by default if numba is installed.
+
+        Returns:
+            (N,) int64.
+        """
+        if find_spec("numba") is not None if use_numba is None else use_numba:
+            from pipelines import kernels
+
+            counts_N = np.empty(len(tokens_NL), np.int64)
+            kernels.known_windows(
+                tokens_NL, self._window_tokens, MULTIPLIER, self._hashes,
+                self._is_used, self._shift, counts_N,
+            )  # fmt: skip
+            return counts_N
+        hashes_NW = window_hashes(tokens_NL, self._window_tokens)
+        known_NW = self._is_used[hashes_NW >> self._shift]
+        candidates = hashes_NW[known_NW]
+        place = np.minimum(np.searchsorted(self._hashes, candidates), len(self._hashes) - 1)
+        known_NW[known_NW] = self._hashes[place] == candidates
+        sums_N: npt.NDArray[np.int64] = known_NW.sum(axis=1, dtype=np.int64)
+        return sums_N
 
     def _main_owner(self, hashes: Hashes) -> int:
         """The reference sequence that has most of these windows; the first of several."""

@@ -133,6 +133,7 @@ class ValidateParams(_Section):
 
     min_sequences: MinSequences
     max_unk_rate: Probability
+    max_drift_bits: Probability
 
 
 class ModelParams(_Section):

@@ -118,6 +118,7 @@ def make_suites(
             sequence_length=shards["sequence_length"],
             vocabulary_size=shards["vocabulary_size"],
             max_unk_rate=params.max_unk_rate,
+            max_drift_bits=params.max_drift_bits,
         ),
         overlap_suite(max_containment=overlap_params.max_containment),
     ]

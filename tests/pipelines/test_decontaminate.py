@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -83,13 +84,39 @@ def test_the_report_counts_before_and_after_by_split_and_method(planted, tmp_pat
         "after": 37,
         "removed_percent": 7.5,
         "shared_with": {
-            "validation": {"exact": 1, "near": 0},
-            "test": {"exact": 1, "near": 1},
+            "validation": {"exact": 1, "near": 0, "title": 0},
+            "test": {"exact": 1, "near": 1, "title": 0},
         },
     }
-    assert report["validation"]["shared_with"] == {"test": {"exact": 1, "near": 0}}
+    assert report["validation"]["shared_with"] == {"test": {"exact": 1, "near": 0, "title": 0}}
     assert report["test"]["removed"] == 0
     assert report["max_containment"] == 0.15
+
+
+def test_documents_of_a_shared_title_go_with_their_sequences(
+    random_tokens, write_shards, tmp_path: Path
+) -> None:
+    """Train document b covers the end of sequence 1, all of 2 and the start of 3."""
+    splits = {
+        name: random_tokens(seed, 6) for seed, name in enumerate(("train", "validation", "test"))
+    }
+    tokens = write_shards(splits)
+    documents = {
+        "id": ["a", "b", "c", "d"],
+        "title": ["甲", "Test　Title", "丙", ""],
+        "start_token": [0, 50, 100, 150],
+        "num_tokens": [50, 50, 50, 42],
+    }
+    schema = pq.read_schema(tokens / "train.documents.parquet")
+    pq.write_table(pa.table(documents, schema=schema), tokens / "train.documents.parquet")
+    output = tmp_path / "shards"
+    decontaminate(PARAMS, tokens, output, tmp_path / "overlap.json")
+    assert np.array_equal(everything(output, "train"), splits["train"][[0, 4, 5]])
+    assert pq.read_table(output / "train.documents.parquet")["id"].to_pylist() == ["a", "c", "d"]
+    report = read_json(tmp_path / "overlap.json")["train"]
+    assert report["shared_with"]["test"] == {"exact": 0, "near": 0, "title": 3}
+    removed = pq.read_table(output / "removed.parquet").to_pylist()
+    assert [row["method"] for row in removed] == ["title"] * 3
 
 
 def test_a_clean_corpus_passes_as_it_is(random_tokens, write_shards, tmp_path: Path) -> None:

@@ -30,7 +30,10 @@ def test_containment_equals_a_count_by_hand(seed: int, window: int, size: int) -
     # Few ids, so that windows repeat within and between sequences.
     train_NL = generator.integers(0, size, size=(6, 9), dtype=np.uint16)
     reference_ML = generator.integers(0, size, size=(3, 9), dtype=np.uint16)
-    found = Reference({"test": reference_ML}, window).matches(train_NL, max_containment=0.3)
+    reference = Reference({"test": reference_ML}, window)
+    compiled, plain = (reference.known_windows(train_NL, use_numba=flag) for flag in (True, False))
+    assert compiled.tolist() == plain.tolist()
+    found = reference.matches(train_NL, max_containment=0.3)
     expected = {}
     for row, sequence in enumerate(train_NL):
         share = brute_containment(sequence, reference_ML, window)

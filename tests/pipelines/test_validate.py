@@ -15,7 +15,7 @@ import pytest
 from pipelines.artifacts import read_json, read_manifest, write_json, write_manifest
 from pipelines.decontaminate import decontaminate
 from pipelines.errors import GateError, UserError
-from pipelines.evidence import documents_table, raw_table, shards_table
+from pipelines.evidence import divergence_bits, documents_table, raw_table, shards_table
 from pipelines.recount import overlap_table
 from pipelines.validate import validate
 from pipelines.workspace import Workspace
@@ -249,3 +249,35 @@ def test_an_empty_split_compares_nothing(random_tokens, write_shards) -> None:
     rows: pd.DataFrame = overlap_table(write_shards(splits), window_tokens=8, max_containment=0.15)
     compared = rows[rows["method"] == "exact_sequence"].set_index("pair")["compared"].to_dict()
     assert compared == {"train/validation": 0, "train/test": 9, "validation/test": 0}
+
+
+def test_sequences_that_repeat_inside_a_split_are_counted_and_refused(
+    data: Workspace, profile
+) -> None:
+    train = (data.shards / "train-00000.bin").read_bytes()
+    for row in range(100, 140):
+        plant(data.shards, row, train[:WIDTH])
+    seal(data.shards)
+    table = shards_table(data.shards).set_index("split")
+    assert table["duplicate_rate"]["train"] == pytest.approx(40 / 2106)
+    assert table["duplicate_rate"]["test"] == 0.0
+    with pytest.raises(GateError, match="duplicate_rate"):
+        run(profile, data)
+
+
+def test_a_split_of_other_characters_is_refused(data: Workspace, profile) -> None:
+    latin = np.random.default_rng(0).integers(8000, 9000, (120, WIDTH // 2), dtype=np.uint16)
+    latin[:, 0] = 102
+    latin.astype("<u2").tofile(data.shards / "test-00000.bin")
+    seal(data.shards)
+    assert shards_table(data.shards).set_index("split")["drift_bits"]["test"] > 0.9
+    with pytest.raises(GateError, match="drift_bits"):
+        run(profile, data)
+
+
+def test_divergence_is_that_of_the_textbook() -> None:
+    a, b = np.array([1, 1, 0]), np.array([0, 1, 1])
+    assert divergence_bits(a, a) == 0.0
+    assert divergence_bits(a, b) == pytest.approx(0.5)
+    assert divergence_bits(np.array([1, 0]), np.array([0, 5])) == 1.0
+    assert divergence_bits(a, 0 * b) == 1.0

@@ -41,6 +41,8 @@ GOOD_SHARDS = {
     "largest_id": 21127,
     "documents_ended": 3,
     "unk_rate": 0.01,
+    "duplicate_rate": 0.0,
+    "drift_bits": 0.05,
 }
 GOOD_OVERLAP = {"compared": 9, "shared": 0, "max_containment": 0.05, "example": ""}
 
@@ -68,6 +70,7 @@ def make(name: str) -> Any:
         sequence_length=256,
         vocabulary_size=21128,
         max_unk_rate=0.05,
+        max_drift_bits=0.15,
     )
 
 
@@ -136,6 +139,8 @@ BAD = {
     ],
     "shards": [
         (2, "split", "dev", DISTINCT),
+        (0, "duplicate_rate", 0.011, BETWEEN),
+        (1, "drift_bits", 0.16, BETWEEN),
         (0, "sequences", 39, BETWEEN),
         (1, "sequence_length", 255, IN_SET),
         (1, "manifest_sequences_off", 1, BETWEEN),
