@@ -193,6 +193,14 @@ def lineage(
 
 
 @app.command()
+def analyze() -> None:
+    """Describe the data per split: lengths, characters, [UNK], scripts, repeats, overlap."""
+    from pipelines.analyze import main as analyze_data
+
+    analyze_data()
+
+
+@app.command()
 def where() -> None:
     """Say where runs, reports, plots and models are."""
     from rich.console import Console
@@ -212,6 +220,7 @@ def where() -> None:
         "MLflow": view,
         "Data report": _found(docs / "index.html"),
         "Data Docs": _found(docs / "data_docs" / "index.html"),
+        "Data analysis": _found(workspace.report("analyze") / "index.html"),
         **{
             f"Plots of {stage}": _found(workspace.report(stage) / "figures")
             for stage in ("train", "evaluate", "sample_flow")
