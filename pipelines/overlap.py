@@ -108,10 +108,10 @@ class Reference:
             (N,) int64.
         """
         if find_spec("numba") is not None if use_numba is None else use_numba:
-            from pipelines import kernels
+            from pipelines import window_kernels
 
             counts_N = np.empty(len(tokens_NL), np.int64)
-            kernels.known_windows(
+            window_kernels.known_windows(
                 tokens_NL, self._window_tokens, MULTIPLIER, self._hashes,
                 self._is_used, self._shift, counts_N,
             )  # fmt: skip

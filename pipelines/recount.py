@@ -7,7 +7,8 @@ filter has a fault, it is not repeated.
 Shape legend: N sequences, L length, W windows of a sequence.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
+Containment = Callable[[Tokens], npt.NDArray[np.float64]]
 
 SEQUENCES_A_BLOCK = 32_768
+# Tokens of 16 bits in two words of 64.
+WORD_TOKENS = 8
 
 
 def overlap_table(directory: Path, *, window_tokens: int, max_containment: float) -> "pd.DataFrame":
@@ -105,19 +109,18 @@ class _Comparison:
 
     def near(self, window_tokens: int, max_containment: float) -> Row:
         """Sequences of whose windows too many occur in the other split."""
-        known = _windows(self._other_NL, window_tokens)
+        containment = windows_of(self._other_NL, window_tokens)
         shared, worst, worst_index, start = 0, 0.0, -1, 0
         for block_NL in self._blocks():
-            containment_N = _containment(block_NL, known, window_tokens)
+            containment_N = containment(block_NL)
             shared += int(np.count_nonzero(containment_N > max_containment))
             if containment_N.max() > worst:
                 worst, worst_index = float(containment_N.max()), start + int(containment_N.argmax())
             start += len(block_NL)
         example = ""
         if shared:
-            windows = _windows(self._sequence(worst_index)[None], window_tokens)
-            nearest = int(_containment(self._other_NL, windows, window_tokens).argmax())
-            example = self._name(worst_index, nearest)
+            like_worst = windows_of(self._sequence(worst_index)[None], window_tokens)
+            example = self._name(worst_index, int(like_worst(self._other_NL).argmax()))
         return self._row(shared, worst, example)
 
     def _row(self, shared: int, max_containment: float, example: str) -> Row:
@@ -150,17 +153,57 @@ class _Comparison:
         return f"{split} sequence {index} is in {other} sequence {other_index}: {text}"
 
 
+def windows_of(
+    tokens_ML: Tokens, window_tokens: int, *, use_numba: bool | None = None
+) -> Containment:
+    """Gather the windows of reference sequences, the tokens themselves and no hash of them.
+
+    Args:
+        tokens_ML: (M, L) uint16.
+        window_tokens: Tokens a window; at most L.
+        use_numba: Whether to compile the loops (for windows of up to 8 tokens); by default
+            if numba is installed.
+
+    Returns:
+        A function: (N, L) uint16 -> (N,) float64, the share of each sequence's windows that
+        are among them.
+    """
+    compiled = find_spec("numba") is not None if use_numba is None else use_numba
+    if compiled and window_tokens <= WORD_TOKENS:
+        return _by_table(tokens_ML, window_tokens)
+    known = _windows(tokens_ML, window_tokens)
+
+    def containment(tokens_NL: Tokens) -> npt.NDArray[np.float64]:
+        hits = pc.is_in(_windows(tokens_NL, window_tokens), value_set=known)
+        hits_NW = hits.to_numpy(zero_copy_only=False).reshape(len(tokens_NL), -1)
+        return np.asarray(hits_NW.mean(axis=1), dtype=np.float64)
+
+    return containment
+
+
+def _by_table(tokens_ML: Tokens, window_tokens: int) -> Containment:
+    from pipelines import window_kernels
+
+    num_windows = tokens_ML.shape[1] - window_tokens + 1
+    # Half of the slots stay free, so that a search is short.
+    slots = 1 << max(2 * len(tokens_ML) * num_windows, 2).bit_length()
+    words = np.empty((slots, 2), np.uint64)
+    is_used = np.zeros(slots, dtype=bool)
+    window_kernels.add_windows(tokens_ML, window_tokens, words, is_used)
+
+    def containment(tokens_NL: Tokens) -> npt.NDArray[np.float64]:
+        counts_N = np.empty(len(tokens_NL), np.int64)
+        window_kernels.count_windows(tokens_NL, window_tokens, words, is_used, counts_N)
+        shares_N: npt.NDArray[np.float64] = counts_N / num_windows
+        return shares_N
+
+    return containment
+
+
 def _windows(tokens_NL: Tokens, window_tokens: int) -> pa.Array:
     """All windows of all sequences, the tokens themselves as fixed-size binary."""
     windows = np.lib.stride_tricks.sliding_window_view(tokens_NL, window_tokens, axis=1)
     return fixed_binary(windows.reshape(-1, window_tokens))
-
-
-def _containment(tokens_NL: Tokens, known: pa.Array, window_tokens: int) -> npt.NDArray[np.float64]:
-    """(N,) float64, the share of each sequence's windows that are known."""
-    hits = pc.is_in(_windows(tokens_NL, window_tokens), value_set=known)
-    hits_NW = hits.to_numpy(zero_copy_only=False).reshape(len(tokens_NL), -1)
-    return np.asarray(hits_NW.mean(axis=1), dtype=np.float64)
 
 
 def _read_documents(directory: Path, split: str) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from pipelines.artifacts import read_json, read_manifest, write_json, write_mani
 from pipelines.decontaminate import decontaminate
 from pipelines.errors import GateError, UserError
 from pipelines.evidence import divergence_bits, documents_table, raw_table, shards_table
-from pipelines.recount import overlap_table
+from pipelines.recount import overlap_table, windows_of
 from pipelines.validate import validate
 from pipelines.workspace import Workspace
 from tests.support import REPOSITORY
@@ -281,3 +281,16 @@ def test_divergence_is_that_of_the_textbook() -> None:
     assert divergence_bits(a, b) == pytest.approx(0.5)
     assert divergence_bits(np.array([1, 0]), np.array([0, 5])) == 1.0
     assert divergence_bits(a, 0 * b) == 1.0
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 5, 8, 9])
+def test_windows_are_counted_alike_with_and_without_numba(window: int) -> None:
+    generator = np.random.default_rng(window)
+    reference_ML = generator.integers(0, 3, (4, 12), dtype=np.uint16)
+    tokens_NL = generator.integers(0, 3, (50, 12), dtype=np.uint16)
+    tokens_NL[0] = reference_ML[2]
+    compiled, plain = (
+        windows_of(reference_ML, window, use_numba=flag)(tokens_NL) for flag in (True, False)
+    )
+    assert compiled.tolist() == plain.tolist()
+    assert plain[0] == 1.0

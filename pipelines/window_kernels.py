@@ -1,0 +1,114 @@
+"""Windows of tokens in compiled loops: by hash for the filter, by the tokens for the judge.
+
+Like `pipelines/kernels.py`, only imported where numba is installed.
+
+Shape legend: N sequences, L length.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from pipelines.kernels import Array, Int, compiled, mix
+
+
+@compiled
+def known_windows(
+    tokens_NL: Array,
+    window_tokens: Int,
+    multiplier: Any,
+    hashes: Array,
+    is_used: Array,
+    shift: Any,
+    counts_N: Array,
+) -> None:
+    """Count the windows of every sequence that occur in a reference.
+
+    Args:
+        tokens_NL: (N, L) uint16.
+        window_tokens: Tokens a window; at most L.
+        multiplier: Of `pipelines.overlap.window_hashes`, whose hashes these are.
+        hashes: The reference's hashes, uint64, sorted.
+        is_used: (2^k,) bool, whether a hash of the reference begins with these k bits.
+        shift: 64 - k.
+        counts_N: (N,) int64, written.
+    """
+    num_windows = tokens_NL.shape[1] - window_tokens + 1
+    for n in range(len(tokens_NL)):
+        known = 0
+        for w in range(num_windows):
+            key = np.uint64(0)
+            for k in range(window_tokens):
+                key = (key + np.uint64(tokens_NL[n, w + k])) * multiplier
+                key = key ^ (key >> np.uint64(29))
+            if is_used[key >> shift]:
+                low, high = 0, len(hashes)
+                while low < high:
+                    middle = (low + high) // 2
+                    if hashes[middle] < key:
+                        low = middle + 1
+                    else:
+                        high = middle
+                known += low < len(hashes) and hashes[low] == key
+        counts_N[n] = known
+
+
+@compiled
+def window_words(tokens_L: Array, start: Int, window_tokens: Int) -> tuple[Any, Any]:
+    """Pack the tokens of a window of up to 8 into two words: the tokens, not a hash of them."""
+    low, high = np.uint64(0), np.uint64(0)
+    for k in range(min(window_tokens, 4)):
+        low = (low << np.uint64(16)) | np.uint64(tokens_L[start + k])
+    for k in range(4, window_tokens):
+        high = (high << np.uint64(16)) | np.uint64(tokens_L[start + k])
+    return low, high
+
+
+@compiled
+def find_window(low: Any, high: Any, words: Array, is_used: Array) -> Int:
+    """Return the slot of a window, or the free slot where it would be; they are 2^k."""
+    mask = np.uint64(len(is_used) - 1)
+    slot = np.int64(mix(low ^ mix(high)) & mask)
+    while is_used[slot] and (words[slot, 0] != low or words[slot, 1] != high):
+        slot = (slot + 1) & np.int64(mask)
+    return slot
+
+
+@compiled
+def add_windows(tokens_NL: Array, window_tokens: Int, words: Array, is_used: Array) -> None:
+    """Put every window into an open-addressing table.
+
+    Args:
+        tokens_NL: (N, L) uint16.
+        window_tokens: Tokens a window, at most 8.
+        words: (2^k, 2) uint64, changed.
+        is_used: (2^k,) bool, changed; more slots than windows.
+    """
+    for n in range(len(tokens_NL)):
+        for w in range(tokens_NL.shape[1] - window_tokens + 1):
+            low, high = window_words(tokens_NL[n], w, window_tokens)
+            slot = find_window(low, high, words, is_used)
+            words[slot, 0] = low
+            words[slot, 1] = high
+            is_used[slot] = True
+
+
+@compiled
+def count_windows(
+    tokens_NL: Array, window_tokens: Int, words: Array, is_used: Array, counts_N: Array
+) -> None:
+    """Count the windows of every sequence that are in a table of `add_windows`.
+
+    Args:
+        tokens_NL: (N, L) uint16.
+        window_tokens: Tokens a window, at most 8.
+        words: (2^k, 2) uint64.
+        is_used: (2^k,) bool.
+        counts_N: (N,) int64, written.
+    """
+    for n in range(len(tokens_NL)):
+        known = 0
+        for w in range(tokens_NL.shape[1] - window_tokens + 1):
+            low, high = window_words(tokens_NL[n], w, window_tokens)
+            known += is_used[find_window(low, high, words, is_used)]
+        counts_N[n] = known
