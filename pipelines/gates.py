@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.artifacts import read_json, sha256_file
+from pipelines.errors import UserError
 from pipelines.evaluation_losses import LOSSES_FILE, Losses
 from pipelines.params import Params, load_params
 from pipelines.registered_models import CODE, FLOW, find_lm
@@ -48,25 +49,35 @@ class Proof:
         certificate: Of the data.
         training: Of the language model.
         evaluation: Of the language model.
-        params: With which all of it was made.
+        params_file: With which all of it was made; read only by whom it concerns, as that
+            of an old version may not match the schema of today.
         sha256: Of every proof file.
         weights_sha256: Of the language model's weights in this version.
         flow_weights_sha256: Of a flow's weights; else None.
         content_sha256: Of all files of this version that decide what it does.
-        losses: On each item of the evaluation set.
+        losses: On each item of the evaluation set; None in a version from before they were kept.
         flow: `flow_training.json` and `sample_flow.json` of a flow; else empty.
     """
 
     certificate: Mapping[str, Any]
     training: Mapping[str, Any]
     evaluation: Mapping[str, Any]
-    params: Params
+    params_file: Path
     sha256: Mapping[str, str]
     weights_sha256: str
     flow_weights_sha256: str | None
     content_sha256: str
-    losses: Losses
+    losses: Losses | None
     flow: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def params(self) -> Params:
+        """The parameters with which the version was made.
+
+        Raises:
+            UserError: If they do not match the schema of today.
+        """
+        return load_params(self.params_file)
 
     @property
     def evaluation_set(self) -> str:
@@ -93,16 +104,24 @@ class Proof:
             certificate=read_json(directory / "certificate.json"),
             training=read_json(directory / "training.json"),
             evaluation=read_json(directory / "evaluation.json"),
-            params=load_params(directory / "params.yaml"),
+            params_file=_existing(directory / "params.yaml"),
             sha256={path.name: sha256_file(path) for path in sorted(directory.iterdir())},
             weights_sha256=sha256_file(language_model / "model.safetensors"),
             flow_weights_sha256=(
                 sha256_file(artifacts / "model" / "flow.safetensors") if name == FLOW else None
             ),
             content_sha256=hash_content(content_of_version(version, code_name=CODE[name].name)),
-            losses=Losses.read(directory / LOSSES_FILE),
+            losses=(
+                Losses.read(directory / LOSSES_FILE) if (directory / LOSSES_FILE).exists() else None
+            ),
             flow={key: read_json(directory / f"{key}.json") for key in flow},
         )
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"expected {path.name} among the proof, found no such file", PUT_BACK)
+    return path
 
 
 def lm_gates(proof: Proof) -> list[Gate]:
@@ -213,6 +232,8 @@ def recorded_gates(proof: Proof, tags: Mapping[str, str]) -> list[Gate]:
 
 def _losses_gate(proof: Proof, mean_nats: float, scale: float) -> Gate:
     """The losses item by item must add up to the mean that the report states."""
+    if proof.losses is None:
+        return Gate("losses", False, f"expected {LOSSES_FILE} among the proof, came none")
     came = float(proof.losses.loss_nats.sum() / proof.losses.units.sum())
     stated = mean_nats * scale
     return Gate(

@@ -157,7 +157,7 @@ def _check_stages(
     cache = cache_directory()
     here = read_lock(Path(LOCK_FILE)) if Path(LOCK_FILE).is_file() else {}
     checked_out = {out for stage in here.values() for out in stage.outs}
-    profile = version.proof.params.name
+    profile = version.tags["profile"]
     stages = _upstream("sample_flow" if version.name == FLOW else "evaluate", lock, made)
     shown = progress(stages, total=len(stages), unit="stage", label="lineage")
     for stage in shown:

@@ -13,7 +13,8 @@ from pipelines.artifacts import write_text
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;"
     "color:#1d2733}table{border-collapse:collapse;margin:1rem 0}td{border:1px solid #ccd5e0;"
-    "padding:.25rem .6rem;overflow-wrap:anywhere}img{max-width:100%}figure{margin:1rem 0}"
+    "padding:.25rem .6rem;overflow-wrap:anywhere}td:first-child{white-space:nowrap}"
+    "img{max-width:100%}figure{margin:1rem 0}"
 )
 
 

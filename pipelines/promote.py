@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from pipelines import ledger
 from pipelines.errors import GateError, UserError
-from pipelines.gates import Gate, Proof, flow_gates, lm_gates, recorded_gates
+from pipelines.gates import Gate, Proof, data_gates, flow_gates, lm_gates, recorded_gates
 from pipelines.registered_models import CANDIDATE, CHAMPION, FLOW
 from pipelines.succession import succession_gates
 from pipelines.tracking import connect, local_state
@@ -102,7 +102,7 @@ def rollback(name: str, *, to: str | None = None, reason: str) -> str:
 
     Raises:
         UserError: If there is no earlier champion, or `to` was never one.
-        GateError: If its files have changed since, or no longer hold what they must.
+        GateError: If its files have changed since, or do not belong together.
     """
     client = connect()
     with FileLock(local_state("promotion.lock")):
@@ -116,7 +116,9 @@ def rollback(name: str, *, to: str | None = None, reason: str) -> str:
                 "`enigma history` lists them; a version that was never champion is promoted",
             )
         with downloaded(client, name, target) as version:
-            gates = [*_absolute_gates(client, version)]
+            # It passed the gates of its day; those of today may ask for what was not
+            # known then, and a way back must not be barred by that.
+            gates = [*data_gates(version.proof), *recorded_gates(version.proof, version.tags)]
             check(version, gates)
             why = {"reason": reason} | {gate.name: gate.figures for gate in gates}
             _move(client, version, current, action=ledger.ROLLBACK, why=why)

@@ -30,8 +30,8 @@ def succession_gates(
     Returns:
         The gate `evaluation_set`, and, where it holds, the gate `successor`.
     """
-    losses: Losses | None = champion.losses
-    same = champion.evaluation_set == candidate.evaluation_set
+    losses = champion.losses
+    same = losses is not None and champion.evaluation_set == candidate.evaluation_set
     figures = f"champion's {champion.evaluation_set}, candidate's {candidate.evaluation_set}"
     if not same:
         losses, how = _score_again(name, champion_files, candidate)
@@ -43,7 +43,7 @@ def succession_gates(
         "run `enigma promote` where the candidate's shards are, so that the champion can be "
         "scored on them",
     )
-    if losses is None:
+    if losses is None or candidate.losses is None:
         return [gate]
     unit, nats = ("nats a dimension", 1.0) if name == FLOW else ("bits a character", NATS_PER_BIT)
     found = compare(losses, candidate.losses, unit=unit, nats_per_unit=nats)

@@ -92,6 +92,22 @@ def test_the_champion_is_scored_on_the_candidates_set_where_its_shards_are(
         assert last(gates).holds is holds
 
 
+def test_a_champion_of_an_older_schema_can_be_succeeded(champion, directory, tmp_path) -> None:
+    """Its parameters may lack what is asked for today: nothing of them is needed."""
+    old = tmp_path / "params.yaml"
+    old.write_text("profile: sanguo\nprofiles: {sanguo: {train: {ranks: 1}}}\n", encoding="utf-8")
+    reigning = dataclasses.replace(champion, params_file=old)
+    proof = candidate(champion, shift=-0.05)
+    assert last(succession_gates(LM, reigning, proof, directory, allow_tie=False)).holds
+
+
+def test_a_champion_without_losses_is_scored_or_the_candidate_refused(champion, directory) -> None:
+    old = dataclasses.replace(champion, losses=None)
+    proof = candidate(champion, shift=-0.05)
+    gate = last(succession_gates(LM, old, proof, directory, allow_tie=True))
+    assert (gate.name, gate.holds) == ("evaluation_set", False)
+
+
 @pytest.mark.parametrize("name", [LM, FLOW])
 def test_a_champion_that_is_better_stays(store: Path, name: str) -> None:
     """Version 2 is champion for a moment; version 1, which is worse, may not succeed it."""
