@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.data --corpus wiki.parquet
     OMP_NUM_THREADS=1 python -m benchmarks.data --corpus wiki.parquet tokenize packing
 
-Sections: tokenize, packing, overlap, gather, near_duplicates, end_to_end. A section that is
-named replaces its own rows in the results file. The corpus is parquet with a column
+Sections: tokenize, packing, overlap, gather, near_duplicates, end_to_end, recall. A section
+that is named replaces its own rows in the results file. The corpus is parquet with a column
 `text`. Every section first checks that ours and the peer agree; times are medians of turns
 taken, in processor time. Needs the dependency group `bench`.
 """
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.data_end_to_end import end_to_end
 from benchmarks.data_overlap import overlap
+from benchmarks.data_recall import recall
 from benchmarks.record import RESULTS, median_times_s, row, write
 from pipelines.artifacts import write_json
 from pipelines.fast_tokenizer import FastTokenizer
@@ -304,6 +305,7 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
     "gather": gather,
     "near_duplicates": near_duplicates,
     "end_to_end": end_to_end,
+    "recall": recall,
 }
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of the READMEs from `benchmarks/results/*.json`.
+"""Write the tables of the READMEs and of docs/data.md from `benchmarks/results/*.json`.
 
     python -m benchmarks.readme           # rewrite the tables
     python -m benchmarks.readme --check   # exit 1 if a table is not what the files say
@@ -15,13 +15,19 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
-DOCUMENTS = (REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md")
+DOCUMENTS = (
+    REPOSITORY / "README.md",
+    REPOSITORY / "README.zh-CN.md",
+    REPOSITORY / "docs" / "data.md",
+)
 BLOCK = re.compile(r"(<!-- results:(?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 HEADER = {
     "README.md": "| what | Enigma | peer | ratio | target | |\n|---|---|---|---|---|---|\n",
     "README.zh-CN.md": "| 项目 | Enigma | 对照 | 比值 | 目标 | |\n|---|---|---|---|---|---|\n",
 }
+HEADER["data.md"] = HEADER["README.md"]
 VERDICT = {"README.md": ("met", "missed"), "README.zh-CN.md": ("达到", "未达到")}
+VERDICT["data.md"] = VERDICT["README.md"]
 
 
 def table(name: str, document: str) -> str:
