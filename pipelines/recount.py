@@ -189,11 +189,12 @@ def _by_table(tokens_ML: Tokens, window_tokens: int) -> Containment:
     slots = 1 << max(2 * len(tokens_ML) * num_windows, 2).bit_length()
     words = np.empty((slots, 2), np.uint64)
     is_used = np.zeros(slots, dtype=bool)
-    window_kernels.add_windows(tokens_ML, window_tokens, words, is_used)
+    bits = np.zeros(1 << 21, np.uint64)
+    window_kernels.add_windows(tokens_ML, window_tokens, words, is_used, bits)
 
     def containment(tokens_NL: Tokens) -> npt.NDArray[np.float64]:
         counts_N = np.empty(len(tokens_NL), np.int64)
-        window_kernels.count_windows(tokens_NL, window_tokens, words, is_used, counts_N)
+        window_kernels.count_windows(tokens_NL, window_tokens, words, is_used, bits, counts_N)
         shares_N: npt.NDArray[np.float64] = counts_N / num_windows
         return shares_N
 

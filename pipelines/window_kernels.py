@@ -57,6 +57,12 @@ def known_windows(
 def window_words(tokens_L: Array, start: Int, window_tokens: Int) -> tuple[Any, Any]:
     """Pack the tokens of a window of up to 8 into two words: the tokens, not a hash of them."""
     low, high = np.uint64(0), np.uint64(0)
+    if window_tokens == 8:
+        # The usual case, without a loop.
+        for k in range(4):
+            low = (low << np.uint64(16)) | np.uint64(tokens_L[start + k])
+            high = (high << np.uint64(16)) | np.uint64(tokens_L[start + 4 + k])
+        return low, high
     for k in range(min(window_tokens, 4)):
         low = (low << np.uint64(16)) | np.uint64(tokens_L[start + k])
     for k in range(4, window_tokens):
@@ -65,17 +71,19 @@ def window_words(tokens_L: Array, start: Int, window_tokens: Int) -> tuple[Any, 
 
 
 @compiled
-def find_window(low: Any, high: Any, words: Array, is_used: Array) -> Int:
+def find_window(low: Any, high: Any, key: Any, words: Array, is_used: Array) -> Int:
     """Return the slot of a window, or the free slot where it would be; they are 2^k."""
-    mask = np.uint64(len(is_used) - 1)
-    slot = np.int64(mix(low ^ mix(high)) & mask)
+    mask = np.int64(len(is_used) - 1)
+    slot = np.int64(key & np.uint64(mask))
     while is_used[slot] and (words[slot, 0] != low or words[slot, 1] != high):
-        slot = (slot + 1) & np.int64(mask)
+        slot = (slot + 1) & mask
     return slot
 
 
 @compiled
-def add_windows(tokens_NL: Array, window_tokens: Int, words: Array, is_used: Array) -> None:
+def add_windows(
+    tokens_NL: Array, window_tokens: Int, words: Array, is_used: Array, bits: Array
+) -> None:
     """Put every window into an open-addressing table.
 
     Args:
@@ -83,11 +91,17 @@ def add_windows(tokens_NL: Array, window_tokens: Int, words: Array, is_used: Arr
         window_tokens: Tokens a window, at most 8.
         words: (2^k, 2) uint64, changed.
         is_used: (2^k,) bool, changed; more slots than windows.
+        bits: (2^21,) uint64, changed: a bit of 2^27 for every window, which rules out
+            nearly all others at one look.
     """
     for n in range(len(tokens_NL)):
-        for w in range(tokens_NL.shape[1] - window_tokens + 1):
-            low, high = window_words(tokens_NL[n], w, window_tokens)
-            slot = find_window(low, high, words, is_used)
+        tokens_L = tokens_NL[n]
+        for w in range(len(tokens_L) - window_tokens + 1):
+            low, high = window_words(tokens_L, w, window_tokens)
+            key = mix(low ^ mix(high))
+            bit = key >> np.uint64(37)
+            bits[bit >> np.uint64(6)] |= np.uint64(1) << (bit & np.uint64(63))
+            slot = find_window(low, high, key, words, is_used)
             words[slot, 0] = low
             words[slot, 1] = high
             is_used[slot] = True
@@ -95,7 +109,12 @@ def add_windows(tokens_NL: Array, window_tokens: Int, words: Array, is_used: Arr
 
 @compiled
 def count_windows(
-    tokens_NL: Array, window_tokens: Int, words: Array, is_used: Array, counts_N: Array
+    tokens_NL: Array,
+    window_tokens: Int,
+    words: Array,
+    is_used: Array,
+    bits: Array,
+    counts_N: Array,
 ) -> None:
     """Count the windows of every sequence that are in a table of `add_windows`.
 
@@ -104,11 +123,16 @@ def count_windows(
         window_tokens: Tokens a window, at most 8.
         words: (2^k, 2) uint64.
         is_used: (2^k,) bool.
+        bits: (2^21,) uint64.
         counts_N: (N,) int64, written.
     """
     for n in range(len(tokens_NL)):
         known = 0
-        for w in range(tokens_NL.shape[1] - window_tokens + 1):
-            low, high = window_words(tokens_NL[n], w, window_tokens)
-            known += is_used[find_window(low, high, words, is_used)]
+        tokens_L = tokens_NL[n]
+        for w in range(len(tokens_L) - window_tokens + 1):
+            low, high = window_words(tokens_L, w, window_tokens)
+            key = mix(low ^ mix(high))
+            bit = key >> np.uint64(37)
+            if bits[bit >> np.uint64(6)] >> (bit & np.uint64(63)) & np.uint64(1):
+                known += is_used[find_window(low, high, key, words, is_used)]
         counts_N[n] = known
