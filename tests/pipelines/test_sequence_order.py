@@ -39,6 +39,21 @@ def test_the_planned_steps_show_every_sequence_often_enough(num, epochs, batch) 
     assert plan.epochs_at(steps) >= epochs
 
 
+@pytest.mark.parametrize("stop", [0, 1, 13, 32])
+def test_three_ranks_after_five_show_every_sequence_once(stop: int) -> None:
+    order = SequenceOrder(33 * 60, 7)
+    before, after = BatchPlan(order, 12, 5, 1), BatchPlan(order, 10, 3, 2)
+    assert before.steps(1) == after.steps(1) == 33
+    seen = [before.batch(step, 0, rank) for step in range(stop) for rank in range(5)]
+    seen += [
+        after.batch(step, part, rank)
+        for step in range(stop, 33)
+        for part in range(2)
+        for rank in range(3)
+    ]
+    assert sorted(np.concatenate(seen)) == list(range(33 * 60))
+
+
 def test_epochs_and_seeds_differ_and_look_random() -> None:
     num = 4000
     first = SequenceOrder(num, 0).sequence_at(np.arange(num))

@@ -9,14 +9,18 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines import tracking
+from pipelines.enigma_trainer import EnigmaTrainer
 from pipelines.errors import UserError
 from pipelines.git_state import GitState
+from pipelines.run_directory import Outcome
 from pipelines.tracking import EXPERIMENT, RunLog, connect, tracking_uri
+from pipelines.train_tracking import open_run_log, resend
 
 SETTINGS = {"train": {"epochs": 2, "max_steps": None}}
 
@@ -210,6 +214,40 @@ def test_a_server_that_dies_and_comes_back_loses_nothing(
     assert client.list_artifacts(log.run_id, "figures")[0].path == "figures/loss.png"
     assert client.get_run(log.run_id).info.status == "FINISHED"
     assert caplog.text.count("is away, going on") == 1
+
+
+@pytest.mark.slow
+def test_training_outlives_its_server_and_the_same_run_gets_the_rest_afterwards(
+    server: Server, one_rank: Any, caplog, monkeypatch
+) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_INTERVAL_S", 0.2)
+    monkeypatch.setattr(tracking, "FINISH_PATIENCE_S", 0.5)
+    server.start()
+    rank = one_rank({"train.max_steps": 12, "train.evaluate_every_steps": 4})
+    rank.run.write_config(rank.config)
+    log = open_run_log(rank.run, rank.config)
+    scored = EnigmaTrainer._nll_nats
+
+    def kill_the_server(self: EnigmaTrainer, index_batches: Any) -> float:
+        log._send()
+        server.kill()
+        return scored(self, index_batches)
+
+    monkeypatch.setattr(EnigmaTrainer, "_nll_nats", kill_the_server)
+    outcome = rank.train(log)
+    assert outcome == Outcome("finished", 12)
+    log.finish("FINISHED")
+    rank.run.write_outcome(outcome)
+    assert log.num_waiting > 0
+    assert "is away, going on" in caplog.text
+    with pytest.raises(UserError, match="is away"):
+        resend(rank.run.path)
+    server.start()
+    assert steps_of(log.run_id, "train_loss_nats") == [1, 2, 3, 4]
+    assert resend(rank.run.path) == log.run_id
+    assert steps_of(log.run_id, "train_loss_nats") == list(range(1, 13))
+    assert steps_of(log.run_id, "validation_loss_nats") == [4, 8, 12]
+    assert MlflowClient(server.uri).get_run(log.run_id).info.status == "FINISHED"
 
 
 def test_a_batch_that_arrived_without_an_answer_is_not_sent_again(workspace: Path) -> None:
