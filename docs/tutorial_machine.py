@@ -123,7 +123,7 @@ def machine_with_key(key: int) -> Enigma:
     )
     with torch.no_grad():
         for parameter in machine.parameters():
-            parameter.add_(0.25 * torch.randn_like(parameter))
+            parameter.add_(0.2 * torch.randn_like(parameter))
     return machine.eval()
 
 

@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from enigma.bijection import KeyValueCache
 from enigma.linear import Linear
+from enigma.norm import rms_normalise
+from enigma.reversible import CouplingStep
 
 __all__ = ["AttentionLayer", "CausalSelfAttention", "alibi_slopes", "position_channels"]
 
@@ -98,8 +100,6 @@ class CausalSelfAttention(nn.Module):
         self.key = Linear(d, num_heads * content)
         self.value = Linear(d, d)
         self.out = Linear(d, d, zero=True)
-        self.query_norm = nn.RMSNorm(content)
-        self.key_norm = nn.RMSNorm(content)
 
     def forward(
         self,
@@ -119,8 +119,8 @@ class CausalSelfAttention(nn.Module):
         Returns:
             `(B, L, D)`.
         """
-        q_BHLK = self._with_position(self.query_norm(self._heads(self.query(x_BLD))), None)
-        k_BHSK = self._with_position(self.key_norm(self._heads(self.key(x_BLD))), places)
+        q_BHLK = self._with_position(rms_normalise(self._heads(self.query(x_BLD))), None)
+        k_BHSK = self._with_position(rms_normalise(self._heads(self.key(x_BLD))), places)
         v_BHSK = self._heads(self.value(x_BLD))
         if cache is not None:
             k_BHSK, v_BHSK = cache.update(k_BHSK, v_BHSK, layer_index)
@@ -161,10 +161,13 @@ class CausalSelfAttention(nn.Module):
 
 
 class AttentionLayer(nn.Module):
-    """A pre-norm transformer layer: attention, then a squared-ReLU network of width 4 D.
+    """A reversible pre-norm transformer layer over two streams of width D.
 
-    Sources: Vaswani et al. (2017); squared ReLU, So et al., "Primer" (2021); RMSNorm, Zhang and
-    Sennrich (2019).
+    y1 = x1 + attention(norm(x2)), y2 = x2 + network(norm(y1)), with a squared-ReLU network of
+    width 4 D: the parameters and the products of a plain layer, and it can be undone.
+
+    Sources: Vaswani et al. (2017); two streams, Kitaev et al., "Reformer" (2020), equation 9;
+    squared ReLU, So et al., "Primer" (2021).
 
     Args:
         d: width D.
@@ -172,6 +175,8 @@ class AttentionLayer(nn.Module):
         use_alibi: see `CausalSelfAttention`.
         attention_dropout: see `CausalSelfAttention`.
         hidden_dropout: probability of dropping a channel of either branch in training.
+        exact: add on the grid of `enigma.exact`, where both streams must lie; the layer can then
+            be undone bit for bit.
     """
 
     def __init__(
@@ -182,27 +187,44 @@ class AttentionLayer(nn.Module):
         use_alibi: bool = True,
         attention_dropout: float = 0.0,
         hidden_dropout: float = 0.0,
+        exact: bool = False,
     ) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(d)
+        self.exact = exact
         self.attention = CausalSelfAttention(
             d, num_heads, use_alibi=use_alibi, attention_dropout=attention_dropout
         )
-        self.mlp_norm = nn.RMSNorm(d)
         self.mlp_up = Linear(d, 4 * d)
         self.mlp_down = Linear(4 * d, d, zero=True)
-        self.dropout = nn.Dropout(hidden_dropout)
+        self.hidden_dropout = hidden_dropout
 
-    def forward(
-        self,
-        x_BLD: Tensor,
-        places: Tensor,
-        cache: KeyValueCache | None = None,
-        layer_index: int = 0,
-    ) -> Tensor:
-        """Return `(B, L, D)`; arguments as in `CausalSelfAttention.forward`."""
-        attended = self.attention(self.attention_norm(x_BLD), places, cache, layer_index)
-        x_BLD = x_BLD + self.dropout(attended)
-        hidden = functional.relu(self.mlp_up(self.mlp_norm(x_BLD))).square()
-        y_BLD: Tensor = x_BLD + self.dropout(self.mlp_down(hidden))
-        return y_BLD
+    def step(
+        self, places: Tensor, cache: KeyValueCache | None = None, layer_index: int = 0
+    ) -> CouplingStep:
+        """Return the layer as a step over two streams `(B, L, D)`.
+
+        Args:
+            places: see `CausalSelfAttention.forward`.
+            cache: see `CausalSelfAttention.forward`.
+            layer_index: see `CausalSelfAttention.forward`.
+        """
+
+        def attend(x_BLD: Tensor) -> Tensor:
+            attended: Tensor = self.attention(rms_normalise(x_BLD), places, cache, layer_index)
+            return self._drop(attended)
+
+        network = [*self.mlp_up.parameters(), *self.mlp_down.parameters()]
+        return CouplingStep(
+            (attend, self.attention.parameters()),
+            (self._transform, network),
+            places=(0, 1),
+            exact=self.exact,
+        )
+
+    def _transform(self, x_BLD: Tensor) -> Tensor:
+        hidden = functional.relu(self.mlp_up(rms_normalise(x_BLD))).square()
+        transformed: Tensor = self.mlp_down(hidden)
+        return self._drop(transformed)
+
+    def _drop(self, x_BLD: Tensor) -> Tensor:
+        return functional.dropout(x_BLD, self.hidden_dropout, self.training)

@@ -7,6 +7,7 @@ from transformers import PretrainedConfig
 
 from enigma.invertible_conv1x1 import RotorForm
 from enigma.machine import ReturnPath
+from enigma.reversible import MemoryMode
 
 __all__ = ["EnigmaConfig"]
 
@@ -30,11 +31,14 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
         hidden_dropout: probability of dropping a channel of a residual branch in training.
         return_path: "reversed", "untied" or "inverse", see `enigma.model.Enigma`.
         rotor_form: "plu" or "lifting", see `enigma.invertible_conv1x1`.
-        exact: the machine computes on a grid and is bit-exactly invertible, see `enigma.exact`.
+        exact: compute on a grid, so that the model is bit-exactly invertible up to the head, see
+            `enigma.exact`.
         kernel_size: taps of the causal convolution in the coupling networks; 1 for none.
         learnable_plugboard: learn which channels are swapped.
         use_cache: keep keys and values while generating.
         tie_word_embeddings: share the output head with the token embedding.
+        memory: what training keeps, "plain", "checkpoint" or "reversible", see
+            `enigma.reversible.run_steps`; the result is the same.
         pad_token_id: [PAD] of bert-base-chinese.
         bos_token_id: [CLS] of bert-base-chinese.
         eos_token_id: [SEP] of bert-base-chinese.
@@ -76,6 +80,7 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
     learnable_plugboard: bool = False
     use_cache: bool = True
     tie_word_embeddings: bool = True
+    memory: MemoryMode = "plain"
     pad_token_id: int | None = 0
     bos_token_id: int | None = 101
     eos_token_id: int | list[int] | None = 102

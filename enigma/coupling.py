@@ -18,6 +18,7 @@ from enigma.bijection import Tokens
 from enigma.causal_conv import CausalConv
 from enigma.exact import exact_add, laid_out
 from enigma.linear import Linear
+from enigma.norm import rms_normalise
 from enigma.spline import num_spline_parameters, spline_forward, spline_inverse
 
 __all__ = ["COUPLINGS", "Activation", "Coupling", "CouplingKind", "CouplingNetwork"]
@@ -64,7 +65,7 @@ class CouplingNetwork(nn.Module):
                 f"{num_hidden_layers} layers of {hidden_channels}"
             )
         self.activation = activation
-        self.norm = nn.RMSNorm(in_channels) if normalise else nn.Identity()
+        self.normalise = normalise
         self.conv = CausalConv(in_channels, kernel_size) if kernel_size != 1 else None
         widths = [in_channels, *[hidden_channels] * num_hidden_layers]
         self.hidden = nn.ModuleList(Linear(before, after) for before, after in pairwise(widths))
@@ -72,7 +73,7 @@ class CouplingNetwork(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
         """Map `(..., L, in_channels)` to `(..., L, out_channels)`."""
-        h: Tensor = self.norm(x)
+        h = rms_normalise(x) if self.normalise else x
         if self.conv is not None:
             h = self.conv(h, tokens)
         for layer in self.hidden:
@@ -142,7 +143,7 @@ class Coupling(nn.Module):
         self, moved: Tensor, read: Tensor, tokens: Tokens | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the moved half and its log-determinant a token (None when it is 0)."""
-        raw = self._raw(moved, read, tokens)
+        raw = self.numbers(read, tokens).to(moved.dtype)
         if self.kind == "additive":
             return (exact_add(moved, raw) if self.exact else moved + raw), None
         if self.kind == "affine":
@@ -151,18 +152,20 @@ class Coupling(nn.Module):
         y, log_slope = spline_forward(moved, raw.view(*moved.shape, -1), self.num_bins, self.bound)
         return y, log_slope.sum(-1)
 
-    def _raw(self, moved: Tensor, read: Tensor, tokens: Tokens | None) -> Tensor:
-        if self.exact:
-            read = laid_out(read)
-        # The stream keeps its dtype under autocast: a bfloat16 stream does not invert.
-        raw: Tensor = self.network(read, tokens).to(moved.dtype)
+    def numbers(self, read: Tensor, tokens: Tokens | None = None) -> Tensor:
+        """Return what the network makes of `read`; for an additive coupling, what is added.
+
+        Under autocast it is in half precision. The stream keeps its own dtype: one in bfloat16
+        does not invert.
+        """
+        raw: Tensor = self.network(laid_out(read) if self.exact else read, tokens)
         return raw
 
     def inverse(
         self, moved: Tensor, read: Tensor, tokens: Tokens | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Undo `forward` for the same `read` half; the log-determinant is the inverse's."""
-        raw = self._raw(moved, read, tokens)
+        raw = self.numbers(read, tokens).to(moved.dtype)
         if self.kind == "additive":
             return (exact_add(moved, raw, -1) if self.exact else moved - raw), None
         if self.kind == "affine":

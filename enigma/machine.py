@@ -23,6 +23,7 @@ from enigma.invertible_conv1x1 import (
 from enigma.plugboard import Plugboard
 from enigma.reflector import Reflector
 from enigma.rev_block import RevBlock
+from enigma.reversible import BijectionStep, Step
 
 __all__ = ["Enigma", "ReturnPath"]
 
@@ -42,6 +43,13 @@ class _Stage:
         if self.inverted != backwards:
             return self.module.inverse_with_log_det(x, tokens)
         return self.module.forward_with_log_det(x, tokens)
+
+    def reversible(self, tokens: Tokens, place: int) -> Step:
+        tokens = tokens.advanced(self.step)
+        block = self.module
+        if isinstance(block, RevBlock) and block.coupling == "additive" and not self.inverted:
+            return block.step(tokens, place)
+        return BijectionStep(self.module, tokens, inverted=self.inverted, place=place)
 
 
 class Enigma(Bijection):
@@ -161,6 +169,17 @@ class Enigma(Bijection):
     ) -> tuple[Tensor, Tensor]:
         """Decipher; see the base class for shapes."""
         return self._run(self._stages()[::-1], y, tokens, backwards=True)
+
+    def steps(self, tokens: Tokens, place: int) -> list[Step]:
+        """Return the machine as steps over one of several streams, see `enigma.reversible`.
+
+        In exact mode the stream must lie on the grid already.
+
+        Args:
+            tokens: which tokens the stream holds.
+            place: the stream's number.
+        """
+        return [stage.reversible(tokens, place) for stage in self._stages()]
 
     def _run(
         self, stages: list[_Stage], x: Tensor, tokens: Tokens | None, *, backwards: bool

@@ -6,9 +6,8 @@ Half of the attention layers, rounded up, stand before the machine and the other
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,12 @@ from torch.utils.checkpoint import checkpoint
 from enigma.attention import AttentionLayer, position_channels
 from enigma.bijection import History, KeyValueCache, Tokens
 from enigma.causal_conv import CausalConv
+from enigma.exact import round_to_grid
 from enigma.invertible_conv1x1 import RotorForm
 from enigma.linear import Linear
 from enigma.machine import Enigma, ReturnPath
+from enigma.norm import rms_normalise
+from enigma.reversible import Checkpoint, MemoryMode, Step, run_steps
 from enigma.round_trip import RoundTripReport, core_round_trip_error
 from enigma.token_embedding import TokenEmbedding
 
@@ -46,10 +48,12 @@ class EnigmaLM(nn.Module):
         hidden_dropout: see `enigma.attention.AttentionLayer`.
         return_path: see `Enigma`.
         rotor_form: see `Enigma`.
-        exact: see `Enigma`.
+        exact: compute both streams on the grid of `enigma.exact`, the attention layers too: then
+            the way through the whole model can be undone bit for bit. Needs lifting rotors.
         kernel_size: see `Enigma`.
         learnable_plugboard: see `Enigma`.
         tie_word_embeddings: share the output head with the token embedding.
+        memory: what training keeps for the backward pass, see `enigma.reversible.run_steps`.
 
     Raises:
         ValueError: for a size out of range; the message names it.
@@ -82,6 +86,7 @@ class EnigmaLM(nn.Module):
         kernel_size: int = 1,
         learnable_plugboard: bool = False,
         tie_word_embeddings: bool = True,
+        memory: MemoryMode = "plain",
     ) -> None:
         super().__init__()
         for name, value in (("vocab_size", vocab_size), ("max_len", max_len)):
@@ -91,8 +96,12 @@ class EnigmaLM(nn.Module):
             raise ValueError(
                 f"num_transformer_layers must not be negative, got {num_transformer_layers}"
             )
+        if memory not in get_args(MemoryMode):
+            raise ValueError(f"memory must be one of {get_args(MemoryMode)}, got {memory!r}")
         self.vocab_size = vocab_size
         self.d = d
+        self.memory = memory
+        self.exact = exact
         self.max_len = max_len
         self.use_alibi = use_alibi
         self.embedding = TokenEmbedding(vocab_size, d, 0 if use_alibi else max_len)
@@ -103,6 +112,7 @@ class EnigmaLM(nn.Module):
                 use_alibi=use_alibi,
                 attention_dropout=attention_dropout,
                 hidden_dropout=hidden_dropout,
+                exact=exact,
             )
             for _ in range(num_transformer_layers)
         )
@@ -118,14 +128,12 @@ class EnigmaLM(nn.Module):
             kernel_size=kernel_size,
             learnable_plugboard=learnable_plugboard,
         )
-        self.norm = nn.RMSNorm(d)
         self.head: nn.Linear = Linear(d, vocab_size)
         if tie_word_embeddings:
             self.head.weight = self.embedding.tokens.weight
+        # transformers sets these two; they stand above `memory`.
         self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable[..., Tensor] = partial(
-            checkpoint, use_reentrant=False
-        )
+        self._gradient_checkpointing_func: Checkpoint = partial(checkpoint, use_reentrant=False)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Return next-token logits.
@@ -173,24 +181,44 @@ class EnigmaLM(nn.Module):
         if index is None:
             start = cache.get_seq_length() if cache is not None else 0
             index = torch.arange(start, start + ids_BL.shape[1], device=ids_BL.device)
+        x_BLD = self.embedding(ids_BL, index)
+        if self.exact:
+            x_BLD = round_to_grid(x_BLD)
+        steps = self.steps(index, keep=keep, cache=cache)
+        total_BLD = run_steps(
+            steps, (x_BLD, x_BLD), self._memory_mode(), self._gradient_checkpointing_func
+        )
+        return rms_normalise(total_BLD)
+
+    def steps(
+        self, index: Tensor, *, keep: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> list[Step]:
+        """Return the way of the signal: invertible steps over two streams `(B, L, D)`.
+
+        Both streams start as the token embedding. The machine moves the second one, which the
+        attention layers read. What the head sees is the normalised sum of the two.
+
+        Args:
+            index: int64 `(L,)` or `(B, L)`, each token's place in its text.
+            keep: see `hidden_states`.
+            cache: see `hidden_states`.
+        """
         keep_BL1 = None if keep is None else keep.unsqueeze(-1).to(torch.float32)
         history = None if cache is None else History(cache, first_slot=len(self.layers))
         tokens = Tokens(index, keep_BL1, history)
         places = position_channels(index, keep_BL1, use_alibi=self.use_alibi)
-        x_BLD = self.embedding(ids_BL, index)
-        before_core = (len(self.layers) + 1) // 2
-        for i, layer in enumerate(self.layers):
-            if i == before_core:
-                x_BLD = self._call(self.core, x_BLD, tokens)
-            x_BLD = self._call(layer, x_BLD, places, cache, i)
-        if before_core == len(self.layers):
-            x_BLD = self._call(self.core, x_BLD, tokens)
-        y_BLD: Tensor = self.norm(x_BLD)
-        return y_BLD
+        layers = [layer.step(places, cache, i) for i, layer in enumerate(self._attention_layers())]
+        before_core = (len(layers) + 1) // 2
+        return [
+            *layers[:before_core],
+            *self.core.steps(tokens, place=1),
+            *layers[before_core:],
+        ]
 
-    def _call(self, module: nn.Module, *arguments: Any) -> Tensor:
-        """Run one part, dropping its activations if gradient checkpointing is on."""
-        if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(module, *arguments)
-        result: Tensor = module(*arguments)
-        return result
+    def _attention_layers(self) -> list[AttentionLayer]:
+        return [cast("AttentionLayer", layer) for layer in self.layers]
+
+    def _memory_mode(self) -> MemoryMode:
+        if not (self.training and torch.is_grad_enabled()):
+            return "plain"
+        return "checkpoint" if self.gradient_checkpointing else self.memory

@@ -74,6 +74,7 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             kernel_size=config.kernel_size,
             learnable_plugboard=config.learnable_plugboard,
             tie_word_embeddings=config.tie_word_embeddings,
+            memory=config.memory,
         )
         self.post_init()
 

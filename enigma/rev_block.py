@@ -6,11 +6,14 @@ y1 = x1 + f(x2), y2 = x2 + g(y1); the inverse is x2 = y2 - g(y1), x1 = y1 - f(x2
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from enigma.bijection import Bijection, Tokens
 from enigma.coupling import Activation, Coupling, CouplingKind
+from enigma.reversible import CouplingStep
 
 __all__ = ["RevBlock"]
 
@@ -56,6 +59,8 @@ class RevBlock(Bijection):
         exact: bool = False,
     ) -> None:
         super().__init__()
+        self.coupling = coupling
+        self.exact = exact
         if num_channels < 2:
             raise ValueError(f"num_channels must be at least 2 to be halved, got {num_channels}")
         self.widths = [num_channels // 2, num_channels - num_channels // 2]
@@ -89,6 +94,21 @@ class RevBlock(Bijection):
         y1, log_det_f = self.f(x1, x2, tokens)
         y2, log_det_g = self.g(x2, y1, tokens)
         return torch.cat((y1, y2), dim=-1), _total(x, log_det_f, log_det_g)
+
+    def step(self, tokens: Tokens, place: int) -> CouplingStep:
+        """Return an additive block as a step over the halves of one stream.
+
+        Args:
+            tokens: which tokens the stream holds.
+            place: the stream's number.
+        """
+        return CouplingStep(
+            (partial(self.f.numbers, tokens=tokens), self.f.parameters()),
+            (partial(self.g.numbers, tokens=tokens), self.g.parameters()),
+            places=(place,),
+            widths=self.widths,
+            exact=self.exact,
+        )
 
     def inverse_with_log_det(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from enigma.linear import Embedding
+from enigma.norm import rms_normalise
 
 __all__ = ["TokenEmbedding"]
 
@@ -24,7 +25,6 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         self.tokens: nn.Embedding = Embedding(vocab_size, d)
         self.positions = Embedding(num_positions, d) if num_positions else None
-        self.norm = nn.RMSNorm(d)
 
     def forward(self, ids_BL: Tensor, index: Tensor) -> Tensor:
         """Return the stream.
@@ -48,5 +48,4 @@ class TokenEmbedding(nn.Module):
                     "use_alibi=True, which has no such bound"
                 )
             x_BLD = x_BLD + self.positions(index)
-        y_BLD: Tensor = self.norm(x_BLD)
-        return y_BLD
+        return rms_normalise(x_BLD)

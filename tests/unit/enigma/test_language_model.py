@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 from enigma.attention import CausalSelfAttention, alibi_slopes, position_channels
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.model import EnigmaLM
+from enigma.norm import rms_normalise
 from enigma.round_trip import core_round_trip_error
 
 IDS = torch.randint(1, 120, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -19,11 +20,8 @@ def test_the_linear_biases_are_those_of_alibi(stirred):
     x = torch.randn(2, 300, 32, dtype=torch.float64)
     index = torch.arange(300)
     q, k = (
-        norm(linear(x).view(2, 300, 4, 6).transpose(1, 2))
-        for norm, linear in (
-            (attention.query_norm, attention.query),
-            (attention.key_norm, attention.key),
-        )
+        rms_normalise(linear(x).view(2, 300, 4, 6).transpose(1, 2))
+        for linear in (attention.query, attention.key)
     )
     scores = q @ k.mT / 8**0.5 - alibi_slopes(4)[:, None, None] * (index[:, None] - index)
     weights = scores.masked_fill(index > index[:, None], -torch.inf).softmax(-1)
