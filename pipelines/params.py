@@ -148,6 +148,15 @@ class ModelParams(_Section):
     use_alibi: bool
     use_dynamic_conv1x1: bool
     attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    rotor_form: Literal["plu", "lifting"]
+    exact: bool
+
+    @model_validator(mode="after")
+    def _check_exactness(self) -> "ModelParams":
+        if self.exact and self.rotor_form != "lifting":
+            msg = "exact: true needs rotor_form: lifting, as a PLU rotor solves a system"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _check_widths(self) -> "ModelParams":
@@ -176,6 +185,7 @@ class TrainParams(_Section):
     max_gradient_norm: PositiveFloat
     max_loss_rise_nats: PositiveFloat
     precision: Literal["auto", "fp32", "bf16"]
+    memory: Literal["plain", "checkpoint", "reversible"]
     log_every_steps: PositiveInt
     evaluate_every_steps: PositiveInt
     max_validation_sequences: PositiveInt

@@ -87,7 +87,9 @@ def train_rank(
     plan = BatchPlan(order, recipe.batch_size, world_size, recipe.gradient_accumulation_steps)
     # All ranks start from the same weights; dropout differs (see Schedule).
     torch.manual_seed(recipe.seed)
-    model = EnigmaForCausalLM(model_config(config.model, config.shards))
+    architecture = model_config(config.model, config.shards)
+    architecture.memory = recipe.memory
+    model = EnigmaForCausalLM(architecture)
     args = trainer_arguments(recipe, run.checkpoints, steps=config.steps, world_size=world_size)
     checkpoint = _resume_point(run, args)
     schedule = Schedule(
