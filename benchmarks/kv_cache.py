@@ -10,7 +10,7 @@ same size without embeddings.
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks.record import best_times_s, row, write
+from benchmarks.record import median_times_s, row, write
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.modeling_enigma import EnigmaForCausalLM
 
@@ -60,7 +60,7 @@ def main() -> None:
     fast, slow = generate(model, use_cache=True), generate(model, use_cache=False)
     if not torch.equal(fast, slow):
         raise ValueError("generation with the cache gives other tokens than without it")
-    cached, uncached, gpt2 = best_times_s(
+    cached, uncached, gpt2 = median_times_s(
         [
             lambda: generate(model, use_cache=True),
             lambda: generate(model, use_cache=False),

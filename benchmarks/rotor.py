@@ -8,7 +8,7 @@
 import torch
 from torch import nn
 
-from benchmarks.record import best_times_s, row, write
+from benchmarks.record import median_times_s, row, write
 from enigma.invertible_conv1x1 import DynamicInvertibleConv1x1Stack
 
 WIDTH, TEXTS, LENGTH, LAYERS, POSITIONS = 512, 16, 256, 4, 16
@@ -48,13 +48,13 @@ def main() -> None:
             few = x_BLD[:1, :40]
             torch.testing.assert_close(stack(few), naive(stack, few), rtol=0, atol=1e-4)
     layers = [linear, *stacks.values()]
-    training = best_times_s(
+    training = median_times_s(
         [lambda layer=layer: layer(x_BLD).backward(grad_BLD) for layer in layers], REPEATS
     )
     for layer in layers:
         layer.eval()
     with torch.inference_mode():
-        evaluation = best_times_s([lambda layer=layer: layer(x_BLD) for layer in layers], REPEATS)
+        evaluation = median_times_s([lambda layer=layer: layer(x_BLD) for layer in layers], REPEATS)
     rows = []
     for what, times, target in (
         ("forward and backward", training, TARGET_TRAINING),
