@@ -25,7 +25,7 @@ from pipelines.workspace import Workspace
 from tests.support import REPOSITORY, TINY_RUN, change_params, kill_tree, make_tiny_shards
 
 KILLS, SEED = 20, 0
-LONGEST_LIFE_S = 50.0
+LONGEST_LIFE_S = 40.0
 SETTINGS = {
     **TINY_RUN,
     "train.ranks": 2,
