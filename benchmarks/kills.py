@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.kills            # 20 kills, about fifteen minutes
 
 A clone of the repository trains a tiny model on 2 gloo ranks twice: once undisturbed, once
-with SIGKILL for every process of the tree (dvc, launcher, torchrun, ranks) at random moments,
-while it starts, trains, evaluates or saves. Each time `dvc repro` is simply run again. The
+with SIGKILL for every process of the tree (dvc, launcher, torchrun, ranks) at random moments:
+in turn at any time after the start, and at any time after the first new record of the ranks,
+while they train, evaluate or save. Each time `dvc repro` is simply run again. The
 published weights must be equal bit for bit.
 """
 
@@ -18,19 +19,27 @@ from pathlib import Path
 
 from benchmarks.record import row, write
 from pipelines.artifacts import sha256_file
+from pipelines.checkpoints import steps_on_disk
 from pipelines.run_directory import RunDirectory
 from pipelines.run_status import newest_run
 from pipelines.stage import QUIET_ENVIRONMENT
 from pipelines.workspace import Workspace
-from tests.support import REPOSITORY, TINY_RUN, change_params, kill_tree, make_tiny_shards
+from tests.support import (
+    REPOSITORY,
+    TINY_RUN,
+    change_params,
+    kill_tree,
+    make_tiny_shards,
+    wait_for,
+)
 
 KILLS, SEED = 20, 0
-LONGEST_LIFE_S = 40.0
+LONGEST_LIFE_S, LONGEST_TRAINING_S = 40.0, 8.0
 SETTINGS = {
     **TINY_RUN,
     "train.ranks": 2,
     "train.epochs": 100_000,
-    "train.max_steps": 6000,
+    "train.max_steps": 3000,
     "train.evaluate_every_steps": 50,
     "train.log_every_steps": 25,
     "train.early_stopping_patience": 1000,
@@ -99,17 +108,29 @@ def train(runs: Path, kills: int) -> str:
             )
         if number == kills:
             break
-        life_s = generator.uniform(0.0, LONGEST_LIFE_S)
-        deadline = time.monotonic() + life_s
+        began_s, before = time.monotonic(), records(runs)
+        if number % 2:
+            wait_for(lambda before=before: records(runs) > before, process)
+            deadline = time.monotonic() + generator.uniform(0.0, LONGEST_TRAINING_S)
+        else:
+            deadline = began_s + generator.uniform(0.0, LONGEST_LIFE_S)
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise ValueError(f"the run ended before kill {number + 1}: make it longer")
             time.sleep(0.01)
         kill_tree(process)
+        life_s = time.monotonic() - began_s
         print(f"kill {number + 1:2} after {life_s:5.1f} s: {describe(runs)}", flush=True)
     if process.wait() != 0:
         raise ValueError(Path(f"{runs}.log").read_text(encoding="utf-8")[-3000:])
     return sha256_file(Workspace("sanguo").language_model / "model.safetensors")
+
+
+def records(runs: Path) -> int:
+    """The last step that is recorded; 0 before the first."""
+    found = list(runs.glob("*/run.json"))
+    recorded = RunDirectory(newest_run(runs)).read_metrics() if found else []
+    return int(recorded[-1]["step"]) if recorded else 0
 
 
 def describe(runs: Path) -> str:
@@ -117,12 +138,9 @@ def describe(runs: Path) -> str:
     if not list(runs.glob("*/run.json")):
         return "nothing had begun"
     run = RunDirectory(newest_run(runs))
-    records = run.read_metrics()
-    found = sorted(p.name for p in run.checkpoints.glob("checkpoint-*")) if records else []
-    newest = max((int(name.split("-")[1]) for name in found), default=0)
-    building = " while saving" if list(run.checkpoints.glob(".building/*")) else ""
-    where = f"logged step {int(records[-1]['step'])}" if records else "no step yet"
-    return f"{where}, newest checkpoint {newest}{building}"
+    newest = max(steps_on_disk(run.checkpoints), default=0)
+    building = ", while saving" if list(run.checkpoints.glob(".building/*")) else ""
+    return f"last record of step {records(runs)}, newest checkpoint {newest}{building}"
 
 
 if __name__ == "__main__":
