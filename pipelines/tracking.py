@@ -256,21 +256,23 @@ class RunLog:
 
         Args:
             status: "FINISHED", "FAILED" or "KILLED".
-            patience_s: How long to wait; by default `FINISH_PATIENCE_S`.
+            patience_s: Return after so long, even in the middle of a request.
         """
         self._stop.set()
-        deadline = time.monotonic() + (FINISH_PATIENCE_S if patience_s is None else patience_s)
-        # A store that neither answers nor refuses may hold the sender; it is a daemon.
-        self._sender.join(timeout=max(0.0, deadline - time.monotonic()))
-        while not self._sender.is_alive() and not self._send(status):
-            if time.monotonic() >= deadline:
-                break
-            time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
+        closer = threading.Thread(target=self._close, args=(status,), daemon=True)
+        closer.start()
+        closer.join(patience_s)
         if self.num_waiting:
             logger.warning(
                 "MLflow at %s stayed away: %d values and %d files of run %s were not sent",
                 shown_uri(tracking_uri()), len(self._metrics), len(self._files), self._run_name,
             )  # fmt: skip
+
+    def _close(self, status: str) -> None:
+        deadline = time.monotonic() + FINISH_PATIENCE_S
+        self._sender.join()
+        while not self._send(status) and time.monotonic() < deadline:
+            time.sleep(0.5)
 
     def _send_often(self) -> None:
         while not self._stop.wait(FLUSH_INTERVAL_S):

@@ -36,7 +36,7 @@ from pipelines.train_schedule import Schedule
 from pipelines.train_tracking import open_run_log, remember
 from pipelines.weight_average import WeightAverage
 
-STOP_PATIENCE_S = 3.0
+STOP_PATIENCE_S = 2.0
 
 
 def main() -> None:
