@@ -1,7 +1,9 @@
 """Training refuses what must not train, and a killed run ends where an unkilled one does."""
 
 import json
+import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +25,50 @@ def weights() -> str:
     return sha256_file(Workspace("sanguo").language_model / "model.safetensors")
 
 
+def newest_checkpoint(runs: Path) -> int:
+    """The step of the newest checkpoint of the only run; 0 without one."""
+    return max((s for run in runs.glob("*") for s in steps_on_disk(run / "checkpoints")), default=0)
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_killed_runs_end_with_the_weights_of_an_unkilled_one(
+def test_a_run_killed_three_times_ends_with_the_weights_of_an_unkilled_one(
     shards: Path, set_params: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    set_params(TINY)
+    set_params(
+        {
+            **TINY,
+            "train.max_steps": 80,
+            "train.epochs": 10,
+            "train.early_stopping_patience": 99,
+        }
+    )
     train_to_the_end()
     expected = weights()
     assert (Workspace("sanguo").report("train") / "figures" / "loss.png").stat().st_size > 1000
 
     monkeypatch.setenv("ENIGMA_RUNS_DIR", str(tmp_path / "runs"))
-    process = start_training()
-    wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/checkpoint-2/manifest.json")), process)
-    kill_tree(process)
+    for step in (2, 0, 20):
+        process = start_training()
+        if step:
+            wait_for(lambda step=step: newest_checkpoint(tmp_path / "runs") >= step, process)
+        else:
+            time.sleep(random.Random(0).uniform(0.0, 5.0))
+        kill_tree(process)
     # A checkpoint that a kill left half written: it must not be resumed from.
     (run,) = (tmp_path / "runs").iterdir()
-    half = run / "checkpoints" / "checkpoint-5"
+    half = run / "checkpoints" / "checkpoint-79"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     output = train_to_the_end()
-    assert "checkpoint-5 is incomplete; falling back" in output
+    assert "checkpoint-79 is incomplete; falling back" in output
     assert weights() == expected
     steps = [
         record["step"]
         for record in read_lines(run / "metrics.jsonl")
         if "train_loss_nats" in record
     ]
-    assert steps == list(range(1, 7)), "no step twice, none missing"
+    assert steps == list(range(1, 81)), "no step twice, none missing"
 
 
 @pytest.mark.slow
