@@ -7,9 +7,12 @@ weights of one layer just before it computes.
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from enigma.attention import AttentionLayer
 from enigma.model import EnigmaLM
 
 __all__ = ["shard"]
@@ -20,14 +23,24 @@ def shard(lm: EnigmaLM, mesh: DeviceMesh, precision: MixedPrecisionPolicy | None
 
     Build the optimiser afterwards: its state is then sharded like the parameters. The machine
     (its blocks are used twice in the tied return path), embedding and head stay gathered
-    together while the model computes; each attention layer is gathered by itself.
+    together while the model computes; the two branches of each attention layer are gathered by
+    themselves.
 
     Args:
         lm: the model, the same on every rank.
         mesh: 1-D, as of `torch.distributed.device_mesh.init_device_mesh`.
         precision: dtypes of computation and of gradient reduction; None keeps the parameters'.
+
+    Raises:
+        ValueError: for `memory="reversible"`, which computes gradients of parameters that are
+            sharded again by then; "checkpoint" is the mode that saves memory here.
     """
+    if lm.memory == "reversible":
+        raise ValueError("a sharded model needs memory='plain' or 'checkpoint', got 'reversible'")
     policy = MixedPrecisionPolicy() if precision is None else precision
-    for layer in lm.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    for module in lm.layers:
+        layer = cast("AttentionLayer", module)
+        # What is gathered must be what is called: a layer runs as a step over two streams.
+        fully_shard(layer.attention, mesh=mesh, mp_policy=policy)
+        fully_shard([layer.mlp_up, layer.mlp_down], mesh=mesh, mp_policy=policy)
     fully_shard(lm, mesh=mesh, mp_policy=policy)

@@ -18,7 +18,8 @@ def main() -> None:
     distributed.init_process_group("gloo")
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     torch.manual_seed(0)
-    lm = EnigmaLM(60, 16, 2, 2, 3, 2, 16, conv1x1_positions=4)
+    # In float64, as AdamW makes a whole step of a gradient that is rounding and nothing else.
+    lm = EnigmaLM(60, 16, 2, 2, 3, 2, 16, conv1x1_positions=4).double()
     with torch.no_grad():
         for parameter in lm.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -38,7 +39,7 @@ def main() -> None:
             optimiser.zero_grad()
         for (name, ours), theirs in zip(lm.named_parameters(), whole.parameters(), strict=True):
             difference = (ours.full_tensor() - theirs).abs().max().item()
-            assert difference < 1e-5, (step, name, difference)
+            assert difference < 1e-9, (step, name, difference)
     if rank == 0:
         print("sharded and whole agree")
     distributed.destroy_process_group()

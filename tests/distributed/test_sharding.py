@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from enigma.model import EnigmaLM
+from enigma.sharding import shard
 from tests.support import REPOSITORY
+
+
+def test_a_reversible_model_is_not_sharded() -> None:
+    lm = EnigmaLM(11, 16, 1, 1, 1, 2, conv1x1_positions=4, memory="reversible")
+    with pytest.raises(ValueError, match="'plain' or 'checkpoint', got 'reversible'"):
+        shard(lm, None)
 
 
 @pytest.mark.slow
