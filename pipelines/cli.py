@@ -220,7 +220,7 @@ def where() -> None:
         "MLflow": view,
         "Data report": _found(docs / "index.html"),
         "Data Docs": _found(docs / "data_docs" / "index.html"),
-        "Data analysis": _found(workspace.report("analyze") / "index.html"),
+        "Data analysis": _found(workspace.report("analyze") / "index.html", "enigma analyze"),
         **{
             f"Plots of {stage}": _found(workspace.report(stage) / "figures")
             for stage in ("train", "evaluate", "sample_flow")
@@ -232,8 +232,8 @@ def where() -> None:
     console.print(_versions(client))
 
 
-def _found(path: Path) -> str:
-    return str(path.resolve()) if path.exists() else f"{path} (not made yet: `dvc repro`)"
+def _found(path: Path, command: str = "dvc repro") -> str:
+    return str(path.resolve()) if path.exists() else f"{path} (not made yet: `{command}`)"
 
 
 def _versions(client: Any) -> Any:
