@@ -213,10 +213,9 @@ class AttentionLayer(nn.Module):
             attended: Tensor = self.attention(rms_normalise(x_BLD), places, cache, layer_index)
             return self._drop(attended)
 
-        network = [*self.mlp_up.parameters(), *self.mlp_down.parameters()]
         return CouplingStep(
-            (attend, self.attention.parameters()),
-            (self._transform, network),
+            (attend, (self.attention,)),
+            (self._transform, (self.mlp_up, self.mlp_down)),
             places=(0, 1),
             exact=self.exact,
         )

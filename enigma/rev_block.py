@@ -103,8 +103,8 @@ class RevBlock(Bijection):
             place: the stream's number.
         """
         return CouplingStep(
-            (partial(self.f.numbers, tokens=tokens), self.f.parameters()),
-            (partial(self.g.numbers, tokens=tokens), self.g.parameters()),
+            (partial(self.f.numbers, tokens=tokens), (self.f,)),
+            (partial(self.g.numbers, tokens=tokens), (self.g,)),
             places=(place,),
             widths=self.widths,
             exact=self.exact,

@@ -22,9 +22,8 @@ What makes the gradients right, and not only nearly so:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -61,11 +60,14 @@ class Step(ABC):
 
     Attributes:
         places: which of the streams it takes and gives.
-        parameters: what it learns, each once.
     """
 
     places: tuple[int, ...]
-    parameters: list[nn.Parameter]
+
+    @property
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
+        """What it learns, each once; only reversible training asks for it."""
 
     @abstractmethod
     def run(self, x: Streams, call: Call) -> Streams:
@@ -90,7 +92,7 @@ class CouplingStep(Step):
     """y1 = x1 + f(x2), y2 = x2 + g(y1): two streams, or the two halves of one.
 
     Args:
-        f: the first branch and the module that owns its parameters.
+        f: the first branch and the modules that own its parameters.
         g: the second branch, likewise.
         places: two streams, or one that is split.
         widths: of the halves of a single stream.
@@ -99,21 +101,31 @@ class CouplingStep(Step):
 
     def __init__(
         self,
-        f: tuple[Branch, Iterable[nn.Parameter]],
-        g: tuple[Branch, Iterable[nn.Parameter]],
+        f: tuple[Branch, Sequence[nn.Module]],
+        g: tuple[Branch, Sequence[nn.Module]],
         places: tuple[int, ...],
         *,
         widths: list[int] | None = None,
         exact: bool = False,
     ) -> None:
         self.places = places
-        self._f, f_parameters = f
-        self._g, g_parameters = g
-        self._f_parameters = _trainable(f_parameters)
-        self._g_parameters = _trainable(g_parameters)
-        self.parameters = [*self._f_parameters, *self._g_parameters]
+        self._f, self._f_modules = f
+        self._g, self._g_modules = g
         self._widths = widths
         self._add = exact_add if exact else _add
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the first branch, then those of the second."""
+        return [*self._f_parameters, *self._g_parameters]
+
+    @cached_property
+    def _f_parameters(self) -> list[nn.Parameter]:
+        return _trainable(self._f_modules)
+
+    @cached_property
+    def _g_parameters(self) -> list[nn.Parameter]:
+        return _trainable(self._g_modules)
 
     def run(self, x: Streams, call: Call) -> Streams:
         """Move the first, then the second; see the base class."""
@@ -166,9 +178,14 @@ class BijectionStep(Step):
         self, module: Bijection, tokens: Tokens, *, inverted: bool = False, place: int = 0
     ) -> None:
         self.places = (place,)
-        self.parameters = _trainable(module.parameters())
+        self._module = module
         ways = [partial(way, tokens=tokens) for way in (module.forward, module.inverse)]
         self._there, self._back = ways[::-1] if inverted else ways
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the bijection."""
+        return _trainable([self._module])
 
     def run(self, x: Streams, call: Call) -> Streams:
         """Map the stream; see the base class."""
@@ -212,17 +229,17 @@ def run_steps(
     streams = tuple(_view(stream) for stream in streams)
     # Under autocast a weight is cast anew at every use: the gradients of one that serves twice
     # are then summed in its own dtype and not in bfloat16, and in every mode alike.
-    with _autocast_without_cache(streams[0].device.type):
+    device_type = streams[0].device.type
+    with torch.autocast(device_type, **_autocast_settings(device_type)):
         for step in steps:
-            x = tuple(streams[place] for place in step.places)
+            x = _take(streams, step.places)
             if memory == "reversible":
                 y = _Backtrack.apply(step, tape, *x, *step.parameters)  # type: ignore[no-untyped-call]
             elif memory == "checkpoint":
                 y = checkpoint_function(partial(_run, step), *x)
             else:
                 y = _run(step, *x)
-            moved = dict(zip(step.places, y, strict=True))
-            streams = tuple(moved.get(place, old) for place, old in enumerate(streams))
+            streams = _put(streams, step.places, y)
     if memory == "reversible":
         total: Tensor = _End.apply(tape, *streams)  # type: ignore[no-untyped-call]
         return total
@@ -232,9 +249,8 @@ def run_steps(
 def undo_steps(steps: Sequence[Step], streams: Streams) -> Streams:
     """Return the streams that the steps map to `streams`."""
     for step in reversed(steps):
-        x = step.undo(tuple(streams[place] for place in step.places))
-        moved = dict(zip(step.places, x, strict=True))
-        streams = tuple(moved.get(place, old) for place, old in enumerate(streams))
+        x = step.undo(_take(streams, step.places))
+        streams = _put(streams, step.places, x)
     return streams
 
 
@@ -242,13 +258,6 @@ class _Tape:
     """The streams as they were after the step whose backward pass is due."""
 
     streams: Streams = ()
-
-    def take(self, places: tuple[int, ...]) -> Streams:
-        return tuple(self.streams[place] for place in places)
-
-    def replace(self, places: tuple[int, ...], values: Streams) -> None:
-        moved = dict(zip(places, values, strict=True))
-        self.streams = tuple(moved.get(place, old) for place, old in enumerate(self.streams))
 
 
 class _Replay:
@@ -292,9 +301,9 @@ class _Backtrack(torch.autograd.Function):
     def backward(ctx: Any, *grad_y: Tensor) -> tuple[Any, ...]:
         step, tape = ctx.step, ctx.tape
         _ = ctx.saved_tensors
-        y = tape.take(step.places)
+        y = _take(tape.streams, step.places)
         x, gradients = step.backtrack(y, grad_y, ctx.replay.again)
-        tape.replace(step.places, x)
+        tape.streams = _put(tape.streams, step.places, x)
         return None, None, *gradients
 
 
@@ -350,8 +359,17 @@ def _total(streams: Streams) -> Tensor:
     return first
 
 
-def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return [parameter for parameter in parameters if parameter.requires_grad]
+def _trainable(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+
+def _take(streams: Streams, places: tuple[int, ...]) -> Streams:
+    return tuple(streams[place] for place in places)
+
+
+def _put(streams: Streams, places: tuple[int, ...], values: Streams) -> Streams:
+    moved = dict(zip(places, values, strict=True))
+    return tuple(moved.get(place, old) for place, old in enumerate(streams))
 
 
 def _autocast_settings(device_type: str) -> dict[str, Any]:
@@ -360,9 +378,3 @@ def _autocast_settings(device_type: str) -> dict[str, Any]:
         "dtype": torch.get_autocast_dtype(device_type),
         "cache_enabled": False,
     }
-
-
-@contextmanager
-def _autocast_without_cache(device_type: str) -> Iterator[None]:
-    with torch.autocast(device_type, **_autocast_settings(device_type)):
-        yield
