@@ -154,7 +154,7 @@ def refusals(texts: list[str], params: CleanParams) -> list[str]:
     Chinese is told by its characters: enough Han among what is not white space, and not
     so much kana as Japanese has.
     """
-    spaces, han, kana = (_count(texts, kind) for kind in (SPACE_KIND, HAN_KIND, KANA_KIND))
+    spaces, han, kana = _counts(texts, (SPACE_KIND, HAN_KIND, KANA_KIND))
     reasons = []
     for text, num_spaces, num_han, num_kana in zip(texts, spaces, han, kana, strict=True):
         visible = len(text) - num_spaces
@@ -180,13 +180,13 @@ def _kinds() -> npt.NDArray[np.uint8]:
     return kinds
 
 
-def _count(texts: list[str], kind: int) -> list[int]:
-    """How many characters of a kind each text has."""
+def _counts(texts: list[str], wanted: tuple[int, ...]) -> list[list[int]]:
+    """How many characters of each kind each text has."""
     points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4")
-    reached = np.append(0, np.cumsum(_kinds()[points] == kind))
+    kinds = _kinds()[points]
     ends = np.cumsum([0, *map(len, texts)])
-    counts: list[int] = np.diff(reached[ends]).tolist()
-    return counts
+    reached = (np.append(0, np.cumsum(kinds == kind)) for kind in wanted)
+    return [np.diff(so_far[ends]).tolist() for so_far in reached]
 
 
 def read_arrow(path: Path) -> Iterator[pa.RecordBatch]:
