@@ -10,7 +10,6 @@ Shape legend: D documents, I items (a token or a chunk), T tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.code_points import CHUNK, SPACE, code_point_table, is_provable
+from pipelines.compilation import have_numba
 from pipelines.text_arrays import text_array, utf8_views
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ class FastTokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._end = -1 if end is None else end
-        compiled = find_spec("numba") is not None if use_numba is None else use_numba
-        chunks = _CompiledChunks if compiled else _Chunks
+        chunks = _CompiledChunks if have_numba(use_numba) else _Chunks
         self._chunks = chunks(tokenizer) if is_provable(tokenizer) else None
 
     def encode(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> TokenStream:

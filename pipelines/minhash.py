@@ -7,13 +7,11 @@ without it NumPy gives the same numbers.
 Shape legend: D documents, H hash functions, S shingles of one document, P pairs.
 """
 
-from importlib.util import find_spec
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines.compilation import have_numba
 from pipelines.params import NearDuplicateParams
 from pipelines.text_arrays import utf8_views
 
@@ -44,7 +42,7 @@ def minhash_signatures(
     a_H = generator.integers(2**32, size=num_hashes, dtype=np.uint32) | np.uint32(1)
     b_H = generator.integers(2**32, size=num_hashes, dtype=np.uint32)
     signatures_DH = np.full((len(texts), num_hashes), np.iinfo(np.uint32).max, dtype=np.uint32)
-    if _compiled(use_numba):
+    if have_numba(use_numba):
         from pipelines import kernels
 
         data, offsets = utf8_views(texts)
@@ -79,7 +77,7 @@ def jaccard_of_pairs(
     Returns:
         (P,) float64 in [0, 1].
     """
-    if _compiled(use_numba):
+    if have_numba(use_numba):
         from pipelines import kernels
 
         data, offsets = utf8_views(texts)
@@ -131,7 +129,3 @@ def mix(values: Shingles) -> Shingles:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-def _compiled(use_numba: bool | None) -> Any:
-    return find_spec("numba") is not None if use_numba is None else use_numba

@@ -8,13 +8,13 @@ Shape legend: N sequences, M reference sequences, L length, W windows of a seque
 """
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.compilation import have_numba
 from pipelines.shards import TOKEN_DTYPE, Tokens, fixed_binary
 
 Hashes = npt.NDArray[np.uint64]
@@ -107,7 +107,7 @@ class Reference:
         Returns:
             (N,) int64.
         """
-        if find_spec("numba") is not None if use_numba is None else use_numba:
+        if have_numba(use_numba):
             from pipelines import window_kernels
 
             counts_N = np.empty(len(tokens_NL), np.int64)

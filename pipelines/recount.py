@@ -8,7 +8,6 @@ Shape legend: N sequences, L length, W windows of a sequence.
 """
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.artifacts import read_manifest
+from pipelines.compilation import have_numba
 from pipelines.evidence import read_shards
 from pipelines.normalisation import title_key
 from pipelines.shards import Tokens, fixed_binary
@@ -168,8 +168,7 @@ def windows_of(
         A function: (N, L) uint16 -> (N,) float64, the share of each sequence's windows that
         are among them.
     """
-    compiled = find_spec("numba") is not None if use_numba is None else use_numba
-    if compiled and window_tokens <= WORD_TOKENS:
+    if have_numba(use_numba) and window_tokens <= WORD_TOKENS:
         return _by_table(tokens_ML, window_tokens)
     known = _windows(tokens_ML, window_tokens)
 
