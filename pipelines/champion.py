@@ -13,7 +13,7 @@ from pipelines.artifacts import sha256_file
 from pipelines.errors import GateError, UserError
 from pipelines.language_model import load_language_model
 from pipelines.redaction import shown_uri
-from pipelines.registered_models import CHAMPION, LM
+from pipelines.registered_models import CHAMPION, LM, aliased
 from pipelines.tracking import connect, store_errors, tracking_uri
 
 
@@ -38,17 +38,13 @@ def champion_version() -> str:
     Raises:
         UserError: If there is none, or the store is away.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(connect().get_model_version_by_alias(LM, CHAMPION).version)
-    except MlflowException as error:
-        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-            raise
+    version = aliased(connect(), LM, CHAMPION)
+    if version is None:
         raise UserError(
             f"expected a champion of {LM} in {shown_uri(tracking_uri())}, found none",
             "run `enigma register` and `enigma promote`",
-        ) from None
+        )
+    return version
 
 
 def load_champion(version: str | None = None) -> Champion:

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-import subprocess
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+from pipelines.git_state import git_output
 
 IGNORED = ("__pycache__", ".pyc")
 
@@ -21,12 +22,12 @@ class GitFiles:
 
     def subject(self) -> str | None:
         """The first line of the commit's message; None if there is no such commit."""
-        said = _git("log", "-1", "--format=%h %s", "--end-of-options", self.commit)
+        said = git_output("log", "-1", "--format=%h %s", "--end-of-options", self.commit)
         return None if said is None else said.decode(errors="replace").strip().split(" ", 1)[-1]
 
     def md5(self, path: str) -> str | None:
         """The hash that `dvc.lock` would have for a file or directory; None without it."""
-        listing = _git("ls-tree", "-r", "-z", "--full-tree", self.commit, "--", path)
+        listing = git_output("ls-tree", "-r", "-z", "--full-tree", self.commit, "--", path)
         if not listing:
             return None
         names = [entry.split(b"\t", 1)[1].decode() for entry in listing.split(b"\0") if entry]
@@ -43,15 +44,8 @@ class GitFiles:
         return _md5(json.dumps(entries, sort_keys=True).encode()) + ".dir"
 
     def _blob_md5(self, name: str) -> str:
-        return _md5(_git("cat-file", "blob", f"{self.commit}:{name}") or b"")
+        return _md5(git_output("cat-file", "blob", f"{self.commit}:{name}") or b"")
 
 
 def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def _git(*arguments: str) -> bytes | None:
-    try:
-        return subprocess.run(["git", *arguments], capture_output=True, check=True).stdout
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None

@@ -21,21 +21,21 @@ class GitState:
     @classmethod
     def read(cls, directory: Path = Path()) -> "GitState":
         """Ask git about a directory; works without git and outside a repository."""
-        commit = _git(directory, "rev-parse", "HEAD")
-        changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
+        commit = git_output("rev-parse", "HEAD", directory=directory)
+        changes = git_output("status", "--porcelain", "--untracked-files=no", directory=directory)
         if commit is None or changes is None:
             return cls("unknown", "unknown")
-        return cls(commit, "true" if changes else "false")
+        return cls(commit.decode().strip(), "true" if changes.strip() else "false")
 
     def tags(self) -> dict[str, str]:
         """The same as tags of a run or a model version."""
         return {"git_commit": self.commit, "git_dirty": self.dirty}
 
 
-def _git(directory: Path, *arguments: str) -> str | None:
+def git_output(*arguments: str, directory: Path = Path()) -> bytes | None:
+    """What a git command prints; None without git, outside a repository, or if it fails."""
     command = ["git", "-C", str(directory), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return subprocess.run(command, capture_output=True, check=True).stdout
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()

@@ -8,8 +8,7 @@ from rich.tree import Tree
 
 from pipelines import ledger
 from pipelines.errors import GateError
-from pipelines.promote import aliased
-from pipelines.registered_models import CHAMPION
+from pipelines.registered_models import CHAMPION, aliased
 from pipelines.tracking import connect
 
 LINE_IN_A_FILE = 2000

@@ -30,8 +30,8 @@ from pipelines.errors import GateError, UserError
 from pipelines.gates import data_gates, recorded_gates
 from pipelines.git_files import GitFiles
 from pipelines.ledger_view import tree_console
-from pipelines.promote import Version, aliased, check, downloaded
-from pipelines.registered_models import FLOW, MODELS
+from pipelines.promote import Version, check, downloaded
+from pipelines.registered_models import FLOW, MODELS, aliased
 from pipelines.stage import progress
 from pipelines.tracking import connect
 from pipelines.version_content import LOCK_FILE
@@ -114,15 +114,13 @@ def _check_run(client: Any, run_id: str, version: Version, walk: Walk) -> None:
         run = client.get_run(run_id)
     except MlflowException as error:
         raise GateError(LINEAGE, f"run {run_id}: {error}", "restore the MLflow store") from None
-    expected = {"shards_root": facts.get("shards_root")}
-    for tag, value in expected.items():
-        came = run.data.tags.get(tag)
-        if came != value:
-            raise GateError(
-                LINEAGE, f"run {run_id}: expected {tag} {value}, came {came}",
-                "the run of the training is gone from this store: register again after "
-                "`dvc repro --force`",
-            )  # fmt: skip
+    expected, came = facts.get("shards_root"), run.data.tags.get("shards_root")
+    if came != expected:
+        raise GateError(
+            LINEAGE, f"run {run_id}: expected shards_root {expected}, came {came}",
+            "the run of the training is gone from this store: register again after "
+            "`dvc repro --force`",
+        )  # fmt: skip
     walk.step(f"run {run_id[:SHORT]} {run.info.run_name}, {run.info.status}")
 
 
@@ -162,16 +160,16 @@ def _check_stages(
     shown = progress(stages, total=len(stages), unit="stage", label="lineage")
     for stage in shown:
         own = _check_code(stage, made, code, walk)
+        hashed = {out: hash_output(out, cache) for out in stage.outs}
         sizes = []
-        for out in stage.outs:
-            files = hash_output(out, cache)
+        for out, files in hashed.items():
             if out in checked_out:
                 check_working_copy(out, files)
             _check_proof(version, profile, out, files)
             sizes.append(f"{out.path} ({len(files)} files, {_mb(files)})")
         walk.leaf(f"{stage.name}: {own} as committed; {', '.join(sizes)}")
         if stage.name == "ingest":
-            _show_parquet(stage, cache, walk)
+            _show_parquet(hashed, walk)
 
 
 def _upstream(
@@ -240,9 +238,8 @@ def _check_proof(version: Version, profile: str, out: Output, files: Mapping[str
             )  # fmt: skip
 
 
-def _show_parquet(stage: Stage, cache: Path, walk: Walk) -> None:
-    for out in stage.outs:
-        files = hash_output(out, cache)
+def _show_parquet(hashed: Mapping[Output, Mapping[str, Path]], walk: Walk) -> None:
+    for out, files in hashed.items():
         manifest = read_json(files[MANIFEST_NAME])
         branch = walk.tree.children[-1]
         for entry in manifest["files"]:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from pipelines import ledger
 from pipelines.errors import GateError, UserError
 from pipelines.gates import Gate, Proof, data_gates, flow_gates, lm_gates, recorded_gates
-from pipelines.registered_models import CANDIDATE, CHAMPION, FLOW
+from pipelines.registered_models import CANDIDATE, CHAMPION, FLOW, aliased
 from pipelines.succession import succession_gates
 from pipelines.tracking import connect, local_state
 
@@ -195,14 +195,6 @@ def downloaded(client: Any, name: str, number: str | None) -> Iterator[Version]:
         directory = Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary))
         tags = client.get_model_version(name, number).tags
         yield Version(name, number, directory, tags, Proof.read(directory, name))
-
-
-def aliased(client: Any, name: str, alias: str) -> str | None:
-    """The version an alias points at; None without the model or the alias."""
-    for model in client.search_registered_models(f"name = '{name}'"):
-        version = model.aliases.get(alias)
-        return None if version is None else str(version)
-    return None
 
 
 def _absolute_gates(client: Any, version: Version) -> Iterator[Gate]:

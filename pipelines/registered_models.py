@@ -23,3 +23,11 @@ def find_version(client: Any, name: str, tag: str, value: str) -> str | None:
 def find_lm(client: Any, weights_sha256: str) -> str | None:
     """The version of `enigma-lm` with these weights; None if there is none."""
     return find_version(client, LM, "weights_sha256", weights_sha256)
+
+
+def aliased(client: Any, name: str, alias: str) -> str | None:
+    """The version an alias points at; None without the model or the alias."""
+    for model in client.search_registered_models(f"name = '{name}'"):
+        version = model.aliases.get(alias)
+        return None if version is None else str(version)
+    return None
