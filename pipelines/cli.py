@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines import registered_models
+from pipelines.generation import Sampling
 from pipelines.stage import run_stage
 
 app = typer.Typer(
@@ -17,10 +19,10 @@ app = typer.Typer(
 
 
 class ModelName(StrEnum):
-    """The registered models, as `pipelines.registered_models.MODELS` orders them."""
+    """The registered models, the language model first: the flow is over it."""
 
-    LM = "enigma-lm"
-    FLOW = "enigma-flow"
+    LM = registered_models.LM
+    FLOW = registered_models.FLOW
 
 
 Model = Annotated[ModelName | None, typer.Option(help="Only this model; by default both.")]
@@ -85,16 +87,15 @@ Seed = Annotated[int, typer.Option(min=0)]
 @app.command()
 def generate(  # noqa: PLR0917 - options go by name
     prompt: str,
-    max_new_tokens: MaxNewTokens = 64,
-    temperature: Temperature = 0.8,
-    top_k: TopK = 50,
-    top_p: TopP = 0.9,
-    repetition_penalty: Penalty = 1.0,
-    seed: Seed = 0,
+    max_new_tokens: MaxNewTokens = Sampling.max_new_tokens,
+    temperature: Temperature = Sampling.temperature,
+    top_k: TopK = Sampling.top_k,
+    top_p: TopP = Sampling.top_p,
+    repetition_penalty: Penalty = Sampling.repetition_penalty,
+    seed: Seed = Sampling.seed,
 ) -> None:
     """Let the champion go on with PROMPT."""
     from pipelines.generate import generate as generate_text
-    from pipelines.generation import Sampling
 
     generate_text(
         prompt, Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
@@ -139,17 +140,16 @@ def join(run: Annotated[Path, typer.Argument(help="As the first node names it.")
 @app.command()
 def chat(  # noqa: PLR0917 - options go by name
     max_new_tokens: MaxNewTokens = 32,
-    temperature: Temperature = 0.8,
-    top_k: TopK = 50,
-    top_p: TopP = 0.9,
-    repetition_penalty: Penalty = 1.0,
-    seed: Seed = 0,
+    temperature: Temperature = Sampling.temperature,
+    top_k: TopK = Sampling.top_k,
+    top_p: TopP = Sampling.top_p,
+    repetition_penalty: Penalty = Sampling.repetition_penalty,
+    seed: Seed = Sampling.seed,
 ) -> None:
     """Write a text in turns with the champion; a blank line ends it."""
     import sys
 
     from pipelines.generate import chat as take_turns
-    from pipelines.generation import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
     take_turns(sampling, sys.stdin, sys.stdout)

@@ -37,12 +37,14 @@ class GenerateRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
-    max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
-    temperature: Annotated[float, Field(ge=0.0, le=10.0, strict=False)] = 0.8
-    top_k: Annotated[int, Field(ge=0)] = 50
-    top_p: Annotated[float, Field(gt=0.0, le=1.0, strict=False)] = 0.9
-    repetition_penalty: Annotated[float, Field(ge=1.0, le=10.0, strict=False)] = 1.0
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = Sampling.max_new_tokens
+    temperature: Annotated[float, Field(ge=0.0, le=10.0, strict=False)] = Sampling.temperature
+    top_k: Annotated[int, Field(ge=0)] = Sampling.top_k
+    top_p: Annotated[float, Field(gt=0.0, le=1.0, strict=False)] = Sampling.top_p
+    repetition_penalty: Annotated[float, Field(ge=1.0, le=10.0, strict=False)] = (
+        Sampling.repetition_penalty
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Sampling.seed
 
 
 class GenerateReply(BaseModel):

@@ -6,6 +6,9 @@ from pipelines.errors import UserError
 from pipelines.run_directory import RunConfig, RunDirectory
 from pipelines.tracking import RunLog, tracking_uri
 
+# How MLflow calls the ends of a run.
+ENDINGS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
 
 def open_run_log(run: RunDirectory, config: RunConfig) -> RunLog:
     """Start the MLflow run of a training run, or go on with it.
@@ -84,9 +87,7 @@ def resend(path: Path) -> str:
     outcome = run.read_outcome()
     if outcome is None and run.launcher_is_alive():
         raise UserError(f"{path} is running, and sends what waits by itself", "wait until it ends")
-    status = {"finished": "FINISHED", "failed": "FAILED"}.get(
-        outcome.status if outcome else "stopped", "KILLED"
-    )
+    status = ENDINGS[outcome.status if outcome else "stopped"]
     run_log = open_run_log(run, config)
     complete(run, run_log, status, plots=[])
     if run.mlflow_run_id is None or run_log.num_waiting:

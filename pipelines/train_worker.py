@@ -33,7 +33,7 @@ from pipelines.train_failures import TrainingFailure
 from pipelines.train_history import patience_is_over
 from pipelines.train_progress import Progress
 from pipelines.train_schedule import Schedule
-from pipelines.train_tracking import open_run_log, remember
+from pipelines.train_tracking import ENDINGS, open_run_log, remember
 from pipelines.weight_average import WeightAverage
 
 STOP_PATIENCE_S = 2.0
@@ -53,10 +53,9 @@ def main() -> None:
         outcome = Outcome("failed", _last_step(run), error.problem, error.fix)
     if run_log is not None:
         run.write_outcome(outcome)
-        ending = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
         # Who asks for a stop waits for it, and the next attempt sends what is missing.
         patience_s = STOP_PATIENCE_S if outcome.status == "stopped" else None
-        run_log.finish(ending[outcome.status], patience_s)
+        run_log.finish(ENDINGS[outcome.status], patience_s)
         remember(run, run_log)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
