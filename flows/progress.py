@@ -13,6 +13,16 @@ STEPS = re.compile(r"\bstep (\d+)/(\d+)")
 BAR = re.compile(r"(\d+)%\|")
 
 
+def artifact_key(words: str) -> str:
+    """A key as Prefect wants it: lower-case letters, digits and single dashes.
+
+    Example:
+        >>> artifact_key("progress-train_flow-wiki-zh")
+        'progress-train-flow-wiki-zh'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
 def percent_of(line: str) -> float | None:
     """How much is done, in percent; None if the line does not say.
 
@@ -36,7 +46,7 @@ class StageProgress:
     """
 
     def __init__(self, stage: str, profile: str) -> None:
-        self._key = re.sub(r"[^a-z0-9]+", "-", f"progress-{stage}-{profile}".lower())
+        self._key = artifact_key(f"progress-{stage}-{profile}")
         self._about = f"{stage} of {profile}"
         self._artifact: UUID | None = None
         self._shown_s = 0.0

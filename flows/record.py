@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows.checkout import Checkout
+from flows.progress import artifact_key
 
 # `flows.serve` says where its MLflow UI is.
 MLFLOW_URL = "ENIGMA_MLFLOW_URL"
@@ -45,7 +46,7 @@ def keep_record(target: str, profile: str, stages: Sequence[str], checkout: Chec
     """
     experiment = save_experiment(target, profile, stages, checkout)
     metrics = metrics_of(json.loads(checkout.run("dvc", "metrics", "show", "--json")), stages)
-    key = re.sub(r"[^a-z0-9]+", "-", f"{target}-{profile}".lower()).strip("-")
+    key = artifact_key(f"{target}-{profile}")
     about = f"{target}/{profile}: {experiment.name}"
     create_markdown_artifact(page(profile, checkout, experiment), key=key, description=about)
     table = [{"metric": name, "value": _shown(value)} for name, value in metrics.items()]

@@ -6,6 +6,7 @@ at the stage that died.
 """
 
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -40,24 +41,23 @@ def run_until(target: str, settings: Settings, promotion: Promotion | None = Non
     Returns:
         The final state of the flow run; for a failure with a reason that can be read.
     """
-    logger = get_run_logger()
-    try:
-        with open_checkout(Path.cwd(), settings, logger.info) as checkout:
-            stages = stages_until(target, checkout)
-            logger.info("%s, profile %s: %s", target, settings.profile, " -> ".join(stages))
-            for stage in stages:
-                state = run_stage.with_options(name=stage)(
-                    stage, settings.profile, checkout, return_state=True
-                )
-                if not state.is_completed():
-                    return Failed(message=state.message)
-            experiment = keep_record(target, settings.profile, stages, checkout)
-            if promotion is not None:
-                return promote_models(settings.profile, promotion, checkout)
-    except UserError as error:
-        logger.error("%s", error)  # noqa: TRY400
-        return Failed(message=str(error))
-    return Completed(message=f"experiment {experiment.name} ({experiment.commit[:7]})")
+
+    def work(checkout: Checkout) -> State[Any]:
+        stages = stages_until(target, checkout)
+        way = " -> ".join(stages)
+        get_run_logger().info("%s, profile %s: %s", target, settings.profile, way)
+        for stage in stages:
+            state = run_stage.with_options(name=stage)(
+                stage, settings.profile, checkout, return_state=True
+            )
+            if not state.is_completed():
+                return Failed(message=state.message)
+        experiment = keep_record(target, settings.profile, stages, checkout)
+        if promotion is not None:
+            return promote_models(settings.profile, promotion, checkout)
+        return Completed(message=f"experiment {experiment.name} ({experiment.commit[:7]})")
+
+    return _in_checkout(settings, work)
 
 
 def promote_outputs(settings: Settings, promotion: Promotion) -> State[Any]:
@@ -70,10 +70,17 @@ def promote_outputs(settings: Settings, promotion: Promotion) -> State[Any]:
     Returns:
         The final state of the flow run.
     """
+    return _in_checkout(
+        settings, lambda checkout: promote_models(settings.profile, promotion, checkout)
+    )
+
+
+def _in_checkout(settings: Settings, work: Callable[[Checkout], State[Any]]) -> State[Any]:
+    """Work in the profile's checkout; a user's mistake fails the run with its reason."""
     logger = get_run_logger()
     try:
         with open_checkout(Path.cwd(), settings, logger.info) as checkout:
-            return promote_models(settings.profile, promotion, checkout)
+            return work(checkout)
     except UserError as error:
         logger.error("%s", error)  # noqa: TRY400
         return Failed(message=str(error))
