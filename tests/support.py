@@ -1,5 +1,6 @@
 """What tests of several rooms call by name (fixtures are in conftest.py)."""
 
+import socket
 import subprocess
 import sys
 import time
@@ -119,3 +120,11 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     for member in [*tree.children(recursive=True), tree]:
         member.kill()
     process.communicate()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

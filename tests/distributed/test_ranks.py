@@ -1,7 +1,6 @@
 """Gloo ranks under the real torchrun: they agree, and outlive the loss of one."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from pipelines.workspace import Workspace
 from tests.support import TINY_RUN as TINY
-from tests.support import kill_tree, start_training, train_to_the_end, wait_for
+from tests.support import free_port, kill_tree, start_training, train_to_the_end, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -70,11 +69,8 @@ def test_two_agents_train_together_as_two_nodes(
     shards: Path, set_params: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_params({**TINY, "train.ranks": 2})
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     monkeypatch.setenv("ENIGMA_NODES", "2")
-    monkeypatch.setenv("ENIGMA_RENDEZVOUS", f"127.0.0.1:{port}")
+    monkeypatch.setenv("ENIGMA_RENDEZVOUS", f"127.0.0.1:{free_port()}")
     first = start_training()
     wait_for(lambda: list(Path("runs").glob("*/run.json")), first)
     (run,) = Path("runs").iterdir()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,14 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient
 
 from flows.serve import HOST
 from pipelines.stage import QUIET_ENVIRONMENT
-from tests.support import REPOSITORY
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+from tests.support import REPOSITORY, free_port
 
 
 class Server:

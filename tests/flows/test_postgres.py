@@ -15,8 +15,8 @@ import psycopg
 import pytest
 
 from flows.serve import HOST
-from tests.flows.conftest import Server, free_port
-from tests.support import change_params
+from tests.flows.conftest import Server
+from tests.support import change_params, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

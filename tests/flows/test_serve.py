@@ -10,13 +10,7 @@ import pytest
 
 from flows.serve import HOST, check_port
 from pipelines.errors import UserError
-from tests.support import REPOSITORY
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+from tests.support import REPOSITORY, free_port
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from pipelines.git_state import GitState
 from pipelines.run_directory import Outcome
 from pipelines.tracking import EXPERIMENT, RunLog, connect, tracking_uri
 from pipelines.train_tracking import open_run_log, resend
+from tests.support import free_port
 
 SETTINGS = {"train": {"epochs": 2, "max_steps": None}}
 
@@ -39,9 +39,7 @@ class Server:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
