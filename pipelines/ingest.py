@@ -1,60 +1,91 @@
 """Source to raw parquet: `python -m pipelines.ingest`.
 
-Writes `part-00000.parquet`, ... (`id`, `url`, `title`, `text`) and a manifest. DVC
+Writes `part-00000.parquet`, ... (`id`, `url`, `title`, `text`) and a manifest. A killed
+stage goes on behind its last whole file. DVC
 knows the name of a local source, not its bytes: after you have changed the files
 behind the same path, run `dvc repro --force ingest`.
 """
 
 import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.artifacts import publish_directory, sha256_file, write_manifest
+from pipelines.artifacts import (
+    publish_directory,
+    read_json,
+    sha256_file,
+    write_json,
+    write_manifest,
+)
 from pipelines.errors import UserError
 from pipelines.params import IngestParams, load_params
+from pipelines.shard_work import place, shard_work
 from pipelines.sources import SourceFile, source_files
 from pipelines.stage import progress, run_stage
+from pipelines.text_arrays import hash_keys
 from pipelines.text_sources import RAW_SCHEMA
 from pipelines.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
+Row = dict[str, Any]
 
-def ingest(params: IngestParams, output: Path) -> None:
+PART = "documents.parquet"
+ROWS_A_GROUP = 2048
+
+
+def ingest(params: IngestParams, output: Path, *, work: Path | None = None) -> None:
     """Copy a source into raw parquet files.
 
     Args:
         params: The section `ingest`.
         output: The directory to publish.
+        work: Where finished files are kept if the stage is killed; by default beside `output`.
 
     Raises:
         UserError: If the source cannot be read, is empty, or repeats an id.
     """
-    sources: list[dict[str, Any]] = []
     bad: list[BadFile] = []
-    with publish_directory(output) as building:
-        tables = _limit(_read(params, sources, bad), params.max_documents)
-        parts = _write_parts(tables, building, params.documents_per_file)
+    settings = params.model_dump(exclude={"documents_per_file"})
+    with (
+        shard_work(
+            work or output.with_name(f".{output.name}-work"),
+            stage=__file__,
+            fingerprint=settings,
+            shards=params.documents_per_file,
+            workers=1,
+            unit="documents a file",
+        ) as shards,
+        publish_directory(output) as building,
+    ):
+        parts, sources = _write_parts(params, shards.directory, bad)
         rows = sum(part["rows"] for part in parts)
         if rows == 0:
             raise UserError(
                 f"ingest.source: expected documents, {params.source!r} has no row",
                 "name a source that is not empty",
             )
-        _check_ids(building)
+        for part in parts:
+            place(_part_directory(shards.directory, part["number"]) / PART, building / part["path"])
+        _check_ids([building / part["path"] for part in parts])
         facts = {
             "source": params.source,
-            "sources": sources,
+            "sources": [{"name": file["name"], "sha256": file["sha256"]} for file in sources],
             "quarantined": [entry.facts() for entry in bad],
             "rows": rows,
             "characters": sum(part["characters"] for part in parts),
-            "parts": parts,
+            "parts": [
+                {name: part[name] for name in ("path", "rows", "characters")} for part in parts
+            ],
         }
         write_manifest(building, stage="ingest", facts=facts)
     for entry in bad:
@@ -82,27 +113,64 @@ class BadFile:
             self.file.path.rename(shelf / self.file.path.name)
 
 
-def _read(
-    params: IngestParams, seen: list[dict[str, Any]], bad: list[BadFile]
-) -> Iterator[pa.Table]:
-    """Yield the tables of a source; note which files they came from, and which were bad."""
-    for file in source_files(params.source):
-        digest = sha256_file(file.path)
-        if params.on_bad_file == "quarantine":
-            problem = _problem(file)
-            if problem:
-                log.warning("quarantined %s: %s", file.name, problem)
-                bad.append(BadFile(file, digest, problem))
-                _check_budget(params, bad)
-                continue
-        seen.append({"name": file.name, "sha256": digest})
-        yield from file.read(file.path)
+class _Documents:
+    """The documents of a source, taken some at a time, and from which files they came.
+
+    Args:
+        params: The section `ingest`.
+        done: What was taken of the files before this run, in order.
+        bad: Where files that cannot be read are noted.
+    """
+
+    def __init__(self, params: IngestParams, done: list[Row], bad: list[BadFile]) -> None:
+        self.files: list[Row] = []
+        self._tables = self._read(params, {file["name"]: file for file in done}, bad)
+        self._waiting: list[tuple[Row, pa.Table]] = []
+
+    def take(self, rows: int) -> Iterator[pa.Table]:
+        """Yield so many rows, or all that are left, as tables of `ROWS_A_GROUP`."""
+        while rows and not self.is_empty():
+            pieces: list[pa.Table] = []
+            wanted = min(rows, ROWS_A_GROUP)
+            while wanted and not self.is_empty():
+                file, table = self._waiting.pop()
+                pieces.append(table.slice(0, wanted))
+                file["rows"] += pieces[-1].num_rows
+                wanted -= pieces[-1].num_rows
+                rows -= pieces[-1].num_rows
+                if pieces[-1].num_rows < table.num_rows:
+                    self._waiting.append((file, table.slice(pieces[-1].num_rows)))
+            yield pa.concat_tables(pieces)
+
+    def is_empty(self) -> bool:
+        """Whether nothing is left; reads on to know."""
+        if not self._waiting:
+            self._waiting = list(islice(self._tables, 1))
+        return not self._waiting
+
+    def _read(
+        self, params: IngestParams, done: dict[str, Row], bad: list[BadFile]
+    ) -> Iterator[tuple[Row, pa.Table]]:
+        for file in source_files(params.source):
+            before = done.get(file.name)
+            digest = sha256_file(file.path)
+            if before is None and params.on_bad_file == "quarantine":
+                problem = _problem(file)
+                if problem:
+                    log.warning("quarantined %s: %s", file.name, problem)
+                    bad.append(BadFile(file, digest, problem))
+                    _check_budget(params, bad)
+                    continue
+            rows = 0 if before is None else before["rows"]
+            self.files.append({"name": file.name, "sha256": digest, "rows": rows})
+            for table in file.read(file.path, rows):
+                yield self.files[-1], table
 
 
 def _problem(file: SourceFile) -> str:
     """What is wrong with a file; it is read once for that, as no part of a bad one is taken."""
     try:
-        for _ in file.read(file.path):
+        for _ in file.read(file.path, 0):
             pass
     except UserError as error:
         # Without the place on this machine: the manifest goes elsewhere.
@@ -120,48 +188,81 @@ def _check_budget(params: IngestParams, bad: list[BadFile]) -> None:
         )
 
 
-def _limit(tables: Iterator[pa.Table], max_documents: int | None) -> Iterator[pa.Table]:
-    remaining = max_documents
-    for table in tables:
-        if remaining is None:
-            yield table
-            continue
-        yield table.slice(0, remaining)
-        remaining -= min(remaining, table.num_rows)
-        if remaining == 0:
-            return
-
-
 def _write_parts(
-    tables: Iterator[pa.Table], directory: Path, documents_per_file: int
-) -> list[dict[str, Any]]:
-    """Write files of `documents_per_file` rows; the last one may be shorter."""
-    parts: list[dict[str, Any]] = []
-    waiting: list[pa.Table] = []
-    num_waiting = 0
+    params: IngestParams, work: Path, bad: list[BadFile]
+) -> tuple[list[Row], list[Row]]:
+    """Write files of `documents_per_file` rows, after those that an earlier run finished.
 
-    def write(table: pa.Table) -> None:
-        name = f"part-{len(parts):05d}.parquet"
-        pq.write_table(table, directory / name, compression="zstd")
-        characters = pc.sum(pc.utf8_length(table["text"])).as_py()
-        parts.append({"path": name, "rows": table.num_rows, "characters": characters})
+    Returns:
+        The facts of each, and what was taken of the files of the source.
+    """
+    parts: list[Row] = []
+    while (facts := _part_directory(work, len(parts)) / "facts.json").is_file():
+        parts.append(read_json(facts))
+    if parts and not _is_unchanged(params, parts[-1]["files"]):
+        log.warning("the source has changed since the unfinished run: begun afresh")
+        for part in parts:
+            shutil.rmtree(_part_directory(work, part["number"]))
+        parts = []
+    documents = _Documents(params, parts[-1]["files"] if parts else [], bad)
+    remaining = params.max_documents
+    if remaining is not None:
+        remaining -= sum(part["rows"] for part in parts)
+    for _ in progress(count(), total=None, unit="file", label="ingest"):
+        size = params.documents_per_file
+        if remaining is not None:
+            size = min(size, remaining)
+        if size == 0 or documents.is_empty():
+            break
+        parts.append(_write_part(documents, size, work, len(parts)))
+        if remaining is not None:
+            remaining -= parts[-1]["rows"]
+    return parts, documents.files
 
-    for table in progress(tables, total=None, unit="batch", label="ingest"):
-        waiting.append(table)
-        num_waiting += table.num_rows
-        while num_waiting >= documents_per_file:
-            whole = pa.concat_tables(waiting)
-            write(whole.slice(0, documents_per_file))
-            waiting = [whole.slice(documents_per_file)]
-            num_waiting -= documents_per_file
-    if num_waiting:
-        write(pa.concat_tables(waiting))
-    return parts
+
+def _is_unchanged(params: IngestParams, done: list[Row]) -> bool:
+    """Whether the files that an unfinished run has read still have their bytes."""
+    digests = {file["name"]: file["sha256"] for file in done}
+    here = {}
+    for file in source_files(params.source):
+        if file.name in digests:
+            here[file.name] = sha256_file(file.path)
+        if len(here) == len(digests):
+            break
+    return here == digests
 
 
-def _check_ids(directory: Path) -> None:
-    ids = pq.read_table(directory, columns=["id"], schema=RAW_SCHEMA)["id"]
-    counts = pc.value_counts(ids)
+def _write_part(documents: _Documents, size: int, work: Path, number: int) -> Row:
+    rows = characters = 0
+    with publish_directory(_part_directory(work, number)) as building:
+        with pq.ParquetWriter(building / PART, RAW_SCHEMA, compression="zstd") as writer:
+            for table in documents.take(size):
+                writer.write_table(table)
+                rows += table.num_rows
+                characters += pc.sum(pc.utf8_length(table["text"])).as_py()
+        facts = {
+            "number": number,
+            "path": f"part-{number:05d}.parquet",
+            "rows": rows,
+            "characters": characters,
+            "files": documents.files,
+        }
+        write_json(building / "facts.json", facts)
+    return facts
+
+
+def _part_directory(work: Path, number: int) -> Path:
+    return work / f"part-{number:05d}"
+
+
+def _check_ids(paths: list[Path]) -> None:
+    """Refuse an id that occurs twice; of all ids only hashes are held."""
+    keys = np.sort(np.concatenate([hash_keys(_ids(path)) for path in paths]))
+    twice = keys[1:][keys[1:] == keys[:-1]]
+    if not len(twice):
+        return
+    ids = [ids.filter(pa.array(np.isin(hash_keys(ids), twice))) for ids in map(_ids, paths)]
+    counts = pc.value_counts(pa.concat_arrays(ids))
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         example = repeated[0].as_py()
@@ -172,10 +273,15 @@ def _check_ids(directory: Path) -> None:
         )
 
 
+def _ids(path: Path) -> pa.Array:
+    return pa.concat_arrays(pq.read_table(path, columns=["id"])["id"].chunks)
+
+
 def main() -> None:
     """Run the stage for the profile in use."""
     params = load_params()
-    ingest(params.profile.ingest, Workspace(params.name).raw)
+    workspace = Workspace(params.name)
+    ingest(params.profile.ingest, workspace.raw, work=workspace.runs / f"{params.name}-ingest")
 
 
 if __name__ == "__main__":

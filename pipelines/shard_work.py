@@ -11,6 +11,7 @@ number of worker processes.
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 from pipelines.artifacts import publish_directory, read_json, write_json
 from pipelines.errors import UserError
 from pipelines.stage import progress
+from pipelines.stage_code import stage_code
 
 T = TypeVar("T")
 
@@ -77,6 +79,14 @@ class ShardWork:
                 yield
 
 
+def place(source: Path, target: Path) -> None:
+    """Put a shard's file into an output as well, without a copy where the disk allows it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _make_shard(function: Callable[[T, Path], None], item: T, shard: Path) -> None:
     with publish_directory(shard) as building:
         function(item, building)
@@ -84,15 +94,23 @@ def _make_shard(function: Callable[[T, Path], None], item: T, shard: Path) -> No
 
 @contextmanager
 def shard_work(
-    directory: Path, *, fingerprint: Mapping[str, Any], shards: int, workers: int
+    directory: Path,
+    *,
+    stage: str,
+    fingerprint: Mapping[str, Any],
+    shards: int,
+    workers: int,
+    unit: str = "shards",
 ) -> Iterator[ShardWork]:
     """Begin or resume the shards of a stage; they are deleted once the stage is done.
 
     Args:
         directory: Where they are kept meanwhile.
-        fingerprint: All that decides their bytes, as JSON.
+        stage: File of the stage; its code is part of what decides their bytes.
+        fingerprint: What else decides their bytes, as JSON.
         shards: How many there are.
         workers: Processes that make them; the bytes do not depend on it.
+        unit: What `shards` counts, where that is not shards.
 
     Yields:
         The work. On an exception the finished shards stay for the next run.
@@ -100,19 +118,25 @@ def shard_work(
     Raises:
         UserError: If an unfinished run has another number of shards.
     """
-    text = json.dumps(fingerprint, sort_keys=True, ensure_ascii=False)
+    facts = {**fingerprint, "code": stage_code(Path(stage))}
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
     plan = {"shards": shards, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
     path = directory / "plan.json"
     if path.is_file():
         before = read_json(path)
         if before["shards"] != shards:
             raise UserError(
-                f"{directory} is an unfinished run of {before['shards']} shards; "
+                f"{directory} is an unfinished run of {before['shards']} {unit}; "
                 f"this one has {shards}",
                 f"finish it with the settings it was begun with, or give it up: rm -r {directory}",
             )
         if before != plan:
             shutil.rmtree(directory)
     write_json(path, plan)
-    yield ShardWork(directory, workers)
+    try:
+        yield ShardWork(directory, workers)
+    except BaseException:
+        if not any(path.is_dir() for path in directory.iterdir()):
+            shutil.rmtree(directory)
+        raise
     shutil.rmtree(directory)

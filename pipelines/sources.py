@@ -21,7 +21,8 @@ from pipelines.hub import hub_access
 from pipelines.packaged_data import packaged_file
 from pipelines.text_sources import RAW_SCHEMA, read_json_lines, read_wikipedia_dump
 
-BATCH_ROWS = 4096
+BATCH_ROWS = 1024
+Reader = Callable[[Path, int], Iterator[pa.Table]]
 HUB_SOURCE = re.compile(r"hf:([\w.-]+)/([\w.-]+)/([\w.-]+)")
 
 
@@ -32,13 +33,14 @@ class SourceFile:
     Args:
         name: How the manifest names it; it carries no directory of this machine.
         path: Where it is.
-        read: Yields the file's documents as tables of `RAW_SCHEMA`.
+        read: Yields the file's documents as tables of `RAW_SCHEMA`, but for so many at its
+            start.
         is_ours: Whether it is a local file that may be moved into quarantine.
     """
 
     name: str
     path: Path
-    read: Callable[[Path], Iterator[pa.Table]]
+    read: Reader
     is_ours: bool = False
 
 
@@ -69,7 +71,7 @@ def source_files(source: str) -> Iterator[SourceFile]:
         yield from _local_files(source)
 
 
-def _read_sanguo(path: Path) -> Iterator[pa.Table]:
+def _read_sanguo(path: Path, skip: int = 0) -> Iterator[pa.Table]:
     """Romance of the Three Kingdoms: a chapter a document, its heading the title."""
     try:
         chapters = json.loads(path.read_text(encoding="utf-8"))
@@ -89,7 +91,7 @@ def _read_sanguo(path: Path) -> Iterator[pa.Table]:
             "text": chapters,
         },
         schema=RAW_SCHEMA,
-    )
+    ).slice(skip)
 
 
 def _local_files(source: str) -> Iterator[SourceFile]:
@@ -117,15 +119,16 @@ def _local_files(source: str) -> Iterator[SourceFile]:
         yield SourceFile(path.name, path, reader, is_ours=True)
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[pa.Table]] | None:
+def _reader(path: Path) -> Reader | None:
     return next((read for end, read in FORMATS.items() if path.name.endswith(end)), None)
 
 
-def read_parquet(path: Path) -> Iterator[pa.Table]:
+def read_parquet(path: Path, skip: int = 0) -> Iterator[pa.Table]:
     """Read a parquet file of documents in constant memory.
 
     Args:
         path: The file; it may have more columns than the four that are read.
+        skip: Rows at its start to leave out.
 
     Yields:
         Tables of `RAW_SCHEMA`; a missing url or title is the empty string.
@@ -137,10 +140,15 @@ def read_parquet(path: Path) -> Iterator[pa.Table]:
     try:
         with pq.ParquetFile(path) as parquet:
             _check_schema(path, parquet.schema_arrow)
-            first_row = 0
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=RAW_SCHEMA.names):
-                yield _as_raw(path, pa.Table.from_batches([batch]), first_row)
+            groups, first_row = _groups_after(parquet.metadata, skip)
+            for batch in parquet.iter_batches(
+                BATCH_ROWS, row_groups=groups, columns=RAW_SCHEMA.names
+            ):
+                wanted = batch.slice(max(skip - first_row, 0))
                 first_row += batch.num_rows
+                if wanted.num_rows:
+                    table = pa.Table.from_batches([wanted])
+                    yield _as_raw(path, table, first_row - wanted.num_rows)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             f"{path}: expected a whole parquet file, came one that cannot be read "
@@ -148,6 +156,17 @@ def read_parquet(path: Path) -> Iterator[pa.Table]:
             "the file is cut off or damaged: download or write it again, or set "
             "ingest.on_bad_file: quarantine",
         ) from error
+
+
+def _groups_after(metadata: pq.FileMetaData, skip: int) -> tuple[list[int], int]:
+    """The row groups that hold rows after the first `skip`, and the first row of them."""
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    first_row = 0
+    for group, size in enumerate(sizes):
+        if first_row + size > skip:
+            return list(range(group, len(sizes))), first_row
+        first_row += size
+    return [], first_row
 
 
 def _check_schema(path: Path, schema: pa.Schema) -> None:
@@ -221,7 +240,7 @@ def _hub_files(source: str) -> Iterator[SourceFile]:
         yield SourceFile(f"{repository}@{info.sha}/{name}", Path(path), read_parquet)
 
 
-FORMATS: dict[str, Callable[[Path], Iterator[pa.Table]]] = {
+FORMATS: dict[str, Reader] = {
     ".parquet": read_parquet,
     ".jsonl": read_json_lines,
     ".jsonl.gz": read_json_lines,

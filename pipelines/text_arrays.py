@@ -1,5 +1,6 @@
 """Arrow strings as NumPy sees them: bytes and offsets, without a copy."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,3 +32,15 @@ def utf8_views(array: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.i
     offsets.setflags(write=False)
     data.setflags(write=False)
     return data, offsets
+
+
+def hash_keys(texts: pa.Array) -> npt.NDArray[np.uint64]:
+    """Hash D short strings.
+
+    Returns:
+        (D,) uint64; equal strings have equal keys, and null has that of the empty string.
+    """
+    digests = [
+        hashlib.blake2b((text or "").encode(), digest_size=8).digest() for text in texts.to_pylist()
+    ]
+    return np.frombuffer(b"".join(digests), dtype="<u8")

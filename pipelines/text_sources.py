@@ -9,6 +9,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 from xml.etree.ElementTree import ParseError
@@ -30,11 +31,12 @@ def open_file(path: Path) -> BinaryIO:
     return stream
 
 
-def read_json_lines(path: Path) -> Iterator[pa.Table]:
+def read_json_lines(path: Path, skip: int = 0) -> Iterator[pa.Table]:
     """Read a file with a JSON object a line: `id` and `text`, perhaps `url` and `title`.
 
     Args:
         path: A `.jsonl` file, perhaps compressed.
+        skip: Documents at its start to leave out, unread.
 
     Yields:
         Tables of `RAW_SCHEMA`; a missing url or title is the empty string.
@@ -44,10 +46,9 @@ def read_json_lines(path: Path) -> Iterator[pa.Table]:
     """
     try:
         with open_file(path) as stream:
+            lines = ((number, line) for number, line in enumerate(stream, 1) if line.strip())
             yield from _tables(
-                _json_row(path, number, line)
-                for number, line in enumerate(stream, 1)
-                if line.strip()
+                _json_row(path, number, line) for number, line in islice(lines, skip, None)
             )
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, "file of JSON lines", error) from error
@@ -77,7 +78,7 @@ def _json_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def read_wikipedia_dump(path: Path) -> Iterator[pa.Table]:
+def read_wikipedia_dump(path: Path, skip: int = 0) -> Iterator[pa.Table]:
     """Read the articles of a `pages-articles` dump as plain text.
 
     mwxml reads the XML, mwparserfromhell the wikitext: templates, tables, references and
@@ -85,6 +86,7 @@ def read_wikipedia_dump(path: Path) -> Iterator[pa.Table]:
 
     Args:
         path: An `.xml` file, perhaps compressed.
+        skip: Articles at its start to leave out; their wikitext is not parsed.
 
     Yields:
         Tables of `RAW_SCHEMA`.
@@ -98,14 +100,22 @@ def read_wikipedia_dump(path: Path) -> Iterator[pa.Table]:
     try:
         with open_file(path) as stream:
             dump = mwxml.Dump.from_file(stream)
-            yield from _tables(_articles(dump))
+            yield from _tables(_articles(dump, skip))
     except (OSError, EOFError, zlib.error, ParseError, MalformedXML) as error:
         raise _damaged(path, "XML dump of a wiki", error) from error
 
 
-def _articles(dump: Any) -> Iterator[dict[str, Any]]:
+def _articles(dump: Any, skip: int) -> Iterator[dict[str, Any]]:
     host = dump.site_info.base or ""
     host = host.rsplit("/", 1)[0]
+    for page, text in islice(_pages(dump), skip, None):
+        title = page.title.replace(" ", "_")
+        url = f"{host}/{title}" if host else ""
+        yield {"id": str(page.id), "url": url, "title": page.title, "text": plain_text(text)}
+
+
+def _pages(dump: Any) -> Iterator[tuple[Any, str]]:
+    """Articles that are no redirects, with their wikitext."""
     for page in dump:
         if page.namespace != ARTICLES or page.redirect:
             continue
@@ -114,9 +124,7 @@ def _articles(dump: Any) -> Iterator[dict[str, Any]]:
         for revision in page:
             text = revision.text or ""
         if text and not REDIRECT.match(text):
-            title = page.title.replace(" ", "_")
-            url = f"{host}/{title}" if host else ""
-            yield {"id": str(page.id), "url": url, "title": page.title, "text": plain_text(text)}
+            yield page, text
 
 
 def plain_text(wikitext: str) -> str:

