@@ -10,12 +10,14 @@ not depend on the rest. What was dropped is kept in `removed.parquet`.
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.artifacts import publish_directory, read_manifest, write_json, write_manifest
@@ -23,7 +25,16 @@ from pipelines.errors import UserError
 from pipelines.normalisation import title_key
 from pipelines.overlap import Match, Reference
 from pipelines.params import DecontaminateParams, load_params
-from pipelines.shards import SEQUENCE_SCHEMA, ShardReader, ShardWriter, Tokens
+from pipelines.shard_work import shard_work
+from pipelines.shards import (
+    DOCUMENT_SCHEMA,
+    SEQUENCE_SCHEMA,
+    SequenceFiles,
+    ShardReader,
+    ShardWriter,
+    read_blocks,
+    shard_paths,
+)
 from pipelines.stage import progress, run_stage
 from pipelines.vocabulary import decode_text, load_tokenizer
 from pipelines.workspace import SPLITS, Workspace
@@ -57,10 +68,30 @@ REMOVED_SCHEMA = pa.schema(
     ]
 )
 
-Removal = dict[str, Any]
+MATCH_SCHEMA = pa.schema(
+    [
+        ("sequence", pa.int64()),
+        ("split", pa.string()),
+        ("matched", pa.int64()),
+        ("method", pa.string()),
+        ("containment", pa.float64()),
+    ]
+)
+ROWS_A_BATCH = 65_536
+
+# How many sequences of a split are shared, by the later split and the method.
+Counts = Counter[tuple[str, str, str]]
 
 
-def decontaminate(params: DecontaminateParams, tokens: Path, output: Path, report: Path) -> None:
+def decontaminate(
+    params: DecontaminateParams,
+    tokens: Path,
+    output: Path,
+    report: Path,
+    *,
+    work: Path | None = None,
+    workers: int = 1,
+) -> None:
     """Copy the sequences that no later split shares.
 
     Args:
@@ -68,9 +99,12 @@ def decontaminate(params: DecontaminateParams, tokens: Path, output: Path, repor
         tokens: The output of `tokenize`.
         output: The directory to publish; layout in `pipelines/shards.py`.
         report: The JSON file with the counts, before and after.
+        work: Where finished shards are kept if the stage is killed; by default beside `output`.
+        workers: Processes; the output does not depend on it.
 
     Raises:
-        UserError: If a window would be longer than a sequence.
+        UserError: If a window would be longer than a sequence, or an unfinished run has
+            another number of shards.
     """
     manifest = read_manifest(tokens)
     length = int(manifest["sequence_length"])
@@ -81,93 +115,159 @@ def decontaminate(params: DecontaminateParams, tokens: Path, output: Path, repor
             "lower it in params.yaml",
         )
     facts = {name: manifest[name] for name in KEPT_FACTS}
-    with publish_directory(output) as building:
-        removed: list[Removal] = []
-        kept: dict[str, Tokens] = {}
-        sequences: dict[str, int] = {}
+    counts: Counts = Counter()
+    with (
+        shard_work(
+            work or output.with_name(f".{output.name}-work"),
+            stage=__file__,
+            fingerprint={"tokens": manifest["root"], "params": params.model_dump()},
+            shards=sum(len(shard_paths(tokens, split)) for split in LATER_SPLITS),
+            workers=workers,
+        ) as shards,
+        publish_directory(output) as building,
+    ):
         titles: dict[str, set[str]] = {}
-        # Test first: validation is compared with it, and train with what is left of both.
-        for split in reversed(SPLITS):
-            reference = Reference(
-                {name: kept[name] for name in LATER_SPLITS.get(split, ())}, params.window_tokens
-            )
-            reader = ShardReader(tokens, split)
-            documents, by_title = _shared_titles(reader, titles, LATER_SPLITS.get(split, ()))
-            removals = _copy_clean(
-                reader, reference, by_title, params=params, directory=building, facts=facts
-            )
-            sequences[split] = len(reader) - len(removals)
-            removed += removals
-            if split != "train":
-                kept[split] = _without(reader, removals)
-            titles[split] = {title_key(title) for title in documents["title"].to_pylist()} - {""}
-            pq.write_table(documents, building / f"{split}.documents.parquet", compression="zstd")
-        _write_removed(building / "removed.parquet", removed, str(manifest["vocabulary"]))
-        counts = overlap_report(params, manifest["sequences"], removed)
-        write_manifest(
-            building,
-            stage="decontaminate",
-            facts={**facts, "sequences": {split: sequences[split] for split in SPLITS}},
-        )
-    write_json(report, counts)
-    log.info("train: %(before)d sequences, %(removed)d removed, %(after)d left", counts["train"])
+        with pq.ParquetWriter(
+            building / "removed.parquet", REMOVED_SCHEMA, compression="zstd"
+        ) as removed:
+            # Test first: validation is compared with it, and train with what is left of both.
+            for split in reversed(SPLITS):
+                reader = ShardReader(tokens, split)
+                later = LATER_SPLITS.get(split, ())
+                by_title, titles[split] = _copy_documents(reader, titles, later, building)
+                lookups = [Lookup(path, building, later, length, params) for path in reader.paths]
+                found = shards.map(f"shared-{split}", find_shared, lookups) if later else []
+                _copy_clean(
+                    reader,
+                    found,
+                    by_title,
+                    directory=building,
+                    facts=facts,
+                    removed=removed,
+                    counts=counts,
+                )
+        overlap = overlap_report(params, manifest["sequences"], counts)
+        sequences = {split: overlap[split]["after"] for split in SPLITS}
+        write_manifest(building, stage="decontaminate", facts={**facts, "sequences": sequences})
+    write_json(report, overlap)
+    log.info("train: %(before)d sequences, %(removed)d removed, %(after)d left", overlap["train"])
 
 
-def _shared_titles(
-    reader: ShardReader, titles: dict[str, set[str]], later: Iterable[str]
-) -> tuple[pa.Table, dict[int, str]]:
-    """Find the documents whose title a later split has.
+@dataclass(frozen=True)
+class Lookup:
+    """What a worker needs to know.
+
+    Args:
+        path: The shard whose sequences are looked up.
+        reference: The directory with the clean shards of later splits.
+        splits: Those splits.
+        length: Tokens a sequence.
+        params: The section `decontaminate`.
+    """
+
+    path: Path
+    reference: Path
+    splits: tuple[str, ...]
+    length: int
+    params: DecontaminateParams
+
+
+def find_shared(lookup: Lookup, directory: Path) -> None:
+    """Write `matches.parquet`: the sequences of a shard that later splits have.
+
+    Args:
+        lookup: The shard and what it is compared with.
+        directory: Where the file goes.
+    """
+    reference = _reference(
+        lookup.reference, lookup.splits, lookup.length, lookup.params.window_tokens
+    )
+    matches: list[Match] = []
+    start = 0
+    for block_NL in read_blocks(lookup.path, lookup.length):
+        found = reference.matches(block_NL, max_containment=lookup.params.max_containment)
+        matches += [replace(match, sequence=start + match.sequence) for match in found]
+        start += len(block_NL)
+    table = pa.Table.from_pylist([asdict(match) for match in matches], schema=MATCH_SCHEMA)
+    pq.write_table(table, directory / "matches.parquet")
+
+
+@lru_cache(maxsize=1)
+def _reference(
+    directory: Path, splits: tuple[str, ...], length: int, window_tokens: int
+) -> Reference:
+    """Made once in a process, not once a shard."""
+    files = {split: SequenceFiles(shard_paths(directory, split), length) for split in splits}
+    return Reference(files, window_tokens)
+
+
+def _copy_documents(
+    reader: ShardReader, titles: dict[str, set[str]], later: Iterable[str], directory: Path
+) -> tuple[dict[int, str], set[str]]:
+    """Copy the table of documents without those whose title a later split has.
 
     Returns:
-        The other documents, and by sequence that holds a part of a shared one the split.
+        By sequence that holds a part of such a document the split; and the titles that are
+        left, of a split that others are compared with.
     """
-    documents = reader.documents()
-    keys = [title_key(title) for title in documents["title"].to_pylist()]
-    found = [next((split for split in later if key in titles[split]), None) for key in keys]
-    shared = pa.array([split is not None for split in found], pa.bool_())
     by_title: dict[int, str] = {}
-    for document, split in zip(
-        documents.filter(shared).to_pylist(), filter(None, found), strict=True
+    left: set[str] = set()
+    name = f"{reader.split}.documents.parquet"
+    with (
+        pq.ParquetFile(reader.directory / name) as source,
+        pq.ParquetWriter(directory / name, DOCUMENT_SCHEMA, compression="zstd") as target,
     ):
-        first, tokens = document["start_token"], document["num_tokens"]
-        last = (first + max(tokens, 1) - 1) // reader.sequence_length
-        for sequence in range(first // reader.sequence_length, last + 1):
-            by_title[sequence] = split
-    return documents.filter(pc.invert(shared)), by_title
+        for batch in source.iter_batches(ROWS_A_BATCH):
+            keys = [title_key(title) for title in batch["title"].to_pylist()]
+            found = [next((split for split in later if key in titles[split]), None) for key in keys]
+            for row in np.flatnonzero([split is not None for split in found]).tolist():
+                first, tokens = batch["start_token"][row].as_py(), batch["num_tokens"][row].as_py()
+                last = (first + max(tokens, 1) - 1) // reader.sequence_length
+                for sequence in range(first // reader.sequence_length, last + 1):
+                    by_title[sequence] = str(found[row])
+            kept = pa.array([split is None for split in found], pa.bool_())
+            target.write_table(pa.Table.from_batches([batch], DOCUMENT_SCHEMA).filter(kept))
+            if reader.split != "train":
+                left |= {key for key, split in zip(keys, found, strict=True) if split is None}
+    return by_title, left - {""}
 
 
 def _copy_clean(
     reader: ShardReader,
-    reference: Reference,
+    found: list[Path],
     by_title: dict[int, str],
     *,
-    params: DecontaminateParams,
     directory: Path,
     facts: dict[str, Any],
-) -> list[Removal]:
-    """Copy a split without the sequences that the reference has; return those."""
+    removed: pq.ParquetWriter,
+    counts: Counts,
+) -> None:
+    """Copy a split without the sequences that were found; write those aside."""
     writer = ShardWriter(
         directory,
         reader.split,
         sequence_length=reader.sequence_length,
         sequences_per_shard=int(facts["sequences_per_shard"]),
     )
-    table = reader.sequences()
     keep = np.ones(len(reader), dtype=bool)
-    removed: list[Removal] = []
     start = 0
-    label = f"decontaminate {reader.split}"
-    for chunk_NL in progress(reader.chunks(), total=None, unit="shard", label=label):
-        matches = reference.matches(chunk_NL, max_containment=params.max_containment)
-        for match in _with_titles(matches, by_title, start, len(chunk_NL)):
-            source = table["source_sequence"][start + match.sequence].as_py()
-            removed.append(_removal(match, reader.split, source, chunk_NL[match.sequence].tolist()))
-            keep[start + match.sequence] = False
-        writer.append(chunk_NL[keep[start : start + len(chunk_NL)]])
-        start += len(chunk_NL)
-    left = table.filter(pa.array(keep)).cast(SEQUENCE_SCHEMA)
-    pq.write_table(left, directory / f"{reader.split}.sequences.parquet", compression="zstd")
-    return removed
+    label = f"copy {reader.split}"
+    for number, path in enumerate(progress(reader.paths, total=None, unit="shard", label=label)):
+        size = reader.sizes[number]
+        matches = _with_titles(_read_matches(found[number]) if found else [], by_title, start, size)
+        gone = start + np.array([match.sequence for match in matches], np.int64)
+        keep[gone] = False
+        counts.update((reader.split, match.split, match.method) for match in matches)
+        if matches:
+            removed.write_table(_removals(matches, reader, gone, str(facts["vocabulary"])))
+        for block_NL in read_blocks(path, reader.sequence_length):
+            writer.append(block_NL[keep[start : start + len(block_NL)]])
+            start += len(block_NL)
+    _copy_sequences(reader, keep, directory)
+
+
+def _read_matches(directory: Path) -> list[Match]:
+    return [Match(**row) for row in pq.read_table(directory / "matches.parquet").to_pylist()]
 
 
 def _with_titles(
@@ -183,47 +283,56 @@ def _with_titles(
     return sorted([*matches, *also], key=lambda match: match.sequence)
 
 
-def _removal(match: Match, split: str, source_sequence: int, tokens: list[int]) -> Removal:
-    return {
-        "split": split,
-        "source_sequence": source_sequence,
-        "matched_split": match.split,
-        "matched_sequence": match.matched,
-        "method": match.method,
-        "containment": match.containment,
-        "tokens": tokens,
-    }
+def _removals(
+    matches: list[Match], reader: ShardReader, sequences: npt.NDArray[np.int64], vocabulary: str
+) -> pa.Table:
+    tokenizer = load_tokenizer(vocabulary)
+    rows = [
+        {
+            "split": reader.split,
+            "source_sequence": sequence,
+            "matched_split": match.split,
+            "matched_sequence": match.matched,
+            "method": match.method,
+            "containment": match.containment,
+            "tokens": tokens,
+            "text": decode_text(tokenizer, tokens),
+        }
+        for match, sequence, tokens in zip(
+            matches, sequences.tolist(), reader.gather(sequences).tolist(), strict=True
+        )
+    ]
+    return pa.Table.from_pylist(rows, schema=REMOVED_SCHEMA)
 
 
-def _without(reader: ShardReader, removals: list[Removal]) -> Tokens:
-    gone = [removal["source_sequence"] for removal in removals]
-    return reader.gather(np.setdiff1d(np.arange(len(reader)), gone))
-
-
-def _write_removed(path: Path, removed: list[Removal], vocabulary: str) -> None:
-    if removed:
-        tokenizer = load_tokenizer(vocabulary)
-        removed = [
-            {**removal, "text": decode_text(tokenizer, removal["tokens"])} for removal in removed
-        ]
-    pq.write_table(pa.Table.from_pylist(removed, schema=REMOVED_SCHEMA), path, compression="zstd")
+def _copy_sequences(reader: ShardReader, keep: npt.NDArray[np.bool_], directory: Path) -> None:
+    """Copy the side table of the sequences that are kept."""
+    name = f"{reader.split}.sequences.parquet"
+    start = 0
+    with (
+        pq.ParquetFile(reader.directory / name) as source,
+        pq.ParquetWriter(directory / name, SEQUENCE_SCHEMA, compression="zstd") as target,
+    ):
+        for batch in source.iter_batches(ROWS_A_BATCH):
+            mine = pa.array(keep[start : start + batch.num_rows])
+            target.write_table(pa.Table.from_batches([batch], SEQUENCE_SCHEMA).filter(mine))
+            start += batch.num_rows
 
 
 def overlap_report(
-    params: DecontaminateParams, before: dict[str, int], removed: Iterable[Removal]
+    params: DecontaminateParams, before: dict[str, int], counts: Counts
 ) -> dict[str, Any]:
     """Count what the published system counted, a split and a method at a time.
 
     Args:
         params: The section `decontaminate`.
         before: Sequences a split before anything was removed.
-        removed: The sequences removed.
+        counts: The sequences removed.
 
     Returns:
         For every split `before`, `removed`, `after`, `removed_percent`, and in
         `shared_with` the sequences by the split they match best and the method.
     """
-    counts = Counter((item["split"], item["matched_split"], item["method"]) for item in removed)
     report: dict[str, Any] = {
         "window_tokens": params.window_tokens,
         "max_containment": params.max_containment,
@@ -253,6 +362,8 @@ def main() -> None:
         workspace.tokens,
         workspace.shards,
         workspace.report("decontaminate") / REPORT_NAME,
+        work=workspace.runs / f"{params.name}-decontaminate",
+        workers=params.profile.workers,
     )
 
 

@@ -14,7 +14,7 @@ A directory of shards holds, for each split `S`:
 Shape legend: N sequences, L length, B batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pipelines.artifacts import read_manifest
 from pipelines.errors import UserError
 
+SEQUENCES_A_BLOCK = 8192
 TOKEN_DTYPE = np.dtype("<u2")
 
 SEQUENCE_SCHEMA = pa.schema(
@@ -90,31 +91,23 @@ class ShardWriter:
             start = stop
 
 
-class ShardReader:
-    """All sequences of one split, memory-mapped.
+class SequenceFiles:
+    """Sequences in files of raw tokens, memory-mapped.
 
     Args:
-        directory: A directory of shards with its manifest.
-        split: Name of the split.
+        paths: The files, in order.
+        sequence_length: Tokens a sequence.
 
     Raises:
-        UserError: If files are missing or their sizes contradict the manifest.
+        UserError: If a file does not hold whole sequences.
     """
 
-    def __init__(self, directory: Path, split: str) -> None:
-        manifest = read_manifest(directory)
-        self.directory = directory
-        self.split = split
-        self.sequence_length = int(manifest["sequence_length"])
-        paths = sorted(directory.glob(f"{split}-[0-9]*.bin"))
-        self._shards = [_map_shard(path, self.sequence_length) for path in paths]
-        self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
-        expected = int(manifest["sequences"][split])
-        if len(self) != expected:
-            raise UserError(
-                f"{directory}: expected {expected} sequences of split {split}, came {len(self)}",
-                "restore the files with `dvc checkout --force`, or run `dvc repro`",
-            )
+    def __init__(self, paths: Sequence[Path], sequence_length: int) -> None:
+        self.paths = paths
+        self.sequence_length = sequence_length
+        self._shards = [_map_shard(path, sequence_length) for path in paths]
+        self.sizes = [len(shard) for shard in self._shards]
+        self._starts = np.cumsum([0, *self.sizes])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -140,6 +133,35 @@ class ShardReader:
         """Yield each shard whole, in order, as (N, L) uint16 without a copy."""
         yield from self._shards
 
+    def blocks(self) -> Iterator[Tokens]:
+        """Yield all sequences some at a time, read and not mapped: what is used up is let go."""
+        for path in self.paths:
+            yield from read_blocks(path, self.sequence_length)
+
+
+class ShardReader(SequenceFiles):
+    """All sequences of one split, memory-mapped.
+
+    Args:
+        directory: A directory of shards with its manifest.
+        split: Name of the split.
+
+    Raises:
+        UserError: If files are missing or their sizes contradict the manifest.
+    """
+
+    def __init__(self, directory: Path, split: str) -> None:
+        manifest = read_manifest(directory)
+        super().__init__(shard_paths(directory, split), int(manifest["sequence_length"]))
+        self.directory = directory
+        self.split = split
+        expected = int(manifest["sequences"][split])
+        if len(self) != expected:
+            raise UserError(
+                f"{directory}: expected {expected} sequences of split {split}, came {len(self)}",
+                "restore the files with `dvc checkout --force`, or run `dvc repro`",
+            )
+
     def sequences(self) -> pa.Table:
         """The table with a row a sequence."""
         return pq.read_table(self.directory / f"{self.split}.sequences.parquet")
@@ -152,6 +174,22 @@ class ShardReader:
 def shard_path(directory: Path, split: str, shard: int) -> Path:
     """The file of a shard."""
     return directory / f"{split}-{shard:05d}.bin"
+
+
+def shard_paths(directory: Path, split: str) -> list[Path]:
+    """The files of a split's shards, in order."""
+    return sorted(directory.glob(f"{split}-[0-9]*.bin"))
+
+
+def read_blocks(path: Path, length: int) -> Iterator[Tokens]:
+    """Read a file of sequences some at a time.
+
+    Yields:
+        (N, L) uint16, N at most `SEQUENCES_A_BLOCK`.
+    """
+    with path.open("rb") as stream:
+        while (block := np.fromfile(stream, TOKEN_DTYPE, SEQUENCES_A_BLOCK * length)).size:
+            yield block.reshape(-1, length)
 
 
 def fixed_binary(tokens_NL: Tokens) -> pa.Array:

@@ -2,57 +2,80 @@
 
 The documents of a split, each followed by [SEP], form one stream that is cut
 into sequences of one length; what does not fill the last one is dropped and
-counted. The layout of the output is described in `pipelines/shards.py`.
-
-Shape legend: T tokens, N sequences, L sequence length.
+counted. The layout of the output is described in `pipelines/shards.py`. Documents are
+tokenized block by block (`pipelines/tokenize_block.py`), in as many processes as `workers`
+says; finished blocks are kept if the stage is killed.
 """
 
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipelines.artifacts import publish_directory, sha256_file, write_manifest
-from pipelines.fast_tokenizer import FastTokenizer
+from pipelines.artifacts import (
+    publish_directory,
+    read_json,
+    read_manifest,
+    sha256_file,
+    write_manifest,
+)
 from pipelines.packing import Packer
 from pipelines.params import TokenizeParams, load_params
-from pipelines.stage import progress, run_stage
-from pipelines.vocabulary import (
-    EOS_TOKEN_ID,
-    UNK_TOKEN_ID,
-    VOCABULARY_SIZE,
-    load_tokenizer,
-    vocabulary_file,
-)
+from pipelines.shard_work import shard_work
+from pipelines.stage import run_stage
+from pipelines.tokenize_block import document_blocks, read_tokens, tokenize_block
+from pipelines.vocabulary import EOS_TOKEN_ID, UNK_TOKEN_ID, VOCABULARY_SIZE, vocabulary_file
 from pipelines.workspace import SPLITS, Workspace
 
 log = logging.getLogger(__name__)
 
-DOCUMENTS_A_BATCH = 1024
 
-
-def tokenize(params: TokenizeParams, documents: Path, output: Path) -> None:
+def tokenize(
+    params: TokenizeParams,
+    documents: Path,
+    output: Path,
+    *,
+    work: Path | None = None,
+    workers: int = 1,
+) -> None:
     """Tokenize and pack every split.
 
     Args:
         params: The section `tokenize`.
         documents: The output of `clean`.
         output: The directory to publish.
+        work: Where finished shards are kept if the stage is killed; by default beside `output`.
+        workers: Processes; the output does not depend on it.
 
     Raises:
-        UserError: If the vocabulary cannot be had.
+        UserError: If the vocabulary cannot be had, or an unfinished run has another number of
+            shards.
     """
-    backend = load_tokenizer(params.vocabulary).backend_tokenizer
-    # An article about BERT says "[SEP]"; in a text that is no end of a document.
-    backend.encode_special_tokens = True
-    tokenizer = FastTokenizer(backend, end=EOS_TOKEN_ID)
-    with publish_directory(output) as building:
+    vocabulary = sha256_file(vocabulary_file(params.vocabulary))
+    blocks = {
+        split: document_blocks(documents / f"{split}.parquet", params.vocabulary)
+        for split in SPLITS
+    }
+    with (
+        shard_work(
+            work or output.with_name(f".{output.name}-work"),
+            stage=__file__,
+            fingerprint={
+                "documents": read_manifest(documents)["root"],
+                "params": params.model_dump(),
+                "vocabulary": vocabulary,
+            },
+            shards=sum(map(len, blocks.values())),
+            workers=workers,
+        ) as shards,
+        publish_directory(output) as building,
+    ):
         counts = {
-            split: _pack_split(tokenizer, documents / f"{split}.parquet", building, split, params)
+            split: _pack_split(
+                shards.map(f"tokenize-{split}", tokenize_block, blocks[split]),
+                Packer(building, split, params),
+            )
             for split in SPLITS
         }
         facts = {
@@ -60,7 +83,7 @@ def tokenize(params: TokenizeParams, documents: Path, output: Path) -> None:
             "sequences_per_shard": params.sequences_per_shard,
             "vocabulary": params.vocabulary,
             "vocabulary_size": VOCABULARY_SIZE,
-            "vocabulary_sha256": sha256_file(vocabulary_file(params.vocabulary)),
+            "vocabulary_sha256": vocabulary,
             "eos_token_id": EOS_TOKEN_ID,
             "unk_token_id": UNK_TOKEN_ID,
             **{name: {split: counts[split][name] for split in SPLITS} for name in counts["train"]},
@@ -69,42 +92,34 @@ def tokenize(params: TokenizeParams, documents: Path, output: Path) -> None:
     log.info("sequences %s", facts["sequences"])
 
 
-def _pack_split(
-    tokenizer: FastTokenizer, path: Path, directory: Path, split: str, params: TokenizeParams
-) -> dict[str, Any]:
-    """Write the shards and side tables of one split; return its counts."""
-    packer = Packer(directory, split, params)
-    unknown = np.zeros(2, np.int64)
-    total = np.zeros(2, np.int64)
-    for table in _batches(path, split):
-        stream = tokenizer.encode(table["text"])
-        packer.append(table, stream.ids, stream.characters, stream.lengths)
-        is_unknown = stream.ids == UNK_TOKEN_ID
-        unknown += (np.count_nonzero(is_unknown), stream.characters[is_unknown].sum(dtype=np.int64))
-        total += (len(stream), stream.characters.sum(dtype=np.int64))
+def _pack_split(shards: Sequence[Path], packer: Packer) -> dict[str, Any]:
+    """Write the sequences and side tables of one split; return its counts."""
+    totals: Counter[str] = Counter()
+    for shard in shards:
+        for table, stream in read_tokens(shard):
+            packer.append(table, stream.ids, stream.characters, stream.lengths)
+        totals.update(read_json(shard / "facts.json"))
     dropped = packer.close()
     return {
         "sequences": packer.num_sequences,
-        "tokens": int(total[0]),
+        "tokens": totals["tokens"],
         "dropped_tokens": dropped,
-        "unk_token_rate": int(unknown[0]) / max(int(total[0]), 1),
-        "unk_character_rate": int(unknown[1]) / max(int(total[1]), 1),
+        "unk_token_rate": totals["unknown_tokens"] / max(totals["tokens"], 1),
+        "unk_character_rate": totals["unknown_characters"] / max(totals["characters"], 1),
     }
-
-
-def _batches(path: Path, split: str) -> Iterator[pa.Table]:
-    with pq.ParquetFile(path) as parquet:
-        batches = parquet.iter_batches(DOCUMENTS_A_BATCH, columns=["id", "title", "text"])
-        total = -(-parquet.metadata.num_rows // DOCUMENTS_A_BATCH)
-        for batch in progress(batches, total=total, unit="batch", label=f"tokenize {split}"):
-            yield pa.Table.from_batches([batch])
 
 
 def main() -> None:
     """Run the stage for the profile in use."""
     params = load_params()
     workspace = Workspace(params.name)
-    tokenize(params.profile.tokenize, workspace.documents, workspace.tokens)
+    tokenize(
+        params.profile.tokenize,
+        workspace.documents,
+        workspace.tokens,
+        work=workspace.runs / f"{params.name}-tokenize",
+        workers=params.profile.workers,
+    )
 
 
 if __name__ == "__main__":

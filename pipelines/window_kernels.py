@@ -20,9 +20,11 @@ def known_windows(
     hashes: Array,
     is_used: Array,
     shift: Any,
+    part: Any,
+    parts: Any,
     counts_N: Array,
 ) -> None:
-    """Count the windows of every sequence that occur in a reference.
+    """Add up the windows of every sequence that occur in one part of a reference.
 
     Args:
         tokens_NL: (N, L) uint16.
@@ -31,7 +33,9 @@ def known_windows(
         hashes: The reference's hashes, uint64, sorted.
         is_used: (2^k,) bool, whether a hash of the reference begins with these k bits.
         shift: 64 - k.
-        counts_N: (N,) int64, written.
+        part: Which part these hashes are.
+        parts: How many parts there are, as `pipelines.overlap.part_of` tells them apart.
+        counts_N: (N,) int64, added to.
     """
     num_windows = tokens_NL.shape[1] - window_tokens + 1
     for n in range(len(tokens_NL)):
@@ -41,7 +45,8 @@ def known_windows(
             for k in range(window_tokens):
                 key = (key + np.uint64(tokens_NL[n, w + k])) * multiplier
                 key = key ^ (key >> np.uint64(29))
-            if is_used[key >> shift]:
+            mine = (key & np.uint64(0xFFFFFFFF)) * parts >> np.uint64(32) == part
+            if mine and is_used[key >> shift]:
                 low, high = 0, len(hashes)
                 while low < high:
                     middle = (low + high) // 2
@@ -50,7 +55,7 @@ def known_windows(
                     else:
                         high = middle
                 known += low < len(hashes) and hashes[low] == key
-        counts_N[n] = known
+        counts_N[n] += known
 
 
 @compiled

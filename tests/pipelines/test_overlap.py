@@ -34,6 +34,10 @@ def test_containment_equals_a_count_by_hand(seed: int, window: int, size: int) -
     compiled, plain = (reference.known_windows(train_NL, use_numba=flag) for flag in (True, False))
     assert compiled.tolist() == plain.tolist()
     found = reference.matches(train_NL, max_containment=0.3)
+    in_blocks = Reference({"test": reference_ML}, window, windows_a_block=7)
+    for flag in (True, False):
+        assert in_blocks.known_windows(train_NL, use_numba=flag).tolist() == plain.tolist()
+    assert in_blocks.matches(train_NL, max_containment=0.3) == found
     expected = {}
     for row, sequence in enumerate(train_NL):
         share = brute_containment(sequence, reference_ML, window)

@@ -1,6 +1,8 @@
 """Shards of a stage: resumed after a kill, the same for any number of workers."""
 
+import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from pipelines.errors import UserError
 from pipelines.ingest import ingest
 from pipelines.params import load_params
 from pipelines.shard_work import shard_work
+from pipelines.stage_code import stage_code
+from pipelines.tokenize import tokenize
 from tests.support import REPOSITORY, change_params
 
 PARTS = 12
@@ -135,6 +139,61 @@ def test_a_killed_stage_goes_on_and_writes_the_same(raw: Path, profile, tmp_path
     assert len(seen) == PARTS - len(made)
     assert content(output) == content(tmp_path / "whole")
     assert not work.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["tokenize", "decontaminate"])
+def test_later_stages_go_on_after_a_kill_with_two_workers(
+    stage: str, sanguo: Path, profile, tmp_path: Path
+) -> None:
+    """The killed run had one worker; what it finished is not made again."""
+    module = importlib.import_module(f"pipelines.{stage}")
+    params = getattr(profile, stage)
+    source = sanguo / "documents"
+    if stage == "decontaminate":
+        # In small shards, so that there is work for two.
+        small = profile.tokenize.model_copy(update={"sequences_per_shard": 300})
+        tokenize(small, source, tmp_path / "tokens")
+        source = tmp_path / "tokens"
+
+    def arguments(name: str) -> list[Path]:
+        report = [tmp_path / f"{name}.json"] if stage == "decontaminate" else []
+        return [source, tmp_path / name, *report]
+
+    getattr(module, stage)(params, *arguments("whole"))
+    work = tmp_path / "work"
+    paths = ", ".join(f"Path({str(path)!r})" for path in arguments("killed"))
+    finished = kill_at_first_shard(
+        f"from pipelines.{stage} import {stage}\n"
+        f"from pipelines.params import {type(params).__name__} as P\n"
+        f"{stage}(P.model_validate({params.model_dump()!r}), {paths}, work=Path({str(work)!r}))\n",
+        work,
+    )
+    assert not (tmp_path / "killed").exists()
+    made = {path: path.stat().st_ino for path in finished}
+    kept = {}
+    real = shutil.rmtree
+
+    def watched(path, *args) -> None:
+        kept.update({shard: shard.stat().st_ino for shard in made if path == work})
+        real(path, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", watched)
+        getattr(module, stage)(params, *arguments("killed"), work=work, workers=2)
+    assert made
+    assert kept == made
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert not work.exists()
+
+
+def test_work_of_other_code_is_not_gone_on_with(tmp_path: Path) -> None:
+    stage = tmp_path / "stage.py"
+    stage.write_text("from pipelines import shards\n")
+    before = stage_code(stage)
+    assert stage_code(stage) == before
+    stage.write_text("from pipelines import shards, minhash\n")
+    assert stage_code(stage) != before
 
 
 def test_another_number_of_shards_is_refused(tmp_path: Path) -> None:

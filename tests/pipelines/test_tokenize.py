@@ -119,7 +119,7 @@ def test_a_split_shorter_than_a_sequence_gives_no_sequence(
 
 def test_many_batches_give_the_stream_of_one(sanguo: Path, profile, tmp_path: Path) -> None:
     """The rest of a batch goes on in the next one, also across shards."""
-    import pipelines.tokenize as module
+    import pipelines.tokenize_block as module
 
     params = profile.tokenize.model_copy(update={"sequences_per_shard": 10})
     with pytest.MonkeyPatch.context() as patch:
