@@ -91,7 +91,7 @@ def _read(path: Path) -> tuple[Counts, Counts]:
     """Count the code points of a split's documents, and their lengths."""
     histogram = np.zeros(CODE_POINTS, np.int64)
     lengths = [np.empty(0, np.int64)]
-    with pq.ParquetFile(path) as parquet:
+    with pq.ParquetFile(path, pre_buffer=False) as parquet:
         for batch in parquet.iter_batches(1024, columns=["text"]):
             texts = batch.column(0)
             lengths.append(pc.utf8_length(texts).cast(pa.int64()).to_numpy())

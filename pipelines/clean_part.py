@@ -85,7 +85,7 @@ def clean_part(part: Part, directory: Path) -> None:
         pa.ipc.new_file(kept_file, KEPT_SCHEMA) as kept,
         pa.OSFile(str(directory / "dropped.arrow"), "wb") as dropped_file,
         pa.ipc.new_file(dropped_file, DROPPED_SCHEMA) as dropped,
-        pq.ParquetFile(part.path) as parquet,
+        pq.ParquetFile(part.path, pre_buffer=False) as parquet,
     ):
         for batch in parquet.iter_batches(ROWS_A_BATCH, columns=RAW_SCHEMA.names):
             stay, go = _sort_out(batch.to_pylist(), row, part.params, removed)

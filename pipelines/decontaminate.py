@@ -214,7 +214,7 @@ def _copy_documents(
     left: set[str] = set()
     name = f"{reader.split}.documents.parquet"
     with (
-        pq.ParquetFile(reader.directory / name) as source,
+        pq.ParquetFile(reader.directory / name, pre_buffer=False) as source,
         pq.ParquetWriter(directory / name, DOCUMENT_SCHEMA, compression="zstd") as target,
     ):
         for batch in source.iter_batches(ROWS_A_BATCH):
@@ -310,7 +310,7 @@ def _copy_sequences(reader: ShardReader, keep: npt.NDArray[np.bool_], directory:
     name = f"{reader.split}.sequences.parquet"
     start = 0
     with (
-        pq.ParquetFile(reader.directory / name) as source,
+        pq.ParquetFile(reader.directory / name, pre_buffer=False) as source,
         pq.ParquetWriter(directory / name, SEQUENCE_SCHEMA, compression="zstd") as target,
     ):
         for batch in source.iter_batches(ROWS_A_BATCH):

@@ -4,6 +4,7 @@ Everything is counted again from the files: no number of an earlier stage's
 manifest is believed, and none of its code is asked.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.artifacts import read_manifest, sha256_file
 from pipelines.errors import UserError
 from pipelines.shards import TOKEN_DTYPE, Tokens
+from pipelines.text_arrays import hash_keys
 from pipelines.workspace import SPLITS
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-SEQUENCES_A_BLOCK = 8192
+# Sequences, and rows of a table, that are read at a time.
+BLOCK = 8192
+ROWS_A_BATCH = 1024
 
 
 def raw_table(directory: Path) -> "pd.DataFrame":
@@ -40,36 +44,47 @@ def raw_table(directory: Path) -> "pd.DataFrame":
     from expectations.raw import COLUMNS
 
     paths = sorted(directory.glob("*.parquet"))
-    files = [pq.ParquetFile(path) for path in paths]
-    ids = [_read_column(file, "id") for file in files]
-    repeated = _repeated(pa.chunked_array(ids, pa.string()))
+    files = [pq.ParquetFile(path, pre_buffer=False) for path in paths]
+    ids = [_Keys(file, "id") for file in files]
+    repeated = _repeated(ids)
     rows = [
         {
             "file": path.name,
             "schema": ", ".join(f"{field.name}: {field.type}" for field in file.schema_arrow),
             "documents": file.metadata.num_rows,
-            "null_ids": column.null_count,
-            "repeated_ids": _count(pc.is_in(column, value_set=repeated)),
+            "null_ids": keys.nulls,
+            "repeated_ids": int(np.count_nonzero(np.isin(keys.values, repeated))),
             **_count_texts(file),
         }
-        for path, file, column in zip(paths, files, ids, strict=True)
+        for path, file, keys in zip(paths, files, ids, strict=True)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _read_column(file: pq.ParquetFile, name: str) -> pa.Array:
-    """A string column in one array; where there is none, as many nulls."""
-    if name not in file.schema_arrow.names:
-        return pa.nulls(file.metadata.num_rows, pa.string())
-    column = file.read(columns=[name])[name].cast(pa.string())
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string())
+class _Keys:
+    """A column of strings as hashes of 64 bits: a corpus of strings does not fit into memory.
+
+    Args:
+        file: An open parquet file.
+        name: The column; where there is none, every row counts as null.
+    """
+
+    def __init__(self, file: pq.ParquetFile, name: str) -> None:
+        self.nulls = 0 if name in file.schema_arrow.names else int(file.metadata.num_rows)
+        keys = [np.empty(0, np.uint64)]
+        if not self.nulls:
+            for batch in file.iter_batches(ROWS_A_BATCH, columns=[name]):
+                column = batch.column(0).cast(pa.string())
+                self.nulls += column.null_count
+                keys.append(hash_keys(column.drop_null()))
+        self.values = np.concatenate(keys)
 
 
 def _count_texts(file: pq.ParquetFile) -> Row:
     if "text" not in file.schema_arrow.names:
         return {"null_texts": file.metadata.num_rows, "empty_texts": 0}
     nulls = empty = 0
-    for batch in file.iter_batches(columns=["text"]):
+    for batch in file.iter_batches(ROWS_A_BATCH, columns=["text"]):
         nulls += batch.column(0).null_count
         empty += _count(pc.equal(pc.utf8_length(batch.column(0)), 0))
     return {"null_texts": nulls, "empty_texts": empty}
@@ -88,32 +103,30 @@ def documents_table(directory: Path) -> "pd.DataFrame":
 
     from expectations.documents import COLUMNS
 
-    tables = {
-        split: pq.read_table(directory / f"{split}.parquet", columns=["id", "text", "cluster"])
-        for split in SPLITS
+    files = {
+        split: pq.ParquetFile(directory / f"{split}.parquet", pre_buffer=False) for split in SPLITS
     }
-    clusters = {split: set(table["cluster"].to_pylist()) for split, table in tables.items()}
-    repeated = _repeated(pa.chunked_array([c for t in tables.values() for c in t["id"].chunks]))
+    ids = {split: _Keys(file, "id") for split, file in files.items()}
+    clusters = {split: np.unique(_Keys(file, "cluster").values) for split, file in files.items()}
+    repeated = _repeated(list(ids.values()))
     configured = read_manifest(directory)["split"]
     fractions = {name: configured[f"{name}_fraction"] for name in ("validation", "test")}
     fractions["train"] = 1.0 - sum(fractions.values())
     total = sum(len(keys) for keys in clusters.values())
     rows = []
-    for split, table in tables.items():
-        elsewhere = set().union(*(clusters[other] for other in SPLITS if other != split))
+    for split, file in files.items():
+        elsewhere = np.concatenate([clusters[other] for other in SPLITS if other != split])
         fraction = fractions[split]
         expected = total * fraction
-        shortest = pc.min(pc.utf8_length(table["text"])).as_py()
         rows.append(
             {
                 "split": split,
-                "documents": table.num_rows,
-                "null_ids": table["id"].null_count,
-                "repeated_ids": _count(pc.is_in(table["id"], value_set=repeated)),
-                "null_texts": table["text"].null_count,
-                "shortest_characters": shortest or 0,
+                "documents": file.metadata.num_rows,
+                "null_ids": ids[split].nulls,
+                "repeated_ids": int(np.count_nonzero(np.isin(ids[split].values, repeated))),
+                **_measure_texts(file),
                 "clusters": len(clusters[split]),
-                "clusters_elsewhere": len(clusters[split] & elsewhere),
+                "clusters_elsewhere": int(np.isin(clusters[split], elsewhere).sum()),
                 "configured_fraction": fraction,
                 "fraction": len(clusters[split]) / max(total, 1),
                 "deviation_sigmas": (len(clusters[split]) - expected)
@@ -121,6 +134,16 @@ def documents_table(directory: Path) -> "pd.DataFrame":
             }
         )
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _measure_texts(file: pq.ParquetFile) -> Row:
+    nulls, shortest = 0, None
+    for batch in file.iter_batches(ROWS_A_BATCH, columns=["text"]):
+        texts = batch.column(0)
+        nulls += texts.null_count
+        lengths = [pc.min(pc.utf8_length(texts)).as_py(), shortest]
+        shortest = min((length for length in lengths if length is not None), default=None)
+    return {"null_texts": nulls, "shortest_characters": shortest or 0}
 
 
 def shards_table(directory: Path) -> "pd.DataFrame":
@@ -140,28 +163,84 @@ def shards_table(directory: Path) -> "pd.DataFrame":
 
     manifest = read_manifest(directory)
     length = int(manifest["sequence_length"])
-    counts = {
-        split: token_counts(read_shards(directory, split, length), manifest["vocabulary_size"])
+    scans = {
+        split: _Scan(ShardFiles(directory, split, length), manifest["vocabulary_size"])
         for split in SPLITS
     }
     rows = [
         {
-            **_shards_row(directory, split, manifest, length),
-            "drift_bits": divergence_bits(counts[split], counts["train"]),
+            **_shards_row(directory, split, manifest, scans[split]),
+            "drift_bits": divergence_bits(scans[split].tokens, scans["train"].tokens),
         }
         for split in SPLITS
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def token_counts(pieces: list[Tokens], vocabulary_size: int) -> npt.NDArray[np.int64]:
-    """How often each id occurs; ids that the vocabulary does not have come after it."""
-    counts = np.zeros(max(vocabulary_size, 1 << 16), np.int64)
-    for piece in pieces:
-        for start in range(0, len(piece), SEQUENCES_A_BLOCK):
-            block = piece[start : start + SEQUENCES_A_BLOCK].reshape(-1)
-            counts += np.bincount(block, minlength=len(counts))
-    return counts
+class ShardFiles:
+    """The sequences of a split, read some at a time, whatever a manifest says of their number.
+
+    Args:
+        directory: The final shards.
+        split: Name of the split.
+        length: Tokens a sequence.
+
+    Raises:
+        UserError: If a file does not hold whole sequences.
+    """
+
+    def __init__(self, directory: Path, split: str, length: int) -> None:
+        self.length = length
+        self._paths = sorted(directory.glob(f"{split}-*.bin"))
+        self._sizes = []
+        for path in self._paths:
+            size = path.stat().st_size
+            if size == 0 or size % (TOKEN_DTYPE.itemsize * length):
+                raise UserError(
+                    f"{path}: expected whole sequences of {length} tokens, came {size} bytes",
+                    "restore the file with `dvc checkout --force`, or make it again with "
+                    "`dvc repro`",
+                )
+            self._sizes.append(size // (TOKEN_DTYPE.itemsize * length))
+
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    def __iter__(self) -> Iterator[Tokens]:
+        for path in self._paths:
+            with path.open("rb") as stream:
+                while (block := np.fromfile(stream, TOKEN_DTYPE, BLOCK * self.length)).size:
+                    yield block.reshape(-1, self.length)
+
+    def sequence(self, index: int) -> Tokens:
+        """(L,) uint16, one sequence."""
+        for path, size in zip(self._paths, self._sizes, strict=True):
+            if index < size:
+                offset = index * TOKEN_DTYPE.itemsize * self.length
+                return np.fromfile(path, TOKEN_DTYPE, self.length, offset=offset)
+            index -= size
+        msg = f"no sequence {index}"
+        raise IndexError(msg)
+
+
+class _Scan:
+    """What one reading of a split tells: ids, their counts, and repeated sequences."""
+
+    def __init__(self, files: ShardFiles, vocabulary_size: int) -> None:
+        self.sequences = len(files)
+        # Ids that the vocabulary does not have come after it.
+        self.tokens = np.zeros(max(vocabulary_size, 1 << 16), np.int64)
+        multipliers = np.random.default_rng(0).integers(
+            2**63, size=files.length, dtype=np.uint64, endpoint=True
+        )
+        keys = [np.empty(0, np.uint64)]
+        for block in files:
+            self.tokens += np.bincount(block.reshape(-1), minlength=len(self.tokens))
+            # Sequences that stand before in their split are told by a hash of 64 bits.
+            odd = 2 * multipliers + np.uint64(1)
+            keys.append((block * odd).sum(axis=1, dtype=np.uint64))
+        ordered = np.sort(np.concatenate(keys))
+        self.repeated = int(np.count_nonzero(ordered[1:] == ordered[:-1]))
 
 
 def divergence_bits(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float:
@@ -177,39 +256,23 @@ def divergence_bits(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float
     return float(max(sum(parts) / 2, 0.0))
 
 
-def _shards_row(directory: Path, split: str, manifest: dict[str, Any], length: int) -> Row:
-    pieces = read_shards(directory, split, length)
-    sequences = sum(len(piece) for piece in pieces)
-    unknown = sum(int(np.count_nonzero(p == manifest["unk_token_id"])) for p in pieces)
-    ended = sum(int(np.count_nonzero(p == manifest["eos_token_id"])) for p in pieces)
+def _shards_row(directory: Path, split: str, manifest: dict[str, Any], scan: _Scan) -> Row:
+    sequences = scan.sequences
     side_rows = pq.read_metadata(directory / f"{split}.sequences.parquet").num_rows
+    found = np.flatnonzero(scan.tokens)
     return {
         "split": split,
         "sequences": sequences,
-        "sequence_length": length,
+        "sequence_length": int(manifest["sequence_length"]),
         "manifest_sequences_off": abs(sequences - int(manifest["sequences"][split])),
         "side_rows_off": abs(sequences - side_rows),
         "files_changed": _files_changed(directory, split, manifest),
-        "smallest_id": min((int(piece.min()) for piece in pieces), default=-1),
-        "largest_id": max((int(piece.max()) for piece in pieces), default=-1),
-        "documents_ended": ended,
-        "unk_rate": unknown / max(sequences * length, 1),
-        "duplicate_rate": _duplicates(pieces) / max(sequences, 1),
+        "smallest_id": int(found[0]) if len(found) else -1,
+        "largest_id": int(found[-1]) if len(found) else -1,
+        "documents_ended": int(scan.tokens[manifest["eos_token_id"]]),
+        "unk_rate": int(scan.tokens[manifest["unk_token_id"]]) / max(int(scan.tokens.sum()), 1),
+        "duplicate_rate": scan.repeated / max(sequences, 1),
     }
-
-
-def _duplicates(pieces: list[Tokens]) -> int:
-    """Count the sequences that stand before in their split, by a hash of 64 bits."""
-    keys = [np.empty(0, np.uint64)]
-    for piece in pieces:
-        multipliers = np.random.default_rng(0).integers(
-            2**63, size=piece.shape[1], dtype=np.uint64, endpoint=True
-        )
-        for start in range(0, len(piece), SEQUENCES_A_BLOCK):
-            block = piece[start : start + SEQUENCES_A_BLOCK].astype(np.uint64)
-            keys.append((block * (2 * multipliers + np.uint64(1))).sum(axis=1, dtype=np.uint64))
-    ordered = np.sort(np.concatenate(keys))
-    return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
 
 
 def _files_changed(directory: Path, split: str, manifest: dict[str, Any]) -> int:
@@ -227,36 +290,12 @@ def _files_changed(directory: Path, split: str, manifest: dict[str, Any]) -> int
     return len({name for name, _ in listed.items() ^ found.items()})
 
 
-def read_shards(directory: Path, split: str, length: int) -> list[Tokens]:
-    """Map the shards of a split, whatever a manifest says of their number.
-
-    Args:
-        directory: The final shards.
-        split: Name of the split.
-        length: Tokens a sequence.
-
-    Returns:
-        (N, L) uint16 a file, in the order of the files.
-
-    Raises:
-        UserError: If a file does not hold whole sequences.
-    """
-    pieces = []
-    for path in sorted(directory.glob(f"{split}-*.bin")):
-        size = path.stat().st_size
-        if size == 0 or size % (TOKEN_DTYPE.itemsize * length):
-            raise UserError(
-                f"{path}: expected whole sequences of {length} tokens, came {size} bytes",
-                "restore the file with `dvc checkout --force`, or run `dvc repro`",
-            )
-        pieces.append(np.memmap(path, dtype=TOKEN_DTYPE, mode="r").reshape(-1, length))
-    return pieces
-
-
-def _repeated(values: pa.ChunkedArray) -> pa.Array:
+def _repeated(keys: list[_Keys]) -> npt.NDArray[np.uint64]:
     """The values that occur more than once; null is not a value."""
-    counts = pc.value_counts(values.drop_null())
-    return counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    empty = np.empty(0, np.uint64)
+    ordered = np.sort(np.concatenate([empty, *(column.values for column in keys)]))
+    twice: npt.NDArray[np.uint64] = ordered[1:][ordered[1:] == ordered[:-1]]
+    return twice
 
 
 def _count(mask: pa.Array) -> int:

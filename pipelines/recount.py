@@ -2,12 +2,13 @@
 
 `pipelines/overlap.py` removed with hashes and Arrow; here whole sequences are
 compared as bytes in a dictionary, and windows as the tokens themselves: if the
-filter has a fault, it is not repeated.
+filter has a fault, it is not repeated. What is compared stays in files.
 
-Shape legend: N sequences, L length, W windows of a sequence.
+Shape legend: N sequences, L length, K references.
 """
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,11 @@ import pyarrow.parquet as pq
 
 from pipelines.artifacts import read_manifest
 from pipelines.compilation import have_numba
-from pipelines.evidence import read_shards
+from pipelines.evidence import ShardFiles
 from pipelines.normalisation import title_key
 from pipelines.shards import Tokens, fixed_binary
 from pipelines.stage import progress
+from pipelines.text_arrays import hash_keys
 from pipelines.vocabulary import decode_text, load_tokenizer
 from pipelines.workspace import SPLITS
 
@@ -30,9 +32,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
-Containment = Callable[[Tokens], npt.NDArray[np.float64]]
 
-SEQUENCES_A_BLOCK = 32_768
+NAMES_A_BATCH = 8192
+# 34 bytes each while they are looked at, and 16 MB.
+WINDOWS_A_TABLE = 1 << 21
 # Tokens of 16 bits in two words of 64.
 WORD_TOKENS = 8
 
@@ -55,77 +58,92 @@ def overlap_table(directory: Path, *, window_tokens: int, max_containment: float
 
     manifest = read_manifest(directory)
     length = int(manifest["sequence_length"])
-    pieces = {split: read_shards(directory, split, length) for split in SPLITS}
-    documents = {split: _read_documents(directory, split) for split in SPLITS}
-    rows = []
-    pairs = progress(overlap.PAIRS, total=len(overlap.PAIRS), unit="pair", label="recount")
-    for split, other in (pair.split("/") for pair in pairs):
-        comparison = _Comparison(split, other, pieces[split], pieces[other], manifest)
-        shared = {
-            "exact_sequence": comparison.exact(),
-            "near_containment": comparison.near(window_tokens, max_containment),
-            "document_id": _shared_names(
-                split, other, *(documents[s]["id"] for s in (split, other))
-            ),
-            "title": _shared_names(split, other, *(documents[s]["title"] for s in (split, other))),
-        }
-        rows += [{"pair": f"{split}/{other}", "method": m, **shared[m]} for m in overlap.METHODS]
+    files = {split: ShardFiles(directory, split, length) for split in SPLITS}
+    names = {
+        (split, column): _Names(directory / f"{split}.documents.parquet", column)
+        for split in SPLITS
+        for column in ("id", "title")
+    }
+    found: dict[tuple[str, str], Row] = {}
+    pairs = [(split, other) for split, _, other in (p.partition("/") for p in overlap.PAIRS)]
+    compared = dict.fromkeys(split for split, _ in pairs)
+    for split in progress(compared, total=len(compared), unit="split", label="recount"):
+        others = [other for first, other in pairs if first == split]
+        comparison = _Comparison(split, others, files, str(manifest["vocabulary"]))
+        exact = comparison.exact()
+        near = comparison.near(window_tokens, max_containment)
+        for other, exact_row, near_row in zip(others, exact, near, strict=True):
+            found[f"{split}/{other}", "exact_sequence"] = exact_row
+            found[f"{split}/{other}", "near_containment"] = near_row
+            for method, column in (("document_id", "id"), ("title", "title")):
+                found[f"{split}/{other}", method] = _shared_names(
+                    split, other, names[split, column], names[other, column]
+                )
+    rows = [
+        {"pair": pair, "method": method, **found[pair, method]}
+        for pair in overlap.PAIRS
+        for method in overlap.METHODS
+    ]
     return pd.DataFrame(rows, columns=list(overlap.COLUMNS))
 
 
 class _Comparison:
-    """The sequences of one split beside those of another."""
+    """The sequences of one split beside those of others, all of them in files."""
 
     def __init__(
-        self,
-        split: str,
-        other: str,
-        pieces: list[Tokens],
-        other_pieces: list[Tokens],
-        manifest: dict[str, Any],
+        self, split: str, others: list[str], files: dict[str, ShardFiles], vocabulary: str
     ) -> None:
-        self._names = (split, other)
-        self._pieces = pieces
-        self._size = sum(len(piece) for piece in pieces)
-        self._length = int(manifest["sequence_length"])
-        self._vocabulary = str(manifest["vocabulary"])
-        empty = np.empty((0, self._length), dtype=np.uint16)
-        self._other_NL = np.concatenate([empty, *other_pieces])
+        self._split = split
+        self._others = others
+        self._files = files
+        self._vocabulary = vocabulary
 
-    def exact(self) -> Row:
-        """Sequences that are equal, byte for byte."""
-        rows: dict[bytes, int] = {}
-        for row, sequence in enumerate(self._other_NL):
-            rows.setdefault(sequence.tobytes(), row)
-        pairs = [
-            (index, rows[content])
-            for index, content in enumerate(
-                sequence.tobytes() for piece in self._pieces for sequence in piece
+    def exact(self) -> list[Row]:
+        """Sequences that are equal, byte for byte, with each of the others."""
+        rows: list[dict[bytes, int]] = [{} for _ in self._others]
+        for known, other in zip(rows, self._others, strict=True):
+            for row, (digest, _) in enumerate(_digests(self._files[other])):
+                known.setdefault(digest, row)
+        pairs: list[list[tuple[int, int]]] = [[] for _ in self._others]
+        for index, (digest, content) in enumerate(_digests(self._files[self._split])):
+            for known, found, other in zip(rows, pairs, self._others, strict=True):
+                if digest in known:
+                    same = known[digest]
+                    if self._files[other].sequence(same).tobytes() == content:
+                        found.append((index, same))
+        return [
+            self._row(
+                other,
+                len(found),
+                1.0 if found else 0.0,
+                self._name(other, *found[0]) if found else "",
             )
-            if content in rows
+            for other, found in zip(self._others, pairs, strict=True)
         ]
-        example = self._name(*pairs[0]) if pairs else ""
-        return self._row(len(pairs), 1.0 if pairs else 0.0, example)
 
-    def near(self, window_tokens: int, max_containment: float) -> Row:
-        """Sequences of whose windows too many occur in the other split."""
-        containment = windows_of(self._other_NL, window_tokens)
-        shared, worst, worst_index, start = 0, 0.0, -1, 0
-        for block_NL in self._blocks():
-            containment_N = containment(block_NL)
-            shared += int(np.count_nonzero(containment_N > max_containment))
-            if containment_N.max() > worst:
-                worst, worst_index = float(containment_N.max()), start + int(containment_N.argmax())
-            start += len(block_NL)
-        example = ""
-        if shared:
-            like_worst = windows_of(self._sequence(worst_index)[None], window_tokens)
-            example = self._name(worst_index, int(like_worst(self._other_NL).argmax()))
-        return self._row(shared, worst, example)
+    def near(self, window_tokens: int, max_containment: float) -> list[Row]:
+        """Sequences of whose windows too many occur in each of the others."""
+        files = self._files[self._split]
+        references = [self._files[other] for other in self._others]
+        num_windows = files.length - window_tokens + 1
+        counts_KN = known_windows(files, references, window_tokens)
+        rows = []
+        for other, counts_N in zip(self._others, counts_KN, strict=True):
+            containment_N = counts_N / num_windows
+            shared = int(np.count_nonzero(containment_N > max_containment))
+            worst = int(containment_N.argmax()) if len(containment_N) else -1
+            example = ""
+            if shared:
+                like_N = known_windows(
+                    self._files[other], [[files.sequence(worst)[None]]], window_tokens
+                )
+                example = self._name(other, worst, int(like_N[0].argmax()))
+            rows.append(self._row(other, shared, float(containment_N.max(initial=0.0)), example))
+        return rows
 
-    def _row(self, shared: int, max_containment: float, example: str) -> Row:
+    def _row(self, other: str, shared: int, max_containment: float, example: str) -> Row:
         # With an empty side nothing was compared, and the gate shall say so.
-        compared = self._size if len(self._other_NL) else 0
+        compared = len(self._files[self._split]) if len(self._files[other]) else 0
         return {
             "compared": compared,
             "shared": shared,
@@ -133,71 +151,83 @@ class _Comparison:
             "example": example,
         }
 
-    def _blocks(self) -> Iterator[Tokens]:
-        for piece in self._pieces:
-            for start in range(0, len(piece), SEQUENCES_A_BLOCK):
-                yield piece[start : start + SEQUENCES_A_BLOCK]
-
-    def _sequence(self, index: int) -> Tokens:
-        for piece in self._pieces:
-            if index < len(piece):
-                sequence: Tokens = piece[index]
-                return sequence
-            index -= len(piece)
-        msg = f"no sequence {index}"
-        raise IndexError(msg)
-
-    def _name(self, index: int, other_index: int) -> str:
-        text = decode_text(load_tokenizer(self._vocabulary), self._sequence(index))
-        split, other = self._names
-        return f"{split} sequence {index} is in {other} sequence {other_index}: {text}"
+    def _name(self, other: str, index: int, other_index: int) -> str:
+        sequence = self._files[self._split].sequence(index)
+        text = decode_text(load_tokenizer(self._vocabulary), sequence)
+        return f"{self._split} sequence {index} is in {other} sequence {other_index}: {text}"
 
 
-def windows_of(
-    tokens_ML: Tokens, window_tokens: int, *, use_numba: bool | None = None
-) -> Containment:
-    """Gather the windows of reference sequences, the tokens themselves and no hash of them.
+def _digests(blocks: Iterable[Tokens]) -> Iterator[tuple[bytes, bytes]]:
+    """A hash of every sequence, and its bytes."""
+    for block_NL in blocks:
+        for sequence in block_NL:
+            content = sequence.tobytes()
+            yield hashlib.blake2b(content, digest_size=16).digest(), content
+
+
+def known_windows(
+    blocks: Iterable[Tokens],
+    references: Sequence[Iterable[Tokens]],
+    window_tokens: int,
+    *,
+    use_numba: bool | None = None,
+    windows_a_table: int = WINDOWS_A_TABLE,
+) -> npt.NDArray[np.int64]:
+    """Count the windows that occur in references: the tokens themselves and no hash of them.
+
+    Where the references have many windows, a part of them is looked at at a time, so that
+    memory does not grow with them.
 
     Args:
-        tokens_ML: (M, L) uint16.
+        blocks: (N', L) uint16 each, N sequences in all; gone through several times.
+        references: K of the same kind; K at most 8.
         window_tokens: Tokens a window; at most L.
         use_numba: Whether to compile the loops (for windows of up to 8 tokens); by default
             if numba is installed.
+        windows_a_table: How many windows are looked at at a time, about.
 
     Returns:
-        A function: (N, L) uint16 -> (N,) float64, the share of each sequence's windows that
-        are among them.
+        (K, N) int64, how many windows of each sequence each reference has.
     """
-    if have_numba(use_numba) and window_tokens <= WORD_TOKENS:
-        return _by_table(tokens_ML, window_tokens)
-    known = _windows(tokens_ML, window_tokens)
-
-    def containment(tokens_NL: Tokens) -> npt.NDArray[np.float64]:
-        hits = pc.is_in(_windows(tokens_NL, window_tokens), value_set=known)
-        hits_NW = hits.to_numpy(zero_copy_only=False).reshape(len(tokens_NL), -1)
-        return np.asarray(hits_NW.mean(axis=1), dtype=np.float64)
-
-    return containment
-
-
-def _by_table(tokens_ML: Tokens, window_tokens: int) -> Containment:
+    if not (have_numba(use_numba) and window_tokens <= WORD_TOKENS):
+        return np.stack([_by_arrow(blocks, known, window_tokens) for known in references])
     from pipelines import window_kernels
 
-    num_windows = tokens_ML.shape[1] - window_tokens + 1
-    # Half of the slots stay free, so that a search is short.
-    slots = 1 << max(2 * len(tokens_ML) * num_windows, 2).bit_length()
-    words = np.empty((slots, 2), np.uint64)
-    is_used = np.zeros(slots, dtype=bool)
-    bits = np.zeros(1 << 21, np.uint64)
-    window_kernels.add_windows(tokens_ML, window_tokens, words, is_used, bits)
+    shapes = [block.shape for known in references for block in known]
+    windows = sum(rows * (length - window_tokens + 1) for rows, length in shapes)
+    parts = max(1, -(-windows // windows_a_table))
+    # A part may have some more than its share, and a table that is full is searched for ever.
+    slots = 1 << (int(1.3 * min(windows, windows_a_table)) + 64).bit_length()
+    counts_KN = np.zeros((len(references), sum(len(block) for block in blocks)), np.int64)
+    for part in range(parts):
+        words = np.empty((slots, 2), np.uint64)
+        owners = np.zeros(slots, np.uint8)
+        bits = np.zeros(1 << 21, np.uint64)
+        for number, known in enumerate(references):
+            for block_NL in known:
+                window_kernels.add_windows(
+                    block_NL, window_tokens, 1 << number, part, parts, words, owners, bits
+                )
+        start = 0
+        for block_NL in blocks:
+            mine_KN = counts_KN[:, start : start + len(block_NL)]
+            window_kernels.count_windows(
+                block_NL, window_tokens, part, parts, words, owners, bits, mine_KN
+            )
+            start += len(block_NL)
+    return counts_KN
 
-    def containment(tokens_NL: Tokens) -> npt.NDArray[np.float64]:
-        counts_N = np.empty(len(tokens_NL), np.int64)
-        window_kernels.count_windows(tokens_NL, window_tokens, words, is_used, bits, counts_N)
-        shares_N: npt.NDArray[np.float64] = counts_N / num_windows
-        return shares_N
 
-    return containment
+def _by_arrow(
+    blocks: Iterable[Tokens], reference: Iterable[Tokens], window_tokens: int
+) -> npt.NDArray[np.int64]:
+    known = pa.chunked_array([_windows(block, window_tokens) for block in reference])
+    counts = [np.empty(0, np.int64)]
+    for block_NL in blocks:
+        hits = pc.is_in(_windows(block_NL, window_tokens), value_set=known)
+        hits_NW = hits.to_numpy(zero_copy_only=False).reshape(len(block_NL), -1)
+        counts.append(hits_NW.sum(axis=1, dtype=np.int64))
+    return np.concatenate(counts)
 
 
 def _windows(tokens_NL: Tokens, window_tokens: int) -> pa.Array:
@@ -206,20 +236,33 @@ def _windows(tokens_NL: Tokens, window_tokens: int) -> pa.Array:
     return fixed_binary(windows.reshape(-1, window_tokens))
 
 
-def _read_documents(directory: Path, split: str) -> dict[str, list[str]]:
-    """Ids and titles of a split's documents; an empty title names nothing."""
-    table = pq.read_table(directory / f"{split}.documents.parquet", columns=["id", "title"])
-    return {
-        "id": table["id"].to_pylist(),
-        "title": [title_key(title) for title in table["title"].to_pylist()],
-    }
+class _Names:
+    """Ids or titles of a split's documents, as hashes of 64 bits; an empty one names nothing."""
+
+    def __init__(self, path: Path, column: str) -> None:
+        self._path = path
+        self._column = column
+        keys = [hash_keys(pa.array(names)) for names in self._batches()]
+        self.keys = np.concatenate([np.empty(0, np.uint64), *keys])
+
+    def _batches(self) -> Iterator[list[str]]:
+        with pq.ParquetFile(self._path, pre_buffer=False) as file:
+            for batch in file.iter_batches(NAMES_A_BATCH, columns=[self._column]):
+                names = batch.column(0).to_pylist()
+                yield [title_key(name) for name in names] if self._column == "title" else names
+
+    def of(self, keys: npt.NDArray[np.uint64]) -> set[str]:
+        """The names that have these hashes."""
+        names = (name for batch in self._batches() for name in batch)
+        return {name for name, mine in zip(names, np.isin(self.keys, keys), strict=True) if mine}
 
 
-def _shared_names(split: str, other: str, names: list[str], other_names: list[str]) -> Row:
-    shared = sorted((set(names) & set(other_names)) - {""})
+def _shared_names(split: str, other: str, names: _Names, other_names: _Names) -> Row:
+    keys = np.intersect1d(names.keys, other_names.keys)
+    shared = sorted((names.of(keys) & other_names.of(keys)) - {""}) if len(keys) else []
     example = f"{shared[0]!r} is in {split} and in {other}" if shared else ""
     return {
-        "compared": len(names) if other_names else 0,
+        "compared": len(names.keys) if len(other_names.keys) else 0,
         "shared": len(shared),
         "max_containment": 1.0 if shared else 0.0,
         "example": example,

@@ -138,7 +138,8 @@ def read_parquet(path: Path, skip: int = 0) -> Iterator[pa.Table]:
             type, or has a row without id or text.
     """
     try:
-        with pq.ParquetFile(path) as parquet:
+        # With `pre_buffer` all that was read stays in memory to the end.
+        with pq.ParquetFile(path, pre_buffer=False) as parquet:
             _check_schema(path, parquet.schema_arrow)
             groups, first_row = _groups_after(parquet.metadata, skip)
             for batch in parquet.iter_batches(

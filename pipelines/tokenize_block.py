@@ -61,7 +61,7 @@ def tokenize_block(block: DocumentBlock, directory: Path) -> None:
     tokenizer = _tokenizer(block.vocabulary)
     counts = np.zeros(4, np.int64)
     with (
-        pq.ParquetFile(block.path) as parquet,
+        pq.ParquetFile(block.path, pre_buffer=False) as parquet,
         (directory / "ids.bin").open("wb") as ids,
         (directory / "characters.bin").open("wb") as characters,
         pq.ParquetWriter(directory / "documents.parquet", BLOCK_SCHEMA) as documents,
@@ -101,7 +101,7 @@ def read_tokens(directory: Path) -> Iterator[tuple[pa.Table, TokenStream]]:
         Some documents (`id`, `title`) and their tokens.
     """
     with (
-        pq.ParquetFile(directory / "documents.parquet") as documents,
+        pq.ParquetFile(directory / "documents.parquet", pre_buffer=False) as documents,
         (directory / "ids.bin").open("rb") as ids,
         (directory / "characters.bin").open("rb") as characters,
     ):

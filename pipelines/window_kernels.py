@@ -76,26 +76,42 @@ def window_words(tokens_L: Array, start: Int, window_tokens: Int) -> tuple[Any, 
 
 
 @compiled
-def find_window(low: Any, high: Any, key: Any, words: Array, is_used: Array) -> Int:
+def find_window(low: Any, high: Any, key: Any, words: Array, owners: Array) -> Int:
     """Return the slot of a window, or the free slot where it would be; they are 2^k."""
-    mask = np.int64(len(is_used) - 1)
+    mask = np.int64(len(owners) - 1)
     slot = np.int64(key & np.uint64(mask))
-    while is_used[slot] and (words[slot, 0] != low or words[slot, 1] != high):
+    while owners[slot] and (words[slot, 0] != low or words[slot, 1] != high):
         slot = (slot + 1) & mask
     return slot
 
 
 @compiled
+def is_in_part(key: Any, part: Int, parts: Int) -> Any:
+    """Whether a window is one of those that are looked at now; by bits that no slot is told by."""
+    return (key & np.uint64(0xFFFFFFFF)) * np.uint64(parts) >> np.uint64(32) == np.uint64(part)
+
+
+@compiled
 def add_windows(
-    tokens_NL: Array, window_tokens: Int, words: Array, is_used: Array, bits: Array
+    tokens_NL: Array,
+    window_tokens: Int,
+    owner: Int,
+    part: Int,
+    parts: Int,
+    words: Array,
+    owners: Array,
+    bits: Array,
 ) -> None:
-    """Put every window into an open-addressing table.
+    """Put the windows of a part into an open-addressing table.
 
     Args:
         tokens_NL: (N, L) uint16.
         window_tokens: Tokens a window, at most 8.
-        words: (2^k, 2) uint64, changed.
-        is_used: (2^k,) bool, changed; more slots than windows.
+        owner: The bit that says whose they are.
+        part: Which part is looked at.
+        parts: How many there are.
+        words: (2^k, 2) uint64, changed; more slots than windows.
+        owners: (2^k,) uint8, changed; 0 for a free slot.
         bits: (2^21,) uint64, changed: a bit of 2^27 for every window, which rules out
             nearly all others at one look.
     """
@@ -104,40 +120,47 @@ def add_windows(
         for w in range(len(tokens_L) - window_tokens + 1):
             low, high = window_words(tokens_L, w, window_tokens)
             key = mix(low ^ mix(high))
-            bit = key >> np.uint64(37)
-            bits[bit >> np.uint64(6)] |= np.uint64(1) << (bit & np.uint64(63))
-            slot = find_window(low, high, key, words, is_used)
-            words[slot, 0] = low
-            words[slot, 1] = high
-            is_used[slot] = True
+            if is_in_part(key, part, parts):
+                bit = key >> np.uint64(37)
+                bits[bit >> np.uint64(6)] |= np.uint64(1) << (bit & np.uint64(63))
+                slot = find_window(low, high, key, words, owners)
+                words[slot, 0] = low
+                words[slot, 1] = high
+                owners[slot] |= np.uint8(owner)
 
 
 @compiled
 def count_windows(
     tokens_NL: Array,
     window_tokens: Int,
+    part: Int,
+    parts: Int,
     words: Array,
-    is_used: Array,
+    owners: Array,
     bits: Array,
-    counts_N: Array,
+    counts_KN: Array,
 ) -> None:
-    """Count the windows of every sequence that are in a table of `add_windows`.
+    """Add up the windows of every sequence that each owner has in a table of `add_windows`.
 
     Args:
         tokens_NL: (N, L) uint16.
         window_tokens: Tokens a window, at most 8.
+        part: Which part is looked at.
+        parts: How many there are.
         words: (2^k, 2) uint64.
-        is_used: (2^k,) bool.
+        owners: (2^k,) uint8.
         bits: (2^21,) uint64.
-        counts_N: (N,) int64, written.
+        counts_KN: (K, N) int64, added to.
     """
     for n in range(len(tokens_NL)):
-        known = 0
         tokens_L = tokens_NL[n]
         for w in range(len(tokens_L) - window_tokens + 1):
             low, high = window_words(tokens_L, w, window_tokens)
             key = mix(low ^ mix(high))
             bit = key >> np.uint64(37)
-            if bits[bit >> np.uint64(6)] >> (bit & np.uint64(63)) & np.uint64(1):
-                known += is_used[find_window(low, high, key, words, is_used)]
-        counts_N[n] = known
+            if is_in_part(key, part, parts) and bits[bit >> np.uint64(6)] >> (
+                bit & np.uint64(63)
+            ) & np.uint64(1):
+                found = owners[find_window(low, high, key, words, owners)]
+                for k in range(len(counts_KN)):
+                    counts_KN[k, n] += (found >> k) & 1

@@ -16,7 +16,7 @@ from pipelines.artifacts import read_json, read_manifest, write_json, write_mani
 from pipelines.decontaminate import decontaminate
 from pipelines.errors import GateError, UserError
 from pipelines.evidence import divergence_bits, documents_table, raw_table, shards_table
-from pipelines.recount import overlap_table, windows_of
+from pipelines.recount import known_windows, overlap_table
 from pipelines.validate import validate
 from pipelines.workspace import Workspace
 from tests.support import REPOSITORY
@@ -289,8 +289,15 @@ def test_windows_are_counted_alike_with_and_without_numba(window: int) -> None:
     reference_ML = generator.integers(0, 3, (4, 12), dtype=np.uint16)
     tokens_NL = generator.integers(0, 3, (50, 12), dtype=np.uint16)
     tokens_NL[0] = reference_ML[2]
-    compiled, plain = (
-        windows_of(reference_ML, window, use_numba=flag)(tokens_NL) for flag in (True, False)
+    references = [[reference_ML[:1], reference_ML[1:3]], [reference_ML[3:]]]
+    plain, compiled, in_parts = (
+        known_windows([tokens_NL[:30], tokens_NL[30:]], references, window, **options)
+        for options in (
+            {"use_numba": False},
+            {"use_numba": True},
+            {"use_numba": True, "windows_a_table": 5},
+        )
     )
-    assert compiled.tolist() == plain.tolist()
-    assert plain[0] == 1.0
+    assert compiled.tolist() == plain.tolist() == in_parts.tolist()
+    assert plain[0, 0] == 12 - window + 1
+    assert window < 4 or not (plain[0] == plain[1]).all()
