@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 DOCUMENT_SCHEMA = RAW_SCHEMA.append(pa.field("cluster", pa.string()))
 DROPPED = len(SPLITS)
+ROWS_A_GROUP = 4096
 
 
 def clean(
@@ -103,7 +104,7 @@ def _assemble(parts: Sequence[Path], params: CleanParams, building: Path) -> dic
     split[kept] = split_of_kept
     name_of = np.zeros(len(index), np.int64)
     name_of[kept] = cluster_of
-    characters = _write_documents(parts, index, split, names.take(pa.array(name_of)), building)
+    characters = _write_documents(parts, split, names.take(pa.array(name_of)), building)
     dropped, removed = _write_dropped(parts, index, repeated, building)
     sizes = np.bincount(cluster_of, minlength=len(clusters))
     return {
@@ -162,7 +163,6 @@ def _check_splits(counts: npt.NDArray[np.int64], clusters: int, params: SplitPar
 
 def _write_documents(
     parts: Sequence[Path],
-    index: CorpusIndex,
     split: npt.NDArray[np.int64],
     clusters: pa.Array,
     directory: Path,
@@ -173,16 +173,23 @@ def _write_documents(
         pq.ParquetWriter(directory / f"{name}.parquet", DOCUMENT_SCHEMA, compression="zstd")
         for name in SPLITS
     ]
-    for number, part in enumerate(progress(parts, total=len(parts), unit="part", label="split")):
-        start, stop = index.bounds(number)
-        here = split[start:stop]
-        table = pa.Table.from_batches(read_arrow(part / "kept.arrow"), KEPT_SCHEMA)
-        table = table.select(RAW_SCHEMA.names)
-        table = table.append_column("cluster", clusters.slice(start, stop - start))
-        for which, (name, writer) in enumerate(zip(SPLITS, writers, strict=True)):
-            mine = table.filter(pa.array(here == which)).cast(DOCUMENT_SCHEMA)
-            characters[name] += pc.sum(pc.utf8_length(mine["text"])).as_py() or 0
-            writer.write_table(mine, row_group_size=4096)
+    start = 0
+    waiting: list[list[pa.Table]] = [[] for _ in SPLITS]
+    for part in progress(parts, total=len(parts), unit="part", label="split"):
+        for batch in read_arrow(part / "kept.arrow", RAW_SCHEMA.names):
+            here = split[start : start + batch.num_rows]
+            table = pa.Table.from_batches([batch])
+            table = table.append_column("cluster", clusters.slice(start, batch.num_rows))
+            start += batch.num_rows
+            for which, (name, tables) in enumerate(zip(SPLITS, waiting, strict=True)):
+                mine = table.filter(pa.array(here == which)).cast(DOCUMENT_SCHEMA)
+                characters[name] += pc.sum(pc.utf8_length(mine["text"])).as_py() or 0
+                tables.append(mine)
+                if sum(map(len, tables)) >= ROWS_A_GROUP:
+                    writers[which].write_table(pa.concat_tables(tables))
+                    tables.clear()
+    for tables, writer in zip(waiting, writers, strict=True):
+        writer.write_table(pa.concat_tables([DOCUMENT_SCHEMA.empty_table(), *tables]))
     for writer in writers:
         writer.close()
     return characters
@@ -199,8 +206,7 @@ def _write_dropped(
     with pq.ParquetWriter(directory / "dropped.parquet", schema, compression="zstd") as writer:
         for number, part in enumerate(parts):
             start, stop = index.bounds(number)
-            kept = pa.Table.from_batches(read_arrow(part / "kept.arrow"), KEPT_SCHEMA)
-            again = kept.filter(pa.array(repeated[start:stop]))
+            again = _repeats(part, repeated[start:stop])
             reasons = pa.array(["exact_duplicate"] * len(again), pa.string())
             again = again.append_column("reason", reasons).select(DROPPED_SCHEMA.names)
             unwanted = pa.Table.from_batches(read_arrow(part / "dropped.arrow"), DROPPED_SCHEMA)
@@ -216,6 +222,17 @@ def _write_dropped(
     table = pa.Table.from_pandas(samples, REMOVED_SCHEMA, preserve_index=False)
     pq.write_table(table, directory / "removed.parquet", compression="zstd")
     return {reason: count for reason, count in dropped.items() if count}, dict(removed)
+
+
+def _repeats(part: Path, repeated: npt.NDArray[np.bool_]) -> pa.Table:
+    """The documents of a part that are copies of others."""
+    found = [KEPT_SCHEMA.empty_table()]
+    start = 0
+    for batch in read_arrow(part / "kept.arrow") if repeated.any() else ():
+        mine = pa.array(repeated[start : start + batch.num_rows])
+        found.append(pa.Table.from_batches([batch]).filter(mine))
+        start += batch.num_rows
+    return pa.concat_tables(found)
 
 
 def main() -> None:

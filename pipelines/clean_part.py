@@ -9,7 +9,7 @@ facts.json       counts
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -189,8 +189,17 @@ def _counts(texts: list[str], wanted: tuple[int, ...]) -> list[list[int]]:
     return [np.diff(so_far[ends]).tolist() for so_far in reached]
 
 
-def read_arrow(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yield the record batches of an Arrow file, mapped and not copied."""
-    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
-        for index in range(file.num_record_batches):
-            yield file.get_batch(index)
+def read_arrow(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of an Arrow file, read one by one and not mapped.
+
+    Args:
+        path: The file.
+        columns: Those that are wanted; all of them by default.
+    """
+    with pa.OSFile(str(path)) as source:
+        schema = pa.ipc.open_file(source).schema
+        fields = [schema.get_field_index(name) for name in columns or schema.names]
+        options = pa.ipc.IpcReadOptions(included_fields=fields)
+        with pa.ipc.open_file(source, options=options) as file:
+            for index in range(file.num_record_batches):
+                yield file.get_batch(index)

@@ -3,7 +3,7 @@
 Shape legend: D documents of all parts, H hash functions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,10 @@ class CorpusIndex:
         keys: dict[str, list[pa.Array]] = {"id": [], "digest": [], "title_key": []}
         sizes = []
         for part in parts:
-            batches = [
-                {name: pa.concat_arrays([batch[name]]) for name in keys}
-                for batch in read_arrow(part / "kept.arrow")
-            ]
-            sizes.append(sum(len(batch["id"]) for batch in batches))
+            batches = list(read_arrow(part / "kept.arrow", tuple(keys)))
+            sizes.append(sum(batch.num_rows for batch in batches))
             for name, arrays in keys.items():
-                arrays += [_copy(batch[name]) for batch in batches]
+                arrays += [batch[name] for batch in batches]
         self._starts = np.cumsum([0, *sizes])
         self._keys = {name: pa.chunked_array(arrays) for name, arrays in keys.items()}
         ids = self._keys["id"]
@@ -135,7 +132,7 @@ class _PartSignatures:
         for part in np.unique(part_of).tolist():
             rows = wanted[part_of == part] - self._starts[part]
             start = 0
-            for batch in read_arrow(self._parts[part] / "kept.arrow"):
+            for batch in _map_arrow(self._parts[part] / "kept.arrow"):
                 inside = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
                 if len(inside):
                     texts = batch["text"].take(pa.array(inside))
@@ -144,9 +141,11 @@ class _PartSignatures:
         return pa.concat_arrays(found)
 
 
-def _copy(array: pa.Array) -> pa.Array:
-    """A copy that does not keep a file mapped."""
-    return array.take(pa.array(np.arange(len(array))))
+def _map_arrow(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of a file that is mapped: only a few texts are wanted."""
+    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
+        for index in range(file.num_record_batches):
+            yield file.get_batch(index)
 
 
 def _to_numpy(array: pa.Array | pa.ChunkedArray) -> Indices:

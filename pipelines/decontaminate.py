@@ -10,7 +10,7 @@ not depend on the rest. What was dropped is kept in `removed.parquet`.
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pipelines.shard_work import shard_work
 from pipelines.shards import (
     DOCUMENT_SCHEMA,
     SEQUENCE_SCHEMA,
+    TOKEN_DTYPE,
     SequenceFiles,
     ShardReader,
     ShardWriter,
@@ -182,12 +183,9 @@ def find_shared(lookup: Lookup, directory: Path) -> None:
     reference = _reference(
         lookup.reference, lookup.splits, lookup.length, lookup.params.window_tokens
     )
-    matches: list[Match] = []
-    start = 0
-    for block_NL in read_blocks(lookup.path, lookup.length):
-        found = reference.matches(block_NL, max_containment=lookup.params.max_containment)
-        matches += [replace(match, sequence=start + match.sequence) for match in found]
-        start += len(block_NL)
+    # Whole: every call goes through all of the reference.
+    tokens_NL = np.fromfile(lookup.path, TOKEN_DTYPE).reshape(-1, lookup.length)
+    matches = reference.matches(tokens_NL, max_containment=lookup.params.max_containment)
     table = pa.Table.from_pylist([asdict(match) for match in matches], schema=MATCH_SCHEMA)
     pq.write_table(table, directory / "matches.parquet")
 

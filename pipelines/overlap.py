@@ -26,7 +26,8 @@ KEY_TOKENS = 4
 KEY_BITS = 24
 KEY_SHIFT = np.uint64(64 - KEY_BITS)
 # 20 bytes each while they are looked at.
-WINDOWS_A_BLOCK = 1 << 21
+WINDOWS_A_BLOCK = 3 << 19
+SEQUENCES_A_STEP = 1024
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -104,12 +105,15 @@ class Reference:
     def _make_block(self, part: int) -> _Block:
         hashes, owners, start = [np.empty(0, np.uint64)], [np.empty(0, np.int32)], 0
         for block_ML in self._sequences():
-            hashes_W = window_hashes(block_ML, self._window_tokens).reshape(-1)
-            mine = np.flatnonzero(part_of(hashes_W, self._num_blocks) == part)
-            hashes.append(hashes_W[mine])
-            owners.append((start + mine // self._num_windows(block_ML)).astype(np.int32))
-            start += len(block_ML)
+            for at in range(0, len(block_ML), SEQUENCES_A_STEP):
+                few_ML = block_ML[at : at + SEQUENCES_A_STEP]
+                hashes_W = window_hashes(few_ML, self._window_tokens).reshape(-1)
+                mine = np.flatnonzero(part_of(hashes_W, self._num_blocks) == part)
+                hashes.append(hashes_W[mine])
+                owners.append((start + mine // self._num_windows(few_ML)).astype(np.int32))
+                start += len(few_ML)
         flat = np.concatenate(hashes)
+        hashes.clear()
         order = np.argsort(flat, kind="stable")
         return _Block(flat[order], np.concatenate(owners)[order])
 
