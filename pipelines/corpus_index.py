@@ -31,10 +31,12 @@ class CorpusIndex:
         keys: dict[str, list[pa.Array]] = {"id": [], "digest": [], "title_key": []}
         sizes = []
         for part in parts:
-            batches = list(read_arrow(part / "kept.arrow", tuple(keys)))
-            sizes.append(sum(batch.num_rows for batch in batches))
-            for name, arrays in keys.items():
-                arrays += [batch[name] for batch in batches]
+            sizes.append(0)
+            for batch in read_arrow(part / "kept.arrow", tuple(keys)):
+                sizes[-1] += batch.num_rows
+                for name, arrays in keys.items():
+                    # A copy: the column of a batch holds on to all of the batch.
+                    arrays.append(batch[name].take(pa.array(np.arange(batch.num_rows))))
         self._starts = np.cumsum([0, *sizes])
         self._keys = {name: pa.chunked_array(arrays) for name, arrays in keys.items()}
         ids = self._keys["id"]
