@@ -78,7 +78,7 @@ MATCH_SCHEMA = pa.schema(
         ("containment", pa.float64()),
     ]
 )
-ROWS_A_BATCH = 65_536
+ROWS_A_BATCH = 8192
 
 # How many sequences of a split are shared, by the later split and the method.
 Counts = Counter[tuple[str, str, str]]
