@@ -192,8 +192,19 @@ def test_work_of_other_code_is_not_gone_on_with(tmp_path: Path) -> None:
     stage.write_text("from pipelines import shards\n")
     before = stage_code(stage)
     assert stage_code(stage) == before
-    stage.write_text("from pipelines import shards, minhash\n")
-    assert stage_code(stage) != before
+    other = tmp_path / "other.py"
+    other.write_text("def f():\n    from pipelines import minhash, shards\n")
+    assert stage_code(other) != before
+    import pipelines.stage_code as module
+
+    clean = Path(module.__file__).with_name("clean.py")
+    found, waiting = set(), [clean]
+    while waiting:
+        new = module._imports(waiting.pop(), clean.parent) - found
+        found |= new
+        waiting += new
+    # What it imports, what that imports, and what is imported inside of functions.
+    assert {"clean_part.py", "normalisation.py", "kernels.py"} <= {path.name for path in found}
 
 
 def test_another_number_of_shards_is_refused(tmp_path: Path) -> None:
