@@ -178,5 +178,5 @@ def _counts(title: str, counts: Mapping[str, int]) -> str:
 
 def _figure(value: Any) -> str:
     if isinstance(value, float) and not value.is_integer():
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
     return f"{int(value):,}" if value != "" else ""

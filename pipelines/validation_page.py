@@ -92,7 +92,13 @@ def _suite(result: "SuiteResult") -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    rows = [list(row) for row in rows]
+    # A heading stands where its figures stand.
+    kinds = [' class="number"' if cell.startswith("<td") else "" for cell in (rows or [[]])[0]]
+    kinds += [""] * (len(heads) - len(kinds))
+    head = "".join(
+        f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, heads, strict=True)
+    )
     body = "".join(
         "<tr>"
         + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row)
