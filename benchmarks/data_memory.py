@@ -144,7 +144,9 @@ def _rows(measured: dict[int, dict[str, tuple[float, float]]]) -> list[dict[str,
     rows = []
     for stage in STAGES:
         base = measured[smallest][stage][0]
-        for size, stages in measured.items():
+        for size, stages in sorted(measured.items()):
+            if stage not in stages:
+                continue
             peak, elapsed_s = stages[stage]
             if size == smallest:
                 rows.append(row(f"{stage}, {size} MB: peak memory", peak / 1e6, "MB"))
@@ -173,8 +175,9 @@ def _plot(measured: dict[int, dict[str, tuple[float, float]]]) -> None:
     sizes = sorted(measured)
     figure, (memory, seconds) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for stage in STAGES:
-        memory.plot(sizes, [measured[s][stage][0] / 1e6 for s in sizes], "o-", label=stage)
-        seconds.plot(sizes, [measured[s][stage][1] for s in sizes], "o-", label=stage)
+        ran = [size for size in sizes if stage in measured[size]]
+        memory.plot(ran, [measured[s][stage][0] / 1e6 for s in ran], "o-", label=stage)
+        seconds.plot(ran, [measured[s][stage][1] for s in ran], "o-", label=stage)
     memory.axhline(MAX_BYTES / 1e6, color="grey", linestyle=":")
     memory.set(ylabel="peak memory (MB)", ylim=(0, None), xscale="log", xlabel="text (MB)")
     seconds.set(ylabel="time (s)", yscale="log", xscale="log", xlabel="text (MB)")
