@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 NAMES_A_BATCH = 8192
-# 34 bytes each while they are looked at, and 16 MB.
+# 34 bytes each while they are looked at, and 2 MB that a processor keeps near.
 WINDOWS_A_TABLE = 1 << 21
 # Tokens of 16 bits in two words of 64.
 WORD_TOKENS = 8
@@ -202,7 +202,7 @@ def known_windows(
     for part in range(parts):
         words = np.empty((slots, 2), np.uint64)
         owners = np.zeros(slots, np.uint8)
-        bits = np.zeros(1 << 21, np.uint64)
+        bits = np.zeros(1 << 18, np.uint64)
         for number, known in enumerate(references):
             for block_NL in known:
                 window_kernels.add_windows(

@@ -112,7 +112,7 @@ def add_windows(
         parts: How many there are.
         words: (2^k, 2) uint64, changed; more slots than windows.
         owners: (2^k,) uint8, changed; 0 for a free slot.
-        bits: (2^21,) uint64, changed: a bit of 2^27 for every window, which rules out
+        bits: (2^18,) uint64, changed: a bit of 2^24 for every window, which rules out
             nearly all others at one look.
     """
     for n in range(len(tokens_NL)):
@@ -121,7 +121,7 @@ def add_windows(
             low, high = window_words(tokens_L, w, window_tokens)
             key = mix(low ^ mix(high))
             if is_in_part(key, part, parts):
-                bit = key >> np.uint64(37)
+                bit = key >> np.uint64(40)
                 bits[bit >> np.uint64(6)] |= np.uint64(1) << (bit & np.uint64(63))
                 slot = find_window(low, high, key, words, owners)
                 words[slot, 0] = low
@@ -149,7 +149,7 @@ def count_windows(
         parts: How many there are.
         words: (2^k, 2) uint64.
         owners: (2^k,) uint8.
-        bits: (2^21,) uint64.
+        bits: (2^18,) uint64.
         counts_KN: (K, N) int64, added to.
     """
     for n in range(len(tokens_NL)):
@@ -157,7 +157,7 @@ def count_windows(
         for w in range(len(tokens_L) - window_tokens + 1):
             low, high = window_words(tokens_L, w, window_tokens)
             key = mix(low ^ mix(high))
-            bit = key >> np.uint64(37)
+            bit = key >> np.uint64(40)
             if is_in_part(key, part, parts) and bits[bit >> np.uint64(6)] >> (
                 bit & np.uint64(63)
             ) & np.uint64(1):
