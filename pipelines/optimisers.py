@@ -77,7 +77,12 @@ class MuonWithAdamW(Optimizer):
 
 
 def muon_with_adamw(
-    model: nn.Module, decayed_names: list[str], *, lr: float, weight_decay: float
+    model: nn.Module,
+    decayed_names: list[str],
+    *,
+    lr: float,
+    weight_decay: float,
+    linear: tuple[type[nn.Module], ...] = (nn.Linear,),
 ) -> MuonWithAdamW:
     """Share the parameters of a causal language model out between Muon and AdamW.
 
@@ -86,6 +91,7 @@ def muon_with_adamw(
         decayed_names: Parameters that weight decay acts on.
         lr: Learning rate.
         weight_decay: Decoupled weight decay.
+        linear: Classes of linear layers, each with a 2-D `weight`.
 
     Returns:
         The optimiser; Muon has the weights of the linear layers, the head excepted.
@@ -95,7 +101,7 @@ def muon_with_adamw(
     of_linear_layers = {
         id(module.weight)
         for module in model.modules()
-        if isinstance(module, nn.Linear) and id(module.weight) not in apart
+        if isinstance(module, linear) and id(module.weight) not in apart
     }
     matrices, decayed, undecayed = [], [], []
     for name, parameter in model.named_parameters():

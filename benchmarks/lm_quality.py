@@ -1,0 +1,274 @@
+"""How well EnigmaLM predicts Chinese, beside GPT-2 and Llama of the same cost.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.lm_quality data/wiki-zh/shards --tokens 2000000
+
+The three have the same parameters (within 1 %, with and without embeddings), tied embeddings,
+shards, order, batch, tokens, schedule, no dropout, float32; Enigma trains in its reversible memory
+mode. The learning rate of each is the best of one grid on validation at seed 0; then come two
+more seeds; first all with AdamW, then all with Muon. A run that is complete is one file under
+`runs/lm_quality/`: interrupt, and the same command goes on. The files know the data, the sizes
+and the recipe, not the code of the model: delete them if that changes. Bits a character are those
+of `pipelines/scoring.py`. Seconds are processor seconds of the training steps alone.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    get_cosine_schedule_with_warmup,
+)
+from transformers.pytorch_utils import Conv1D
+
+from benchmarks.lm_quality_table import (
+    LEARNING_RATES,
+    MODELS,
+    OPTIMISERS,
+    SEEDS,
+    best_lr,
+    draw,
+    table,
+)
+from benchmarks.memory import peak_bytes
+from benchmarks.memory import step as memory_step
+from benchmarks.record import write
+from enigma.configuration_enigma import EnigmaConfig
+from enigma.modeling_enigma import EnigmaForCausalLM
+from pipelines.artifacts import read_json, read_manifest, write_json
+from pipelines.errors import UserError
+from pipelines.optimisers import BETAS, muon_with_adamw
+from pipelines.scoring import Score, Span, batches, sequence_nll_nats
+from pipelines.sequence_order import BatchPlan, SequenceOrder, evenly_spaced
+from pipelines.shards import ShardReader
+from pipelines.stage import progress, run_stage
+
+RUNS = Path(__file__).resolve().parent.parent / "runs" / "lm_quality"
+VOCABULARY, WIDTH, HEADS, LENGTH, BATCH = 21128, 128, 4, 256, 8
+SPECIAL = {"bos_token_id": 101, "eos_token_id": 102, "tie_word_embeddings": True}
+CONFIGS: dict[str, Any] = {
+    "enigma": EnigmaConfig(
+        vocab_size=VOCABULARY,
+        d=WIDTH,
+        num_heads=HEADS,
+        max_len=LENGTH,
+        num_transformer_layers=9,
+        num_rev_blocks=3,
+        num_rotors=2,
+        attention_dropout=0.0,
+        memory="reversible",
+        **SPECIAL,
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=WIDTH,
+        n_head=HEADS,
+        n_positions=LENGTH,
+        n_layer=10,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        **SPECIAL,
+    ),
+    "llama": LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_attention_heads=HEADS,
+        max_position_embeddings=LENGTH,
+        num_hidden_layers=10,
+        intermediate_size=344,
+        attention_dropout=0.0,
+        **SPECIAL,
+    ),
+}
+CLASSES = {"enigma": EnigmaForCausalLM, "gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM}
+RECIPE = {"weight_decay": 0.01, "warmup_fraction": 0.05, "max_gradient_norm": 1.0}
+POINTS, CURVE_SEQUENCES, SCORED_SEQUENCES = 20, 32, 256
+SPLITS = ("validation", "test")
+
+
+def make(name: str, seed: int) -> Any:
+    """A model as its own class initialises it, in training mode."""
+    torch.manual_seed(seed)
+    return CLASSES[name](CONFIGS[name]).train()
+
+
+def parameters(model: nn.Module) -> dict[str, int]:
+    """How many there are, with embeddings (of positions too) and without."""
+    embeddings = {
+        id(p): p.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for p in module.parameters()
+    }
+    total = sum(p.numel() for p in model.parameters())
+    return {"all": total, "without embeddings": total - sum(embeddings.values())}
+
+
+def check_sizes(counts: dict[str, dict[str, int]]) -> None:
+    """See that the models are of one size.
+
+    Raises:
+        UserError: If two differ by more than 1 %, with embeddings or without.
+    """
+    for kind in ("all", "without embeddings"):
+        sizes = [count[kind] for count in counts.values()]
+        if max(sizes) > 1.01 * min(sizes):
+            raise UserError(
+                f"parameters ({kind}) differ by more than 1 %: {counts}",
+                "change the sizes in benchmarks/lm_quality.py",
+            )
+
+
+def peak_mib(name: str) -> float:
+    """The most that a training step allocates beyond parameters and gradients, in MiB."""
+    model = make(name, 0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    ids_BL = torch.randint(VOCABULARY, (BATCH, LENGTH))
+    return peak_bytes(lambda: memory_step(model, ids_BL)) / 2**20
+
+
+def optimiser_of(model: nn.Module, name: str, lr: float) -> Optimizer:
+    """AdamW, or Muon with AdamW; weight decay acts on matrices."""
+    weight_decay = RECIPE["weight_decay"]
+    decayed = [n for n, p in model.named_parameters() if p.ndim >= 2]
+    if name == "muon":
+        # GPT-2 keeps its linear layers transposed, which an orthogonalised update does not notice.
+        return muon_with_adamw(
+            model, decayed, lr=lr, weight_decay=weight_decay, linear=(nn.Linear, Conv1D)
+        )
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=lr, betas=BETAS, fused=True)
+
+
+def score(model: nn.Module, shards: Path, split: str, at_most: int) -> dict[str, Any]:
+    """Nats a token and bits a character over sequences spread over a split."""
+    reader = ShardReader(shards, split)
+    chosen = evenly_spaced(len(reader), at_most)
+    nll_N = sequence_nll_nats(model, reader, batches(chosen, BATCH))
+    return Score(Span.of(reader, chosen), float(nll_N.sum())).to_dict()
+
+
+def train(shards: Path, spec: dict[str, Any], steps: int) -> dict[str, Any]:
+    """One run from its seed to its scores.
+
+    Args:
+        shards: The directory of the final shards.
+        spec: `model`, `optimiser`, `lr`, `seed`.
+        steps: Optimiser steps.
+
+    Returns:
+        `spec` with the curve and the scores, which are None where a loss is not finite.
+    """
+    reader = ShardReader(shards, "train")
+    plan = BatchPlan(SequenceOrder(len(reader), spec["seed"]), BATCH, 1, 1)
+    model = make(spec["model"], spec["seed"])
+    optimiser = optimiser_of(model, spec["optimiser"], spec["lr"])
+    warmup = int(RECIPE["warmup_fraction"] * steps)
+    schedule = get_cosine_schedule_with_warmup(optimiser, warmup, steps)
+    due = {round(steps * point / POINTS) for point in range(1, POINTS + 1)}
+    curve, losses, training_s = [], [], 0.0
+    label = "{model} {optimiser} {lr:g} seed {seed}".format(**spec)
+    for step in progress(range(steps), total=steps, unit="step", label=label):
+        start_s = time.process_time()
+        ids_BL = torch.from_numpy(reader.gather(plan.batch(step, 0, 0)).astype(np.int64))
+        loss = model(input_ids=ids_BL, labels=ids_BL).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), RECIPE["max_gradient_norm"])
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+        training_s += time.process_time() - start_s
+        if step + 1 in due:
+            mean = float(np.mean(losses))
+            curve.append(
+                {
+                    "tokens": (step + 1) * BATCH * LENGTH,
+                    "processor_s": training_s,
+                    "train_loss_nats": mean if np.isfinite(mean) else None,
+                    "validation_loss_nats": score(model, shards, "validation", CURVE_SEQUENCES)[
+                        "loss_nats"
+                    ],
+                }
+            )
+            losses = []
+    scores = {split: score(model, shards, split, SCORED_SEQUENCES) for split in SPLITS}
+    return {**spec, "curve": curve, **scores}
+
+
+def all_runs(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Call `run` for every run, in order: the grid of all models, then the seeds."""
+    for optimiser in OPTIMISERS:
+        best = {}
+        for name in MODELS:
+            common = {"model": name, "optimiser": optimiser, "seed": 0}
+            best[name] = best_lr([run({**common, "lr": lr}) for lr in LEARNING_RATES])
+        for seed in SEEDS[1:]:
+            for name in MODELS:
+                run({"model": name, "optimiser": optimiser, "seed": seed, "lr": best[name]})
+
+
+def directory_of(shards: Path, tokens: int) -> Path:
+    """Where the runs of these shards, sizes and this recipe are kept."""
+    what = {
+        "root": read_manifest(shards)["root"],
+        "tokens": tokens,
+        "recipe": {**RECIPE, "batch": BATCH, "points": POINTS, "betas": BETAS},
+        "scored": [CURVE_SEQUENCES, SCORED_SEQUENCES],
+        "configs": {name: config.to_dict() for name, config in CONFIGS.items()},
+    }
+    text = json.dumps(what, sort_keys=True, default=str)
+    return RUNS / f"{tokens}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def main() -> None:
+    """Train what is not cached; write and draw what is complete, interrupted or not."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("shards", type=Path, help="directory of final shards, 256 tokens each")
+    parser.add_argument("--tokens", type=int, required=True, help="training tokens of each run")
+    arguments = parser.parse_args()
+    shards, steps = arguments.shards, arguments.tokens // (BATCH * LENGTH)
+    manifest = read_manifest(shards)
+    sizes = (manifest["sequence_length"], manifest["vocabulary_size"])
+    if sizes != (LENGTH, VOCABULARY) or steps < 1:
+        raise UserError(
+            f"{shards}: expected sequences of {LENGTH} of {VOCABULARY} tokens and --tokens of at "
+            f"least {BATCH * LENGTH}, came {sizes} and {arguments.tokens}",
+            "name the shards of a profile with these sizes, such as data/wiki-zh/shards",
+        )
+    counts = {name: parameters(make(name, 0)) for name in MODELS}
+    check_sizes(counts)
+    directory = directory_of(shards, steps * BATCH * LENGTH)
+
+    def run(spec: dict[str, Any]) -> dict[str, Any]:
+        path = directory / "{model}-{optimiser}-{lr:g}-{seed}.json".format(**spec)
+        if not path.is_file():
+            write_json(path, train(shards, spec, steps))
+        return read_json(path)
+
+    try:
+        all_runs(run)
+    finally:
+        runs = [read_json(path) for path in sorted(directory.glob("*.json"))]
+        write("lm_quality", table(runs, counts, {name: peak_mib(name) for name in MODELS}))
+        draw(runs)
+
+
+if __name__ == "__main__":
+    run_stage(main)
