@@ -1,4 +1,4 @@
-"""Write the tables of the READMEs and of docs/data.md from `benchmarks/results/*.json`.
+"""Write the tables of the READMEs and of the docs from `benchmarks/results/*.json`.
 
     python -m benchmarks.readme           # rewrite the tables
     python -m benchmarks.readme --check   # exit 1 if a table is not what the files say
@@ -19,27 +19,28 @@ DOCUMENTS = (
     REPOSITORY / "README.md",
     REPOSITORY / "README.zh-CN.md",
     REPOSITORY / "docs" / "data.md",
+    REPOSITORY / "docs" / "library.md",
+    REPOSITORY / "docs" / "training.md",
 )
+CHINESE = "README.zh-CN.md"
 BLOCK = re.compile(r"(<!-- results:(?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-HEADER = {
-    "README.md": "| what | Enigma | peer | ratio | target | |\n|---|---|---|---|---|---|\n",
-    "README.zh-CN.md": "| 项目 | Enigma | 对照 | 比值 | 目标 | |\n|---|---|---|---|---|---|\n",
-}
-HEADER["data.md"] = HEADER["README.md"]
-VERDICT = {"README.md": ("met", "missed"), "README.zh-CN.md": ("达到", "未达到")}
-VERDICT["data.md"] = VERDICT["README.md"]
+HEADER = "| what | Enigma | peer | ratio | target | |\n|---|---|---|---|---|---|\n"
+CHINESE_HEADER = "| 项目 | Enigma | 对照 | 比值 | 目标 | |\n|---|---|---|---|---|---|\n"
+VERDICT, CHINESE_VERDICT = ("met", "missed"), ("达到", "未达到")
 
 
 def table(name: str, document: str) -> str:
     """The Markdown table of one results file."""
     rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-    return HEADER[document] + "".join(_row(row, document) for row in rows)
+    header = CHINESE_HEADER if document == CHINESE else HEADER
+    return header + "".join(_row(row, document) for row in rows)
 
 
 def _row(row: dict[str, Any], document: str) -> str:
     peer = "" if row["peer"] is None else f"{row['peer']}: {_figure(row['peer_value'])}"
     ratio = "" if row["ratio"] is None else _figure(row["ratio"])
-    verdict = "" if row["met"] is None else VERDICT[document][0 if row["met"] else 1]
+    verdicts = CHINESE_VERDICT if document == CHINESE else VERDICT
+    verdict = "" if row["met"] is None else verdicts[0 if row["met"] else 1]
     cells = (
         row["name"],
         f"{_figure(row['value'])} {row['unit']}",

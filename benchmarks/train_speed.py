@@ -89,6 +89,8 @@ def make_models(size: str) -> dict[str, PreTrainedModel]:
                 num_transformer_layers=layers,
                 num_rotors=rotors,
                 num_rev_blocks=blocks,
+                attention_dropout=0.0,
+                hidden_dropout=0.0,
                 memory=memory,
             )
         )
