@@ -149,7 +149,7 @@ class Coupling(nn.Module):
         if self.kind == "affine":
             shift, log_scale = _shift_and_log_scale(raw)
             return moved * log_scale.exp() + shift, log_scale.sum(-1)
-        y, log_slope = spline_forward(moved, raw.view(*moved.shape, -1), self.num_bins, self.bound)
+        y, log_slope = spline_forward(moved, self._by_bins(raw), self.num_bins, self.bound)
         return y, log_slope.sum(-1)
 
     def numbers(self, read: Tensor, tokens: Tokens | None = None) -> Tensor:
@@ -171,8 +171,11 @@ class Coupling(nn.Module):
         if self.kind == "affine":
             shift, log_scale = _shift_and_log_scale(raw)
             return (moved - shift) * (-log_scale).exp(), -log_scale.sum(-1)
-        x, log_slope = spline_inverse(moved, raw.view(*moved.shape, -1), self.num_bins, self.bound)
+        x, log_slope = spline_inverse(moved, self._by_bins(raw), self.num_bins, self.bound)
         return x, log_slope.sum(-1)
+
+    def _by_bins(self, raw: Tensor) -> Tensor:
+        return raw.view(*raw.shape[:-1], num_spline_parameters(self.num_bins), -1)
 
 
 def _shift_and_log_scale(raw: Tensor) -> tuple[Tensor, Tensor]:
