@@ -10,8 +10,9 @@ in place of the machine.
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
+from benchmarks.peers import gpt2_config
 from benchmarks.record import median_times_s, row, write
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.modeling_enigma import EnigmaForCausalLM
@@ -30,13 +31,12 @@ def rows_of(preset: str) -> list[dict[str, Any]]:
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     peer = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=settings["vocab_size"],
-            n_embd=settings["d"],
-            n_layer=settings["num_transformer_layers"] + 2,
-            n_head=settings["num_heads"],
-            bos_token_id=101,
-            eos_token_id=102,
+        gpt2_config(
+            settings["vocab_size"],
+            settings["d"],
+            settings["num_heads"],
+            settings["num_transformer_layers"] + 2,
+            settings["max_len"],
         )
     ).eval()
     ids = torch.randint(200, settings["vocab_size"], (1, PROMPT))

@@ -23,13 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    get_cosine_schedule_with_warmup,
-)
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, get_cosine_schedule_with_warmup
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks.lm_quality_table import (
@@ -43,6 +37,7 @@ from benchmarks.lm_quality_table import (
 )
 from benchmarks.memory import peak_bytes
 from benchmarks.memory import step as memory_step
+from benchmarks.peers import SPECIAL, check_sizes, gpt2_config, llama_config
 from benchmarks.record import write
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.modeling_enigma import EnigmaForCausalLM
@@ -56,7 +51,6 @@ from pipelines.stage import progress, run_stage
 
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "lm_quality"
 VOCABULARY, WIDTH, HEADS, LENGTH, BATCH = 21128, 128, 4, 256, 8
-SPECIAL = {"bos_token_id": 101, "eos_token_id": 102, "tie_word_embeddings": True}
 CONFIGS: dict[str, Any] = {
     "enigma": EnigmaConfig(
         vocab_size=VOCABULARY,
@@ -70,27 +64,8 @@ CONFIGS: dict[str, Any] = {
         memory="reversible",
         **SPECIAL,
     ),
-    "gpt2": GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=WIDTH,
-        n_head=HEADS,
-        n_positions=LENGTH,
-        n_layer=10,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        **SPECIAL,
-    ),
-    "llama": LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_attention_heads=HEADS,
-        max_position_embeddings=LENGTH,
-        num_hidden_layers=10,
-        intermediate_size=344,
-        attention_dropout=0.0,
-        **SPECIAL,
-    ),
+    "gpt2": gpt2_config(VOCABULARY, WIDTH, HEADS, 10, LENGTH),
+    "llama": llama_config(VOCABULARY, WIDTH, HEADS, 10, LENGTH, hidden=344),
 }
 CLASSES = {"enigma": EnigmaForCausalLM, "gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM}
 RECIPE = {"weight_decay": 0.01, "warmup_fraction": 0.05, "max_gradient_norm": 1.0}
@@ -114,21 +89,6 @@ def parameters(model: nn.Module) -> dict[str, int]:
     }
     total = sum(p.numel() for p in model.parameters())
     return {"all": total, "without embeddings": total - sum(embeddings.values())}
-
-
-def check_sizes(counts: dict[str, dict[str, int]]) -> None:
-    """See that the models are of one size.
-
-    Raises:
-        UserError: If two differ by more than 1 %, with embeddings or without.
-    """
-    for kind in ("all", "without embeddings"):
-        sizes = [count[kind] for count in counts.values()]
-        if max(sizes) > 1.01 * min(sizes):
-            raise UserError(
-                f"parameters ({kind}) differ by more than 1 %: {counts}",
-                "change the sizes in benchmarks/lm_quality.py",
-            )
 
 
 def peak_mib(name: str) -> float:
@@ -253,7 +213,8 @@ def main() -> None:
             "name the shards of a profile with these sizes, such as data/wiki-zh/shards",
         )
     counts = {name: parameters(make(name, 0)) for name in MODELS}
-    check_sizes(counts)
+    for kind in ("all", "without embeddings"):
+        check_sizes({name: count[kind] for name, count in counts.items()}, kind)
     directory = directory_of(shards, steps * BATCH * LENGTH)
 
     def run(spec: dict[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import Dataset
 from transformers import (
-    GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     Trainer,
@@ -29,6 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from benchmarks.peers import check_sizes, gpt2_config, llama_config
 from benchmarks.record import row, write
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.modeling_enigma import EnigmaForCausalLM
@@ -79,7 +78,7 @@ class StepTimes(TrainerCallback):  # type: ignore[misc]  # untyped base
 def make_models(size: str) -> dict[str, PreTrainedModel]:
     """Ours in two memory modes, and the peers."""
     width, heads, peer_layers, layers, rotors, blocks = SIZES[size]
-    shared: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 101, "eos_token_id": 102}
+    peer = (VOCABULARY, width, heads, peer_layers, LENGTH)
     makers: dict[str, Callable[[], PreTrainedModel]] = {
         f"Enigma, {memory}": lambda memory=memory: EnigmaForCausalLM(
             EnigmaConfig(
@@ -96,37 +95,14 @@ def make_models(size: str) -> dict[str, PreTrainedModel]:
         )
         for memory in TARGETS
     }
-    makers["GPT-2"] = lambda: GPT2LMHeadModel(
-        GPT2Config(
-            **shared,
-            n_embd=width,
-            n_head=heads,
-            n_layer=peer_layers,
-            n_positions=LENGTH,
-            attn_pdrop=0.0,
-            embd_pdrop=0.0,
-            resid_pdrop=0.0,
-        )
-    )
-    makers["Llama"] = lambda: LlamaForCausalLM(
-        LlamaConfig(
-            **shared,
-            hidden_size=width,
-            num_attention_heads=heads,
-            num_hidden_layers=peer_layers,
-            # Three matrices of 8/3 the width are as many parameters as two of four times.
-            intermediate_size=round(8 * width / 3),
-            max_position_embeddings=LENGTH,
-            tie_word_embeddings=True,
-        )
-    )
+    makers["GPT-2"] = lambda: GPT2LMHeadModel(gpt2_config(*peer))
+    # Three matrices of 8/3 the width are as many parameters as two of four times.
+    makers["Llama"] = lambda: LlamaForCausalLM(llama_config(*peer, hidden=round(8 * width / 3)))
     models = {}
     for name, maker in makers.items():
         torch.manual_seed(0)
         models[name] = maker()
-    counts = {name: model.num_parameters() for name, model in models.items()}
-    if max(counts.values()) > 1.01 * min(counts.values()):
-        raise ValueError(f"parameters differ by more than 1 %: {counts}")
+    check_sizes({name: model.num_parameters() for name, model in models.items()}, "all")
     return models
 
 
