@@ -46,7 +46,7 @@ def raw_table(directory: Path) -> "pd.DataFrame":
     paths = sorted(directory.glob("*.parquet"))
     files = [pq.ParquetFile(path, pre_buffer=False) for path in paths]
     ids = [_Keys(file, "id") for file in files]
-    repeated = _repeated(ids)
+    repeated = _repeated([column.values for column in ids])
     rows = [
         {
             "file": path.name,
@@ -108,7 +108,7 @@ def documents_table(directory: Path) -> "pd.DataFrame":
     }
     ids = {split: _Keys(file, "id") for split, file in files.items()}
     clusters = {split: np.unique(_Keys(file, "cluster").values) for split, file in files.items()}
-    repeated = _repeated(list(ids.values()))
+    repeated = _repeated([column.values for column in ids.values()])
     configured = read_manifest(directory)["split"]
     fractions = {name: configured[f"{name}_fraction"] for name in ("validation", "test")}
     fractions["train"] = 1.0 - sum(fractions.values())
@@ -230,17 +230,15 @@ class _Scan:
         self.sequences = len(files)
         # Ids that the vocabulary does not have come after it.
         self.tokens = np.zeros(max(vocabulary_size, 1 << 16), np.int64)
-        multipliers = np.random.default_rng(0).integers(
+        odd = 2 * np.random.default_rng(0).integers(
             2**63, size=files.length, dtype=np.uint64, endpoint=True
-        )
-        keys = [np.empty(0, np.uint64)]
+        ) + np.uint64(1)
+        keys = []
         for block in files:
             self.tokens += np.bincount(block.reshape(-1), minlength=len(self.tokens))
             # Sequences that stand before in their split are told by a hash of 64 bits.
-            odd = 2 * multipliers + np.uint64(1)
             keys.append((block * odd).sum(axis=1, dtype=np.uint64))
-        ordered = np.sort(np.concatenate(keys))
-        self.repeated = int(np.count_nonzero(ordered[1:] == ordered[:-1]))
+        self.repeated = len(_repeated(keys))
 
 
 def divergence_bits(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float:
@@ -290,12 +288,11 @@ def _files_changed(directory: Path, split: str, manifest: dict[str, Any]) -> int
     return len({name for name, _ in listed.items() ^ found.items()})
 
 
-def _repeated(keys: list[_Keys]) -> npt.NDArray[np.uint64]:
-    """The values that occur more than once; null is not a value."""
-    empty = np.empty(0, np.uint64)
-    ordered = np.sort(np.concatenate([empty, *(column.values for column in keys)]))
-    twice: npt.NDArray[np.uint64] = ordered[1:][ordered[1:] == ordered[:-1]]
-    return twice
+def _repeated(keys: list[npt.NDArray[np.uint64]]) -> npt.NDArray[np.uint64]:
+    """The keys that stand before among those given, in order: each as often as it does so."""
+    ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *keys]))
+    again: npt.NDArray[np.uint64] = ordered[1:][ordered[1:] == ordered[:-1]]
+    return again
 
 
 def _count(mask: pa.Array) -> int:

@@ -198,7 +198,7 @@ def known_windows(
     parts = max(1, -(-windows // windows_a_table))
     # A part may have some more than its share, and a table that is full is searched for ever.
     slots = 1 << (int(1.3 * min(windows, windows_a_table)) + 64).bit_length()
-    counts_KN = np.zeros((len(references), sum(len(block) for block in blocks)), np.int64)
+    counts: list[npt.NDArray[np.int64]] = []
     for part in range(parts):
         words = np.empty((slots, 2), np.uint64)
         owners = np.zeros(slots, np.uint8)
@@ -208,14 +208,13 @@ def known_windows(
                 window_kernels.add_windows(
                     block_NL, window_tokens, 1 << number, part, parts, words, owners, bits
                 )
-        start = 0
-        for block_NL in blocks:
-            mine_KN = counts_KN[:, start : start + len(block_NL)]
+        for number, block_NL in enumerate(blocks):
+            if number == len(counts):
+                counts.append(np.zeros((len(references), len(block_NL)), np.int64))
             window_kernels.count_windows(
-                block_NL, window_tokens, part, parts, words, owners, bits, mine_KN
+                block_NL, window_tokens, part, parts, words, owners, bits, counts[number]
             )
-            start += len(block_NL)
-    return counts_KN
+    return np.concatenate([np.zeros((len(references), 0), np.int64), *counts], axis=1)
 
 
 def _by_arrow(
