@@ -129,10 +129,6 @@ class SequenceFiles:
             batch_BL[mine] = self._shards[shard].take(indices_B[mine] - self._starts[shard], axis=0)
         return batch_BL
 
-    def chunks(self) -> Iterator[Tokens]:
-        """Yield each shard whole, in order, as (N, L) uint16 without a copy."""
-        yield from self._shards
-
     def blocks(self) -> Iterator[Tokens]:
         """Yield all sequences some at a time, read and not mapped: what is used up is let go."""
         for path in self.paths:
