@@ -8,6 +8,7 @@ sequence is nearly another. Each stage runs as it does under DVC, in a process o
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,13 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ruamel.yaml import YAML
 
 from benchmarks.record import row, write
 from pipelines.packaged_data import packaged_file
 from pipelines.text_sources import RAW_SCHEMA
+from tests.support import REPOSITORY, change_params
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGE = REPOSITORY / "docs" / "images" / "data_memory.png"
 STAGES = ("ingest", "clean", "tokenize", "decontaminate", "validate")
 SIZES_MB = (20, 200, 2000)
@@ -89,13 +89,10 @@ def run_stages(directory: Path, source: Path) -> dict[str, tuple[float, float]]:
     Returns:
         Peak bytes and seconds of each.
     """
-    yaml = YAML()
-    params = yaml.load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-    profile = params["profiles"][params["profile"]]
-    profile["ingest"]["source"] = str(source)
-    profile["clean"]["split"].update(validation_fraction=HELD_OUT, test_fraction=HELD_OUT)
-    with (directory / "params.yaml").open("w", encoding="utf-8") as stream:
-        yaml.dump(params, stream)
+    params = directory / "params.yaml"
+    shutil.copyfile(REPOSITORY / "params.yaml", params)
+    changes = {f"clean.split.{name}_fraction": HELD_OUT for name in ("validation", "test")}
+    change_params(params, {"ingest.source": str(source), **changes})
     return {stage: _run(stage, directory) for stage in STAGES}
 
 
