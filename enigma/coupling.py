@@ -95,13 +95,13 @@ class Coupling(nn.Module):
         activation: see `CouplingNetwork`.
         normalise: see `CouplingNetwork`.
         kernel_size: see `CouplingNetwork`.
-        num_bins: bins of a spline.
+        num_bins: bins of a spline, at least 2.
         bound: half the domain of a spline; standardised data lies within 5.
         exact: round what an additive coupling adds to the grid of `enigma.exact`; the inverse is
             then bit-exact.
 
     Raises:
-        ValueError: for an unknown kind, or an exact one that is not additive.
+        ValueError: for an unknown kind, an exact one that is not additive, or a spline of one bin.
     """
 
     def __init__(
@@ -124,6 +124,8 @@ class Coupling(nn.Module):
             raise ValueError(f"coupling must be one of {COUPLINGS}, got {kind!r}")
         if exact and kind != "additive":
             raise ValueError(f"only an additive coupling can be exact, got {kind!r}")
+        if kind == "spline" and num_bins < 2:
+            raise ValueError(f"num_bins must be at least 2, got {num_bins}")
         self.kind = kind
         self.exact = exact
         self.num_bins = num_bins

@@ -145,6 +145,7 @@ def test_the_plugboard_is_never_the_identity():
         (lambda: Reflector(4, rank=5), "from 1 to num_channels=4"),
         (lambda: RevBlock(1), "at least 2"),
         (lambda: RevBlock(4, "cubic"), "coupling must be one of"),
+        (lambda: RevBlock(4, "spline", num_bins=1), "num_bins must be at least 2, got 1"),
         (lambda: Enigma(8, return_path="back"), "return_path must be one of"),
         (lambda: Enigma(8, num_rev_blocks=-1), "num_rev_blocks must not be negative"),
         (lambda: Enigma(16)(torch.zeros(1, 15)), r"expected \(..., 16\), got \(1, 15\)"),
