@@ -13,7 +13,7 @@ __all__ = ["TokenEmbedding"]
 class TokenEmbedding(nn.Module):
     """Embed token ids and bring every embedding to the same size.
 
-    The RMS-norm gives the stream a scale of 1 from small rows, which the tied head needs.
+    The RMS-norm gives the stream a scale of 1 from rows of any length, which a tied head trains.
 
     Args:
         vocab_size: number of ids, V.

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 from enigma.attention import CausalSelfAttention, alibi_slopes, position_channels
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.model import EnigmaLM
+from enigma.modeling_enigma import EnigmaForCausalLM
 from enigma.norm import rms_normalise
 from enigma.round_trip import core_round_trip_error
 
@@ -28,6 +29,16 @@ def test_the_linear_biases_are_those_of_alibi(stirred):
     expected = (weights @ attention.value(x).view(2, 300, 4, 8).transpose(1, 2)).transpose(1, 2)
     actual = attention(x, position_channels(index, None, use_alibi=True))
     torch.testing.assert_close(actual, attention.out(expected.flatten(2)), rtol=0, atol=1e-10)
+
+
+def test_both_ways_of_building_start_with_rows_of_length_one():
+    sizes = {"vocab_size": 2000, "d": 64, "num_rev_blocks": 1, "num_heads": 2}
+    torch.manual_seed(0)
+    plain = EnigmaLM(**sizes, num_transformer_layers=1)
+    adapted = EnigmaForCausalLM(EnigmaConfig(**sizes, num_transformer_layers=1)).lm
+    for lm in (plain, adapted):
+        lengths = torch.linalg.vector_norm(lm.embedding.tokens.weight, dim=-1)
+        torch.testing.assert_close(lengths.mean(), torch.tensor(1.0), rtol=0.02, atol=0)
 
 
 def test_loss_is_the_mean_over_shifted_labels(make_causal_lm):
