@@ -1,17 +1,19 @@
 """How well EnigmaLM predicts Chinese, beside GPT-2 and Llama of the same cost.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.lm_quality data/wiki-zh/shards --tokens 2000000
+    OMP_NUM_THREADS=1 python -m benchmarks.lm_quality data/wiki-zh/shards --tokens 153600
 
 The three have the same parameters (within 1 %, with and without embeddings), tied embeddings,
 shards, order, batch, tokens, schedule, no dropout, float32; Enigma trains in its reversible memory
 mode. The learning rate of each is the best of one grid on validation at seed 0; then come two
-more seeds; first all with AdamW, then all with Muon. A run that is complete is one file under
-`runs/lm_quality/`: interrupt, and the same command goes on. The files know the data, the sizes
-and the recipe, not the code of the model: delete them if that changes. Bits a character are those
-of `pipelines/scoring.py`. Seconds are processor seconds of the training steps alone.
+more seeds; first all with AdamW, then all with Muon. Each starts as its own class initialises it.
+A run that is complete is one directory under `runs/lm_quality/` with its curve, scores and
+weights: interrupt, and the same command goes on. It knows the data, the recipe and the sizes of
+its model, not the model's code: delete it if that changes. Bits a character are those of
+`pipelines/scoring.py`. Seconds are processor seconds of the training steps alone.
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import time
@@ -23,7 +25,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, get_cosine_schedule_with_warmup
+from transformers import (
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    get_cosine_schedule_with_warmup,
+)
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks.lm_quality_table import (
@@ -50,7 +57,7 @@ from pipelines.shards import ShardReader
 from pipelines.stage import progress, run_stage
 
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "lm_quality"
-VOCABULARY, WIDTH, HEADS, LENGTH, BATCH = 21128, 128, 4, 256, 8
+VOCABULARY, WIDTH, HEADS, LENGTH, BATCH = 21128, 128, 4, 256, 4
 CONFIGS: dict[str, Any] = {
     "enigma": EnigmaConfig(
         vocab_size=VOCABULARY,
@@ -69,14 +76,14 @@ CONFIGS: dict[str, Any] = {
 }
 CLASSES = {"enigma": EnigmaForCausalLM, "gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM}
 RECIPE = {"weight_decay": 0.01, "warmup_fraction": 0.05, "max_gradient_norm": 1.0}
-POINTS, CURVE_SEQUENCES, SCORED_SEQUENCES = 20, 32, 256
+POINTS, CURVE_SEQUENCES, SCORED_SEQUENCES = 10, 16, 128
 SPLITS = ("validation", "test")
 
 
 def make(name: str, seed: int) -> Any:
     """A model as its own class initialises it, in training mode."""
     torch.manual_seed(seed)
-    return CLASSES[name](CONFIGS[name]).train()
+    return CLASSES[name](copy.deepcopy(CONFIGS[name])).train()
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
@@ -124,26 +131,27 @@ def score(model: nn.Module, shards: Path, split: str, at_most: int) -> dict[str,
     return Score(Span.of(reader, chosen), float(nll_N.sum())).to_dict()
 
 
-def train(shards: Path, spec: dict[str, Any], steps: int) -> dict[str, Any]:
-    """One run from its seed to its scores.
+def train(model: Any, shards: Path, spec: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """One run from a fresh model to its scores.
 
     Args:
+        model: Left trained.
         shards: The directory of the final shards.
-        spec: `model`, `optimiser`, `lr`, `seed`.
-        steps: Optimiser steps.
+        spec: `optimiser`, `lr`, `seed`, and what else describes the run.
+        tokens: Training tokens.
 
     Returns:
         `spec` with the curve and the scores, which are None where a loss is not finite.
     """
+    steps = tokens // (BATCH * LENGTH)
     reader = ShardReader(shards, "train")
     plan = BatchPlan(SequenceOrder(len(reader), spec["seed"]), BATCH, 1, 1)
-    model = make(spec["model"], spec["seed"])
     optimiser = optimiser_of(model, spec["optimiser"], spec["lr"])
     warmup = int(RECIPE["warmup_fraction"] * steps)
     schedule = get_cosine_schedule_with_warmup(optimiser, warmup, steps)
     due = {round(steps * point / POINTS) for point in range(1, POINTS + 1)}
     curve, losses, training_s = [], [], 0.0
-    label = "{model} {optimiser} {lr:g} seed {seed}".format(**spec)
+    label = " ".join(str(value) for value in spec.values())
     for step in progress(range(steps), total=steps, unit="step", label=label):
         start_s = time.process_time()
         ids_BL = torch.from_numpy(reader.gather(plan.batch(step, 0, 0)).astype(np.int64))
@@ -184,49 +192,83 @@ def all_runs(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
                 run({"model": name, "optimiser": optimiser, "seed": seed, "lr": best[name]})
 
 
-def directory_of(shards: Path, tokens: int) -> Path:
-    """Where the runs of these shards, sizes and this recipe are kept."""
+def cached(
+    arguments: argparse.Namespace,
+    runs: Path,
+    config: PreTrainedConfig,
+    spec: dict[str, Any],
+    make_model: Callable[[], Any],
+) -> dict[str, Any]:
+    """A run, trained if it is not kept yet.
+
+    Args:
+        arguments: `shards` and `tokens`.
+        runs: Where runs are kept.
+        config: Of the model, which is part of the run's name.
+        spec: See `train`.
+        make_model: Called for a fresh model.
+    """
     what = {
-        "root": read_manifest(shards)["root"],
-        "tokens": tokens,
+        "root": read_manifest(arguments.shards)["root"],
         "recipe": {**RECIPE, "batch": BATCH, "points": POINTS, "betas": BETAS},
         "scored": [CURVE_SEQUENCES, SCORED_SEQUENCES],
-        "configs": {name: config.to_dict() for name, config in CONFIGS.items()},
+        "config": config.to_dict(),
     }
     text = json.dumps(what, sort_keys=True, default=str)
-    return RUNS / f"{tokens}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    values = (f"{value:g}" if isinstance(value, float) else str(value) for value in spec.values())
+    key = f"{arguments.tokens}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    directory = runs / key / "-".join(values)
+    if not (directory / "run.json").is_file():
+        model = make_model()
+        found = train(model, arguments.shards, spec, arguments.tokens)
+        model.save_pretrained(directory)
+        write_json(directory / "run.json", found)
+    return {**read_json(directory / "run.json"), "directory": directory}
 
 
-def main() -> None:
-    """Train what is not cached; write and draw what is complete, interrupted or not."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def check_shards(shards: Path, tokens: int) -> None:
+    """See that shards fit the models.
+
+    Raises:
+        UserError: If their sequences or vocabulary have other sizes, or `tokens` is no batch.
+    """
+    manifest = read_manifest(shards)
+    sizes = (manifest["sequence_length"], manifest["vocabulary_size"])
+    if sizes != (LENGTH, VOCABULARY) or tokens < BATCH * LENGTH:
+        raise UserError(
+            f"{shards}: expected sequences of {LENGTH} of {VOCABULARY} tokens and --tokens of at "
+            f"least {BATCH * LENGTH}, came {sizes} and {tokens}",
+            "name the shards of a profile with these sizes, such as data/wiki-zh/shards",
+        )
+
+
+def arguments_of(doc: str | None) -> argparse.Namespace:
+    """The command line of the benchmarks that train language models."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("shards", type=Path, help="directory of final shards, 256 tokens each")
     parser.add_argument("--tokens", type=int, required=True, help="training tokens of each run")
     arguments = parser.parse_args()
-    shards, steps = arguments.shards, arguments.tokens // (BATCH * LENGTH)
-    manifest = read_manifest(shards)
-    sizes = (manifest["sequence_length"], manifest["vocabulary_size"])
-    if sizes != (LENGTH, VOCABULARY) or steps < 1:
-        raise UserError(
-            f"{shards}: expected sequences of {LENGTH} of {VOCABULARY} tokens and --tokens of at "
-            f"least {BATCH * LENGTH}, came {sizes} and {arguments.tokens}",
-            "name the shards of a profile with these sizes, such as data/wiki-zh/shards",
-        )
+    check_shards(arguments.shards, arguments.tokens)
+    return arguments
+
+
+def main() -> None:
+    """Train what is not kept; write and draw what is complete, interrupted or not."""
+    arguments = arguments_of(__doc__)
     counts = {name: parameters(make(name, 0)) for name in MODELS}
     for kind in ("all", "without embeddings"):
         check_sizes({name: count[kind] for name, count in counts.items()}, kind)
-    directory = directory_of(shards, steps * BATCH * LENGTH)
+    runs = []
 
     def run(spec: dict[str, Any]) -> dict[str, Any]:
-        path = directory / "{model}-{optimiser}-{lr:g}-{seed}.json".format(**spec)
-        if not path.is_file():
-            write_json(path, train(shards, spec, steps))
-        return read_json(path)
+        name, seed = spec["model"], spec["seed"]
+        found = cached(arguments, RUNS, CONFIGS[name], spec, lambda: make(name, seed))
+        runs.append(found)
+        return found
 
     try:
         all_runs(run)
     finally:
-        runs = [read_json(path) for path in sorted(directory.glob("*.json"))]
         write("lm_quality", table(runs, counts, {name: peak_mib(name) for name in MODELS}))
         draw(runs)
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.record import row
 
 MODELS, OPTIMISERS, SEEDS = ("enigma", "gpt2", "llama"), ("adamw", "muon"), (0, 1, 2)
-LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+LEARNING_RATES = (1e-3, 3e-3, 9e-3)
 OURS, PEERS = MODELS[0], MODELS[1:]
 COLOURS = {"enigma": "#b5482a", "gpt2": "#3465a4", "llama": "#888888"}
 LINES = {"adamw": "--", "muon": "-"}
