@@ -10,8 +10,6 @@ not depend on the rest. What was dropped is kept in `removed.parquet`.
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +21,18 @@ import pyarrow.parquet as pq
 from pipelines.artifacts import publish_directory, read_manifest, write_json, write_manifest
 from pipelines.errors import UserError
 from pipelines.normalisation import title_key
-from pipelines.overlap import Match, Reference
+from pipelines.overlap import Match
 from pipelines.params import DecontaminateParams, load_params
 from pipelines.shard_work import shard_work
 from pipelines.shards import (
     DOCUMENT_SCHEMA,
     SEQUENCE_SCHEMA,
-    TOKEN_DTYPE,
-    SequenceFiles,
     ShardReader,
     ShardWriter,
     read_blocks,
     shard_paths,
 )
+from pipelines.shared_sequences import Lookup, find_shared, read_matches
 from pipelines.stage import progress, run_stage
 from pipelines.vocabulary import decode_text, load_tokenizer
 from pipelines.workspace import SPLITS, Workspace
@@ -66,16 +63,6 @@ REMOVED_SCHEMA = pa.schema(
         ("containment", pa.float64()),
         ("tokens", pa.list_(pa.uint16())),
         ("text", pa.string()),
-    ]
-)
-
-MATCH_SCHEMA = pa.schema(
-    [
-        ("sequence", pa.int64()),
-        ("split", pa.string()),
-        ("matched", pa.int64()),
-        ("method", pa.string()),
-        ("containment", pa.float64()),
     ]
 )
 ROWS_A_BATCH = 8192
@@ -154,51 +141,6 @@ def decontaminate(
     log.info("train: %(before)d sequences, %(removed)d removed, %(after)d left", overlap["train"])
 
 
-@dataclass(frozen=True)
-class Lookup:
-    """What a worker needs to know.
-
-    Args:
-        path: The shard whose sequences are looked up.
-        reference: The directory with the clean shards of later splits.
-        splits: Those splits.
-        length: Tokens a sequence.
-        params: The section `decontaminate`.
-    """
-
-    path: Path
-    reference: Path
-    splits: tuple[str, ...]
-    length: int
-    params: DecontaminateParams
-
-
-def find_shared(lookup: Lookup, directory: Path) -> None:
-    """Write `matches.parquet`: the sequences of a shard that later splits have.
-
-    Args:
-        lookup: The shard and what it is compared with.
-        directory: Where the file goes.
-    """
-    reference = _reference(
-        lookup.reference, lookup.splits, lookup.length, lookup.params.window_tokens
-    )
-    # Whole: every call goes through all of the reference.
-    tokens_NL = np.fromfile(lookup.path, TOKEN_DTYPE).reshape(-1, lookup.length)
-    matches = reference.matches(tokens_NL, max_containment=lookup.params.max_containment)
-    table = pa.Table.from_pylist([asdict(match) for match in matches], schema=MATCH_SCHEMA)
-    pq.write_table(table, directory / "matches.parquet")
-
-
-@lru_cache(maxsize=1)
-def _reference(
-    directory: Path, splits: tuple[str, ...], length: int, window_tokens: int
-) -> Reference:
-    """Made once in a process, not once a shard."""
-    files = {split: SequenceFiles(shard_paths(directory, split), length) for split in splits}
-    return Reference(files, window_tokens)
-
-
 def _copy_documents(
     reader: ShardReader, titles: dict[str, set[str]], later: Iterable[str], directory: Path
 ) -> tuple[dict[int, str], set[str]]:
@@ -252,7 +194,7 @@ def _copy_clean(
     label = f"copy {reader.split}"
     for number, path in enumerate(progress(reader.paths, total=None, unit="shard", label=label)):
         size = reader.sizes[number]
-        matches = _with_titles(_read_matches(found[number]) if found else [], by_title, start, size)
+        matches = _with_titles(read_matches(found[number]) if found else [], by_title, start, size)
         gone = start + np.array([match.sequence for match in matches], np.int64)
         keep[gone] = False
         counts.update((reader.split, match.split, match.method) for match in matches)
@@ -262,10 +204,6 @@ def _copy_clean(
             writer.append(block_NL[keep[start : start + len(block_NL)]])
             start += len(block_NL)
     _copy_sequences(reader, keep, directory)
-
-
-def _read_matches(directory: Path) -> list[Match]:
-    return [Match(**row) for row in pq.read_table(directory / "matches.parquet").to_pylist()]
 
 
 def _with_titles(

@@ -15,7 +15,12 @@ class UserError(Exception):
     def __init__(self, problem: str, fix: str) -> None:
         self.problem = problem
         self.fix = fix
-        super().__init__(f"{problem}\n  to mend it: {fix}")
+        # The arguments as they came: so the error of a worker arrives here whole.
+        super().__init__(problem, fix)
+
+    def __str__(self) -> str:
+        """As it is printed."""
+        return f"{self.problem}\n  to mend it: {self.fix}"
 
 
 class GateError(UserError):
@@ -30,3 +35,4 @@ class GateError(UserError):
     def __init__(self, gate: str, problem: str, fix: str) -> None:
         self.gate = gate
         super().__init__(f"gate `{gate}` refused: {problem}", fix)
+        self.args = (gate, problem, fix)

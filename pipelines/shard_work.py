@@ -2,7 +2,7 @@
 
 A stage that is killed goes on where it was: every finished shard is a directory that
 appeared by one rename. Shards do not know each other, so the bytes are the same for any
-number of worker processes.
+number of workers, on one machine or many (`pipelines/shard_pool.py`).
 
     plan.json      what is being made: a fingerprint and the number of shards
     shard-00000/   one finished shard
@@ -10,18 +10,17 @@ number of worker processes.
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.artifacts import publish_directory, read_json, write_json
+from pipelines.artifacts import read_json, write_json
 from pipelines.errors import UserError
+from pipelines.shard_pool import make_shards
 from pipelines.stage import progress
 from pipelines.stage_code import stage_code
 
@@ -34,7 +33,7 @@ class ShardWork:
 
     Args:
         directory: Where they are.
-        workers: Processes that make them.
+        workers: Processes that make them, where no cluster does.
     """
 
     directory: Path
@@ -48,7 +47,7 @@ class ShardWork:
         Args:
             label: What is being done, for the progress bar and the directory.
             function: Called as `function(item, directory)`; it writes a shard's files into
-                an empty directory. With several workers it must be importable by name.
+                an empty directory. Where others make the shards it must be importable by name.
             items: An item a shard.
 
         Returns:
@@ -58,25 +57,10 @@ class ShardWork:
         todo = [
             (item, shard) for item, shard in zip(items, shards, strict=True) if not shard.exists()
         ]
-        for _ in progress(self._make(function, todo), total=len(todo), unit="shard", label=label):
+        made = make_shards(function, todo, self.workers)
+        for _ in progress(made, total=len(todo), unit="shard", label=label):
             pass
         return shards
-
-    def _make(
-        self, function: Callable[[T, Path], None], todo: Sequence[tuple[T, Path]]
-    ) -> Iterator[None]:
-        if self.workers == 1 or len(todo) < 2:
-            for item, shard in todo:
-                _make_shard(function, item, shard)
-                yield
-            return
-        # Not fork: Arrow and the tokenizer have threads.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=context) as pool:
-            futures = [pool.submit(_make_shard, function, item, shard) for item, shard in todo]
-            for future in as_completed(futures):
-                future.result()
-                yield
 
 
 def place(source: Path, target: Path) -> None:
@@ -85,11 +69,6 @@ def place(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _make_shard(function: Callable[[T, Path], None], item: T, shard: Path) -> None:
-    with publish_directory(shard) as building:
-        function(item, building)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 from pipelines.artifacts import sha256_file
@@ -10,6 +12,8 @@ from pipelines.artifacts import sha256_file
 # Not by parsing: that takes longer than many a stage.
 IMPORT = re.compile(r"^[ ]*from pipelines(?:\.(\w+)| import (\([^)]*\)|[^\n]*))", re.MULTILINE)
 WORD = re.compile(r"\w+")
+# What else the bytes of a shard come from.
+VERSIONED = ("numpy", "pyarrow", "tokenizers")
 
 
 def stage_code(module: Path) -> str:
@@ -28,8 +32,29 @@ def stage_code(module: Path) -> str:
         new = _imports(waiting.pop(), here) - found
         found |= new
         waiting += new
-    lines = sorted(f"{path.name} {sha256_file(path)}\n" for path in found)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return _hash_lines(f"{path.name} {sha256_file(path)}\n" for path in found)
+
+
+@lru_cache
+def installed_code() -> str:
+    """Hash this room and the packages that decide bytes, as they were when this was first asked.
+
+    A worker that lives long keeps the code that it has loaded, whatever the files say since.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    modules = Path(__file__).parent.glob("*.py")
+    return _hash_lines(
+        [
+            *(f"{path.name} {sha256_file(path)}\n" for path in modules),
+            *(f"{name} {version(name)}\n" for name in VERSIONED),
+        ]
+    )
+
+
+def _hash_lines(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 @lru_cache

@@ -54,7 +54,7 @@ def tokenize(
     """
     vocabulary = sha256_file(vocabulary_file(params.vocabulary))
     blocks = {
-        split: document_blocks(documents / f"{split}.parquet", params.vocabulary)
+        split: document_blocks(documents / f"{split}.parquet", params.vocabulary, vocabulary)
         for split in SPLITS
     }
     with (

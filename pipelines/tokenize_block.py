@@ -15,10 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.artifacts import write_json
+from pipelines.artifacts import sha256_file, write_json
+from pipelines.errors import UserError
 from pipelines.fast_tokenizer import FastTokenizer, TokenStream
 from pipelines.shards import TOKEN_DTYPE
-from pipelines.vocabulary import EOS_TOKEN_ID, UNK_TOKEN_ID, load_tokenizer
+from pipelines.vocabulary import (
+    EOS_TOKEN_ID,
+    UNK_TOKEN_ID,
+    load_tokenizer,
+    vocabulary_file,
+)
 
 DOCUMENTS_A_BLOCK = 16_384
 DOCUMENTS_A_BATCH = 1024
@@ -34,21 +40,26 @@ class DocumentBlock:
         path: A parquet file of clean documents.
         groups: Row groups of it.
         vocabulary: Name or path.
+        vocabulary_sha256: Hash of its file.
     """
 
     path: Path
     groups: tuple[int, ...]
     vocabulary: str
+    vocabulary_sha256: str
 
 
-def document_blocks(path: Path, vocabulary: str) -> list[DocumentBlock]:
+def document_blocks(path: Path, vocabulary: str, vocabulary_sha256: str) -> list[DocumentBlock]:
     """Cut the documents of a split into blocks of about `DOCUMENTS_A_BLOCK`."""
     metadata = pq.read_metadata(path)
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     blocks: dict[int, list[int]] = {}
     for group, end in enumerate(np.cumsum(sizes).tolist()):
         blocks.setdefault((end - 1) // DOCUMENTS_A_BLOCK, []).append(group)
-    return [DocumentBlock(path, tuple(groups), vocabulary) for groups in blocks.values()]
+    return [
+        DocumentBlock(path, tuple(groups), vocabulary, vocabulary_sha256)
+        for groups in blocks.values()
+    ]
 
 
 def tokenize_block(block: DocumentBlock, directory: Path) -> None:
@@ -57,8 +68,11 @@ def tokenize_block(block: DocumentBlock, directory: Path) -> None:
     Args:
         block: Which they are.
         directory: Where the files described above go.
+
+    Raises:
+        UserError: If the vocabulary here is not the stage's.
     """
-    tokenizer = _tokenizer(block.vocabulary)
+    tokenizer = _tokenizer(block.vocabulary, block.vocabulary_sha256)
     counts = np.zeros(4, np.int64)
     with (
         pq.ParquetFile(block.path, pre_buffer=False) as parquet,
@@ -86,8 +100,14 @@ def tokenize_block(block: DocumentBlock, directory: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(vocabulary: str) -> FastTokenizer:
+def _tokenizer(vocabulary: str, expected_sha256: str) -> FastTokenizer:
     """Made once in a process, not once a block."""
+    came = sha256_file(vocabulary_file(vocabulary))
+    if came != expected_sha256:
+        raise UserError(
+            f"vocabulary {vocabulary}: expected sha256 {expected_sha256}, came {came}",
+            "let every worker have the vocabulary of the stage (requirements-data.txt)",
+        )
     backend = load_tokenizer(vocabulary).backend_tokenizer
     # An article about BERT says "[SEP]"; in a text that is no end of a document.
     backend.encode_special_tokens = True

@@ -86,6 +86,20 @@ def write_raw(write_corpus: WriteCorpus, profile: Profile, tmp_path: Path) -> Wr
 
 
 @pytest.fixture
+def raw_parts(
+    write_corpus: WriteCorpus, prose: Callable[[int, int], str], profile: Profile, tmp_path: Path
+) -> Path:
+    """A corpus in 12 parts, with copies across them."""
+    texts = [prose(seed, 300) for seed in range(200)]
+    texts += [f"{text[:150]}新{text[151:]}" for text in texts[:40]]
+    params = profile.ingest.model_copy(
+        update={"source": str(write_corpus(texts)), "documents_per_file": 20}
+    )
+    ingest(params, tmp_path / "raw")
+    return tmp_path / "raw"
+
+
+@pytest.fixture
 def write_shards(tmp_path: Path) -> WriteShards:
     """Call it as `write_shards({"train": tokens_NL, ...})`: a directory like `tokenize`'s."""
 

@@ -25,18 +25,6 @@ from tests.support import REPOSITORY, change_params
 PARTS = 12
 
 
-@pytest.fixture
-def raw(write_corpus, prose, profile, tmp_path: Path) -> Path:
-    """A corpus in 12 parts, with copies across them."""
-    texts = [prose(seed, 300) for seed in range(200)]
-    texts += [f"{text[:150]}新{text[151:]}" for text in texts[:40]]
-    params = profile.ingest.model_copy(
-        update={"source": str(write_corpus(texts)), "documents_per_file": 20}
-    )
-    ingest(params, tmp_path / "raw")
-    return tmp_path / "raw"
-
-
 def content(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
@@ -104,21 +92,23 @@ def test_a_source_that_changed_meanwhile_is_read_afresh(
     assert sorted(texts) == [["五"], ["四"]]
 
 
-def test_two_workers_write_the_bytes_of_one(raw: Path, profile, tmp_path: Path) -> None:
+def test_two_workers_write_the_bytes_of_one(raw_parts: Path, profile, tmp_path: Path) -> None:
     for workers in (1, 2):
-        clean(profile.clean, raw, tmp_path / f"by-{workers}", workers=workers)
+        clean(profile.clean, raw_parts, tmp_path / f"by-{workers}", workers=workers)
     assert content(tmp_path / "by-1") == content(tmp_path / "by-2")
     assert not list(tmp_path.glob(".by-*"))
 
 
 @pytest.mark.slow
-def test_a_killed_stage_goes_on_and_writes_the_same(raw: Path, profile, tmp_path: Path) -> None:
-    clean(profile.clean, raw, tmp_path / "whole")
+def test_a_killed_stage_goes_on_and_writes_the_same(
+    raw_parts: Path, profile, tmp_path: Path
+) -> None:
+    clean(profile.clean, raw_parts, tmp_path / "whole")
     output, work = tmp_path / "killed", tmp_path / "work"
     kill_at_first_shard(
         "from pipelines.clean import clean; from pipelines.params import load_params\n"
         f"clean(load_params(Path({str(REPOSITORY / 'params.yaml')!r})).profile.clean,"
-        f" Path({str(raw)!r}), Path({str(output)!r}), work=Path({str(work)!r}))\n",
+        f" Path({str(raw_parts)!r}), Path({str(output)!r}), work=Path({str(work)!r}))\n",
         work,
     )
     assert not output.exists()
@@ -135,7 +125,7 @@ def test_a_killed_stage_goes_on_and_writes_the_same(raw: Path, profile, tmp_path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "clean_part", watched)
-        clean(profile.clean, raw, output, work=work)
+        clean(profile.clean, raw_parts, output, work=work)
     assert len(seen) == PARTS - len(made)
     assert content(output) == content(tmp_path / "whole")
     assert not work.exists()
@@ -244,12 +234,14 @@ def test_other_settings_start_afresh(tmp_path: Path) -> None:
     assert not work.exists()
 
 
-def test_the_stage_takes_workers_and_work_from_its_settings(workspace: Path, raw: Path) -> None:
+def test_the_stage_takes_workers_and_work_from_its_settings(
+    workspace: Path, raw_parts: Path
+) -> None:
     import pipelines.clean as module
 
     target = workspace / "data" / "sanguo" / "raw"
     target.parent.mkdir(parents=True)
-    target.symlink_to(raw)
+    target.symlink_to(raw_parts)
     change_params(workspace / "params.yaml", {"workers": 2})
     assert load_params().profile.workers == 2
     module.main()
