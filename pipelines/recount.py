@@ -10,7 +10,8 @@ Shape legend: N sequences, L length, K references.
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +35,12 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 NAMES_A_BATCH = 8192
-# 34 bytes each while they are looked at, and 2 MB that a processor keeps near.
+# 34 bytes each while they are looked at.
 WINDOWS_A_TABLE = 1 << 21
+# 64 MB: 33 million windows of references let 1.5 % of the others through.
+FILTER_BITS = 29
+# 24 bytes each.
+WINDOWS_A_READ = 1 << 19
 # Tokens of 16 bits in two words of 64.
 WORD_TOKENS = 8
 
@@ -175,11 +180,11 @@ def known_windows(
 ) -> npt.NDArray[np.int64]:
     """Count the windows that occur in references: the tokens themselves and no hash of them.
 
-    Where the references have many windows, a part of them is looked at at a time, so that
-    memory does not grow with them.
+    A filter rules nearly all windows out that no reference has. The others are kept in a file
+    and compared with a part of the references at a time, so that memory grows with neither.
 
     Args:
-        blocks: (N', L) uint16 each, N sequences in all; gone through several times.
+        blocks: (N', L) uint16 each, N sequences in all; gone through once.
         references: K of the same kind; K at most 8.
         window_tokens: Tokens a window; at most L.
         use_numba: Whether to compile the loops (for windows of up to 8 tokens); by default
@@ -191,6 +196,47 @@ def known_windows(
     """
     if not (have_numba(use_numba) and window_tokens <= WORD_TOKENS):
         return np.stack([_by_arrow(blocks, known, window_tokens) for known in references])
+    with TemporaryFile() as spill:
+        sequences = _collect(blocks, references, window_tokens, spill)
+        return _count(sequences, references, window_tokens, spill, windows_a_table)
+
+
+def _collect(
+    blocks: Iterable[Tokens],
+    references: Sequence[Iterable[Tokens]],
+    window_tokens: int,
+    spill: IO[bytes],
+) -> int:
+    """Write the windows that may be known to a file; return the number of sequences."""
+    from pipelines import window_kernels
+
+    bits = np.zeros(1 << (FILTER_BITS - 6), np.uint64)
+    shift = np.uint64(64 - (FILTER_BITS - 6))
+    for known in references:
+        for block_NL in known:
+            window_kernels.mark_windows(block_NL, window_tokens, bits, shift)
+    found_C3 = np.empty((WINDOWS_A_READ, 3), np.uint64)
+    sequences = 0
+    for block_NL in blocks:
+        row = 0
+        while row < len(block_NL):
+            row, found = window_kernels.collect_windows(
+                block_NL, row, window_tokens, bits, shift, found_C3
+            )
+            found_C3[:found, 2] += np.uint64(sequences)
+            found_C3[:found].tofile(spill)
+        sequences += len(block_NL)
+    return sequences
+
+
+def _count(
+    sequences: int,
+    references: Sequence[Iterable[Tokens]],
+    window_tokens: int,
+    spill: IO[bytes],
+    windows_a_table: int,
+) -> npt.NDArray[np.int64]:
+    """Compare collected windows with those of the references, a part of them at a time."""
     from pipelines import window_kernels
 
     shapes = [block.shape for known in references for block in known]
@@ -198,23 +244,21 @@ def known_windows(
     parts = max(1, -(-windows // windows_a_table))
     # A part may have some more than its share, and a table that is full is searched for ever.
     slots = 1 << (int(1.3 * min(windows, windows_a_table)) + 64).bit_length()
-    counts: list[npt.NDArray[np.int64]] = []
+    counts_KN = np.zeros((len(references), sequences), np.int64)
     for part in range(parts):
         words = np.empty((slots, 2), np.uint64)
         owners = np.zeros(slots, np.uint8)
-        bits = np.zeros(1 << 18, np.uint64)
         for number, known in enumerate(references):
             for block_NL in known:
                 window_kernels.add_windows(
-                    block_NL, window_tokens, 1 << number, part, parts, words, owners, bits
+                    block_NL, window_tokens, 1 << number, part, parts, words, owners
                 )
-        for number, block_NL in enumerate(blocks):
-            if number == len(counts):
-                counts.append(np.zeros((len(references), len(block_NL)), np.int64))
+        spill.seek(0)
+        while (found := np.fromfile(spill, np.uint64, 3 * WINDOWS_A_READ)).size:
             window_kernels.count_windows(
-                block_NL, window_tokens, part, parts, words, owners, bits, counts[number]
+                found.reshape(-1, 3), part, parts, words, owners, counts_KN
             )
-    return np.concatenate([np.zeros((len(references), 0), np.int64), *counts], axis=1)
+    return counts_KN
 
 
 def _by_arrow(

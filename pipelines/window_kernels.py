@@ -13,49 +13,86 @@ from pipelines.kernels import Array, Int, compiled, mix
 
 
 @compiled
-def known_windows(
-    tokens_NL: Array,
-    window_tokens: Int,
-    multiplier: Any,
-    hashes: Array,
-    is_used: Array,
-    shift: Any,
-    part: Any,
-    parts: Any,
-    counts_N: Array,
-) -> None:
-    """Add up the windows of every sequence that occur in one part of a reference.
+def hash_sequence(tokens_L: Array, window_tokens: Int, multiplier: Any, hashes_W: Array) -> None:
+    """Hash the windows of a sequence as `pipelines.window_index.window_hashes` does."""
+    for w in range(len(hashes_W)):
+        key = np.uint64(0)
+        for k in range(window_tokens):
+            key = (key + np.uint64(tokens_L[w + k])) * multiplier
+            key = key ^ (key >> np.uint64(29))
+        hashes_W[w] = key
+
+
+@compiled
+def hash_windows(tokens_NL: Array, window_tokens: Int, multiplier: Any, hashes_NW: Array) -> None:
+    """Hash the windows of all sequences.
 
     Args:
         tokens_NL: (N, L) uint16.
         window_tokens: Tokens a window; at most L.
-        multiplier: Of `pipelines.overlap.window_hashes`, whose hashes these are.
-        hashes: The reference's hashes, uint64, sorted.
-        is_used: (2^k,) bool, whether a hash of the reference begins with these k bits.
+        multiplier: Of `pipelines.window_index.window_hashes`.
+        hashes_NW: (N, W) uint64, written.
+    """
+    for n in range(len(tokens_NL)):
+        hash_sequence(tokens_NL[n], window_tokens, multiplier, hashes_NW[n])
+
+
+@compiled
+def mark_hashes(hashes: Array, words: Array, shift: Any) -> None:
+    """Set the bits of hashes in a filter of 2^k words; `shift` is 64 - k."""
+    for key in hashes:
+        words[key >> shift] |= two_bits(key)
+
+
+@compiled
+def candidates(
+    tokens_NL: Array,
+    first: Int,
+    window_tokens: Int,
+    multiplier: Any,
+    words: Array,
+    shift: Any,
+    hashes_C: Array,
+    rows_C: Array,
+) -> tuple[Int, Int]:
+    """Collect the windows that a filter lets through, sequence by sequence while there is room.
+
+    Args:
+        tokens_NL: (N, L) uint16.
+        first: The sequence to begin with.
+        window_tokens: Tokens a window; at most L.
+        multiplier: Of `pipelines.window_index.window_hashes`, whose hashes these are.
+        words: (2^k,) uint64, the filter; its bits are those of `window_index.bits_of`.
         shift: 64 - k.
-        part: Which part these hashes are.
-        parts: How many parts there are, as `pipelines.overlap.part_of` tells them apart.
-        counts_N: (N,) int64, added to.
+        hashes_C: (C,) uint64, written; room for a sequence's windows at least.
+        rows_C: (C,) int32, written.
+
+    Returns:
+        The sequence to go on with, and how many windows were collected.
     """
     num_windows = tokens_NL.shape[1] - window_tokens + 1
-    for n in range(len(tokens_NL)):
-        known = 0
-        for w in range(num_windows):
-            key = np.uint64(0)
-            for k in range(window_tokens):
-                key = (key + np.uint64(tokens_NL[n, w + k])) * multiplier
-                key = key ^ (key >> np.uint64(29))
-            mine = (key & np.uint64(0xFFFFFFFF)) * parts >> np.uint64(32) == part
-            if mine and is_used[key >> shift]:
-                low, high = 0, len(hashes)
-                while low < high:
-                    middle = (low + high) // 2
-                    if hashes[middle] < key:
-                        low = middle + 1
-                    else:
-                        high = middle
-                known += low < len(hashes) and hashes[low] == key
-        counts_N[n] += known
+    found = 0
+    for n in range(first, len(tokens_NL)):
+        if found + num_windows > len(hashes_C):
+            return n, found
+        last = found + num_windows
+        hash_sequence(tokens_NL[n], window_tokens, multiplier, hashes_C[found:last])
+        # Hashed before, so that nothing but looks at the filter is under way here; and written
+        # in any case and counted if it is one: no branch to guess wrong.
+        for w in range(found, last):
+            key = hashes_C[w]
+            bits = two_bits(key)
+            hashes_C[found] = key
+            rows_C[found] = n
+            found += words[key >> shift] & bits == bits
+    return len(tokens_NL), found
+
+
+@compiled
+def two_bits(key: Any) -> Any:
+    """Return the bits of a window in its word of a filter."""
+    one, last = np.uint64(1), np.uint64(63)
+    return (one << (key & last)) | (one << ((key >> np.uint64(6)) & last))
 
 
 @compiled
@@ -92,6 +129,62 @@ def is_in_part(key: Any, part: Int, parts: Int) -> Any:
 
 
 @compiled
+def mark_windows(tokens_NL: Array, window_tokens: Int, bits: Array, shift: Any) -> None:
+    """Set the bits of all windows in a filter.
+
+    Args:
+        tokens_NL: (N, L) uint16.
+        window_tokens: Tokens a window, at most 8.
+        bits: (2^k,) uint64, changed.
+        shift: 64 - k.
+    """
+    for n in range(len(tokens_NL)):
+        for w in range(tokens_NL.shape[1] - window_tokens + 1):
+            low, high = window_words(tokens_NL[n], w, window_tokens)
+            key = mix(low ^ mix(high))
+            bits[key >> shift] |= two_bits(key)
+
+
+@compiled
+def collect_windows(
+    tokens_NL: Array, first: Int, window_tokens: Int, bits: Array, shift: Any, found_C3: Array
+) -> tuple[Int, Int]:
+    """Collect the windows that may be marked, sequence by sequence while there is room.
+
+    Args:
+        tokens_NL: (N, L) uint16.
+        first: The sequence to begin with.
+        window_tokens: Tokens a window, at most 8.
+        bits: (2^k,) uint64, of `mark_windows`.
+        shift: 64 - k.
+        found_C3: (C, 3) uint64, written: the two words of a window, and the sequence;
+            room for a sequence's windows at least.
+
+    Returns:
+        The sequence to go on with, and how many windows were collected.
+    """
+    num_windows = tokens_NL.shape[1] - window_tokens + 1
+    found = 0
+    for n in range(first, len(tokens_NL)):
+        if found + num_windows > len(found_C3):
+            return n, found
+        last = found + num_windows
+        for w in range(num_windows):
+            low, high = window_words(tokens_NL[n], w, window_tokens)
+            found_C3[found + w, 0] = low
+            found_C3[found + w, 1] = high
+            found_C3[found + w, 2] = mix(low ^ mix(high))
+        for w in range(found, last):
+            low, high, key = found_C3[w]
+            mine = two_bits(key)
+            found_C3[found, 0] = low
+            found_C3[found, 1] = high
+            found_C3[found, 2] = n
+            found += bits[key >> shift] & mine == mine
+    return len(tokens_NL), found
+
+
+@compiled
 def add_windows(
     tokens_NL: Array,
     window_tokens: Int,
@@ -100,7 +193,6 @@ def add_windows(
     parts: Int,
     words: Array,
     owners: Array,
-    bits: Array,
 ) -> None:
     """Put the windows of a part into an open-addressing table.
 
@@ -112,8 +204,6 @@ def add_windows(
         parts: How many there are.
         words: (2^k, 2) uint64, changed; more slots than windows.
         owners: (2^k,) uint8, changed; 0 for a free slot.
-        bits: (2^18,) uint64, changed: a bit of 2^24 for every window, which rules out
-            nearly all others at one look.
     """
     for n in range(len(tokens_NL)):
         tokens_L = tokens_NL[n]
@@ -121,8 +211,6 @@ def add_windows(
             low, high = window_words(tokens_L, w, window_tokens)
             key = mix(low ^ mix(high))
             if is_in_part(key, part, parts):
-                bit = key >> np.uint64(40)
-                bits[bit >> np.uint64(6)] |= np.uint64(1) << (bit & np.uint64(63))
                 slot = find_window(low, high, key, words, owners)
                 words[slot, 0] = low
                 words[slot, 1] = high
@@ -131,36 +219,22 @@ def add_windows(
 
 @compiled
 def count_windows(
-    tokens_NL: Array,
-    window_tokens: Int,
-    part: Int,
-    parts: Int,
-    words: Array,
-    owners: Array,
-    bits: Array,
-    counts_KN: Array,
+    found_C3: Array, part: Int, parts: Int, words: Array, owners: Array, counts_KN: Array
 ) -> None:
-    """Add up the windows of every sequence that each owner has in a table of `add_windows`.
+    """Add up the collected windows of every sequence that each owner has in a table.
 
     Args:
-        tokens_NL: (N, L) uint16.
-        window_tokens: Tokens a window, at most 8.
+        found_C3: (C, 3) uint64, of `collect_windows`.
         part: Which part is looked at.
         parts: How many there are.
-        words: (2^k, 2) uint64.
+        words: (2^k, 2) uint64, of `add_windows`.
         owners: (2^k,) uint8.
-        bits: (2^18,) uint64.
         counts_KN: (K, N) int64, added to.
     """
-    for n in range(len(tokens_NL)):
-        tokens_L = tokens_NL[n]
-        for w in range(len(tokens_L) - window_tokens + 1):
-            low, high = window_words(tokens_L, w, window_tokens)
-            key = mix(low ^ mix(high))
-            bit = key >> np.uint64(40)
-            if is_in_part(key, part, parts) and bits[bit >> np.uint64(6)] >> (
-                bit & np.uint64(63)
-            ) & np.uint64(1):
-                found = owners[find_window(low, high, key, words, owners)]
-                for k in range(len(counts_KN)):
-                    counts_KN[k, n] += (found >> k) & 1
+    for c in range(len(found_C3)):
+        low, high, n = found_C3[c]
+        key = mix(low ^ mix(high))
+        if is_in_part(key, part, parts):
+            found = owners[find_window(low, high, key, words, owners)]
+            for k in range(len(counts_KN)):
+                counts_KN[k, n] += (found >> k) & 1

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.overlap import Match, Reference, exact_matches, window_hashes
+from pipelines.overlap import Match, Reference, exact_matches
 from pipelines.shards import fixed_binary
+from pipelines.window_index import WindowIndex, window_hashes
 
 Draw = Callable[[int, int], np.ndarray]
 
@@ -30,13 +31,15 @@ def test_containment_equals_a_count_by_hand(seed: int, window: int, size: int) -
     # Few ids, so that windows repeat within and between sequences.
     train_NL = generator.integers(0, size, size=(6, 9), dtype=np.uint16)
     reference_ML = generator.integers(0, size, size=(3, 9), dtype=np.uint16)
-    reference = Reference({"test": reference_ML}, window)
-    compiled, plain = (reference.known_windows(train_NL, use_numba=flag) for flag in (True, False))
-    assert compiled.tolist() == plain.tolist()
-    found = reference.matches(train_NL, max_containment=0.3)
+    windows = 3 * (9 - window + 1)
+    counts = [
+        WindowIndex([reference_ML], windows, window, **options).count(train_NL, use_numba=flag)
+        for options in ({}, {"windows_a_block": 7})
+        for flag in (True, False)
+    ]
+    assert all(count.tolist() == counts[0].tolist() for count in counts)
+    found = Reference({"test": reference_ML}, window).matches(train_NL, max_containment=0.3)
     in_blocks = Reference({"test": reference_ML}, window, windows_a_block=7)
-    for flag in (True, False):
-        assert in_blocks.known_windows(train_NL, use_numba=flag).tolist() == plain.tolist()
     assert in_blocks.matches(train_NL, max_containment=0.3) == found
     expected = {}
     for row, sequence in enumerate(train_NL):
@@ -50,6 +53,7 @@ def test_equal_windows_hash_alike_and_others_apart(random_tokens: Draw) -> None:
     tokens_NL = random_tokens(0, 500)
     tokens_NL[1, 3:11] = tokens_NL[0, 20:28]
     hashes_NW = window_hashes(tokens_NL, 8)
+    assert np.array_equal(hashes_NW, window_hashes(tokens_NL, 8, use_numba=False))
     assert hashes_NW.shape == (500, 25)
     assert hashes_NW[1, 3] == hashes_NW[0, 20]
     assert len(np.unique(hashes_NW)) == 500 * 25 - 1
