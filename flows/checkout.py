@@ -34,6 +34,7 @@ from pipelines.stage import QUIET_ENVIRONMENT
 SQLITE = "sqlite:///"
 NULL_TAG = "tag:yaml.org,2002:null"
 NOT_A_PATH = ("packaged:", "hf:")
+SOURCES = "sources"
 
 Profile = Annotated[str, Field(pattern=PROFILE_PATTERN, max_length=64)]
 Source = Annotated[
@@ -133,6 +134,7 @@ def open_checkout(repository: Path, settings: Settings, say: Say) -> Iterator[Ch
         baseline = _git(repository, "rev-parse", "--verify", "HEAD")
         _materialise(repository, path, baseline, _snapshot(repository))
         _share_cache(repository, path)
+        _link_sources(repository / SOURCES, path / SOURCES)
         _warn_of_untracked(repository, say)
         write_params(path / PARAMS_FILE, settings, repository)
         yield Checkout(repository=repository, path=path, baseline=baseline, lock=lock)
@@ -273,6 +275,15 @@ def _share_cache(repository: Path, path: Path) -> None:
     # Relative, as DVC cannot write a path with Chinese characters into its settings.
     relative = os.path.relpath(cache, path)
     _run([*dvc, "config", "--local", "cache.dir", relative], path)
+
+
+def _link_sources(here: Path, there: Path) -> None:
+    """Show the checkout the texts that git does not know, so that DVC watches them there too."""
+    for link in [path for path in there.glob("*") if path.is_symlink()]:
+        link.unlink()
+    for path in here.glob("*"):
+        if not (there / path.name).exists():
+            (there / path.name).symlink_to(path)
 
 
 def _warn_of_untracked(repository: Path, say: Say) -> None:

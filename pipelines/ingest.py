@@ -2,8 +2,8 @@
 
 Writes `part-00000.parquet`, ... (`id`, `url`, `title`, `text`) and a manifest. A killed
 stage goes on behind its last whole file. DVC
-knows the name of a local source, not its bytes: after you have changed the files
-behind the same path, run `dvc repro --force ingest`.
+notices a changed byte in `sources/`. Of a file elsewhere it knows the name alone: after you
+have changed it, run `dvc repro --force ingest`.
 """
 
 import logging

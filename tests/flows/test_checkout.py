@@ -30,6 +30,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("params.yaml", ".gitignore", ".dvcignore"):
         shutil.copyfile(REPOSITORY / name, path / name)
     (path / "stage.py").write_text("committed\n")
+    shutil.copytree(REPOSITORY / "sources", path / "sources")
     git(path, "init", "--quiet")
     # The fixture `quiet_environment` is one of functions: it comes too late here.
     quiet = {**os.environ, **QUIET_ENVIRONMENT}
@@ -181,3 +182,17 @@ def test_no_commit_is_an_error_with_a_remedy(tmp_path: Path) -> None:
         open_checkout(tmp_path, Settings(profile="sanguo"), print),
     ):
         pytest.fail("must not open")
+
+
+def test_texts_that_git_does_not_know_are_in_the_checkout(repository: Path) -> None:
+    text = repository / "sources" / "三国.jsonl"
+    text.write_text("{}\n", encoding="utf-8")
+    settings = Settings(profile="sanguo")
+    with open_checkout(repository, settings, lambda _: None) as checkout:
+        link = checkout.path / "sources" / text.name
+        assert link.samefile(text)
+        assert (checkout.path / "sources" / "README.md").is_file()
+        assert git(checkout.path, "status", "--porcelain", "sources") == ""
+    text.unlink()
+    with open_checkout(repository, settings, lambda _: None):
+        assert not link.is_symlink()
