@@ -43,6 +43,8 @@ class CouplingNetwork(nn.Module):
             depth; wrong for a flow, where the size of a half is information.
         kernel_size: taps of a causal depthwise convolution over the tokens in front of the first
             layer; 1 for none.
+        bias: give every layer a bias. A network without one is 0 where its input is 0, which a
+            residual stream does not mind and a density does.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class CouplingNetwork(nn.Module):
         activation: Activation = "relu2",
         normalise: bool = True,
         kernel_size: int = 1,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         if activation not in {"relu2", "silu"}:
@@ -68,8 +71,10 @@ class CouplingNetwork(nn.Module):
         self.normalise = normalise
         self.conv = CausalConv(in_channels, kernel_size) if kernel_size != 1 else None
         widths = [in_channels, *[hidden_channels] * num_hidden_layers]
-        self.hidden = nn.ModuleList(Linear(before, after) for before, after in pairwise(widths))
-        self.out = Linear(hidden_channels, out_channels, zero=True)
+        self.hidden = nn.ModuleList(
+            Linear(before, after, bias=bias) for before, after in pairwise(widths)
+        )
+        self.out = Linear(hidden_channels, out_channels, zero=True, bias=bias)
 
     def forward(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
         """Map `(..., L, in_channels)` to `(..., L, out_channels)`."""
@@ -95,6 +100,7 @@ class Coupling(nn.Module):
         activation: see `CouplingNetwork`.
         normalise: see `CouplingNetwork`.
         kernel_size: see `CouplingNetwork`.
+        bias: see `CouplingNetwork`.
         num_bins: bins of a spline, at least 2.
         bound: half the domain of a spline; standardised data lies within 5.
         exact: round what an additive coupling adds to the grid of `enigma.exact`; the inverse is
@@ -115,6 +121,7 @@ class Coupling(nn.Module):
         activation: Activation = "relu2",
         normalise: bool = True,
         kernel_size: int = 1,
+        bias: bool = False,
         num_bins: int = 8,
         bound: float = 5.0,
         exact: bool = False,
@@ -139,6 +146,7 @@ class Coupling(nn.Module):
             activation=activation,
             normalise=normalise,
             kernel_size=kernel_size,
+            bias=bias,
         )
 
     def forward(

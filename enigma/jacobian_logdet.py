@@ -27,7 +27,6 @@ Prior = Literal["gaussian", "uniform"]
 
 _CONFIG_FILE = "flow_config.json"
 _WEIGHTS_FILE = "flow.safetensors"
-_MAX_POSITIONS = 16
 
 
 class EnigmaFlow(nn.Module):
@@ -77,8 +76,8 @@ class EnigmaFlow(nn.Module):
     ) -> EnigmaFlow:
         """Make a flow with the settings that measured best.
 
-        One shared rotor steps between the blocks, the way back has blocks of its own, and the
-        coupling networks are smooth.
+        Every block has a rotor of its own in front of it, the way back has blocks of its own, and
+        the coupling networks are smooth, with biases.
 
         Args:
             d: width of the data, at least 2.
@@ -90,19 +89,20 @@ class EnigmaFlow(nn.Module):
             prior: see the class.
             seed: of the plugboard.
         """
-        positions = max(p for p in range(1, min(d, _MAX_POSITIONS) + 1) if d % p == 0)
         enigma = Enigma(
             d,
             num_rev_blocks,
             num_rotors=1,
-            positions=positions,
+            dynamic=False,
             coupling=coupling,
             return_path="untied",
             rotors_between_blocks=True,
+            own_rotors=True,
             hidden_channels=hidden_channels,
             num_hidden_layers=num_hidden_layers,
             activation="silu",
             normalise=False,
+            bias=True,
             num_bins=num_bins,
             seed=seed,
         )

@@ -12,25 +12,29 @@ __all__ = ["Embedding", "Linear"]
 
 
 class Linear(nn.Linear):
-    """A bias-free linear layer.
+    """A linear layer, without a bias unless asked for one.
 
     Args:
         in_features: input width.
         out_features: output width.
         zero: start at zero. For the last layer of a residual branch: every branch is then
             absent at first and the model starts as its token embedding.
+        bias: add a learned constant.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, zero: bool = False) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, zero: bool = False, bias: bool = False
+    ) -> None:
         self.zero = zero
-        super().__init__(in_features, out_features, bias=False)
+        super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
-        """Draw the weights from N(0, 1 / in_features), or set them to 0."""
-        if self.zero:
-            nn.init.zeros_(self.weight)
-        else:
-            nn.init.normal_(self.weight, std=self.in_features**-0.5)
+        """Draw weights and biases from N(0, 1 / in_features), or set them to 0."""
+        for parameter in self.parameters():
+            if self.zero:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=self.in_features**-0.5)
 
 
 class Embedding(nn.Embedding):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from torch import Tensor, nn
 
@@ -67,11 +67,14 @@ class Enigma(Bijection):
             that the machine is its own inverse like the historical one: f(f(x)) = x.
         rotors_between_blocks: pass the rotors before every block, turned one step further each
             time, instead of once before the first. A flow needs the mixing.
+        own_rotors: with `rotors_between_blocks`, every block has rotors of its own in front of
+            it, in place of one stack that all share.
         hidden_channels: see `RevBlock`.
         num_hidden_layers: see `RevBlock`.
         activation: see `RevBlock`.
         normalise: see `RevBlock`.
         kernel_size: see `RevBlock`.
+        bias: see `RevBlock`.
         num_bins: see `RevBlock`.
         bound: see `RevBlock`.
         rotor_form: "plu" or "lifting", see `InvertibleConv1x1Stack`.
@@ -105,11 +108,13 @@ class Enigma(Bijection):
         coupling: CouplingKind = "additive",
         return_path: ReturnPath = "reversed",
         rotors_between_blocks: bool = False,
+        own_rotors: bool = False,
         hidden_channels: int | None = None,
         num_hidden_layers: int = 1,
         activation: Activation = "relu2",
         normalise: bool = True,
         kernel_size: int = 1,
+        bias: bool = False,
         num_bins: int = 8,
         bound: float = 5.0,
         rotor_form: RotorForm = "plu",
@@ -128,17 +133,27 @@ class Enigma(Bijection):
             )
         if num_rev_blocks < 0:
             raise ValueError(f"num_rev_blocks must not be negative, got {num_rev_blocks}")
+        if own_rotors and not rotors_between_blocks:
+            raise ValueError("own_rotors needs rotors_between_blocks=True, got False")
         self.d = d
         self.return_path = return_path
         self.rotors_between_blocks = rotors_between_blocks
         self.plugboard = Plugboard(d, learnable=learnable_plugboard, seed=seed)
         self.exact = exact
-        self.rotors = (
-            DynamicInvertibleConv1x1Stack(
+
+        def make_rotors() -> InvertibleConv1x1Stack:
+            if not dynamic:
+                return InvertibleConv1x1Stack(
+                    d, num_rotors, form=rotor_form, start=start, exact=exact
+                )
+            return DynamicInvertibleConv1x1Stack(
                 d, num_rotors, positions, form=rotor_form, start=start, exact=exact
             )
-            if dynamic
-            else InvertibleConv1x1Stack(d, num_rotors, form=rotor_form, start=start, exact=exact)
+
+        self.rotors = make_rotors()
+        num_passages = num_rev_blocks * (1 if return_path == "inverse" else 2)
+        self.more_rotors = nn.ModuleList(
+            make_rotors() for _ in range(num_passages - 1 if own_rotors else 0)
         )
         make_block = partial(
             RevBlock,
@@ -149,6 +164,7 @@ class Enigma(Bijection):
             activation=activation,
             normalise=normalise,
             kernel_size=kernel_size,
+            bias=bias,
             num_bins=num_bins,
             bound=bound,
             exact=exact,
@@ -217,8 +233,12 @@ class Enigma(Bijection):
             stages.append(_Stage(self.rotors))
         for step, block in enumerate(blocks, start=first_step):
             if self.rotors_between_blocks:
-                stages.append(_Stage(self.rotors, step=step))
+                stages.append(_Stage(self._rotors_before(step), step=step))
             if not isinstance(block, Bijection):
                 raise TypeError(f"a block must be a Bijection, got {type(block).__name__}")
             stages.append(_Stage(block))
         return stages
+
+    def _rotors_before(self, passage: int) -> Bijection:
+        rotors = self.more_rotors[passage - 1] if passage and self.more_rotors else self.rotors
+        return cast("Bijection", rotors)

@@ -30,6 +30,7 @@ class RevBlock(Bijection):
         normalise: see `enigma.coupling.CouplingNetwork`.
         kernel_size: taps of a causal convolution over the tokens, see
             `enigma.coupling.CouplingNetwork`.
+        bias: see `enigma.coupling.CouplingNetwork`.
         num_bins: bins of a spline coupling.
         bound: half the domain of a spline coupling.
         exact: see `enigma.coupling.Coupling`.
@@ -54,6 +55,7 @@ class RevBlock(Bijection):
         activation: Activation = "relu2",
         normalise: bool = True,
         kernel_size: int = 1,
+        bias: bool = False,
         num_bins: int = 8,
         bound: float = 5.0,
         exact: bool = False,
@@ -76,6 +78,7 @@ class RevBlock(Bijection):
                 activation=activation,
                 normalise=normalise,
                 kernel_size=kernel_size,
+                bias=bias,
                 num_bins=num_bins,
                 bound=bound,
                 exact=exact,

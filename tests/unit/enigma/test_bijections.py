@@ -41,6 +41,20 @@ BIJECTIONS = {
     "machine of splines": lambda: Enigma(
         D, 2, 1, 4, coupling="spline", return_path="untied", rotors_between_blocks=True
     ),
+    **{
+        f"machine of splines, rotors of its own, {path}": lambda path=path: Enigma(
+            D,
+            2,
+            1,
+            4,
+            coupling="spline",
+            return_path=path,
+            rotors_between_blocks=True,
+            own_rotors=True,
+            bias=True,
+        )
+        for path in ("reversed", "untied", "inverse")
+    },
 }
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from enigma.jacobian_logdet import EnigmaFlow, jacobian_log_det, load_flow, save_flow
+from enigma.machine import Enigma
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "uniform"])
@@ -39,6 +40,22 @@ def test_a_vector_does_not_know_its_neighbours(stirred):
     flow = stirred(EnigmaFlow.build(6, 1, hidden_channels=8).double())
     x = torch.randn(7, 6, dtype=torch.float64)
     torch.testing.assert_close(flow.log_prob(x)[3], flow.log_prob(x[3]), rtol=0, atol=1e-12)
+
+
+def test_every_block_has_a_rotor_of_its_own():
+    flow = EnigmaFlow.build(4, 3, hidden_channels=8)
+    rotors = [stage.module for stage in flow.enigma._stages() if hasattr(stage.module, "rotors")]
+    assert len(rotors) == len(set(rotors)) == 6
+    with pytest.raises(ValueError, match="own_rotors needs rotors_between_blocks"):
+        Enigma(4, 3, positions=4, own_rotors=True)
+
+
+def test_a_coupling_moves_a_half_even_where_the_other_is_zero():
+    coupling = EnigmaFlow.build(4, 1, hidden_channels=8).enigma.blocks[0].f
+    with torch.no_grad():
+        coupling.network.out.bias.normal_()
+    moved, _ = coupling(torch.ones(1, 2), torch.zeros(1, 2))
+    assert not torch.equal(moved, torch.ones(1, 2))
 
 
 def test_sampling_is_reproducible_and_has_the_asked_shape():
