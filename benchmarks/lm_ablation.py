@@ -11,12 +11,13 @@ stands in the machine's place. Runs are kept under `runs/lm_ablation/`.
 import copy
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.lm_quality import CONFIGS, arguments_of, cached, parameters
+from benchmarks.lm_quality import CONFIGS, arguments_of, kept_in, parameters, run_once
 from benchmarks.lm_quality_table import SEEDS, Run, bits
 from benchmarks.record import row, write
 from enigma.invertible_conv1x1 import InvertibleConv1x1Stack
@@ -64,9 +65,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Change]] = {
     "no reversible blocks": ({"num_rev_blocks": 0}, nothing),
     "no reflector": ({}, without_reflector),
     "no plugboard": ({}, without_plugboard),
-    "learned plugboard": ({"learnable_plugboard": True}, nothing),
     "no return path": ({}, without_return_path),
-    "untied return path": ({"return_path": "untied"}, nothing),
     "convolutions of 4 taps": ({"kernel_size": 4}, nothing),
     "an attention layer in its place": (
         {**NO_MACHINE, "num_transformer_layers": CONFIGS["enigma"].num_transformer_layers + 1},
@@ -112,21 +111,14 @@ def main() -> None:
     arguments = arguments_of(__doc__)
     runs: dict[str, list[Run]] = {variant: [] for variant in VARIANTS}
     for seed in SEEDS:
-        for variant, kept in runs.items():
+        for variant, mine in runs.items():
             spec = {"variant": variant, "optimiser": "adamw", "seed": seed, "lr": LEARNING_RATE}
-            config = make(variant, seed).config
-            kept.append(
-                cached(
-                    arguments,
-                    RUNS,
-                    config,
-                    spec,
-                    lambda variant=variant, seed=seed: make(variant, seed),
-                )
-            )
+            directory = kept_in(arguments, RUNS, make(variant, seed).config)
+            fresh = partial(make, variant, seed)
+            mine.append(run_once(arguments, directory, spec, fresh))
     write(
         "lm_ablation",
-        [line for variant, kept in runs.items() for line in rows_of(variant, kept, runs[WHOLE])],
+        [line for variant, mine in runs.items() for line in rows_of(variant, mine, runs[WHOLE])],
     )
 
 

@@ -5,7 +5,8 @@
 The three have the same parameters (within 1 %, with and without embeddings), tied embeddings,
 shards, order, batch, tokens, schedule, no dropout, float32; Enigma trains in its reversible memory
 mode. The learning rate of each is the best of one grid on validation at seed 0; then come two
-more seeds; first all with AdamW, then all with Muon. Each starts as its own class initialises it.
+more seeds; first all with AdamW, then all with Muon, whose updates are scaled to take the learning
+rate of AdamW. Each model starts as its own class initialises it.
 A run that is complete is one directory under `runs/lm_quality/` with its curve, scores and
 weights: interrupt, and the same command goes on. It knows the data, the recipe and the sizes of
 its model, not the model's code: delete it if that changes. Bits a character are those of
@@ -24,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
 from transformers import (
     GPT2LMHeadModel,
     LlamaForCausalLM,
@@ -50,7 +50,7 @@ from enigma.configuration_enigma import EnigmaConfig
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.artifacts import read_json, read_manifest, write_json
 from pipelines.errors import UserError
-from pipelines.optimisers import BETAS, muon_with_adamw
+from pipelines.optimisers import BETAS, make_optimiser
 from pipelines.scoring import Score, Span, batches, sequence_nll_nats
 from pipelines.sequence_order import BatchPlan, SequenceOrder, evenly_spaced
 from pipelines.shards import ShardReader
@@ -107,22 +107,6 @@ def peak_mib(name: str) -> float:
     return peak_bytes(lambda: memory_step(model, ids_BL)) / 2**20
 
 
-def optimiser_of(model: nn.Module, name: str, lr: float) -> Optimizer:
-    """AdamW, or Muon with AdamW; weight decay acts on matrices."""
-    weight_decay = RECIPE["weight_decay"]
-    decayed = [n for n, p in model.named_parameters() if p.ndim >= 2]
-    if name == "muon":
-        # GPT-2 keeps its linear layers transposed, which an orthogonalised update does not notice.
-        return muon_with_adamw(
-            model, decayed, lr=lr, weight_decay=weight_decay, linear=(nn.Linear, Conv1D)
-        )
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return AdamW(groups, lr=lr, betas=BETAS, fused=True)
-
-
 def score(model: nn.Module, shards: Path, split: str, at_most: int) -> dict[str, Any]:
     """Nats a token and bits a character over sequences spread over a split."""
     reader = ShardReader(shards, split)
@@ -146,7 +130,14 @@ def train(model: Any, shards: Path, spec: dict[str, Any], tokens: int) -> dict[s
     steps = tokens // (BATCH * LENGTH)
     reader = ShardReader(shards, "train")
     plan = BatchPlan(SequenceOrder(len(reader), spec["seed"]), BATCH, 1, 1)
-    optimiser = optimiser_of(model, spec["optimiser"], spec["lr"])
+    optimiser = make_optimiser(
+        spec["optimiser"],
+        model,
+        lr=spec["lr"],
+        weight_decay=RECIPE["weight_decay"],
+        # GPT-2 keeps its linear layers transposed, which an orthogonalised update does not notice.
+        linear=(nn.Linear, Conv1D),
+    )
     warmup = int(RECIPE["warmup_fraction"] * steps)
     schedule = get_cosine_schedule_with_warmup(optimiser, warmup, steps)
     due = {round(steps * point / POINTS) for point in range(1, POINTS + 1)}
@@ -182,31 +173,23 @@ def train(model: Any, shards: Path, spec: dict[str, Any], tokens: int) -> dict[s
 
 def all_runs(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Call `run` for every run, in order: the grid of all models, then the seeds."""
+    best = {}
+    for name in MODELS:
+        common = {"model": name, "optimiser": "adamw", "seed": 0}
+        best[name] = best_lr([run({**common, "lr": lr}) for lr in LEARNING_RATES])
     for optimiser in OPTIMISERS:
-        best = {}
-        for name in MODELS:
-            common = {"model": name, "optimiser": optimiser, "seed": 0}
-            best[name] = best_lr([run({**common, "lr": lr}) for lr in LEARNING_RATES])
-        for seed in SEEDS[1:]:
+        for seed in SEEDS:
             for name in MODELS:
                 run({"model": name, "optimiser": optimiser, "seed": seed, "lr": best[name]})
 
 
-def cached(
-    arguments: argparse.Namespace,
-    runs: Path,
-    config: PreTrainedConfig,
-    spec: dict[str, Any],
-    make_model: Callable[[], Any],
-) -> dict[str, Any]:
-    """A run, trained if it is not kept yet.
+def kept_in(arguments: argparse.Namespace, runs: Path, config: PreTrainedConfig) -> Path:
+    """Where the runs of one model are kept.
 
     Args:
         arguments: `shards` and `tokens`.
-        runs: Where runs are kept.
-        config: Of the model, which is part of the run's name.
-        spec: See `train`.
-        make_model: Called for a fresh model.
+        runs: The directory of a benchmark's runs.
+        config: Of the model.
     """
     what = {
         "root": read_manifest(arguments.shards)["root"],
@@ -215,15 +198,39 @@ def cached(
         "config": config.to_dict(),
     }
     text = json.dumps(what, sort_keys=True, default=str)
+    return runs / f"{arguments.tokens}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def kept(directory: Path) -> list[dict[str, Any]]:
+    """All complete runs of one model, each with its `directory`."""
+    return [
+        {**read_json(path), "directory": path.parent}
+        for path in sorted(directory.glob("*/run.json"))
+    ]
+
+
+def run_once(
+    arguments: argparse.Namespace,
+    directory: Path,
+    spec: dict[str, Any],
+    make_model: Callable[[], Any],
+) -> dict[str, Any]:
+    """A run, trained if it is not kept yet.
+
+    Args:
+        arguments: `shards` and `tokens`.
+        directory: See `kept_in`.
+        spec: See `train`.
+        make_model: Called for a fresh model.
+    """
     values = (f"{value:g}" if isinstance(value, float) else str(value) for value in spec.values())
-    key = f"{arguments.tokens}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    directory = runs / key / "-".join(values)
-    if not (directory / "run.json").is_file():
+    path = directory / "-".join(values) / "run.json"
+    if not path.is_file():
         model = make_model()
         found = train(model, arguments.shards, spec, arguments.tokens)
-        model.save_pretrained(directory)
-        write_json(directory / "run.json", found)
-    return {**read_json(directory / "run.json"), "directory": directory}
+        model.save_pretrained(path.parent)
+        write_json(path, found)
+    return read_json(path)
 
 
 def check_shards(shards: Path, tokens: int) -> None:
@@ -258,17 +265,16 @@ def main() -> None:
     counts = {name: parameters(make(name, 0)) for name in MODELS}
     for kind in ("all", "without embeddings"):
         check_sizes({name: count[kind] for name, count in counts.items()}, kind)
-    runs = []
+    directories = {name: kept_in(arguments, RUNS, CONFIGS[name]) for name in MODELS}
 
     def run(spec: dict[str, Any]) -> dict[str, Any]:
         name, seed = spec["model"], spec["seed"]
-        found = cached(arguments, RUNS, CONFIGS[name], spec, lambda: make(name, seed))
-        runs.append(found)
-        return found
+        return run_once(arguments, directories[name], spec, lambda: make(name, seed))
 
     try:
         all_runs(run)
     finally:
+        runs = [found for directory in directories.values() for found in kept(directory)]
         write("lm_quality", table(runs, counts, {name: peak_mib(name) for name in MODELS}))
         draw(runs)
 

@@ -1,7 +1,7 @@
 """The table and the plot of `benchmarks/lm_quality.py`, from the runs that are complete.
 
-A cell is a model with an optimiser: its grid of learning rates at seed 0, and all seeds at the
-best of them. What lacks a run is named as missing, and no comparison is made without all models.
+A cell is a model with an optimiser: all seeds at the best learning rate of its grid, which AdamW
+runs at seed 0. What lacks a run is named as missing, and no comparison is made without all models.
 """
 
 import math
@@ -32,30 +32,28 @@ def bits(run: Run, split: str) -> float:
 
 def best_lr(grid: list[Run]) -> float:
     """The learning rate with the fewest bits a validation character."""
-    return float(min(grid, key=lambda run: bits(run, "validation"))["lr"])
+    return float(min(grid, key=lambda run: bits(run, "validation"), default={"lr": math.nan})["lr"])
 
 
 def cells(runs: list[Run]) -> tuple[Cells, dict[tuple[str, str], int]]:
     """Sort runs into cells.
 
     Returns:
-        The complete cells, a run a seed; and how many runs each other cell lacks.
+        The complete cells, a run a seed at the learning rate that was best with AdamW; and how
+        many runs each other cell lacks.
     """
     complete: Cells = {}
     missing = {}
-    for optimiser in OPTIMISERS:
-        for model in MODELS:
-            mine = [r for r in runs if (r["model"], r["optimiser"]) == (model, optimiser)]
-            grid = [r for r in mine if r["seed"] == 0]
-            lacking = len(LEARNING_RATES) - len(grid) + len(SEEDS) - 1
-            if len(grid) == len(LEARNING_RATES):
-                lr = best_lr(grid)
-                mine = [r for r in mine if r["lr"] == lr]
-                lacking = len(SEEDS) - len(mine)
+    for model in MODELS:
+        mine = [run for run in runs if run["model"] == model]
+        grid = [run for run in mine if (run["optimiser"], run["seed"]) == ("adamw", 0)]
+        for optimiser in OPTIMISERS:
+            cell = [r for r in mine if r["optimiser"] == optimiser and r["lr"] == best_lr(grid)]
+            lacking = len(SEEDS) - len(cell) + len(LEARNING_RATES) - len(grid)
             if lacking:
                 missing[model, optimiser] = lacking
             else:
-                complete[model, optimiser] = sorted(mine, key=lambda run: int(run["seed"]))
+                complete[model, optimiser] = sorted(cell, key=lambda run: int(run["seed"]))
     return complete, missing
 
 

@@ -27,7 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from pipelines.agreement import any_rank
 from pipelines.checkpoints import building_path, checkpoint_path, discard, prune, publish
-from pipelines.optimisers import muon_with_adamw
+from pipelines.optimisers import make_optimiser
 from pipelines.params import TrainParams
 from pipelines.scoring import Score, Span, batches, model_nll_nats
 from pipelines.sequence_order import BatchPlan, Indices, evenly_spaced
@@ -119,17 +119,12 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         """Ours as it is: accelerate would shard it a second time."""
         return TrainBatches(self._plan, self._train_reader, self.args.process_index, self)
 
-    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """Weight decay acts on matrices: not on gains, biases, signs and scales."""
-        return [name for name, value in model.named_parameters() if value.ndim >= 2]
-
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW as Trainer makes it, or Muon with AdamW."""
-        if self._recipe.optimiser == "muon" and self.optimizer is None:
-            chosen = self.model if model is None else model
-            self.optimizer = muon_with_adamw(
-                chosen,
-                self.get_decay_parameter_names(chosen),
+        """The optimiser of the recipe."""
+        if self.optimizer is None:
+            self.optimizer = make_optimiser(
+                self._recipe.optimiser,
+                self.model if model is None else model,
                 lr=self._recipe.learning_rate,
                 weight_decay=self._recipe.weight_decay,
             )
