@@ -144,8 +144,10 @@ RULES: Sequence[Rule] = (
     Rule(
         "empty brackets",
         ("（", "(", "「", "《", "【", "〈", "『"),
+        # A class first: the search skips to its characters, as it does not to alternatives.
         re.compile(
-            rf"（[{PUNCTUATION}]*）|\([{PUNCTUATION}]*\)|「\s*」|『\s*』|《\s*》|〈\s*〉|【\s*】"
+            rf"[（(「『《〈【](?:(?<=（)[{PUNCTUATION}]*）|(?<=\()[{PUNCTUATION}]*\)|"
+            r"(?<=「)\s*」|(?<=『)\s*』|(?<=《)\s*》|(?<=〈)\s*〉|(?<=【)\s*】)"
         ),
         "",
         nests=True,
@@ -157,6 +159,9 @@ RULES: Sequence[Rule] = (
         r"\1",
     ),
 )  # fmt: skip
+
+# A sign's first character alone is found in half the time, and most texts do not have it.
+SIGNS = tuple((rule, tuple((sign[0], sign) for sign in rule.signs)) for rule in RULES)
 
 
 def remove_leftovers(document: str, text: str, removed: Removed) -> str:
@@ -170,10 +175,10 @@ def remove_leftovers(document: str, text: str, removed: Removed) -> str:
     Returns:
         The text; it is to be normalised again if it changed.
     """
-    for rule in RULES:
+    for rule, signs in SIGNS:
         # A loop: `any` of a generator costs more than all the searches.
-        for sign in rule.signs:
-            if sign in text:
+        for first, sign in signs:
+            if first in text and sign in text:
                 text = _apply(rule, document, text, removed)
                 break
     return text

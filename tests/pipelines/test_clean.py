@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.artifacts import read_manifest, verify_manifest
 from pipelines.clean import clean, split_of
+from pipelines.clean_part import refusals
 from pipelines.errors import UserError
 from pipelines.normalisation import normalise, title_key
 from pipelines.params import CleanParams, SplitParams
@@ -147,3 +148,11 @@ def test_the_order_of_equal_texts_does_not_matter(
     clean(profile.clean, write_raw(doubled), tmp_path / "documents")
     kept = {name for rows in read(tmp_path / "documents").values() for name in rows}
     assert kept == {f"d{index:04d}" for index in range(120)}
+
+
+def test_an_empty_text_takes_nothing_from_its_neighbours(profile) -> None:
+    params = profile.clean.model_copy(update={"min_characters": 1})
+    texts = ["", "三国", "", "kana かな", "", "english", ""]
+    reasons = ["short", "", "short", "not_chinese", "short", "not_chinese", "short"]
+    assert refusals(texts, params) == reasons
+    assert refusals([""], params) == ["short"]
