@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 NAMES_A_BATCH = 8192
-# 34 bytes each while they are looked at.
-WINDOWS_A_TABLE = 1 << 21
+# 34 bytes each while they are looked at, behind a filter of 4 MB that a processor keeps near.
+WINDOWS_A_TABLE, TABLE_FILTER_BITS = 1 << 21, 25
 # 64 MB: 33 million windows of references let 1.5 % of the others through.
 FILTER_BITS = 29
 # 24 bytes each.
@@ -181,11 +181,11 @@ def known_windows(
     """Count the windows that occur in references: the tokens themselves and no hash of them.
 
     A filter rules nearly all windows out that no reference has. The others are kept in a file
-    and compared with a part of the references at a time, so that memory grows with neither.
+    and compared with the references, a part of them at a time, so that memory grows with neither.
 
     Args:
         blocks: (N', L) uint16 each, N sequences in all; gone through once.
-        references: K of the same kind; K at most 8.
+        references: K of the same kind, gone through several times; K at most 7.
         window_tokens: Tokens a window; at most L.
         use_numba: Whether to compile the loops (for windows of up to 8 tokens); by default
             if numba is installed.
@@ -197,8 +197,14 @@ def known_windows(
     if not (have_numba(use_numba) and window_tokens <= WORD_TOKENS):
         return np.stack([_by_arrow(blocks, known, window_tokens) for known in references])
     with TemporaryFile() as spill:
-        sequences = _collect(blocks, references, window_tokens, spill)
-        return _count(sequences, references, window_tokens, spill, windows_a_table)
+        sequences, collected = _collect(blocks, references, window_tokens, spill)
+        parts = max(1, -(-collected // windows_a_table))
+        # A part may have more than its share, and a table that is full is searched for ever.
+        slots = 1 << (int(1.3 * min(collected, windows_a_table)) + 64).bit_length()
+        counts_KN = np.zeros((len(references), sequences), np.int64)
+        for part in range(parts):
+            _count(spill, references, window_tokens, counts_KN, part=(part, parts), slots=slots)
+    return counts_KN
 
 
 def _collect(
@@ -206,17 +212,20 @@ def _collect(
     references: Sequence[Iterable[Tokens]],
     window_tokens: int,
     spill: IO[bytes],
-) -> int:
-    """Write the windows that may be known to a file; return the number of sequences."""
+) -> tuple[int, int]:
+    """Write the windows that may be known to a file.
+
+    Returns:
+        The number of sequences, and of windows that were written.
+    """
     from pipelines import window_kernels
 
-    bits = np.zeros(1 << (FILTER_BITS - 6), np.uint64)
-    shift = np.uint64(64 - (FILTER_BITS - 6))
+    bits, shift = _filter(FILTER_BITS)
     for known in references:
         for block_NL in known:
             window_kernels.mark_windows(block_NL, window_tokens, bits, shift)
     found_C3 = np.empty((WINDOWS_A_READ, 3), np.uint64)
-    sequences = 0
+    sequences = collected = 0
     for block_NL in blocks:
         row = 0
         while row < len(block_NL):
@@ -225,40 +234,45 @@ def _collect(
             )
             found_C3[:found, 2] += np.uint64(sequences)
             found_C3[:found].tofile(spill)
+            collected += found
         sequences += len(block_NL)
-    return sequences
+    return sequences, collected
 
 
 def _count(
-    sequences: int,
+    spill: IO[bytes],
     references: Sequence[Iterable[Tokens]],
     window_tokens: int,
-    spill: IO[bytes],
-    windows_a_table: int,
-) -> npt.NDArray[np.int64]:
-    """Compare collected windows with those of the references, a part of them at a time."""
+    counts_KN: npt.NDArray[np.int64],
+    *,
+    part: tuple[int, int],
+    slots: int,
+) -> None:
+    """Compare a part of the collected windows (which, of how many) with the references."""
     from pipelines import window_kernels
 
-    shapes = [block.shape for known in references for block in known]
-    windows = sum(rows * (length - window_tokens + 1) for rows, length in shapes)
-    parts = max(1, -(-windows // windows_a_table))
-    # A part may have some more than its share, and a table that is full is searched for ever.
-    slots = 1 << (int(1.3 * min(windows, windows_a_table)) + 64).bit_length()
-    counts_KN = np.zeros((len(references), sequences), np.int64)
-    for part in range(parts):
-        words = np.empty((slots, 2), np.uint64)
-        owners = np.zeros(slots, np.uint8)
-        for number, known in enumerate(references):
-            for block_NL in known:
-                window_kernels.add_windows(
-                    block_NL, window_tokens, 1 << number, part, parts, words, owners
-                )
-        spill.seek(0)
-        while (found := np.fromfile(spill, np.uint64, 3 * WINDOWS_A_READ)).size:
-            window_kernels.count_windows(
-                found.reshape(-1, 3), part, parts, words, owners, counts_KN
+    words, owners = np.empty((slots, 2), np.uint64), np.zeros(slots, np.uint8)
+    bits, shift = _filter(TABLE_FILTER_BITS)
+    for found_C3 in _read(spill):
+        window_kernels.add_windows(found_C3, *part, words, owners, bits, shift)
+    for number, known in enumerate(references):
+        for block_NL in known:
+            window_kernels.own_windows(
+                block_NL, window_tokens, 1 << number, *part, words, owners, bits, shift
             )
-    return counts_KN
+    for found_C3 in _read(spill):
+        window_kernels.count_windows(found_C3, *part, words, owners, counts_KN)
+
+
+def _filter(bits: int) -> tuple[npt.NDArray[np.uint64], np.uint64]:
+    """An empty filter, and by how much a key is shifted to find its word."""
+    return np.zeros(1 << (bits - 6), np.uint64), np.uint64(64 - (bits - 6))
+
+
+def _read(spill: IO[bytes]) -> Iterator[npt.NDArray[np.uint64]]:
+    spill.seek(0)
+    while (found := np.fromfile(spill, np.uint64, 3 * WINDOWS_A_READ)).size:
+        yield found.reshape(-1, 3)
 
 
 def _by_arrow(

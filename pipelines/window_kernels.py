@@ -11,6 +11,9 @@ import numpy as np
 
 from pipelines.kernels import Array, Int, compiled, mix
 
+# The bit of a slot that is not free, whoever has its window.
+TAKEN = np.uint8(1 << 7)
+
 
 @compiled
 def hash_sequence(tokens_L: Array, window_tokens: Int, multiplier: Any, hashes_W: Array) -> None:
@@ -186,6 +189,32 @@ def collect_windows(
 
 @compiled
 def add_windows(
+    found_C3: Array, part: Int, parts: Int, words: Array, owners: Array, bits: Array, shift: Any
+) -> None:
+    """Put the collected windows of a part into an open-addressing table, as nobody's so far.
+
+    Args:
+        found_C3: (C, 3) uint64, of `collect_windows`.
+        part: Which part is looked at.
+        parts: How many there are.
+        words: (2^k, 2) uint64, changed; more slots than windows.
+        owners: (2^k,) uint8, changed; 0 for a free slot.
+        bits: (2^j,) uint64, changed: a small filter of the windows in the table.
+        shift: 64 - j.
+    """
+    for c in range(len(found_C3)):
+        low, high, _ = found_C3[c]
+        key = mix(low ^ mix(high))
+        if is_in_part(key, part, parts):
+            bits[key >> shift] |= two_bits(key)
+            slot = find_window(low, high, key, words, owners)
+            words[slot, 0] = low
+            words[slot, 1] = high
+            owners[slot] = TAKEN
+
+
+@compiled
+def own_windows(
     tokens_NL: Array,
     window_tokens: Int,
     owner: Int,
@@ -193,42 +222,46 @@ def add_windows(
     parts: Int,
     words: Array,
     owners: Array,
+    bits: Array,
+    shift: Any,
 ) -> None:
-    """Put the windows of a part into an open-addressing table.
+    """Note which windows of a table some sequences have.
 
     Args:
         tokens_NL: (N, L) uint16.
         window_tokens: Tokens a window, at most 8.
-        owner: The bit that says whose they are.
+        owner: The bit that says whose they are; below `TAKEN`.
         part: Which part is looked at.
         parts: How many there are.
-        words: (2^k, 2) uint64, changed; more slots than windows.
-        owners: (2^k,) uint8, changed; 0 for a free slot.
+        words: (2^k, 2) uint64, of `add_windows`.
+        owners: (2^k,) uint8, changed.
+        bits: (2^j,) uint64, of `add_windows`.
+        shift: 64 - j.
     """
     for n in range(len(tokens_NL)):
         tokens_L = tokens_NL[n]
         for w in range(len(tokens_L) - window_tokens + 1):
             low, high = window_words(tokens_L, w, window_tokens)
             key = mix(low ^ mix(high))
-            if is_in_part(key, part, parts):
+            mine = two_bits(key)
+            if bits[key >> shift] & mine == mine and is_in_part(key, part, parts):
                 slot = find_window(low, high, key, words, owners)
-                words[slot, 0] = low
-                words[slot, 1] = high
-                owners[slot] |= np.uint8(owner)
+                if owners[slot]:
+                    owners[slot] |= np.uint8(owner)
 
 
 @compiled
 def count_windows(
     found_C3: Array, part: Int, parts: Int, words: Array, owners: Array, counts_KN: Array
 ) -> None:
-    """Add up the collected windows of every sequence that each owner has in a table.
+    """Add up the collected windows of every sequence that each owner has.
 
     Args:
         found_C3: (C, 3) uint64, of `collect_windows`.
         part: Which part is looked at.
         parts: How many there are.
         words: (2^k, 2) uint64, of `add_windows`.
-        owners: (2^k,) uint8.
+        owners: (2^k,) uint8, of `own_windows`.
         counts_KN: (K, N) int64, added to.
     """
     for c in range(len(found_C3)):
