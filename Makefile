@@ -47,11 +47,12 @@ serve: setup ## Prefect server, worker and MLflow UI on 127.0.0.1
 
 test: lint unit ## Lint, types, import rules and every test
 
-lint: setup ## Ruff, mypy --strict and the import contracts
+lint: setup ## Ruff, mypy --strict, the import contracts and the Dockerfile
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports --no-logo
+	hadolint deploy/Dockerfile
 
 unit: setup ## Every test, slow ones included
 	pytest --numprocesses 2

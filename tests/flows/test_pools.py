@@ -6,6 +6,7 @@ import json
 from typing import Any
 from uuid import uuid4
 
+import kubernetes_validate
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
@@ -39,6 +40,29 @@ def test_a_kubernetes_job_gets_its_gpus_and_shared_memory() -> None:
     assert pod["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
     # A cancelled run may save for 9 s, and what it leaves has 3 s more.
     assert pod["terminationGracePeriodSeconds"] > 15
+
+
+# The oldest and the newest release whose schemas the validator carries and people still run.
+@pytest.mark.parametrize("release", ["1.29", "1.37"])
+def test_kubernetes_knows_every_field_of_the_job(release: str) -> None:
+    job = configuration("kubernetes").job_manifest
+    kubernetes_validate.validate(job, release, strict=True)
+    # Where Prefect's own template has it; a pod has no such field.
+    job["spec"]["template"]["spec"]["completions"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError, match="completions"):
+        kubernetes_validate.validate(job, release, strict=True)
+
+
+def test_an_image_takes_along_nothing_that_git_ignores() -> None:
+    """Secrets and state of this machine among it, such as DVC's `config.local`."""
+
+    def entries(path: str) -> set[str]:
+        lines = (REPOSITORY / path).read_text(encoding="utf-8").splitlines()
+        patterns = (line.replace("!/", "!") for line in lines if line[:1] not in {"", "#"})
+        return {pattern.strip("/").removeprefix("**/") for pattern in patterns}
+
+    below_dvc = {f".dvc/{entry}" for entry in entries(".dvc/.gitignore")}
+    assert entries(".gitignore") | below_dvc <= entries(".dockerignore")
 
 
 def test_a_docker_container_gets_every_gpu() -> None:
