@@ -113,7 +113,9 @@ def run_agent(run: RunDirectory, config: RunConfig, pass_fds: Sequence[int] = ()
 
 def _rendezvous_options(config: RunConfig) -> list[str]:
     if config.nodes == 1:
-        return ["--standalone"]
+        # Not `--standalone`: its store listens on every address of the machine, and agents
+        # unpickle what is in it. A file that only this user may read takes its place.
+        return ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1"]
     options = [
         f"--nnodes={config.nodes}",
         "--rdzv-backend=c10d",

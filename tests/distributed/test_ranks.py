@@ -137,6 +137,9 @@ def test_ranks_whose_launcher_is_killed_save_and_end(shards: Path, set_params: A
     (run,) = Path("runs").iterdir()
     wait_for(lambda: "train_loss" in (run / "metrics.jsonl").read_text(), process)
     orphans = psutil.Process(process.pid).children(recursive=True)
+    # The agent unpickles what its store holds: nobody else may reach that.
+    [agent] = [one for one in orphans if "torch.distributed.run" in one.cmdline()]
+    assert [one for one in agent.net_connections("inet") if one.status == "LISTEN"] == []
     process.kill()
     _, alive = psutil.wait_procs(orphans, timeout=60)
     process.communicate()
