@@ -44,8 +44,7 @@ def run_until(target: str, settings: Settings, promotion: Promotion | None = Non
 
     def work(checkout: Checkout) -> State[Any]:
         stages = stages_until(target, checkout)
-        way = " -> ".join(stages)
-        get_run_logger().info("%s, profile %s: %s", target, settings.profile, way)
+        get_run_logger().info("profile %s, stages %s", settings.profile, " -> ".join(stages))
         for stage in stages:
             state = run_stage.with_options(name=stage)(
                 stage, settings.profile, checkout, return_state=True

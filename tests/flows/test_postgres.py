@@ -143,13 +143,16 @@ def test_the_pipeline_passes_and_the_password_stays_secret(
         *("data-docs-sample-flow-sanguo", "mlflow-run-sample-flow-sanguo"),
         *("gates-enigma-lm", "gates-enigma-flow"),
     }
+    log = services.log.read_text(encoding="utf-8")
+    for model in ("enigma-lm", "enigma-flow"):
+        assert f"notification: {model} version 1 of profile sanguo is the new champion" in log
     ledger = (clone / ".enigma" / "promotions.jsonl").read_text(encoding="utf-8")
     assert len(ledger.splitlines()) == 2
     assert not (clone / "mlflow.db").exists()
     assert not (clone / ".prefect" / "prefect.db").exists()
     # Where a password might turn up: logs, command lines, parameters, tags, artifacts.
     shown = {
-        "the terminal": output + services.log.read_text(encoding="utf-8"),
+        "the terminal": output + log,
         "a command line": "\n".join(commands),
         "the ledger": ledger,
         **{

@@ -13,12 +13,16 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
-from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelling
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling, Completed
 
+from flows.checkout import Checkout
 from flows.serve import HOST
+from flows.stages import run_stage
 from pipelines.sources import RAW_SCHEMA
 from tests.support import TINY_RUN, change_params
 
@@ -57,6 +61,58 @@ def test_a_second_shell_runs_deployments_and_sees_how_they_end(server: Any) -> N
     assert (checkouts / "sanguo" / "data" / "sanguo" / "raw" / "manifest.json").is_file()
     assert not (checkouts / "wiki-zh" / "data" / "wiki-zh" / "raw").exists()
     assert git_status(clone) == status, "the developer's working tree must stay as it was"
+    # The run is a commit upon the developer's own: with its parameters, and what it made.
+    [experiment] = git(clone, "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    assert git(clone, "merge-base", experiment, "HEAD") == git(clone, "rev-parse", "HEAD")
+    assert "profile: sanguo" in git(clone, "show", f"{experiment}:params.yaml")
+    assert "data/sanguo/raw" in git(clone, "show", f"{experiment}:dvc.lock")
+
+
+STAGE = """
+import os, pathlib, signal, sys
+tries = pathlib.Path("tries")
+before = tries.read_text() if tries.exists() else ""
+tries.write_text(before + "x")
+if sys.argv[1] == "refuses":
+    sys.exit("error: no rows")
+if not before:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "state", "tries"), [("dies", "Completed", 2), ("refuses", "Refused", 1)]
+)
+def test_a_stage_that_died_is_tried_again_and_one_that_refused_is_not(
+    server: Any, tmp_path: Path, stage: str, state: str, tries: int
+) -> None:
+    (tmp_path / "stage.py").write_text(STAGE)
+    (tmp_path / "dvc.yaml").write_text(f"stages: {{{stage}: {{cmd: python stage.py {stage}}}}}")
+    subprocess.run(["dvc", "init", "--quiet", "--no-scm"], cwd=tmp_path, check=True)
+    ended: list[State[Any]] = []
+    with (tmp_path / "lock").open("w") as lock:
+        checkout = Checkout(tmp_path, tmp_path, baseline="a" * 40, lock=lock.fileno())
+
+        @flow
+        def one_stage() -> State[Any]:
+            task = run_stage.with_options(retry_delay_seconds=0)
+            ended.append(task(stage, "sanguo", checkout, return_state=True))
+            return Completed()
+
+        with temporary_settings({PREFECT_API_URL: f"http://{HOST}:{server.ports[0]}/api"}):
+            one_stage()
+    assert [one.name for one in ended] == [state]
+    assert (tmp_path / "tries").read_text() == "x" * tries, "it goes on from what it left"
+
+
+def test_every_server_listens_on_this_machine_alone(server: Any) -> None:
+    found = {
+        connection.laddr.ip
+        for process in server.process.children(recursive=True)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert found == {HOST}
 
 
 def test_mlflow_answers_only_to_its_own_name(server: Any) -> None:
@@ -143,9 +199,15 @@ def test_after_a_crash_of_everything_the_run_is_marked_and_resumes(
     again.communicate()
 
 
-def git_status(clone: Path) -> bytes:
-    command = ["git", "status", "--porcelain"]
-    return subprocess.run(command, cwd=clone, capture_output=True, check=True).stdout
+def git(clone: Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(
+        command, cwd=clone, capture_output=True, check=True, text=True
+    ).stdout.strip()
+
+
+def git_status(clone: Path) -> str:
+    return git(clone, "status", "--porcelain")
 
 
 def newest_run(client: SyncPrefectClient) -> FlowRun:

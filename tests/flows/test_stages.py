@@ -1,5 +1,8 @@
 """What flows make of DVC's words: order, reasons, metrics."""
 
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from flows.checkout import Checkout
 from flows.command import reason_of
 from flows.record import Experiment, metrics_of, page
 from flows.stages import order_of, repro_command
+from tests.support import wait_for
 
 
 def test_stages_come_after_what_they_need() -> None:
@@ -46,6 +50,25 @@ def test_the_reason_is_the_stages_own_last_error(
     lines: list[str], reason: str, explained: bool
 ) -> None:
     assert reason_of(lines, 9) == (reason, explained)
+
+
+def test_a_second_dvc_in_one_checkout_is_told_to_wait(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text(
+        "stages: {waits: {cmd: touch began && sleep 60, outs: [made]}}"
+    )
+    subprocess.run(["dvc", "init", "--quiet", "--no-scm"], cwd=tmp_path, check=True)
+    repro = ["dvc", "repro", "waits"]
+    with subprocess.Popen(
+        repro, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as first:
+        wait_for((tmp_path / "began").exists, first)
+        second = subprocess.run(repro, cwd=tmp_path, capture_output=True, text=True, check=False)
+        os.killpg(first.pid, signal.SIGKILL)
+    assert second.returncode != 0
+    reason, explained = reason_of((second.stdout + second.stderr).splitlines(), second.returncode)
+    assert "another DVC command is at work in this checkout" in reason
+    assert "wait until it has ended" in reason
+    assert explained
 
 
 def test_the_artifact_shows_the_metrics_of_the_stages_that_ran(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The run log against real MLflow stores: SQLite, and a server that dies and comes back."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,17 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines import tracking
+from pipelines.champion import load_champion
 from pipelines.enigma_trainer import EnigmaTrainer
 from pipelines.errors import UserError
 from pipelines.git_state import GitState
+from pipelines.promote import promote
+from pipelines.registered_models import LM
+from pipelines.registry import register
 from pipelines.run_directory import Outcome
 from pipelines.tracking import EXPERIMENT, RunLog, connect, tracking_uri
 from pipelines.train_tracking import open_run_log, resend
+from tests.finished import write_finished_project
 from tests.support import free_port
 
 SETTINGS = {"train": {"epochs": 2, "max_steps": None}}
@@ -269,6 +275,23 @@ def test_a_run_can_begin_before_its_server_does(server: Server, caplog) -> None:
     server.start()
     log.finish("FINISHED")
     assert steps_of(log.run_id, "loss") == [1]
+
+
+def test_models_are_registered_and_promoted_through_a_server(
+    server: Server, workspace: Path
+) -> None:
+    server.start()
+    log = open_log()
+    log.finish("FINISHED")
+    write_finished_project(workspace, log.run_id)
+    assert register(LM) == "1"
+    assert promote(LM)
+    client = MlflowClient(server.uri)
+    assert client.get_model_version_by_alias(LM, "champion").run_id == log.run_id
+    # The files are the server's, whatever becomes of the working directory.
+    shutil.rmtree(workspace / "models")
+    assert load_champion().version == "1"
+    assert not (workspace / "mlflow.db").exists()
 
 
 def test_a_server_that_never_comes_stops_nothing(server: Server, caplog, monkeypatch) -> None:
