@@ -129,12 +129,14 @@ def _tables(splits: Mapping[str, Any]) -> list[str]:
         "duplicate_rate", "drift_bits",
     )  # fmt: skip
     figures_of = {name: [splits[split][name] for split in SPLITS] for name in plain}
+    for name in ("unk_rate", "duplicate_rate"):
+        figures_of[name] = [f"{rate:.3%}" for rate in figures_of[name]]
     lengths = {
         name: [splits[split]["length_quantiles"][name] for split in SPLITS]
         for name in splits["train"]["length_quantiles"]
     }
     scripts = {
-        name: [splits[split]["script_shares"][name] for split in SPLITS]
+        name: [f"{splits[split]['script_shares'][name]:.3%}" for split in SPLITS]
         for name in splits["train"]["script_shares"]
     }
     removed = {
@@ -177,6 +179,8 @@ def _counts(title: str, counts: Mapping[str, int]) -> str:
 
 
 def _figure(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, float) and not value.is_integer():
         return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
-    return f"{int(value):,}" if value != "" else ""
+    return f"{int(value):,}"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +47,21 @@ class Check:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """A suite, the evidence it judged, and its checks."""
+    """A suite, the evidence it judged, and its checks.
+
+    Args:
+        name: Of the suite.
+        sha256: Hash of what it expects.
+        evidence: The table that it judged.
+        checks: Its expectations and what came of them.
+        page: Its page of Data Docs, from the directory that holds them.
+    """
 
     name: str
     sha256: str
     evidence: "pd.DataFrame"
     checks: list[Check]
+    page: str = ""
 
 
 def run_suites(
@@ -83,7 +92,13 @@ def run_suites(
         outcome = definition.run(batch_parameters={"dataframe": table}, result_format="SUMMARY")
         results.append(SuiteResult(suite.name, digest, table, _checks(outcome)))
     context.build_data_docs(site_names=[SITE])
-    return results
+    return [replace(result, page=_page(data_docs, result.name)) for result in results]
+
+
+def _page(data_docs: Path, suite: str) -> str:
+    """The page of a suite: without the network, the site's own index shows no link to it."""
+    page = next(data_docs.glob(f"validations/{suite}/*/*/*.html"))
+    return page.relative_to(data_docs.parent).as_posix()
 
 
 def _context(data_docs: Path) -> "AbstractDataContext":

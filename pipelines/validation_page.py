@@ -29,9 +29,9 @@ code { font-size: .88em; }
 .note { color: #5b6670; }
 """
 NOTE = (
-    "Counted again from the files below. "
-    '<a href="data_docs/index.html">Data Docs</a> show the same checks '
-    "(their styles come from the network)."
+    "Counted again from the files below. Great Expectations' own pages of the same checks are "
+    'under each suite, and in <a href="data_docs/index.html">Data Docs</a>, whose index and '
+    "styles come from the network."
 )
 
 
@@ -87,6 +87,7 @@ def _suite(result: "SuiteResult") -> str:
             '<div class="checks">',
             _table(("", "Expectation", "Arguments", "Observed"), checks),
             "</div></details>",
+            f'<p class="note"><a href="{escape(result.page)}">The same in Data Docs</a></p>',
         ]
     )
 

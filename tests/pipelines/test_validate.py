@@ -1,6 +1,7 @@
 """Validate: good data gets a certificate, and one shared sequence stops everything."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,9 @@ def test_good_data_gets_a_certificate(data: Workspace, profile) -> None:
     page = (report / "index.html").read_text(encoding="utf-8")
     assert "passed" in page
     assert "http" not in page.replace("https://pypi", "")
+    links = re.findall('href="(data_docs/validations/[^"]*)"', page)
+    assert len(links) == 4
+    assert all((report / link).is_file() for link in links)
     assert not report.with_name("validate-failed").exists()
     run(profile, data)
     assert read_json(report / "certificate.json") == certificate
