@@ -40,10 +40,17 @@ def test_twenty_promoters_have_one_outcome(
     write_losses(project, better_by=0.0201, noise=-0.01)
     assert register(LM) == "3"
     before = len(ledger.read())
-    # Fresh processes, but what they need is imported once.
+    # Fresh processes, but what they need is imported once, MLflow's stores among it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["mlflow", "scipy.stats", "pipelines.promote", "tests.pipelines.test_race"]
+        [
+            "mlflow.store.artifact.models_artifact_repo",
+            "mlflow.store.model_registry.sqlalchemy_store",
+            "mlflow.store.tracking.sqlalchemy_store",
+            "scipy.stats",
+            "pipelines.promote",
+            "tests.pipelines.test_race",
+        ]
     )
     with context.Manager() as manager:
         outcomes = manager.list()
