@@ -1,10 +1,12 @@
-"""The language model in production: found by its alias, checked, loaded.
+"""The models in production: found by their alias, checked, loaded.
 
 Its weights are safetensors and its code is this repository's: whoever can write to the
 registry can break the champion, but cannot have code of theirs run here.
 """
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from pipelines.artifacts import sha256_file
 from pipelines.errors import GateError, UserError
 from pipelines.language_model import load_language_model
 from pipelines.redaction import shown_uri
-from pipelines.registered_models import CHAMPION, LM, aliased
+from pipelines.registered_models import CHAMPION, FLOW, LM, aliased
 from pipelines.tracking import connect, store_errors, tracking_uri
 
 
@@ -32,19 +34,64 @@ class Champion:
     tokenizer: Any
 
 
-def champion_version() -> str:
+WEIGHTS = {LM: "model.safetensors", FLOW: "flow.safetensors"}
+
+
+def champion_version(name: str = LM) -> str:
     """The version that the alias points at now.
 
     Raises:
         UserError: If there is none, or the store is away.
     """
-    version = aliased(connect(), LM, CHAMPION)
+    version = aliased(connect(), name, CHAMPION)
     if version is None:
         raise UserError(
-            f"expected a champion of {LM} in {shown_uri(tracking_uri())}, found none",
+            f"expected a champion of {name} in {shown_uri(tracking_uri())}, found none",
             "run `enigma register` and `enigma promote`",
         )
     return version
+
+
+@contextmanager
+def downloaded(name: str, number: str) -> Iterator[Path]:
+    """Download a version, and compare its weights with what was registered.
+
+    Args:
+        name: `enigma-lm` or `enigma-flow`.
+        number: Its version.
+
+    Yields:
+        Its artifacts, in a directory that is gone afterwards.
+
+    Raises:
+        GateError: `weights`, if the stored weights are not those that were registered.
+        UserError: If its files cannot be had.
+    """
+    import mlflow
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    client = connect()
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            expected = client.get_model_version(name, number).tags.get("weights_sha256")
+            stored = mlflow.artifacts.download_artifacts(
+                f"models:/{name}/{number}", dst_path=temporary
+            )
+        except store_errors() as error:
+            raise UserError(
+                f"expected the files of {name} version {number}, came: {error}",
+                "see whether the MLflow store and its artifacts are there",
+            ) from None
+        artifacts = Path(stored) / "artifacts"
+        came = sha256_file(artifacts / "model" / WEIGHTS[name])
+        if came != expected:
+            raise GateError(
+                "weights",
+                f"{name} version {number}: registered with weights {expected}, stored are {came}",
+                "`enigma rollback` to a version that is whole, and register again",
+            )
+        yield artifacts
 
 
 def load_champion(version: str | None = None) -> Champion:
@@ -57,31 +104,9 @@ def load_champion(version: str | None = None) -> Champion:
         GateError: `weights`, if the stored weights are not those that were registered.
         UserError: If there is no champion, or its files cannot be had.
     """
-    import mlflow
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
     number = version or champion_version()
-    client = connect()
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            expected = client.get_model_version(LM, number).tags.get("weights_sha256")
-            downloaded = mlflow.artifacts.download_artifacts(
-                f"models:/{LM}/{number}", dst_path=temporary
-            )
-        except store_errors() as error:
-            raise UserError(
-                f"expected the files of {LM} version {number}, came: {error}",
-                "see whether the MLflow store and its artifacts are there",
-            ) from None
-        directory = Path(downloaded) / "artifacts" / "model"
-        came = sha256_file(directory / "model.safetensors")
-        if came != expected:
-            raise GateError(
-                "weights",
-                f"{LM} version {number}: registered with weights {expected}, stored are {came}",
-                "`enigma rollback` to a version that is whole, and register again",
-            )
+    with downloaded(LM, number) as artifacts:
+        directory = artifacts / "model"
         # The model first: it makes its type known, which the tokenizer's loader looks for.
         model = load_language_model(directory)
         from transformers import AutoTokenizer

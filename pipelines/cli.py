@@ -102,6 +102,24 @@ def generate(  # noqa: PLR0917 - options go by name
     )
 
 
+@app.command()
+def score(
+    documents: Annotated[str, typer.Argument(metavar="FILE", help="As ingest.source takes it.")],
+    models: Annotated[
+        Path | None,
+        typer.Option(help="Directory of lm/ and flow/, as models/sanguo; by default the champion."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON lines with all scores of every document.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many to print, the oddest first.")] = 20,
+) -> None:
+    """Score how odd the documents of FILE are, before a model learns from them."""
+    from pipelines.score import score as score_documents
+
+    score_documents(documents, models=models, output=output, top=top)
+
+
 Run = Annotated[
     Path | None, typer.Argument(help="runs/<fingerprint>; by default the one written to last.")
 ]

@@ -222,12 +222,13 @@ class EvaluateParams(_Section):
 
 
 class TrainFlowParams(_Section):
-    """The flow over the LM's hidden states."""
+    """The flows over the LM's final hidden states, and over their means by passage."""
 
     seed: Seed
     train_states: PositiveInt
     validation_states: PositiveInt
     states_per_sequence: PositiveInt
+    passages: PositiveInt
     noise_std: PositiveFloat
     num_blocks: PositiveInt
     hidden_channels: PositiveInt

@@ -1,12 +1,13 @@
-"""Stage `train_flow`: a normalizing flow over the language model's final hidden states.
+"""Stage `train_flow`: normalizing flows over the language model's final hidden states.
 
     python -m pipelines.train_flow
 
 States come from training sequences, early stopping looks at validation sequences. The
 flow is fitted to states whitened by the full-covariance Gaussian that it has to beat:
 before its first step it is that Gaussian, so what it gains is what is not Gaussian
-about the states. A fit takes about a minute and is not resumed: a killed one starts
-again, in the same MLflow run.
+about the states. A second flow is over the mean states of passages, by which documents
+are scored (`pipelines/document_flow.py`). A fit takes about a minute and is not
+resumed: a killed one starts again, in the same MLflow run.
 """
 
 import csv
@@ -17,12 +18,14 @@ import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 import enigma
 from enigma.jacobian_logdet import EnigmaFlow
 from pipelines.artifacts import publish_directory, read_json, sha256_file, write_json, write_text
+from pipelines.document_flow import DIRECTORY, fit_document_flow
 from pipelines.errors import GateError
 from pipelines.flow_figures import draw_history
 from pipelines.flow_fit import Evaluation, Fit, fit
@@ -35,8 +38,19 @@ from pipelines.stage import run_stage
 from pipelines.tracking import RunLog
 from pipelines.workspace import Workspace
 
+if TYPE_CHECKING:
+    from enigma.modeling_enigma import EnigmaForCausalLM
+
 # What decides the result of a fit, beside language model, data and parameters.
-SOURCES = ("flow_fit.py", "flow_states.py", "gaussian.py", "hidden_states.py", "shards.py")
+SOURCES = (
+    "document_flow.py",
+    "document_states.py",
+    "flow_fit.py",
+    "flow_states.py",
+    "gaussian.py",
+    "hidden_states.py",
+    "shards.py",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +100,21 @@ def train_flow(workspace: Workspace, params: TrainFlowParams) -> None:
     run, run_log = _open_run(workspace.profile, workspace.runs, facts, params)
     status = "FAILED"
     try:
-        state_flow, result, metrics = fit_states(workspace, params, run_log)
+        model = load_language_model(workspace.language_model)
+        state_flow, result, metrics = fit_states(model, workspace, params, run_log)
+        document_flow, course = fit_document_flow(
+            model,
+            workspace.shards,
+            params,
+            lambda row: run_log.log(
+                row.step, {f"documents/{name}": loss for name, loss in _losses(row).items()}
+            ),
+        )
+        metrics |= {f"documents_{name}": value for name, value in _gain(course).items()}
         metrics["elapsed_s"] = time.monotonic() - started_s
         with publish_directory(workspace.flow) as building:
             state_flow.save(building)
+            document_flow.save(building / DIRECTORY)
             write_json(
                 building / "flow_training.json",
                 {**facts, "noise_std": params.noise_std, "mlflow_run_id": run.mlflow_run_id},
@@ -116,19 +141,19 @@ def lineage(workspace: Workspace) -> dict[str, str]:
 
 
 def fit_states(
-    workspace: Workspace, params: TrainFlowParams, run_log: RunLog
+    model: "EnigmaForCausalLM", workspace: Workspace, params: TrainFlowParams, run_log: RunLog
 ) -> tuple[StateFlow, Fit, dict[str, float]]:
     """Collect states and fit the flow to them; nothing is written.
 
     Args:
-        workspace: Where shards and language model are.
+        model: The language model in evaluation mode.
+        workspace: Where shards are.
         params: The recipe.
         run_log: Gets a record for each evaluation.
 
     Returns:
         The flow, the course of the fit, and the metrics.
     """
-    model = load_language_model(workspace.language_model)
     wanted = {"train": params.train_states, "validation": params.validation_states}
     clean = {
         split: collect_states(
@@ -218,6 +243,16 @@ def _report(directory: Path, result: Fit, metrics: dict[str, float], run_log: Ru
     write_json(directory / "metrics.json", metrics)
     run_log.artifact(directory / "history.csv", "plots")
     run_log.artifact(directory / "figures", "plots")
+
+
+def _gain(course: Fit) -> dict[str, float]:
+    """How much the flow over passages gains; before its first step it is its Gaussian."""
+    best = course.best
+    return {
+        "validation_nll_nats_per_dim": best.validation_nll_nats_per_dim,
+        "gaussian_validation_nll_nats_per_dim": course.history[0].validation_nll_nats_per_dim,
+        "best_step": best.step,
+    }
 
 
 def _losses(row: Evaluation) -> dict[str, float]:

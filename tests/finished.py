@@ -159,9 +159,13 @@ def _write_flow(directory: Path) -> None:
     import torch
 
     from enigma.jacobian_logdet import EnigmaFlow
+    from pipelines.document_flow import DIRECTORY, DocumentFlow, Typical
     from pipelines.flow_states import StateFlow
     from pipelines.gaussian import Gaussian
 
     flow = EnigmaFlow.build(16, 1, coupling="affine", hidden_channels=8)
     whitening = Gaussian(torch.zeros(16).double(), torch.eye(16).double())
-    StateFlow(flow, whitening).save(directory)
+    states = StateFlow(flow, whitening)
+    states.save(directory)
+    documents = DocumentFlow(states, Typical(0.0, 1.0), Typical(10.0, 1.0))
+    documents.save(directory / DIRECTORY)

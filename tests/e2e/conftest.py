@@ -27,6 +27,7 @@ SMALL = {
     "evaluate.generated_tokens": 16,
     "train_flow.train_states": 2048,
     "train_flow.validation_states": 512,
+    "train_flow.passages": 256,
     "train_flow.steps": 60,
     "sample_flow.samples": 256,
 }

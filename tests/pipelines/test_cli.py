@@ -76,6 +76,22 @@ def test_generate_takes_the_usual_options(store: Path, enigma: Any) -> None:
     assert len(texts) == 1, "a temperature of 0 leaves nothing to the seed"
 
 
+def test_score_takes_the_champion_and_a_blank_document_is_a_mistake(
+    store: Path, enigma: Any, tmp_path: Path
+) -> None:
+    crawl = tmp_path / "crawl.jsonl"
+    crawl.write_text('{"id": "one", "text": "却说曹操"}\n', encoding="utf-8")
+    run = enigma("score", str(crawl))
+    assert run.returncode == 0, run.stderr
+    header, row = run.stdout.splitlines()
+    assert header.split("\t")[:2] == ["id", "atypicality"]
+    assert row.startswith("one\t")
+    crawl.write_text('{"id": "one", "text": " "}\n', encoding="utf-8")
+    run = enigma("score", str(crawl))
+    assert run.returncode == 1
+    assert "expected text, came none" in run.stderr
+
+
 def test_chat_takes_turns_until_a_blank_line(store: Path, enigma: Any) -> None:
     run = enigma("chat", "--max-new-tokens", "3", stdin="却说曹操\n玄德曰\n\n不会读到\n")
     assert run.returncode == 0, run.stderr

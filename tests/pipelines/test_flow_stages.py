@@ -187,7 +187,8 @@ def evaluated(fitted: Workspace) -> Workspace:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
 
 
 def test_both_stages_write_their_outputs(fitted: Workspace) -> None:
@@ -214,6 +215,12 @@ def test_both_stages_write_their_outputs(fitted: Workspace) -> None:
     assert run.data.metrics["test_nll_nats_per_dim"] == sampled["test_nll_nats_per_dim"]
     steps = [m.step for m in client.get_metric_history(run_id, "validation_nll_nats_per_dim")]
     assert steps == [0, 10, 20]
+    history = client.get_metric_history(run_id, "documents/validation_nll_nats_per_dim")
+    assert [m.step for m in history][:2] == [0, 10]
+    assert (
+        trained["documents_validation_nll_nats_per_dim"]
+        <= trained["documents_gaussian_validation_nll_nats_per_dim"]
+    )
 
 
 def test_the_same_inputs_give_the_same_bytes(fitted: Workspace, set_params: Any) -> None:
@@ -225,6 +232,7 @@ def test_the_same_inputs_give_the_same_bytes(fitted: Workspace, set_params: Any)
     again = contents(fitted.flow)
     assert again["flow.safetensors"] != first["flow.safetensors"]
     assert again["whitening.safetensors"] != first["whitening.safetensors"]
+    assert again["documents/flow.safetensors"] != first["documents/flow.safetensors"]
 
 
 @pytest.mark.parametrize(
