@@ -20,6 +20,7 @@ DOCUMENTS = (
     REPOSITORY / "README.zh-CN.md",
     REPOSITORY / "docs" / "data.md",
     REPOSITORY / "docs" / "library.md",
+    REPOSITORY / "docs" / "quality.md",
     REPOSITORY / "docs" / "training.md",
 )
 CHINESE = "README.zh-CN.md"
