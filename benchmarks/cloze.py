@@ -18,7 +18,7 @@ from pipelines.errors import UserError
 
 TASK = Path(__file__).resolve().parent / "lm_eval" / "zh_cloze.yaml"
 PATH = Path(__file__).resolve().parent.parent / "runs" / "lm_use" / "cloze.jsonl"
-ITEMS, CHOICES, SEED = 400, 4, 0
+ITEMS, CHOICES, SEED = 200, 4, 0
 CONTEXT_CHARACTERS, CLAUSE_CHARACTERS = 96, range(6, 21)
 CLAUSE = re.compile(r"[^，。！？；：\n（）()「」《》“”]+[，。！？；]")
 
