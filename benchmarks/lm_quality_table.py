@@ -119,12 +119,11 @@ def draw(runs: list[Run]) -> None:
         return
     figure = Figure(figsize=(10, 4))
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, key, label in zip(
-        panels, ("tokens", "processor_s"), ("training tokens", "processor seconds"), strict=True
-    ):
+    units = (("tokens", 1000, "thousand training tokens"), ("processor_s", 1, "processor seconds"))
+    for axes, (key, unit, label) in zip(panels, units, strict=True):
         for (model, optimiser), cell in complete.items():
             axes.plot(
-                mean_curve(cell, key),
+                [value / unit for value in mean_curve(cell, key)],
                 mean_curve(cell, "validation_loss_nats"),
                 LINES[optimiser],
                 color=COLOURS[model],

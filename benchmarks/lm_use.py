@@ -32,7 +32,7 @@ from pipelines.vocabulary import load_tokenizer
 LONG, SHORT, STRIDE = 1024, 256, 128
 WITHOUT_BOUND = ("enigma", "llama")
 """GPT-2 has learned positions, which end at the training length."""
-PROMPTS, PROMPT_TOKENS = 32, 32
+PROMPTS, PROMPT_TOKENS = 16, 32
 SAMPLING = Sampling(max_new_tokens=64)
 
 
