@@ -22,7 +22,7 @@ BETAS = (0.9, 0.95)
 ROTOR_SHARE = 0.1
 """Of the learning rate, for rotors. A rotor starts as the identity and turns the whole stream, so
 what is a small step for a layer beside the stream is a large one for it: at the full rate a
-language model was worse than without rotors, at a tenth it was not (docs/LOG.md)."""
+language model was worse than without rotors, at a tenth hardly (docs/LOG.md)."""
 
 
 class MuonWithAdamW(Optimizer):
