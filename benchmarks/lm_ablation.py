@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.lm_quality import CONFIGS, arguments_of, kept_in, parameters, run_once
+from benchmarks.lm_quality import make as make_model
 from benchmarks.lm_quality_table import SEEDS, Run, bits
 from benchmarks.record import row, write
 from enigma.invertible_conv1x1 import InvertibleConv1x1Stack
@@ -80,10 +81,9 @@ def make(variant: str, seed: int) -> EnigmaForCausalLM:
     config = copy.deepcopy(CONFIGS["enigma"])
     for name, value in settings.items():
         setattr(config, name, value)
-    torch.manual_seed(seed)
-    model = EnigmaForCausalLM(config)
+    model: EnigmaForCausalLM = make_model("enigma", seed, config)
     change(model)
-    return model.train()
+    return model
 
 
 def rows_of(

@@ -80,10 +80,10 @@ POINTS, CURVE_SEQUENCES, SCORED_SEQUENCES = 10, 16, 128
 SPLITS = ("validation", "test")
 
 
-def make(name: str, seed: int) -> Any:
-    """A model as its own class initialises it, in training mode."""
+def make(name: str, seed: int, config: PreTrainedConfig | None = None) -> Any:
+    """A model as its own class initialises it, in training mode; by default of `CONFIGS`."""
     torch.manual_seed(seed)
-    return CLASSES[name](copy.deepcopy(CONFIGS[name])).train()
+    return CLASSES[name](copy.deepcopy(config or CONFIGS[name])).train()
 
 
 def parameters(model: nn.Module) -> dict[str, int]:

@@ -19,17 +19,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from matplotlib.figure import Figure
 from scipy.optimize import least_squares
 
 from benchmarks.lm_quality import (
-    CLASSES,
     CONFIGS,
     LENGTH,
     VOCABULARY,
     arguments_of,
     kept_in,
+    make,
     parameters,
     run_once,
 )
@@ -66,19 +65,13 @@ def largest() -> dict[str, Any]:
     }
 
 
-def make(name: str, config: Any) -> Any:
-    """A fresh model in training mode."""
-    torch.manual_seed(0)
-    return CLASSES[name](copy.deepcopy(config)).train()
-
-
 def run(arguments: argparse.Namespace, name: str, config: Any, fraction: int) -> dict[str, Any]:
     """One kept run, with the sizes that the law asks for."""
     part = argparse.Namespace(shards=arguments.shards, tokens=arguments.tokens // fraction)
     lr = LEARNING_RATE_AT_128 * math.sqrt(128 / config.hidden_size)
     spec = {"model": name, "optimiser": "adamw", "seed": 0, "lr": lr}
-    found = run_once(part, kept_in(part, RUNS, config), spec, partial(make, name, config))
-    count = parameters(make(name, config))["without embeddings"]
+    found = run_once(part, kept_in(part, RUNS, config), spec, partial(make, name, 0, config))
+    count = parameters(make(name, 0, config))["without embeddings"]
     return {**found, "parameters": count, "tokens": part.tokens, "width": config.hidden_size}
 
 
@@ -163,7 +156,7 @@ def main() -> None:
     arguments = arguments_of(__doc__)
     models = largest()
     for kind in ("all", "without embeddings"):
-        check_sizes({n: parameters(make(n, c))[kind] for n, c in models.items()}, kind)
+        check_sizes({n: parameters(make(n, 0, c))[kind] for n, c in models.items()}, kind)
     runs = [
         run(arguments, "enigma", enigma_of(width), fraction)
         for width in WIDTHS

@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from enigma.jacobian_logdet import EnigmaFlow
 from pipelines.artifacts import read_json, write_json
 from pipelines.document_states import Floats, Passages, Reading, read_passages
 from pipelines.errors import UserError
-from pipelines.flow_fit import Evaluation, Fit, fit
+from pipelines.flow_fit import Evaluation, Fit, fit_state_flow
 from pipelines.flow_states import StateFlow, with_noise
-from pipelines.gaussian import Gaussian
 from pipelines.params import TrainFlowParams
 from pipelines.shards import ShardReader
 
@@ -165,27 +163,16 @@ def fit_document_flow(
     held_out = read_passages(
         model, Passages.of_split(ShardReader(shards, "validation"), params.passages)
     )
-    gaussian = Gaussian.fit(train.states, noise_std=NOISE_STD)
-    torch.manual_seed(params.seed)
-    flow = EnigmaFlow.build(
-        train.states.shape[1],
-        params.num_blocks,
-        coupling=params.coupling,
-        hidden_channels=params.hidden_channels,
-        seed=params.seed,
-    ).to(model.device)
     noisy_PD = with_noise(
         held_out.states, noise_std=NOISE_STD, split="validation passages", seed=params.seed
     )
-    result = fit(
-        flow,
-        gaussian,
+    state_flow, result = fit_state_flow(
         train.states,
         noisy_PD,
         params=params.model_copy(update={"noise_std": NOISE_STD}),
+        device=model.device,
         on_evaluation=on_evaluation,
     )
-    state_flow = StateFlow(flow.eval(), gaussian)
     nll_P = -state_flow.log_prob(held_out.states).numpy() / held_out.states.shape[1]
     found = DocumentFlow(state_flow, Typical.of(nll_P), Typical.of(held_out.loss_nats))
     return found, result

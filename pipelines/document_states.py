@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pipelines.errors import UserError
+from pipelines.scoring import batches
 from pipelines.sequence_order import Indices, evenly_spaced
 from pipelines.shards import ShardReader
 from pipelines.stage import progress
@@ -100,15 +101,12 @@ def read_passages(model: "EnigmaForCausalLM", passages: Passages) -> Reading:
         passages: What is read.
     """
     # Passages of like length share a batch, and no state sees the padding behind it.
-    order = sorted(range(len(passages.ids)), key=lambda index: len(passages.ids[index]))
-    batches = [
-        order[start : start + PASSAGES_PER_BATCH]
-        for start in range(0, len(order), PASSAGES_PER_BATCH)
-    ]
+    order: Indices = np.argsort([len(ids) for ids in passages.ids], kind="stable")
+    by_length = batches(order, PASSAGES_PER_BATCH)
     states_PD = torch.empty(len(order), model.config.d)
     loss_P = torch.empty(len(order), dtype=torch.float64)
     with torch.no_grad():
-        for batch in progress(batches, total=len(batches), unit="batch", label="passages"):
+        for batch in progress(by_length, total=len(by_length), unit="batch", label="passages"):
             ids = [torch.tensor(passages.ids[index]) for index in batch]
             for index, (state_D, loss) in zip(batch, _read_batch(model, ids), strict=True):
                 states_PD[index], loss_P[index] = state_D, loss

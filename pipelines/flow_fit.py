@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from enigma.jacobian_logdet import EnigmaFlow
 from pipelines.errors import GateError
-from pipelines.flow_states import STATES_PER_BATCH
+from pipelines.flow_states import STATES_PER_BATCH, StateFlow
 from pipelines.gaussian import Gaussian
 from pipelines.params import TrainFlowParams
 from pipelines.stage import progress
@@ -65,6 +65,45 @@ class Fit:
         self.history.append(row)
         if self.best is row:
             self.weights = copy.deepcopy(flow.state_dict())
+
+
+def fit_state_flow(
+    train_ND: Tensor,
+    validation_ND: Tensor,
+    *,
+    params: TrainFlowParams,
+    device: torch.device,
+    on_evaluation: Callable[[Evaluation], None],
+) -> tuple[StateFlow, Fit]:
+    """Make a flow over states and the Gaussian that it has to beat, and fit both.
+
+    Args:
+        train_ND: (N, D) float32 states without noise.
+        validation_ND: (N, D) float32 states with the noise on them.
+        params: The recipe.
+        device: Where the flow is.
+        on_evaluation: Called with each row of the history.
+
+    Returns:
+        The flow in evaluation mode, and the course of the fit.
+
+    Raises:
+        GateError: `finite_flow_loss`, if a loss or a gradient is not finite.
+        UserError: If there are too few states for a covariance.
+    """
+    gaussian = Gaussian.fit(train_ND, noise_std=params.noise_std)
+    torch.manual_seed(params.seed)
+    flow = EnigmaFlow.build(
+        train_ND.shape[1],
+        params.num_blocks,
+        coupling=params.coupling,
+        hidden_channels=params.hidden_channels,
+        seed=params.seed,
+    ).to(device)
+    result = fit(
+        flow, gaussian, train_ND, validation_ND, params=params, on_evaluation=on_evaluation
+    )
+    return StateFlow(flow.eval(), gaussian), result
 
 
 def fit(

@@ -20,17 +20,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 import enigma
-from enigma.jacobian_logdet import EnigmaFlow
 from pipelines.artifacts import publish_directory, read_json, sha256_file, write_json, write_text
 from pipelines.document_flow import DIRECTORY, fit_document_flow
 from pipelines.errors import GateError
 from pipelines.flow_figures import draw_history
-from pipelines.flow_fit import Evaluation, Fit, fit
+from pipelines.flow_fit import Evaluation, Fit, fit_state_flow
 from pipelines.flow_states import StateFlow, collect_states, with_noise
-from pipelines.gaussian import Gaussian
 from pipelines.language_model import load_language_model
 from pipelines.params import TrainFlowParams, load_params
 from pipelines.run_directory import FINGERPRINT_DIGITS, RunDirectory
@@ -49,6 +45,8 @@ SOURCES = (
     "flow_states.py",
     "gaussian.py",
     "hidden_states.py",
+    "scoring.py",
+    "sequence_order.py",
     "shards.py",
 )
 
@@ -169,36 +167,26 @@ def fit_states(
     held_out_ND = with_noise(
         clean["validation"], noise_std=params.noise_std, split="validation", seed=params.seed
     )
-    num_dims = held_out_ND.shape[1]
-    gaussian = Gaussian.fit(clean["train"], noise_std=params.noise_std)
-    torch.manual_seed(params.seed)
-    flow = EnigmaFlow.build(
-        num_dims,
-        params.num_blocks,
-        coupling=params.coupling,
-        hidden_channels=params.hidden_channels,
-        seed=params.seed,
-    ).to(model.device)
-    result = fit(
-        flow,
-        gaussian,
+    state_flow, result = fit_state_flow(
         clean["train"],
         held_out_ND,
         params=params,
+        device=model.device,
         on_evaluation=lambda row: run_log.log(row.step, _losses(row)),
     )
+    gaussian_log_prob_N = state_flow.gaussian.log_prob(held_out_ND)
     metrics = {
         "validation_nll_nats_per_dim": result.best.validation_nll_nats_per_dim,
-        "gaussian_validation_nll_nats_per_dim": -float(gaussian.log_prob(held_out_ND).mean())
-        / num_dims,
+        "gaussian_validation_nll_nats_per_dim": -float(gaussian_log_prob_N.mean())
+        / held_out_ND.shape[1],
         "best_step": result.best.step,
         "steps": result.history[-1].step,
-        "parameters": sum(parameter.numel() for parameter in flow.parameters()),
+        "parameters": sum(parameter.numel() for parameter in state_flow.flow.parameters()),
         "train_states": len(clean["train"]),
         "validation_states": len(held_out_ND),
         "noise_std": params.noise_std,
     }
-    return StateFlow(flow.eval(), gaussian), result, metrics
+    return state_flow, result, metrics
 
 
 def _open_run(
