@@ -133,6 +133,9 @@ def open_checkout(repository: Path, settings: Settings, say: Say) -> Iterator[Ch
     with _locked(path.with_name(f"{path.name}.lock"), say) as lock:
         baseline = _git(repository, "rev-parse", "--verify", "HEAD")
         _materialise(repository, path, baseline, _snapshot(repository))
+        # A killed DVC may leave its list of who reads and writes what half written, and no DVC
+        # after it starts then. Nobody else is here, the profile's lock is held.
+        (path / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
         _share_cache(repository, path)
         _link_sources(repository / SOURCES, path / SOURCES)
         _warn_of_untracked(repository, say)

@@ -33,6 +33,7 @@ class Server:
         self.log = clone.with_name("serve.log")
         self.environment = _environment() | environment
         self.process: psutil.Popen | None = None
+        self._shells: list[subprocess.Popen[str]] = []
 
     def start(self) -> None:
         """Start everything and wait until it is ready."""
@@ -57,7 +58,7 @@ class Server:
 
     def run(self, deployment: str, *options: str) -> subprocess.Popen[str]:
         """Run a deployment as a user in a second shell does."""
-        return subprocess.Popen(
+        shell = subprocess.Popen(
             ["prefect", "deployment", "run", deployment, *options, "--watch"],
             cwd=self.clone,
             env=self.environment,
@@ -65,10 +66,18 @@ class Server:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self._shells.append(shell)
+        return shell
 
     def client(self) -> SyncPrefectClient:
         """A client of its API."""
         return SyncPrefectClient(f"http://{HOST}:{self.ports[0]}/api")
+
+    def leave_shells(self) -> None:
+        """Close what still watches a run: a test that fails must not make others fail."""
+        for shell in self._shells:
+            with shell:
+                shell.kill()
 
     def stop(self) -> list[psutil.Process]:
         """End it as Ctrl-C does; what of it still runs."""
@@ -105,5 +114,6 @@ def server(clone: Path) -> Iterator[Server]:
     found = Server(clone, {"ENIGMA_TRAINING_SLOT": str(clone.with_name("slot"))})
     found.start()
     yield found
+    found.leave_shells()
     if found.process.poll() is None:
         found.stop()

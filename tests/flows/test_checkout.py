@@ -135,6 +135,20 @@ def test_the_next_run_keeps_outputs_and_forgets_overrides(repository: Path) -> N
         assert (checkout.path / "dvc.lock").is_file()
 
 
+def test_the_list_of_readers_that_a_killed_dvc_left_half_written_is_dropped(
+    repository: Path,
+) -> None:
+    with open_checkout(repository, Settings(profile="sanguo"), print) as checkout:
+        (checkout.path / "text").write_text("words")
+        checkout.run("dvc", "add", "text")
+        (checkout.path / ".dvc" / "tmp" / "rwlock").write_bytes(b"")
+        with pytest.raises(UserError, match="corrupted"):
+            checkout.run("dvc", "add", "text")
+    with open_checkout(repository, Settings(profile="sanguo"), print) as checkout:
+        (checkout.path / "text").write_text("words")
+        checkout.run("dvc", "add", "text")
+
+
 def test_a_moved_repository_gets_a_new_checkout(repository: Path, tmp_path: Path) -> None:
     with open_checkout(repository, Settings(profile="sanguo"), print):
         pass

@@ -166,8 +166,6 @@ def test_a_cancelled_run_ends_within_seconds_and_the_next_one_resumes(
     # The speeds of the steps before are those of the first run: they were not taken again.
     assert metrics(server.clone, until=step) == before
     assert second.poll() is None
-    second.kill()
-    second.communicate()
 
 
 def test_after_a_crash_of_everything_the_run_is_marked_and_resumes(
@@ -191,14 +189,12 @@ def test_after_a_crash_of_everything_the_run_is_marked_and_resumes(
     assert "had been cut off: it is marked as crashed" in server.log.read_text()
     with server.client() as client:
         assert newest_run(client).state.type == "CRASHED"
-    again = server.run("train/sanguo", *endless)
+    server.run("train/sanguo", *endless)
     wait_for_checkpoint(server, later_than=max(checkpoints(clone)))
     assert metrics(clone, until=step) == before
     assert server.stop() == [], "nothing may outlive it"
     assert server.process.returncode == 0
     assert not training_processes(clone)
-    again.kill()
-    again.communicate()
 
 
 def git(clone: Path, *arguments: str) -> str:
