@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from enigma.bijection import KeyValueCache
+from enigma.dropped_attention import dropped_attention
 from enigma.linear import Linear
 from enigma.norm import rms_normalise
 from enigma.reversible import CouplingStep
+from enigma.squared_relu import squared_relu
 
 __all__ = ["AttentionLayer", "CausalSelfAttention", "alibi_slopes", "position_channels"]
 
@@ -131,6 +133,9 @@ class CausalSelfAttention(nn.Module):
     def attend(self, q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
         """Return the causal attention of the last L of S tokens, `(B, H, L, K)`."""
         length, num_keys = q_BHLK.shape[-2], k_BHSK.shape[-2]
+        dropout = self.attention_dropout if self.training else 0.0
+        if dropout and length == num_keys and q_BHLK.device.type == "cpu":
+            return dropped_attention(q_BHLK, k_BHSK, v_BHSK, dropout)
         mask = None
         if 1 < length < num_keys:
             # Several new tokens after cached ones: the fused causal mask would align at the top.
@@ -141,7 +146,7 @@ class CausalSelfAttention(nn.Module):
             k_BHSK,
             v_BHSK,
             attn_mask=mask,
-            dropout_p=self.attention_dropout if self.training else 0.0,
+            dropout_p=dropout,
             is_causal=length == num_keys > 1,
         )
 
@@ -221,7 +226,7 @@ class AttentionLayer(nn.Module):
         )
 
     def _transform(self, x_BLD: Tensor) -> Tensor:
-        hidden = functional.relu(self.mlp_up(rms_normalise(x_BLD))).square()
+        hidden = squared_relu(self.mlp_up(rms_normalise(x_BLD)))
         transformed: Tensor = self.mlp_down(hidden)
         return self._drop(transformed)
 

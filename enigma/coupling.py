@@ -20,6 +20,7 @@ from enigma.exact import exact_add, laid_out
 from enigma.linear import Linear
 from enigma.norm import rms_normalise
 from enigma.spline import num_spline_parameters, spline_forward, spline_inverse
+from enigma.squared_relu import squared_relu
 
 __all__ = ["COUPLINGS", "Activation", "Coupling", "CouplingKind", "CouplingNetwork"]
 
@@ -83,7 +84,7 @@ class CouplingNetwork(nn.Module):
             h = self.conv(h, tokens)
         for layer in self.hidden:
             h = layer(h)
-            h = functional.relu(h).square() if self.activation == "relu2" else functional.silu(h)
+            h = squared_relu(h) if self.activation == "relu2" else functional.silu(h)
         y: Tensor = self.out(h)
         return y
 

@@ -5,7 +5,7 @@ x -> plugboard -> rotors -> blocks 1 ... n -> reflector -> blocks n ... 1 -> plu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast, get_args
 
@@ -32,11 +32,16 @@ ReturnPath = Literal["reversed", "untied", "inverse"]
 
 @dataclass(frozen=True)
 class _Stage:
-    """One part on the signal's way; `step` turns the odometer further before it."""
+    """One part on the signal's way; `step` turns the odometer further before it.
+
+    In reversible training what stands before rotors that stand once is `kept`: to solve their
+    systems costs more than a stream is worth.
+    """
 
     module: Bijection
     inverted: bool = False
     step: int = 0
+    kept: bool = False
 
     def run(self, x: Tensor, tokens: Tokens, *, backwards: bool) -> tuple[Tensor, Tensor]:
         tokens = tokens.advanced(self.step)
@@ -49,7 +54,9 @@ class _Stage:
         block = self.module
         if isinstance(block, RevBlock) and block.coupling == "additive" and not self.inverted:
             return block.step(tokens, place)
-        return BijectionStep(self.module, tokens, inverted=self.inverted, place=place)
+        return BijectionStep(
+            self.module, tokens, inverted=self.inverted, place=place, kept=self.kept
+        )
 
 
 class Enigma(Bijection):
@@ -213,24 +220,23 @@ class Enigma(Bijection):
 
     def _stages(self) -> list[_Stage]:
         plugged = _Stage(self.plugboard)
+        unplugged = replace(plugged, inverted=True)
         way_out = self._through(list(self.blocks), first_step=0)
         middle = _Stage(self.reflector)
         if self.return_path == "inverse":
-            undone = [
-                _Stage(stage.module, inverted=True, step=stage.step) for stage in way_out[::-1]
-            ]
-            return [plugged, *way_out, middle, *undone, _Stage(self.plugboard, inverted=True)]
+            undone = [replace(stage, inverted=True) for stage in way_out[::-1]]
+            return [plugged, *way_out, middle, *undone, unplugged]
         untied = self.return_path == "untied"
         blocks = list(self.return_blocks if untied else self.blocks)[::-1]
         way_back = self._through(blocks, first_step=len(blocks), rotors_first=False)
-        return [plugged, *way_out, middle, *way_back, _Stage(self.plugboard, inverted=True)]
+        return [plugged, *way_out, middle, *way_back, unplugged]
 
     def _through(
         self, blocks: list[nn.Module], first_step: int, *, rotors_first: bool = True
     ) -> list[_Stage]:
         stages = []
         if rotors_first and not self.rotors_between_blocks:
-            stages.append(_Stage(self.rotors))
+            stages.append(_Stage(self.rotors, kept=True))
         for step, block in enumerate(blocks, start=first_step):
             if self.rotors_between_blocks:
                 stages.append(_Stage(self._rotors_before(step), step=step))

@@ -3,7 +3,8 @@
 The model is a sequence of steps over two streams. A step that can be undone need not store its
 input for the backward pass: the input is computed from the output. Every step is an autograd
 function of its own, and a tape hands what one step has reconstructed to the step before it;
-only the end of the sequence stores the streams. So memory does not grow with depth.
+only the end of the sequence stores the streams, and a step that is dear to undo those before
+it. So memory does not grow with depth.
 
 Source: Gomez et al., "The Reversible Residual Network: Backpropagation Without Storing
 Activations" (2017), algorithm 1.
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 MemoryMode = Literal["plain", "checkpoint", "reversible"]
-"""What the backward pass finds: all activations, one input a step, or the last output alone."""
+"""What the backward pass finds: all activations, one input a step, or the marked streams alone."""
 
 Streams: TypeAlias = tuple[Tensor, ...]
 Branch = Callable[[Tensor], Tensor]
@@ -60,9 +61,12 @@ class Step(ABC):
 
     Attributes:
         places: which of the streams it takes and gives.
+        kept: store the streams before it in reversible training too. For a step that is dear to
+            undo and stands once, whatever the depth.
     """
 
     places: tuple[int, ...]
+    kept: bool = False
 
     @property
     @abstractmethod
@@ -172,12 +176,20 @@ class BijectionStep(Step):
         tokens: which tokens the stream holds.
         inverted: run its inverse.
         place: the stream.
+        kept: see `Step`.
     """
 
     def __init__(
-        self, module: Bijection, tokens: Tokens, *, inverted: bool = False, place: int = 0
+        self,
+        module: Bijection,
+        tokens: Tokens,
+        *,
+        inverted: bool = False,
+        place: int = 0,
+        kept: bool = False,
     ) -> None:
         self.places = (place,)
+        self.kept = kept
         self._module = module
         ways = [partial(way, tokens=tokens) for way in (module.forward, module.inverse)]
         self._there, self._back = ways[::-1] if inverted else ways
@@ -217,8 +229,8 @@ def run_steps(
         steps: in the order of the signal.
         streams: floating tensors of one shape `(..., D)`.
         memory: "plain" keeps all activations for the backward pass, "checkpoint" the streams
-            before each step and "reversible" the streams at the end alone. The result is the
-            same, the gradients up to rounding.
+            before each step and "reversible" the streams at the end and before steps that are
+            kept. The result is the same, the gradients up to rounding.
         checkpoint_function: calls a function and forgets its activations.
 
     Returns:
@@ -230,19 +242,21 @@ def run_steps(
     # Under autocast a weight is cast anew at every use: the gradients of one that serves twice
     # are then summed in its own dtype and not in bfloat16, and in every mode alike.
     device_type = streams[0].device.type
+    reversible = memory == "reversible"
     with torch.autocast(device_type, **_autocast_settings(device_type)):
         for step in steps:
+            if reversible and step.kept:
+                streams = _Mark.apply(tape, *streams)  # type: ignore[no-untyped-call]
             x = _take(streams, step.places)
-            if memory == "reversible":
+            if reversible and not step.kept:
                 y = _Backtrack.apply(step, tape, *x, *step.parameters)  # type: ignore[no-untyped-call]
-            elif memory == "checkpoint":
+            elif memory != "plain":
                 y = checkpoint_function(partial(_run, step), *x)
             else:
                 y = _run(step, *x)
             streams = _put(streams, step.places, y)
-    if memory == "reversible":
-        total: Tensor = _End.apply(tape, *streams)  # type: ignore[no-untyped-call]
-        return total
+    if reversible:
+        streams = _Mark.apply(tape, *streams)  # type: ignore[no-untyped-call]
     return _total(streams)
 
 
@@ -307,20 +321,20 @@ class _Backtrack(torch.autograd.Function):
         return None, None, *gradients
 
 
-class _End(torch.autograd.Function):
-    """The sum of the streams; what it keeps is where the backward pass starts from."""
+class _Mark(torch.autograd.Function):
+    """Stores the streams: where the backward pass through the steps before starts from."""
 
     @staticmethod
-    def forward(ctx: Any, tape: _Tape, *streams: Tensor) -> Tensor:
+    def forward(ctx: Any, tape: _Tape, *streams: Tensor) -> Streams:
         ctx.tape = tape
         ctx.save_for_backward(*streams)
-        return _total(streams)
+        return tuple(_view(stream) for stream in streams)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         ctx.tape.streams = tuple(stream.detach() for stream in ctx.saved_tensors)
-        return None, *[grads[0]] * len(ctx.tape.streams)
+        return None, *grads
 
 
 def _branch_gradients(

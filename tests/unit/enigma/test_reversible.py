@@ -106,7 +106,7 @@ def test_a_parameter_changed_before_the_backward_pass_is_an_error(make_causal_lm
 
 
 def test_training_keeps_no_activations(make_causal_lm):
-    """What the graph holds does not grow with depth: parameters and two streams."""
+    """What the graph holds does not grow with depth: parameters, and streams in two places."""
 
     def kept(memory, layers):
         model = make_causal_lm(memory=memory, num_transformer_layers=layers).train()

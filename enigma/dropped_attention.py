@@ -1,0 +1,108 @@
+"""Causal attention with dropout on the CPU, where torch has no fused kernel for it.
+
+torch falls back to whole score matrices there, masks them, and draws a number for every weight
+above the diagonal too. Here queries are taken some rows at a time against the keys that they
+see, and a weight is dropped by 16 random bits.
+
+Legend: N texts times heads, L tokens, R rows of queries, S keys that they see, K channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["dropped_attention"]
+
+_ROWS = 64
+"""Queries at a time: of 256, five eighths of the products with whole matrices are left."""
+_LEVELS = 2**16
+"""Drop probabilities are multiples of its inverse."""
+
+
+class _DroppedAttention(torch.autograd.Function):
+    """softmax(q k^T) with weights dropped, times v; keeps the weights for the backward pass.
+
+    The gradient through the softmax needs the sum of w dw over the keys of a query, which is the
+    inner product of that query's output and its gradient (Dao et al., "FlashAttention", 2022,
+    appendix B.2).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_NLK: Tensor, k_NLK: Tensor, v_NLK: Tensor, probability: float
+    ) -> Tensor:
+        y_NLK = torch.empty_like(v_NLK)
+        later_RR = torch.ones(_ROWS, _ROWS, dtype=torch.bool).triu(1)
+        kept = []
+        for rows, seen in _blocks(q_NLK.shape[1]):
+            scores_NRS = torch.bmm(q_NLK[:, rows], k_NLK[:, seen].mT)
+            own_NRR = scores_NRS[..., rows]
+            own_NRR.masked_fill_(later_RR[: own_NRR.shape[1], : own_NRR.shape[1]], -torch.inf)
+            weights_NRS = torch.softmax(scores_NRS, dim=-1)
+            keep_NRS = _draw(weights_NRS, probability)
+            y_NLK[:, rows] = torch.bmm(torch.where(keep_NRS, weights_NRS, 0.0), v_NLK[:, seen])
+            kept += [weights_NRS, keep_NRS]
+        ctx.save_for_backward(q_NLK, k_NLK, v_NLK, y_NLK, *kept)
+        return y_NLK
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (grad_NLK,) = grads
+        q_NLK, k_NLK, v_NLK, y_NLK, *kept = ctx.saved_tensors
+        along_y_NL1 = (grad_NLK * y_NLK).sum(-1, keepdim=True)
+        grad_q_NLK = torch.empty_like(q_NLK)
+        grad_k_NLK, grad_v_NLK = torch.zeros_like(k_NLK), torch.zeros_like(v_NLK)
+        blocks = zip(_blocks(q_NLK.shape[1]), kept[::2], kept[1::2], strict=True)
+        for (rows, seen), weights_NRS, keep_NRS in blocks:
+            grad_NRK = grad_NLK[:, rows]
+            grad_v_NLK[:, seen] += torch.bmm(torch.where(keep_NRS, weights_NRS, 0.0).mT, grad_NRK)
+            grad_NRS = torch.bmm(grad_NRK, v_NLK[:, seen].mT).mul_(keep_NRS)
+            grad_NRS.sub_(along_y_NL1[:, rows]).mul_(weights_NRS)
+            grad_q_NLK[:, rows] = torch.bmm(grad_NRS, k_NLK[:, seen])
+            grad_k_NLK[:, seen] += torch.bmm(grad_NRS.mT, q_NLK[:, rows])
+        return grad_q_NLK, grad_k_NLK, grad_v_NLK, None
+
+
+def dropped_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, probability: float) -> Tensor:
+    """Return the causal attention with every weight dropped at random.
+
+    What is kept is scaled by 1 / (1 - probability). Half precision is computed in float32.
+
+    Args:
+        q_BHLK: queries `(B, H, L, K)`.
+        k_BHLK: keys of the same tokens, of the same shape.
+        v_BHLK: values, of the same shape.
+        probability: of dropping a weight, in [0, 1); rounded to a multiple of 2^-16.
+
+    Returns:
+        `(B, H, L, K)`, in the dtype of the values.
+    """
+    wide = torch.promote_types(v_BHLK.dtype, torch.float32)
+    q_NLK, k_NLK, v_NLK = (x.to(wide).reshape(-1, *x.shape[-2:]) for x in (q_BHLK, k_BHLK, v_BHLK))
+    # Both factors belong to the scores and weights, and these are larger.
+    q_NLK = q_NLK / math.sqrt(q_NLK.shape[-1])
+    v_NLK = v_NLK / (1 - probability)
+    with torch.autocast(v_BHLK.device.type, enabled=False):
+        y_NLK: Tensor = _DroppedAttention.apply(q_NLK, k_NLK, v_NLK, probability)  # type: ignore[no-untyped-call]
+    return y_NLK.view(v_BHLK.shape).to(v_BHLK.dtype)
+
+
+def _blocks(length: int) -> list[tuple[slice, slice]]:
+    """Return the rows of every block of queries, and the keys that the block sees."""
+    starts = range(0, length, _ROWS)
+    stops = [min(start + _ROWS, length) for start in starts]
+    return [(slice(start, stop), slice(0, stop)) for start, stop in zip(starts, stops, strict=True)]
+
+
+def _draw(like: Tensor, probability: float) -> Tensor:
+    """Return which weights are kept, bool, six times as fast as `Tensor.bernoulli_`."""
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64)
+    bits = words.random_(torch.iinfo(torch.int64).min, None).view(torch.int16)
+    threshold = round(probability * _LEVELS) - _LEVELS // 2
+    return (bits[: like.numel()] >= threshold).view(like.shape)
