@@ -61,11 +61,15 @@ class _DroppedAttention(torch.autograd.Function):
         blocks = zip(_blocks(q_NLK.shape[1]), kept[::2], kept[1::2], strict=True)
         for (rows, seen), weights_NRS, keep_NRS in blocks:
             grad_NRK = grad_NLK[:, rows]
-            grad_v_NLK[:, seen] += torch.bmm(torch.where(keep_NRS, weights_NRS, 0.0).mT, grad_NRK)
+            # Each of the size of the weights, and of no use any more when the next is made.
+            dropped_NRS = torch.where(keep_NRS, weights_NRS, 0.0)
+            grad_v_NLK[:, seen] += torch.bmm(dropped_NRS.mT, grad_NRK)
+            del dropped_NRS
             grad_NRS = torch.bmm(grad_NRK, v_NLK[:, seen].mT).mul_(keep_NRS)
             grad_NRS.sub_(along_y_NL1[:, rows]).mul_(weights_NRS)
             grad_q_NLK[:, rows] = torch.bmm(grad_NRS, k_NLK[:, seen])
             grad_k_NLK[:, seen] += torch.bmm(grad_NRS.mT, q_NLK[:, rows])
+            del grad_NRS
         return grad_q_NLK, grad_k_NLK, grad_v_NLK, None
 
 

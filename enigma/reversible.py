@@ -154,6 +154,7 @@ class CouplingStep(Step):
         )
         x2 = self._add(y2, change, -1)
         grad_y1 = grad_y1 + from_g
+        del change, from_g  # the next branch may decide how much memory training takes
         change, from_f, of_f = _branch_gradients(
             partial(call, 0, self._f), x2, grad_y1, self._f_parameters
         )
