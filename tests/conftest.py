@@ -1,28 +1,45 @@
 """Fixtures that every kind of test shares."""
 
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
+from pipelines.params import load_params
+from pipelines.run_directory import Outcome, RunConfig, RunDirectory
 from pipelines.stage import QUIET_ENVIRONMENT
-from tests.support import REPOSITORY, WIKI_SAMPLE, change_params, make_tiny_shards
+from pipelines.tracking import RunLog
+from pipelines.train import prepare
+from pipelines.workspace import Workspace
+from tests.support import REPOSITORY, TINY_RUN, WIKI_SAMPLE, change_params, make_tiny_shards
 
 SetParams = Callable[..., Path]
+
 
 # A time limit for an example says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("enigma", deadline=None)
 hypothesis.settings.load_profile("enigma")
 
 
+def pytest_configure() -> None:
+    """One thread a process, before torch is imported, here and in what the tests start.
+
+    Two workers of pytest on two cores would else each run two threads that wait for one
+    another: fits of a small flow took three times as long.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
 @pytest.fixture(autouse=True)
 def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test phones home, and ranks do not fight over two cores."""
+    """No test phones home."""
     for name, value in QUIET_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
@@ -56,6 +73,36 @@ def set_params(workspace: Path) -> SetParams:
 def shards(workspace: Path) -> Path:
     """Tiny final shards and their certificate, in the workspace."""
     return make_tiny_shards()
+
+
+class OneRank:
+    """Trains as the only rank, in this process: no torchrun, no MLflow."""
+
+    def __init__(self, run: RunDirectory, config: RunConfig) -> None:
+        self.run = run
+        self.config = config
+
+    def train(self, run_log: RunLog | None = None) -> Outcome:
+        from pipelines.train_worker import train_rank
+
+        return train_rank(self.run, self.config, rank=0, world_size=1, run_log=run_log)
+
+
+@pytest.fixture
+def one_rank(shards: Path, set_params: Any) -> Iterator[Any]:
+    """Call it as `one_rank({"train.max_steps": 3})`: a rank that is ready to train."""
+    before = signal.getsignal(signal.SIGTERM)
+    with ExitStack() as held:
+
+        def make(values: dict[str, Any]) -> OneRank:
+            set_params({**TINY_RUN, **values})
+            run, config = prepare(Workspace("sanguo"), load_params().profile)
+            if not run.path.exists():
+                held.enter_context(run.locked())
+            return OneRank(run, config)
+
+        yield make
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

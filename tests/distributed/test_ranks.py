@@ -25,11 +25,10 @@ def losses(run: Path) -> list[float]:
 
 
 def test_ranks_learn_what_one_rank_learns_and_fewer_ranks_go_on_from_there(
-    shards: Path, set_params: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    one_rank: Any, set_params: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    set_params({**TINY, "model.attention_dropout": 0.0, "train.batch_size": 8})
-    train_to_the_end()
-    (alone,) = Path("runs").iterdir()
+    alone = one_rank({"model.attention_dropout": 0.0, "train.batch_size": 8})
+    alone.train()
 
     monkeypatch.setenv("ENIGMA_RUNS_DIR", str(tmp_path / "runs"))
     set_params({"train.ranks": 4, "train.batch_size": 2})
@@ -37,11 +36,11 @@ def test_ranks_learn_what_one_rank_learns_and_fewer_ranks_go_on_from_there(
     wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/checkpoint-4/manifest.json")), process)
     kill_tree(process)
     (run,) = (tmp_path / "runs").iterdir()
-    assert run.name == alone.name, "how a step is divided does not change the run"
+    assert run.name == alone.run.path.name, "how a step is divided does not change the run"
     set_params({"train.ranks": 2, "train.batch_size": 2, "train.gradient_accumulation_steps": 2})
     train_to_the_end()
     assert len(losses(run)) == 9
-    assert losses(run) == pytest.approx(losses(alone), abs=1e-5)
+    assert losses(run) == pytest.approx(losses(alone.run.path), abs=1e-5)
 
 
 def test_ranks_agree_on_a_failure_and_nobody_tries_again(shards: Path, set_params: Any) -> None:

@@ -46,7 +46,6 @@ class Project:
             **os.environ,
             **QUIET_ENVIRONMENT,
             "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
         }
         for name in ("MLFLOW_TRACKING_URI", "ENIGMA_RUNS_DIR"):
             environment.pop(name, None)

@@ -96,7 +96,7 @@ def _environment() -> dict[str, str]:
     }
     binaries = Path(sys.executable).parent
     path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
-    return {**kept, **QUIET_ENVIRONMENT, "OMP_NUM_THREADS": "1", "PATH": path}
+    return {**kept, **QUIET_ENVIRONMENT, "PATH": path}
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,8 @@
 """Corpora and shards that the tests of the data path share."""
 
 import random
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +16,14 @@ from pipelines.params import Profile, load_params
 from pipelines.promote import promote
 from pipelines.registered_models import MODELS
 from pipelines.registry import register
-from pipelines.run_directory import Outcome, RunConfig, RunDirectory
 from pipelines.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
 from pipelines.stage import QUIET_ENVIRONMENT
 from pipelines.text_sources import RAW_SCHEMA
 from pipelines.tokenize import tokenize
 from pipelines.tracking import RunLog
-from pipelines.train import prepare
-from pipelines.workspace import SPLITS, Workspace
+from pipelines.workspace import SPLITS
 from tests.finished import write_finished_project, write_losses
-from tests.support import REPOSITORY, TINY_RUN
+from tests.support import REPOSITORY
 
 WriteCorpus = Callable[..., Path]
 WriteShards = Callable[..., Path]
@@ -191,33 +186,3 @@ def store(registered_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(registered_project)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registered_project}/mlflow.db")
     return registered_project
-
-
-class OneRank:
-    """Trains as the only rank, in this process: no torchrun, no MLflow."""
-
-    def __init__(self, run: RunDirectory, config: RunConfig) -> None:
-        self.run = run
-        self.config = config
-
-    def train(self, run_log: RunLog | None = None) -> Outcome:
-        from pipelines.train_worker import train_rank
-
-        return train_rank(self.run, self.config, rank=0, world_size=1, run_log=run_log)
-
-
-@pytest.fixture
-def one_rank(shards: Path, set_params: Any) -> Iterator[Any]:
-    """Call it as `one_rank({"train.max_steps": 3})`: a rank that is ready to train."""
-    before = signal.getsignal(signal.SIGTERM)
-    with ExitStack() as held:
-
-        def make(values: dict[str, Any]) -> OneRank:
-            set_params({**TINY_RUN, **values})
-            run, config = prepare(Workspace("sanguo"), load_params().profile)
-            if not run.path.exists():
-                held.enter_context(run.locked())
-            return OneRank(run, config)
-
-        yield make
-    signal.signal(signal.SIGTERM, before)

@@ -37,7 +37,7 @@ def port(project: Path) -> Iterator[int]:
     with subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", "serve", "--port", "0"],
         cwd=Path(__file__).parents[2],
-        env={**environment, "OMP_NUM_THREADS": "1"},
+        env=environment,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
