@@ -58,7 +58,7 @@ class Rule:
         name: How counts and samples name it.
         signs: The rule is tried if the text has one of these.
         pattern: What it looks for.
-        replacement: What stands there afterwards.
+        replacement: What stands there afterwards: a text, or made from the match.
         nests: Whether what is left may match again.
     """
 
@@ -119,7 +119,7 @@ RULES: Sequence[Rule] = (
     Rule("variant", ("-{",), VARIANT, _variant),
     Rule("template", ("{{",), re.compile(r"\{\{[^{}]*\}\}"), "", nests=True),
     Rule("file", ("[[",), FILE_LINK, ""),
-    Rule("link", ("[[",), LINK, r"\1", nests=True),
+    Rule("link", ("[[",), LINK, lambda match: match[1], nests=True),
     Rule("quotes", ("''",), re.compile("'{2,5}"), ""),
     Rule("magic word", ("__",), re.compile(r"__[A-Z]{3,}__"), ""),
     Rule(
@@ -139,7 +139,7 @@ RULES: Sequence[Rule] = (
         "heading marks",
         ("==",),
         re.compile(r"^[ \t]*(={2,6})[ \t]*(.*?)[ \t]*\1[ \t]*$", re.MULTILINE),
-        r"\2",
+        lambda match: match[2],
     ),
     Rule(
         "empty brackets",
@@ -156,7 +156,7 @@ RULES: Sequence[Rule] = (
         "bracket's first comma",
         ("（", "("),
         re.compile(r"([（(])[\s,，、;；]*[,，、;；][\s,，、;；]*"),
-        r"\1",
+        lambda match: match[1],
     ),
 )  # fmt: skip
 
@@ -188,7 +188,7 @@ def _apply(rule: Rule, document: str, text: str, removed: Removed) -> str:
     def replace(match: re.Match[str]) -> str:
         removed.add(document, rule.name, match[0])
         new = rule.replacement
-        return match.expand(new) if isinstance(new, str) else new(match)
+        return new if isinstance(new, str) else new(match)
 
     while True:
         changed = rule.pattern.sub(replace, text)

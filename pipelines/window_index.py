@@ -181,9 +181,10 @@ class WindowIndex:
             for mine, hashes_W in zip(owners, hashes_NW, strict=True):
                 first = np.searchsorted(known, hashes_W, side="left")
                 last = np.searchsorted(known, hashes_W, side="right")
+                mine.append(owner[first[last - first == 1]])
                 mine += [
                     np.unique(owner[first[window] : last[window]])
-                    for window in np.flatnonzero(first < last).tolist()
+                    for window in np.flatnonzero(last - first > 1).tolist()
                 ]
         main = np.empty(len(owners), np.int64)
         for row, mine in enumerate(owners):
