@@ -16,6 +16,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,43 +89,76 @@ def clean(
     log.info("documents %s, dropped %s", facts["documents"], facts["dropped"])
 
 
+@dataclass(frozen=True)
+class _Decisions:
+    """Where every document of D goes; narrow, as there may be millions.
+
+    Args:
+        split_D: Its split as a place in `SPLITS`, or `DROPPED`.
+        names: Ids of the clusters.
+        name_of_D: Its cluster's place in `names`.
+        facts: What the manifest says of it.
+    """
+
+    split_D: npt.NDArray[np.uint8]
+    names: pa.Array
+    name_of_D: npt.NDArray[np.int32]
+    facts: dict[str, Any]
+
+
 def _assemble(parts: Sequence[Path], params: CleanParams, building: Path) -> dict[str, Any]:
     """Decide every document's split, write the files, and return the facts of the manifest."""
     near = params.near_duplicates
     index = CorpusIndex(parts, near.bands * near.rows_per_band)
-    repeated = index.exact_duplicates()
-    kept = np.flatnonzero(~repeated)
-    owners, near_pairs = index.clusters(kept, params)
-    clusters, cluster_of = np.unique(owners, return_inverse=True)
-    names = index.ids(clusters)
-    home = np.array([SPLITS.index(split_of(name, params.split)) for name in names.to_pylist()])
-    split_of_kept = home[cluster_of] if len(kept) else np.empty(0, np.int64)
-    _check_splits(np.bincount(split_of_kept, minlength=len(SPLITS)), len(clusters), params.split)
-    split = np.full(len(index), DROPPED)
-    split[kept] = split_of_kept
-    name_of = np.zeros(len(index), np.int64)
-    name_of[kept] = cluster_of
-    characters = _write_documents(parts, split, names.take(pa.array(name_of)), building)
-    dropped, removed = _write_dropped(parts, index, repeated, building)
-    sizes = np.bincount(cluster_of, minlength=len(clusters))
+    decisions = _decide(index, params)
+    characters = _write_documents(parts, decisions, building)
+    dropped, removed = _write_dropped(parts, index, building)
     return {
         "normalisation": NORMALISATION,
         "leftovers": LEFTOVERS if params.remove_wiki_leftovers else None,
         "script": params.script,
         "min_characters": params.min_characters,
         "split": params.split.model_dump(),
-        "documents": _by_split(np.bincount(split_of_kept, minlength=len(SPLITS))),
-        "clusters": _by_split(np.bincount(home, minlength=len(SPLITS))),
+        **decisions.facts,
         "characters": characters,
         "dropped": dropped,
         "removed": removed,
-        "near_duplicate_pairs": near_pairs,
-        "clusters_of_several": int(np.count_nonzero(sizes > 1)),
     }
+
+
+def _decide(index: CorpusIndex, params: CleanParams) -> _Decisions:
+    kept = np.flatnonzero(~index.repeated_D)
+    owners, near_pairs = index.clusters(kept, params)
+    clusters, cluster_of = np.unique(owners, return_inverse=True)
+    names = index.ids(clusters)
+    home = _homes(names, params.split)
+    split_of_kept = home[cluster_of]
+    documents = np.bincount(split_of_kept, minlength=len(SPLITS))
+    _check_splits(documents, len(clusters), params.split)
+    split_D = np.full(len(index), DROPPED, np.uint8)
+    split_D[kept] = split_of_kept
+    name_of_D = np.zeros(len(index), np.int32)
+    name_of_D[kept] = cluster_of
+    facts = {
+        "documents": _by_split(documents),
+        "clusters": _by_split(np.bincount(home, minlength=len(SPLITS))),
+        "near_duplicate_pairs": near_pairs,
+        "clusters_of_several": int(np.count_nonzero(np.bincount(cluster_of) > 1)),
+    }
+    return _Decisions(split_D, names, name_of_D, facts)
 
 
 def _by_split(counts: npt.NDArray[np.int64]) -> dict[str, int]:
     return dict(zip(SPLITS, counts.tolist(), strict=True))
+
+
+def _homes(clusters: pa.Array, params: SplitParams) -> npt.NDArray[np.uint8]:
+    """The split of every cluster, as its place in `SPLITS`."""
+    homes = np.empty(len(clusters), np.uint8)
+    for start in range(0, len(clusters), ROWS_A_GROUP):  # all names at once are large in Python
+        names = clusters.slice(start, ROWS_A_GROUP).to_pylist()
+        homes[start : start + len(names)] = [SPLITS.index(split_of(name, params)) for name in names]
+    return homes
 
 
 def split_of(cluster: str, params: SplitParams) -> str:
@@ -162,10 +196,7 @@ def _check_splits(counts: npt.NDArray[np.int64], clusters: int, params: SplitPar
 
 
 def _write_documents(
-    parts: Sequence[Path],
-    split: npt.NDArray[np.int64],
-    clusters: pa.Array,
-    directory: Path,
+    parts: Sequence[Path], decisions: _Decisions, directory: Path
 ) -> dict[str, int]:
     """Copy every document to its split; return the characters of each."""
     characters = dict.fromkeys(SPLITS, 0)
@@ -177,14 +208,15 @@ def _write_documents(
     waiting: list[list[pa.Table]] = [[] for _ in SPLITS]
     for part in progress(parts, total=len(parts), unit="part", label="split"):
         for batch in read_arrow(part / "kept.arrow", RAW_SCHEMA.names):
-            here = split[start : start + batch.num_rows]
-            table = pa.Table.from_batches([batch])
-            table = table.append_column("cluster", clusters.slice(start, batch.num_rows))
-            start += batch.num_rows
+            mine = slice(start, start + batch.num_rows)
+            here = decisions.split_D[mine]
+            clusters = decisions.names.take(pa.array(decisions.name_of_D[mine]))
+            table = pa.Table.from_batches([batch]).append_column("cluster", clusters)
+            start = mine.stop
             for which, (name, tables) in enumerate(zip(SPLITS, waiting, strict=True)):
-                mine = table.filter(pa.array(here == which)).cast(DOCUMENT_SCHEMA)
-                characters[name] += pc.sum(pc.utf8_length(mine["text"])).as_py() or 0
-                tables.append(mine)
+                chosen = table.filter(pa.array(here == which)).cast(DOCUMENT_SCHEMA)
+                characters[name] += pc.sum(pc.utf8_length(chosen["text"])).as_py() or 0
+                tables.append(chosen)
                 if sum(map(len, tables)) >= ROWS_A_GROUP:
                     writers[which].write_table(pa.concat_tables(tables))
                     tables.clear()
@@ -196,7 +228,7 @@ def _write_documents(
 
 
 def _write_dropped(
-    parts: Sequence[Path], index: CorpusIndex, repeated: npt.NDArray[np.bool_], directory: Path
+    parts: Sequence[Path], index: CorpusIndex, directory: Path
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Keep what was dropped or cut out; count it by reason and by rule."""
     dropped: Counter[str] = Counter()
@@ -206,7 +238,7 @@ def _write_dropped(
     with pq.ParquetWriter(directory / "dropped.parquet", schema, compression="zstd") as writer:
         for number, part in enumerate(parts):
             start, stop = index.bounds(number)
-            again = _repeats(part, repeated[start:stop])
+            again = _repeats(part, index.repeated_D[start:stop])
             reasons = pa.array(["exact_duplicate"] * len(again), pa.string())
             again = again.append_column("reason", reasons).select(DROPPED_SCHEMA.names)
             unwanted = pa.Table.from_batches(read_arrow(part / "dropped.arrow"), DROPPED_SCHEMA)

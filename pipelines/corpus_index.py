@@ -23,24 +23,35 @@ class CorpusIndex:
     Args:
         parts: The directories that `clean_part` wrote.
         num_hashes: H, the height of a signature.
+
+    Attributes:
+        repeated_D: (D,) bool, the documents whose text another one has that has a smaller id.
     """
 
     def __init__(self, parts: Sequence[Path], num_hashes: int) -> None:
         self._parts = parts
         self._num_hashes = num_hashes
-        keys: dict[str, list[pa.Array]] = {"id": [], "digest": [], "title_key": []}
+        ids: list[pa.Array] = []
+        digests, titles, named = [], [], []
         sizes = []
         for part in parts:
             sizes.append(0)
-            for batch in read_arrow(part / "kept.arrow", tuple(keys)):
+            for batch in read_arrow(part / "kept.arrow", ("id", "digest", "title_key")):
                 sizes[-1] += batch.num_rows
-                for name, arrays in keys.items():
-                    # A copy: the column of a batch holds on to all of the batch.
-                    arrays.append(batch[name].take(pa.array(np.arange(batch.num_rows))))
+                # Copies: the column of a batch holds on to all of the batch.
+                ids.append(batch["id"].take(pa.array(np.arange(batch.num_rows))))
+                digests.append(_words(batch["digest"]))
+                titles.append(_words(batch["title_key"]))
+                named.append(batch["title_key"].is_valid().to_numpy(zero_copy_only=False))
         self._starts = np.cumsum([0, *sizes])
-        self._keys = {name: pa.chunked_array(arrays) for name, arrays in keys.items()}
-        ids = self._keys["id"]
-        self.rank: Indices = _to_numpy(pc.rank(ids, sort_keys="ascending", tiebreaker="first"))
+        self._ids = pa.chunked_array(ids, pa.string())
+        self._titles_D = np.concatenate([np.empty((0, 1), np.uint64), *titles])[:, 0]
+        self._is_named_D = np.concatenate([np.empty(0, np.bool_), *named])
+        ranks = pc.rank(self._ids, sort_keys="ascending", tiebreaker="first")
+        self._rank_D = ranks.to_numpy().astype(np.int32)  # held as long as this object
+        self.repeated_D = _repeated(
+            np.concatenate([np.empty((0, 2), np.uint64), *digests]), self._rank_D
+        )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -51,15 +62,7 @@ class CorpusIndex:
 
     def ids(self, documents: Indices) -> pa.Array:
         """The ids of documents."""
-        return self._keys["id"].take(pa.array(documents))
-
-    def exact_duplicates(self) -> npt.NDArray[np.bool_]:
-        """(D,) bool, the documents whose text another one has that has a smaller id."""
-        group = _to_numpy(self._keys["digest"].dictionary_encode().combine_chunks().indices)
-        order = np.lexsort((self.rank, group))
-        repeated = np.zeros(len(self), dtype=bool)
-        repeated[order[1:]] = group[order[1:]] == group[order[:-1]]
-        return repeated
+        return self._ids.take(pa.array(documents))
 
     def clusters(self, kept: Indices, params: CleanParams) -> tuple[Indices, int]:
         """Join documents of one title, and near duplicates.
@@ -73,20 +76,24 @@ class CorpusIndex:
             many pairs of near duplicates were joined.
         """
         sets = UnionFind(len(kept))
-        titles = self._keys["title_key"].dictionary_encode().combine_chunks().indices
-        group = _to_numpy(pc.fill_null(titles, -1))[kept]
-        order = np.argsort(group, kind="stable")
-        same = (group[order[1:]] == group[order[:-1]]) & (group[order[1:]] >= 0)
-        for first, second in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
-            sets.union(first, second)
+        self._join_titles(kept, sets)
         source = _PartSignatures(self._parts, self._starts, self._num_hashes, kept)
         pairs = join_by_signatures(source, source.texts, params.near_duplicates, sets)
         roots = sets.find_all(np.arange(len(kept)))
-        by_id = np.lexsort((self.rank[kept], roots))
+        by_id = np.lexsort((self._rank_D[kept], roots))
         first_of_set = np.append(True, np.diff(roots[by_id]) > 0)
         owner = np.empty(len(kept), np.int64)
         owner[roots[by_id][first_of_set]] = kept[by_id][first_of_set]
         return owner[roots], pairs
+
+    def _join_titles(self, kept: Indices, sets: UnionFind) -> None:
+        named = np.flatnonzero(self._is_named_D[kept])
+        titles = self._titles_D[kept[named]]
+        by_title = np.argsort(titles, kind="stable")
+        same = titles[by_title[1:]] == titles[by_title[:-1]]
+        order = named[by_title]
+        for first, second in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
+            sets.union(first, second)
 
 
 class _PartSignatures:
@@ -105,14 +112,17 @@ class _PartSignatures:
 
     def band(self, start: int, stop: int) -> Signatures:
         """(D, stop - start) uint32, some hashes of every document."""
-        pieces = []
+        found = np.empty((len(self._kept), stop - start), np.uint32)
+        bounds = np.searchsorted(self._kept, self._starts)
         for part, path in enumerate(self._parts):
             size = int(self._starts[part + 1] - self._starts[part])
             rows = np.fromfile(
                 path / "signatures.bin", "<u4", (stop - start) * size, offset=4 * start * size
             )
-            pieces.append(rows.reshape(stop - start, size))
-        return np.ascontiguousarray(np.concatenate(pieces, axis=1).T[self._kept])
+            mine = slice(bounds[part], bounds[part + 1])
+            wanted = self._kept[mine] - self._starts[part]
+            found[mine] = rows.reshape(stop - start, size)[:, wanted].T
+        return found
 
     def rows(self, documents: Indices) -> Signatures:
         """(len(documents), H) uint32, whole signatures."""
@@ -150,7 +160,18 @@ def _map_arrow(path: Path) -> Iterator[pa.RecordBatch]:
             yield file.get_batch(index)
 
 
-def _to_numpy(array: pa.Array | pa.ChunkedArray) -> Indices:
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.int64)
+def _repeated(
+    digests_D2: npt.NDArray[np.uint64], rank_D: npt.NDArray[np.int32]
+) -> npt.NDArray[np.bool_]:
+    order = np.lexsort((rank_D, *digests_D2.T))
+    ordered = digests_D2[order]
+    repeated_D = np.zeros(len(order), dtype=bool)
+    repeated_D[order[1:]] = (ordered[1:] == ordered[:-1]).all(axis=1)
+    return repeated_D
+
+
+def _words(keys: pa.Array) -> npt.NDArray[np.uint64]:
+    """Copy keys of 8 n bytes into (D, n) uint64; what stands where a key is null has no meaning."""
+    words = keys.type.byte_width // 8
+    found = np.frombuffer(keys.buffers()[1] or b"", np.uint64)
+    return found[words * keys.offset :][: words * len(keys)].reshape(-1, words).copy()
