@@ -25,8 +25,8 @@ Hashes = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-# 12 bytes each while they are looked at.
-WINDOWS_A_BLOCK = 3 << 19
+# 12 bytes each while they are looked at, and some 40 while they are sorted.
+WINDOWS_A_BLOCK = 3 << 18
 # Each is a file while they are sorted out.
 MAX_BLOCKS = 512
 # 32 MB: with two bits a window, 33 million windows let 5 % of the others through.
