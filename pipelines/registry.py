@@ -7,6 +7,7 @@ so promotion needs nothing of the working directory. The same content is registe
 import logging
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _log(client: Any, material: Material, content: str, profile: str) -> str:
     card = ModelCard(
         title=f"{material.name}, profile {profile}",
         summary=FLOW_SUMMARY if material.name == FLOW else LM_SUMMARY,
-        tables={**material.card_tables, "Provenance": tags},
+        tables=_card_tables(material, tags),
         samples=material.samples,
         figures=material.figures,
     )
@@ -123,6 +124,22 @@ def _log(client: Any, material: Material, content: str, profile: str) -> str:
     for tag, value in sorted(tags.items(), key=lambda item: item[0] == "content_sha256"):
         client.set_model_version_tag(material.name, version, tag, value)
     return version
+
+
+def _card_tables(material: Material, tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The material's tables and the tags, each fact once: figures above, hashes last."""
+    tables = {
+        heading: {name: value for name, value in rows.items() if tags.get(name) != value}
+        for heading, rows in material.card_tables.items()
+    }
+    figures = {
+        name
+        for rows in tables.values()
+        for name, value in rows.items()
+        if not isinstance(value, str)
+    }
+    provenance = {name: value for name, value in tags.items() if name not in figures}
+    return {**tables, "Provenance": provenance}
 
 
 def _tags(material: Material, content: str, profile: str) -> dict[str, str]:

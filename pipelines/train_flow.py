@@ -208,9 +208,10 @@ def _open_run(
         "sources": {path.name: sha256_file(path) for path in sources},
     }
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    run = RunDirectory(runs / f"flow-{digest[:FINGERPRINT_DIGITS]}")
+    fingerprint = digest[:FINGERPRINT_DIGITS]
+    run = RunDirectory(runs / f"flow-{fingerprint}")
     run_log = RunLog.open(
-        run_name=f"train_flow/{profile}",
+        run_name=f"train_flow/{profile} {fingerprint}",
         params={"train_flow": params.model_dump(mode="json")},
         tags={"profile": profile, **facts},
         run_id=run.mlflow_run_id,

@@ -21,7 +21,8 @@ def open_run_log(run: RunDirectory, config: RunConfig) -> RunLog:
         The log, with parameters, tags and the data set.
     """
     run_log = RunLog.open(
-        run_name=f"train/{config.profile}",
+        # Runs of one profile are compared side by side: each is named like its directory.
+        run_name=f"train/{config.profile} {run.path.name}",
         params={
             "profile": config.profile,
             "model": config.model.model_dump(mode="json"),

@@ -123,6 +123,9 @@ def test_a_version_carries_its_environment_and_its_profile_alone(store: Path) ->
     assert params.profile == load_params(store / "params.yaml").profile
     card = files_of(store, LM, "2") / "artifacts" / "card"
     text = (card / "MODEL_CARD.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \|", text, re.MULTILINE)
+    assert {"bits_per_character", "shards_root", "content_sha256"} <= set(rows)
+    assert len(set(rows)) == len(rows), "a fact stands once"
     figures = re.findall(r"!\[.*\]\((figures/.*\.png)\)", text)
     assert len(figures) == 2
     assert all((card / name).is_file() for name in figures)
