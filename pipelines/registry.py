@@ -88,9 +88,10 @@ def _log(client: Any, material: Material, content: str, profile: str) -> str:
     import mlflow
 
     tags = _tags(material, content, profile)
+    summary = FLOW_SUMMARY if material.name == FLOW else LM_SUMMARY
     card = ModelCard(
         title=f"{material.name}, profile {profile}",
-        summary=FLOW_SUMMARY if material.name == FLOW else LM_SUMMARY,
+        summary=summary,
         tables=_card_tables(material, tags),
         samples=material.samples,
         figures=material.figures,
@@ -119,6 +120,7 @@ def _log(client: Any, material: Material, content: str, profile: str) -> str:
             registered_model_name=material.name,
         )
     version = str(info.registered_model_version)
+    client.update_registered_model(material.name, description=summary)
     client.update_model_version(material.name, version, description=card.markdown())
     # The content hash comes last: with it, the version counts as registered.
     for tag, value in sorted(tags.items(), key=lambda item: item[0] == "content_sha256"):

@@ -36,6 +36,7 @@ SMALL = {
     "evaluate.generated_tokens": 8,
     "train_flow.train_states": 1024,
     "train_flow.validation_states": 256,
+    "train_flow.passages": 256,
     "train_flow.steps": 40,
     "train_flow.num_blocks": 1,
     "sample_flow.samples": 128,

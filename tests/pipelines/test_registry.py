@@ -66,6 +66,9 @@ def test_a_version_says_what_it_is_made_of(store: Path) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.metrics["registered/bits_per_character"] == 7.0
     assert "却说曹操" in version.description
+    registered = MlflowClient(tracking_uri()).get_registered_model(LM)
+    assert registered.description in version.description
+    assert "language model" in registered.description
 
 
 def test_a_flow_names_its_language_model(store: Path) -> None:
