@@ -3,7 +3,9 @@
 Shape legend: N states, D dimensions, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -90,16 +92,17 @@ def markdown(tokenizer: Any, next_tokens_N: Tensor, real: Decoded, flow: Decoded
         "samples, likeliest": flow.likeliest,
         "samples, drawn": flow.sampled,
     }
-    cells = [_most_frequent(tokenizer, tokens_N) for tokens_N in columns.values()]
-    lines = [
-        "# Most frequent tokens, decoded through the head\n",
-        "| rank | " + " | ".join(columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for rank in range(max(len(column) for column in cells)):
-        row = [column[rank] if rank < len(column) else "" for column in cells]
-        lines.append(f"| {rank + 1} | " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+    cells = {name: _most_frequent(tokenizer, tokens_N) for name, tokens_N in columns.items()}
+    ranks = range(1, max(len(column) for column in cells.values()) + 1)
+    rows = table({"rank": [str(rank) for rank in ranks], **cells})
+    return f"# Most frequent tokens, decoded through the head\n\n{rows}"
+
+
+def table(columns: dict[str, list[str]]) -> str:
+    """Write columns of cells as a Markdown table; short ones are filled up."""
+    rows = zip_longest(*columns.values(), fillvalue="")
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns), *map(" | ".join, rows)]
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 def _most_frequent(tokenizer: Any, tokens_N: Tensor) -> list[str]:
@@ -108,6 +111,11 @@ def _most_frequent(tokenizer: Any, tokens_N: Tensor) -> list[str]:
     count, ids = counts_V.topk(min(SHOWN_TOKENS, present))
     cells = []
     for token, times in zip(ids.tolist(), count.tolist(), strict=True):
-        text = readable(tokenizer, [token]) or tokenizer.convert_ids_to_tokens(token)
-        cells.append(f"{text.replace('|', '&#124;')} {times / len(tokens_N):.1%}")
+        cells.append(f"{cell(tokenizer, [token])} {times / len(tokens_N):.1%}")
     return cells
+
+
+def cell(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Write tokens for a cell of a Markdown table; special ones only where there are no others."""
+    text = readable(tokenizer, ids) or "".join(tokenizer.convert_ids_to_tokens(list(ids)))
+    return text.replace("|", "&#124;")

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pipelines.document_walk import Walk
 from pipelines.flow_fit import Evaluation
 
 COLOURS = {"real": "#40618f", "flow": "#c98a2b", "Gaussian": "#7a7a7a"}
@@ -59,6 +60,26 @@ def draw_samples(clouds: dict[str, Tensor], directory: Path) -> None:
     projected = {name: (states_ND - mean_D) @ axes_DA for name, states_ND in clouds.items()}
     _draw_projection(projected, directory / "projection.png")
     _draw_marginals(projected, directory / "marginals.png")
+
+
+def draw_walk(walk: Walk, directory: Path) -> None:
+    """Draw `walk.png`: how likely the states on the way between two texts are.
+
+    Args:
+        walk: The way.
+        directory: Where the picture goes.
+    """
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for nll_K, colour, label in (
+        (walk.nll_nats_per_dim, "flow", "through the base of the flow"),
+        (walk.straight_nll_nats_per_dim, "Gaussian", "on the straight line"),
+    ):
+        axes.plot(walk.shares, nll_K, color=COLOURS[colour], marker="o", markersize=4, label=label)
+    axes.set(xlabel="share of the way", ylabel="negative log-likelihood\n(nats a dimension)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(directory / "walk.png", dpi=120)
 
 
 def _draw_projection(projected: dict[str, Tensor], path: Path) -> None:

@@ -78,10 +78,21 @@ class StateFlow:
         base_ND, log_det_N = self.to_base(states_ND)
         return standard_normal_log_prob(base_ND.double()) + log_det_N
 
-    def sample(self, count: int, *, seed: int) -> Tensor:
-        """Draw states, (count, D) float32; the same for the same seed on every device."""
+    def sample(self, count: int, *, seed: int, temperature: float = 1.0) -> Tensor:
+        """Draw states; the same for the same seed on every device.
+
+        Args:
+            count: How many.
+            seed: Of the draw.
+            temperature: Scales the standard deviation of the base: below 1, states that the
+                flow finds more typical (Kingma and Dhariwal, "Glow", 2018, section 6).
+
+        Returns:
+            (count, D) float32.
+        """
         generator = torch.Generator().manual_seed(seed)
-        return self.from_base(torch.randn(count, len(self.gaussian.mean), generator=generator))
+        base_ND = torch.randn(count, len(self.gaussian.mean), generator=generator)
+        return self.from_base(temperature * base_ND)
 
     def round_trip_error(self, states_ND: Tensor) -> float:
         """How far states come back from where they are sent, the worse of both directions.

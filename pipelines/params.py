@@ -247,6 +247,8 @@ class SampleFlowParams(_Section):
 
     seed: Seed
     samples: PositiveInt
+    temperatures: Annotated[list[PositiveFloat], Field(min_length=1)]
+    passages: Annotated[int, Field(ge=2)]
     states_per_sequence: PositiveInt
     max_round_trip_error: PositiveFloat
 

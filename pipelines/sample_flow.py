@@ -3,8 +3,9 @@
     python -m pipelines.sample_flow
 
 Test negative log-likelihood against the full-covariance Gaussian, round trip, and how
-far samples resemble real states: moments, decoded tokens, pictures. A round trip out
-of bounds fails the stage; losing against the Gaussian does not (promotion refuses it).
+far samples resemble real states: moments, energy distance, a two-sample classifier, decoded
+tokens, temperatures, documents, pictures. A round trip out of bounds fails the stage; losing
+against the Gaussian does not (promotion refuses it).
 
 Shape legend: N states, D dimensions, V vocabulary.
 """
@@ -12,22 +13,29 @@ Shape legend: N states, D dimensions, V vocabulary.
 import logging
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pipelines.artifacts import publish_directory, read_json, sha256_file, write_json, write_text
+from pipelines.document_flow import DIRECTORY, DocumentFlow
+from pipelines.document_walk import describe_documents
 from pipelines.errors import GateError, UserError
 from pipelines.evaluation_losses import LOSSES_FILE
-from pipelines.flow_decoding import Decoded, decode, divergence_bits, markdown
-from pipelines.flow_figures import draw_samples
+from pipelines.flow_decoding import Decoded, decode, markdown
+from pipelines.flow_figures import draw_samples, draw_walk
 from pipelines.flow_states import StateFlow
-from pipelines.judged_states import judged_states
+from pipelines.judged_states import JudgedStates, judged_states
 from pipelines.language_model import load_language_model
 from pipelines.params import SampleFlowParams, load_params
+from pipelines.sample_quality import distances, divergences, moments, temperature_table
 from pipelines.stage import run_stage
 from pipelines.tracking import RunLog
 from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from enigma.modeling_enigma import EnigmaForCausalLM
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +75,24 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
     decoded = {
         name: decode(model, states_ND, seed=params.seed) for name, states_ND in clouds.items()
     }
+    tokenizer = AutoTokenizer.from_pretrained(workspace.language_model)
+    documents = describe_documents(
+        model,
+        tokenizer,
+        DocumentFlow.load(workspace.flow / DIRECTORY, model.device),
+        workspace.shards,
+        passages=params.passages,
+        seed=params.seed,
+    )
+    temperatures = _temperatures(model, state_flow, judged, params)
     metrics: dict[str, float] = {
         **likelihoods(state_flow, real_ND),
         "round_trip_error": state_flow.round_trip_error(torch.cat((real_ND, clouds["flow"]))),
         "max_round_trip_error": params.max_round_trip_error,
-        **_moments(real_ND, clouds["flow"]),
-        **_divergences(decoded),
+        **moments(real_ND, clouds["flow"]),
+        **_distances(state_flow, judged, clouds, seed=params.seed),
+        **divergences(decoded, judged.next_tokens),
+        **documents.metrics,
         "samples": params.samples,
         "test_states": len(real_ND),
         "noise_std": facts["noise_std"],
@@ -87,9 +107,11 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
     write_json(report / "metrics.json", numbers | names)
     with publish_directory(report / "figures") as figures:
         draw_samples(clouds, figures)
-        tokenizer = AutoTokenizer.from_pretrained(workspace.language_model)
-        table = markdown(tokenizer, judged.next_tokens, decoded["real"], decoded["flow"])
-        write_text(figures / "decoded.md", table)
+        draw_walk(documents.walk, figures)
+        tokens = markdown(tokenizer, judged.next_tokens, decoded["real"], decoded["flow"])
+        write_text(figures / "decoded.md", tokens)
+        write_text(figures / "temperatures.md", temperatures)
+        write_text(figures / "documents.md", documents.markdown)
     _log(workspace.profile, facts["mlflow_run_id"], metrics, report)
     _say(metrics)
     check_round_trip(metrics["round_trip_error"], params.max_round_trip_error)
@@ -164,32 +186,43 @@ def likelihoods(state_flow: StateFlow, states_ND: Tensor) -> dict[str, float]:
     return figures
 
 
-def _moments(real_ND: Tensor, sampled_ND: Tensor) -> dict[str, float]:
-    scale_D = real_ND.std(dim=0)
-    difference_D = (sampled_ND.mean(dim=0) - real_ND.mean(dim=0)).abs()
-    return {
-        "mean_difference_in_std": float((difference_D / scale_D).mean()),
-        "std_ratio": float((sampled_ND.std(dim=0) / scale_D).mean()),
-    }
+def _distances(
+    state_flow: StateFlow, judged: JudgedStates, clouds: dict[str, Tensor], *, seed: int
+) -> dict[str, float]:
+    """Compare clouds where no direction weighs more than another."""
+    white = {name: state_flow.gaussian.whiten(cloud_ND) for name, cloud_ND in clouds.items()}
+    real_SKD = white["real"].view(*judged.positions.offsets.shape, -1)
+    return distances(real_SKD, {"": white["flow"], "gaussian_": white["Gaussian"]}, seed=seed)
 
 
-def _divergences(decoded: dict[str, Decoded]) -> dict[str, float]:
-    real_V = decoded["real"].mean_prediction
-    return {
-        "decoded_jensen_shannon_bits": divergence_bits(real_V, decoded["flow"].mean_prediction),
-        "gaussian_decoded_jensen_shannon_bits": divergence_bits(
-            real_V, decoded["Gaussian"].mean_prediction
-        ),
-        "real_entropy_nats": decoded["real"].entropy_nats,
-        "decoded_entropy_nats": decoded["flow"].entropy_nats,
-        "gaussian_decoded_entropy_nats": decoded["Gaussian"].entropy_nats,
-    }
+def _temperatures(
+    model: "EnigmaForCausalLM",
+    state_flow: StateFlow,
+    judged: JudgedStates,
+    params: SampleFlowParams,
+) -> str:
+    whiten = state_flow.gaussian.whiten
+
+    def decode_at(temperature: float) -> tuple[Tensor, Decoded]:
+        sampled_ND = state_flow.sample(params.samples, seed=params.seed, temperature=temperature)
+        return whiten(sampled_ND), decode(model, sampled_ND, seed=params.seed)
+
+    real_ND = whiten(judged.states)
+    rows = temperature_table(decode_at, params.temperatures, real_ND, judged.next_tokens)
+    return f"# Samples by temperature\n\n{rows}"
 
 
 def _log(profile: str, run_id: str | None, metrics: dict[str, float], report: Path) -> None:
     """Put the figures into the MLflow run of the fit."""
     run_log = RunLog.open(run_name=f"train_flow/{profile}", params={}, tags={}, run_id=run_id)
-    names = ("test_nll_nats_per_dim", "gaussian_test_nll_nats_per_dim", "round_trip_error")
+    names = (
+        "test_nll_nats_per_dim",
+        "gaussian_test_nll_nats_per_dim",
+        "round_trip_error",
+        "energy_distance",
+        "two_sample_auc",
+        "true_jensen_shannon_bits",
+    )
     run_log.log(0, {name: metrics[name] for name in names})
     run_log.artifact(report / "figures", "samples")
     run_log.finish("FINISHED")

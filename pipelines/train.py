@@ -33,6 +33,7 @@ CAUSALITY_LENGTH = 16
 SOURCES = (
     "enigma_trainer.py",
     "language_model.py",
+    "muon.py",
     "optimisers.py",
     "scoring.py",
     "sequence_order.py",

@@ -30,6 +30,7 @@ SMALL = {
     "train_flow.passages": 256,
     "train_flow.steps": 60,
     "sample_flow.samples": 256,
+    "sample_flow.passages": 8,
 }
 
 

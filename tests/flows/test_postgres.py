@@ -40,6 +40,7 @@ SMALL = {
     "train_flow.steps": 40,
     "train_flow.num_blocks": 1,
     "sample_flow.samples": 128,
+    "sample_flow.passages": 8,
 }
 
 

@@ -36,6 +36,8 @@ SMALL_FLOW = {
     "train_flow.batch_size": 64,
     "train_flow.evaluate_every_steps": 10,
     "sample_flow.samples": 64,
+    "sample_flow.temperatures": [1.0],
+    "sample_flow.passages": 4,
 }
 NOISE_STD = 0.1
 
@@ -203,7 +205,10 @@ def test_both_stages_write_their_outputs(fitted: Workspace) -> None:
         fitted.report("sample_flow") / "figures": {
             "projection.png",
             "marginals.png",
+            "walk.png",
             "decoded.md",
+            "documents.md",
+            "temperatures.md",
         },
     }
     for directory, names in pictures.items():
