@@ -46,6 +46,8 @@ class CouplingNetwork(nn.Module):
             layer; 1 for none.
         bias: give every layer a bias. A network without one is 0 where its input is 0, which a
             residual stream does not mind and a density does.
+        residual: add what every hidden layer after the first makes to what it reads (He et al.,
+            "Identity Mappings in Deep Residual Networks", 2016): the activation then comes first.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class CouplingNetwork(nn.Module):
         normalise: bool = True,
         kernel_size: int = 1,
         bias: bool = False,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         if activation not in {"relu2", "silu"}:
@@ -70,6 +73,7 @@ class CouplingNetwork(nn.Module):
             )
         self.activation = activation
         self.normalise = normalise
+        self.residual = residual
         self.conv = CausalConv(in_channels, kernel_size) if kernel_size != 1 else None
         widths = [in_channels, *[hidden_channels] * num_hidden_layers]
         self.hidden = nn.ModuleList(
@@ -82,11 +86,15 @@ class CouplingNetwork(nn.Module):
         h = rms_normalise(x) if self.normalise else x
         if self.conv is not None:
             h = self.conv(h, tokens)
-        for layer in self.hidden:
-            h = layer(h)
-            h = squared_relu(h) if self.activation == "relu2" else functional.silu(h)
-        y: Tensor = self.out(h)
+        h = self.hidden[0](h)
+        for layer in self.hidden[1:]:
+            change = layer(self._activate(h))
+            h = h + change if self.residual else change
+        y: Tensor = self.out(self._activate(h))
         return y
+
+    def _activate(self, h: Tensor) -> Tensor:
+        return squared_relu(h) if self.activation == "relu2" else functional.silu(h)
 
 
 class Coupling(nn.Module):
@@ -102,6 +110,7 @@ class Coupling(nn.Module):
         normalise: see `CouplingNetwork`.
         kernel_size: see `CouplingNetwork`.
         bias: see `CouplingNetwork`.
+        residual: see `CouplingNetwork`.
         num_bins: bins of a spline, at least 2.
         bound: half the domain of a spline; standardised data lies within 5.
         exact: round what an additive coupling adds to the grid of `enigma.exact`; the inverse is
@@ -123,6 +132,7 @@ class Coupling(nn.Module):
         normalise: bool = True,
         kernel_size: int = 1,
         bias: bool = False,
+        residual: bool = False,
         num_bins: int = 8,
         bound: float = 5.0,
         exact: bool = False,
@@ -148,6 +158,7 @@ class Coupling(nn.Module):
             normalise=normalise,
             kernel_size=kernel_size,
             bias=bias,
+            residual=residual,
         )
 
     def forward(

@@ -24,7 +24,7 @@ __all__ = [
     "Start",
 ]
 
-Start = Literal["identity", "permutation"]
+Start = Literal["identity", "permutation", "rotation"]
 RotorForm = Literal["plu", "lifting"]
 
 
@@ -41,8 +41,10 @@ class InvertibleConv1x1(Bijection):
         start: the value of W before training. "identity" is the default because noise on the
             parameters breaks the inverse of a random orthogonal start (error 310 where the
             identity stays at 4e-6) and because a permutation of token embeddings costs a
-            language model 1.10 nats.
-        seed: of the permutation P when `start="permutation"`.
+            language model 1.10 nats. "rotation" puts a random orthogonal matrix that is not
+            learned in the place of P, so that a flow's blocks each halve other directions; L, U
+            and s still start at the identity, which keeps the inverse exact.
+        seed: of P.
         max_log_scale: bound of |log s| in nats.
 
     Raises:
@@ -56,6 +58,7 @@ class InvertibleConv1x1(Bijection):
     """
 
     permutation: Tensor
+    rotation: Tensor
 
     def __init__(
         self,
@@ -68,16 +71,23 @@ class InvertibleConv1x1(Bijection):
         super().__init__()
         if num_channels < 1:
             raise ValueError(f"num_channels must be at least 1, got {num_channels}")
-        if start not in {"identity", "permutation"}:
-            raise ValueError(f"start must be 'identity' or 'permutation', got {start!r}")
+        if start not in get_args(Start):
+            raise ValueError(f"start must be one of {get_args(Start)}, got {start!r}")
         self.num_channels = num_channels
         self.max_log_scale = max_log_scale
-        self.starts_at_identity = start == "identity"
+        self.start = start
+        generator = torch.Generator().manual_seed(seed)
         order = torch.arange(num_channels, device="cpu")
         if start == "permutation":
-            generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(num_channels, generator=generator, device="cpu")
         self.register_buffer("permutation", order)
+        if start == "rotation":
+            # Kept in float64, which a module's own dtype does not touch: its log-determinant is
+            # taken for 0.
+            gaussian_DD = torch.randn(
+                num_channels, num_channels, generator=generator, dtype=torch.float64, device="cpu"
+            )
+            self.register_buffer("rotation", torch.linalg.qr(gaussian_DD).Q)
         self.packed = nn.Parameter(torch.empty(num_channels, num_channels))
         self._cached: tuple[tuple[object, ...], Tensor] | None = None
         self.reset_parameters()
@@ -101,8 +111,14 @@ class InvertibleConv1x1(Bijection):
 
     def weight(self) -> Tensor:
         """Return W `(D, D)`."""
-        identity = torch.eye(self.num_channels, dtype=self.packed.dtype, device=self.packed.device)
-        return self.departure() + identity.index_select(0, self.permutation)
+        return self.departure() + self.start_matrix().to(self.packed.dtype)
+
+    def start_matrix(self) -> Tensor:
+        """Return P `(D, D)` float64: what W is before training."""
+        if self.start == "rotation":
+            return self.rotation
+        identity = torch.eye(self.num_channels, dtype=torch.float64, device=self.packed.device)
+        return identity.index_select(0, self.permutation)
 
     def departure(self) -> Tensor:
         """Return W - P `(D, D)`; formed once and kept while no gradient can reach the parameters.
@@ -123,10 +139,14 @@ class InvertibleConv1x1(Bijection):
         upper_less_one = self.packed.triu(1) + torch.diag(self.log_scale().expm1())
         _, upper = self.factors()
         product_less_one = torch.addmm(upper_less_one, self.packed.tril(-1), upper)
+        if self.start == "rotation":
+            return self.rotation.to(product_less_one.dtype) @ product_less_one
         return product_less_one.index_select(0, self.permutation)
 
     def _multiply_rows(self, rows: Tensor) -> Tensor:
-        permuted = rows if self.starts_at_identity else rows.index_select(1, self.permutation)
+        if self.start == "rotation":
+            return rows @ self.weight().to(rows.dtype).T
+        permuted = rows if self.start == "identity" else rows.index_select(1, self.permutation)
         return torch.addmm(permuted, rows, self.departure().to(rows.dtype).T)
 
     def train(self, mode: bool = True) -> InvertibleConv1x1:
@@ -160,13 +180,8 @@ class InvertibleConv1x1(Bijection):
     def _inverse(self) -> Tensor:
         """Return the transpose of W^-1, float64: it multiplies rows from the right."""
         lower, upper = (factor.double() for factor in self.factors())
-        identity = torch.eye(self.num_channels, dtype=torch.float64, device=self.packed.device)
         half: Tensor = torch.linalg.solve_triangular(
-            lower.T,
-            identity.index_select(1, self.permutation.argsort()),
-            upper=True,
-            left=False,
-            unitriangular=True,
+            lower.T, self.start_matrix(), upper=True, left=False, unitriangular=True
         )
         inverse: Tensor = torch.linalg.solve_triangular(upper.T, half, upper=False, left=False)
         return inverse
@@ -200,6 +215,7 @@ class InvertibleConv1x1Stack(Bijection):
         num_layers: number of convolutions, 0 for the identity.
         form: "plu" is `InvertibleConv1x1`, "lifting" is `enigma.lifting.LiftingConv1x1`.
         start: see `InvertibleConv1x1`; of the PLU form only.
+        first_seed: of the first convolution's permutation; the next takes the next number.
         max_log_scale: see `InvertibleConv1x1`; of the PLU form only.
         exact: see `enigma.lifting.LiftingConv1x1`; of the lifting form only.
 
@@ -216,6 +232,7 @@ class InvertibleConv1x1Stack(Bijection):
         *,
         form: RotorForm = "plu",
         start: Start = "identity",
+        first_seed: int = 0,
         max_log_scale: float = 1.0,
         exact: bool = False,
     ) -> None:
@@ -235,7 +252,7 @@ class InvertibleConv1x1Stack(Bijection):
             else InvertibleConv1x1(
                 num_channels, start=start, seed=seed, max_log_scale=max_log_scale
             )
-            for seed in range(num_layers)
+            for seed in range(first_seed, first_seed + num_layers)
         )
 
     def rotors(self) -> list[InvertibleConv1x1 | LiftingConv1x1]:
@@ -284,6 +301,7 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
         positions: positions of a rotor, P.
         form: see `InvertibleConv1x1Stack`.
         start: see `InvertibleConv1x1Stack`.
+        first_seed: see `InvertibleConv1x1Stack`.
         max_log_scale: see `InvertibleConv1x1Stack`.
         exact: see `InvertibleConv1x1Stack`.
 
@@ -304,6 +322,7 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
         *,
         form: RotorForm = "plu",
         start: Start = "identity",
+        first_seed: int = 0,
         max_log_scale: float = 1.0,
         exact: bool = False,
     ) -> None:
@@ -318,6 +337,7 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
             num_layers,
             form=form,
             start=start,
+            first_seed=first_seed,
             max_log_scale=max_log_scale,
             exact=exact,
         )

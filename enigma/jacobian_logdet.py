@@ -76,8 +76,9 @@ class EnigmaFlow(nn.Module):
     ) -> EnigmaFlow:
         """Make a flow with the settings that measured best.
 
-        Every block has a rotor of its own in front of it, the way back has blocks of its own, and
-        the coupling networks are smooth, with biases.
+        Every block has a rotor of its own in front of it, which starts as a random rotation, so
+        that every block moves another half of all directions; the way back has blocks of its own;
+        and the coupling networks are smooth and residual, with biases (ADR 10).
 
         Args:
             d: width of the data, at least 2.
@@ -103,6 +104,8 @@ class EnigmaFlow(nn.Module):
             activation="silu",
             normalise=False,
             bias=True,
+            residual=True,
+            start="rotation",
             num_bins=num_bins,
             seed=seed,
         )

@@ -82,6 +82,7 @@ class Enigma(Bijection):
         normalise: see `RevBlock`.
         kernel_size: see `RevBlock`.
         bias: see `RevBlock`.
+        residual: see `RevBlock`.
         num_bins: see `RevBlock`.
         bound: see `RevBlock`.
         rotor_form: "plu" or "lifting", see `InvertibleConv1x1Stack`.
@@ -122,6 +123,7 @@ class Enigma(Bijection):
         normalise: bool = True,
         kernel_size: int = 1,
         bias: bool = False,
+        residual: bool = False,
         num_bins: int = 8,
         bound: float = 5.0,
         rotor_form: RotorForm = "plu",
@@ -148,19 +150,26 @@ class Enigma(Bijection):
         self.plugboard = Plugboard(d, learnable=learnable_plugboard, seed=seed)
         self.exact = exact
 
-        def make_rotors() -> InvertibleConv1x1Stack:
-            if not dynamic:
-                return InvertibleConv1x1Stack(
-                    d, num_rotors, form=rotor_form, start=start, exact=exact
-                )
-            return DynamicInvertibleConv1x1Stack(
-                d, num_rotors, positions, form=rotor_form, start=start, exact=exact
+        make_stack = (
+            partial(DynamicInvertibleConv1x1Stack, positions=positions)
+            if dynamic
+            else InvertibleConv1x1Stack
+        )
+
+        def make_rotors(stack: int) -> InvertibleConv1x1Stack:
+            return make_stack(
+                d,
+                num_rotors,
+                form=rotor_form,
+                start=start,
+                first_seed=stack * num_rotors,
+                exact=exact,
             )
 
-        self.rotors = make_rotors()
+        self.rotors = make_rotors(0)
         num_passages = num_rev_blocks * (1 if return_path == "inverse" else 2)
         self.more_rotors = nn.ModuleList(
-            make_rotors() for _ in range(num_passages - 1 if own_rotors else 0)
+            make_rotors(stack) for stack in range(1, num_passages if own_rotors else 1)
         )
         make_block = partial(
             RevBlock,
@@ -172,6 +181,7 @@ class Enigma(Bijection):
             normalise=normalise,
             kernel_size=kernel_size,
             bias=bias,
+            residual=residual,
             num_bins=num_bins,
             bound=bound,
             exact=exact,

@@ -31,6 +31,7 @@ class RevBlock(Bijection):
         kernel_size: taps of a causal convolution over the tokens, see
             `enigma.coupling.CouplingNetwork`.
         bias: see `enigma.coupling.CouplingNetwork`.
+        residual: see `enigma.coupling.CouplingNetwork`.
         num_bins: bins of a spline coupling.
         bound: half the domain of a spline coupling.
         exact: see `enigma.coupling.Coupling`.
@@ -56,6 +57,7 @@ class RevBlock(Bijection):
         normalise: bool = True,
         kernel_size: int = 1,
         bias: bool = False,
+        residual: bool = False,
         num_bins: int = 8,
         bound: float = 5.0,
         exact: bool = False,
@@ -79,6 +81,7 @@ class RevBlock(Bijection):
                 normalise=normalise,
                 kernel_size=kernel_size,
                 bias=bias,
+                residual=residual,
                 num_bins=num_bins,
                 bound=bound,
                 exact=exact,

@@ -169,7 +169,8 @@ def fit_document_flow(
     state_flow, result = fit_state_flow(
         train.states,
         noisy_PD,
-        params=params.model_copy(update={"noise_std": NOISE_STD}),
+        # It scores; what it draws is looked at and not used.
+        params=params.model_copy(update={"noise_std": NOISE_STD, "energy_weight": 0.0}),
         device=model.device,
         on_evaluation=on_evaluation,
     )

@@ -230,6 +230,7 @@ class TrainFlowParams(_Section):
     states_per_sequence: PositiveInt
     passages: PositiveInt
     noise_std: PositiveFloat
+    energy_weight: Annotated[float, Field(ge=0.0)]
     num_blocks: PositiveInt
     hidden_channels: PositiveInt
     coupling: Literal["affine", "spline"]

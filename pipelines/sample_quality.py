@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.energy import energy_distance
 from pipelines.flow_decoding import Decoded, divergence_bits, table
-
-ROWS_PER_BLOCK = 1024
 
 
 def moments(real_ND: Tensor, sampled_MD: Tensor) -> dict[str, float]:
@@ -44,37 +43,9 @@ def distances(real_SKD: Tensor, clouds: dict[str, Tensor], *, seed: int) -> dict
     }
     found = {}
     for prefix, (first_ND, second_MD) in pairs.items():
-        found[f"{prefix}energy_distance"] = energy_distance(first_ND, second_MD)
+        found[f"{prefix}energy_distance"] = float(energy_distance(first_ND, second_MD))
         found[f"{prefix}two_sample_auc"] = two_sample_auc(first_ND, second_MD, seed=seed)
     return found
-
-
-def energy_distance(first_ND: Tensor, second_MD: Tensor) -> float:
-    """Energy distance of two samples (Székely and Rizzo, 2013), without its bias.
-
-    Args:
-        first_ND: (N, D), at least two.
-        second_MD: (M, D), at least two.
-
-    Returns:
-        2 E|x - y| - E|x - x'| - E|y - y'|, each mean over pairs of different points: 0 on
-        average where both are of one distribution, and then as often below as above.
-    """
-    between = _sum_of_distances(first_ND, second_MD) / (len(first_ND) * len(second_MD))
-    within = sum(
-        _sum_of_distances(cloud, cloud) / (len(cloud) * (len(cloud) - 1))
-        for cloud in (first_ND, second_MD)
-    )
-    return 2 * between - within
-
-
-def _sum_of_distances(first_ND: Tensor, second_MD: Tensor) -> float:
-    blocks = torch.split(first_ND.double(), ROWS_PER_BLOCK)
-    # Differences, not the expansion by squares: a point must be at 0 from itself.
-    exact = "donot_use_mm_for_euclid_dist"
-    return sum(
-        float(torch.cdist(block, second_MD.double(), compute_mode=exact).sum()) for block in blocks
-    )
 
 
 def two_sample_auc(first_ND: Tensor, second_MD: Tensor, *, seed: int) -> float:
@@ -157,7 +128,7 @@ def temperature_table(
         true_V = _frequencies(next_tokens_N, len(decoded.mean_prediction))
         cells = (
             f"{temperature:g}",
-            f"{energy_distance(real_ND, sampled_MD):.3f}",
+            f"{float(energy_distance(real_ND, sampled_MD)):.3f}",
             f"{divergence_bits(true_V, decoded.mean_prediction):.3f}",
             f"{decoded.entropy_nats:.2f}",
             str(int((decoded.likeliest.bincount() > 0).sum())),

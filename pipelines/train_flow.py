@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 SOURCES = (
     "document_flow.py",
     "document_states.py",
+    "energy.py",
     "flow_fit.py",
     "flow_states.py",
     "gaussian.py",

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from enigma.jacobian_logdet import EnigmaFlow
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.artifacts import read_json, sha256_file, write_json
+from pipelines.energy import energy_distance
 from pipelines.errors import GateError, UserError
-from pipelines.flow_fit import Evaluation, Fit, fit
+from pipelines.flow_fit import Evaluation, Fit, fit, loss_nats
 from pipelines.flow_states import StateFlow, with_noise
 from pipelines.gaussian import Gaussian
 from pipelines.language_model import model_config
@@ -100,6 +101,20 @@ def test_samples_lie_where_the_states_lie(ring_fit: tuple[StateFlow, Fit]) -> No
     radius_N = sampled_ND[:, :2].norm(dim=1)
     assert radius_N.median() == pytest.approx(1.0, abs=0.15)
     assert sampled_ND[:, 2:].std() == pytest.approx(NOISE_STD, abs=0.05)
+
+
+def test_the_distance_of_samples_is_part_of_the_loss() -> None:
+    flow = EnigmaFlow.build(4, 1, coupling="affine", hidden_channels=8)
+    batch_BD = 3 + torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    losses = [
+        loss_nats(flow, batch_BD, torch.Generator().manual_seed(1), weight) for weight in (0.0, 0.5)
+    ]
+    half_BD = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
+    distance = energy_distance(batch_BD[:32], flow.inverse(half_BD)[0])
+    assert losses[1].item() == pytest.approx(losses[0].item() + 0.5 * 4 * distance.item())
+    bias = flow.enigma.blocks[0].f.network.out.bias
+    [gradient] = torch.autograd.grad(losses[1] - losses[0], bias)
+    assert gradient.abs().max() > 0.1, "the step descends it too"
 
 
 def test_the_best_weights_are_kept_and_patience_ends_the_fit(recipe: TrainFlowParams) -> None:
@@ -281,15 +296,13 @@ def plant(flow: Path, name: str, factor: float) -> None:
     save_file(weights, flow / "flow.safetensors")
 
 
-@pytest.mark.parametrize("factor", [100.0, 500.0])
-def test_a_flow_that_does_not_invert_fails_the_stage(fitted: Workspace, factor: float) -> None:
-    # So far from orthogonal that float32 cannot come back; further still it overflows.
-    plant(fitted.flow, "enigma.rotors.layers.0.packed", factor)
+def test_a_flow_that_does_not_invert_fails_the_stage(fitted: Workspace) -> None:
+    # So far from orthogonal that float32 cannot come back.
+    plant(fitted.flow, "enigma.rotors.layers.0.packed", 800.0)
     with pytest.raises(GateError, match="flow_round_trip"):
         sample_flow()
     report = read_json(fitted.report("sample_flow") / "metrics.json")
-    error = report["round_trip_error"]
-    assert error is None or error > report["max_round_trip_error"], "None stands for NaN"
+    assert report["round_trip_error"] > report["max_round_trip_error"]
 
 
 def test_a_flow_that_gives_no_numbers_fails_the_stage(fitted: Workspace) -> None:

@@ -9,7 +9,6 @@ from pipelines.flow_decoding import Decoded
 from pipelines.sample_quality import (
     distances,
     divergences,
-    energy_distance,
     temperature_table,
     two_sample_auc,
 )
@@ -18,19 +17,6 @@ from pipelines.sample_quality import (
 def cloud(seed: int, *, mean: float = 0.0, count: int = 600) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return mean + torch.randn(count, 4, generator=generator)
-
-
-def test_the_energy_distance_is_that_of_the_definition() -> None:
-    first_ND, second_MD = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [4.0], [6.0]])
-    # 2 x 3.5 between, 1 and 8 / 3 within.
-    assert energy_distance(first_ND, second_MD) == pytest.approx(7 - 1 - 8 / 3)
-
-
-def test_clouds_of_one_distribution_are_at_no_distance() -> None:
-    found = [energy_distance(cloud(seed), cloud(seed + 100)) for seed in range(8)]
-    assert min(found) < 0.0 < max(found), "it has no bias"
-    assert max(abs(one) for one in found) < 0.02
-    assert energy_distance(cloud(0), cloud(1, mean=0.5)) > 0.2
 
 
 def test_the_classifier_tells_what_differs_and_nothing_else() -> None:

@@ -22,6 +22,7 @@ COUPLINGS = ("additive", "affine", "spline")
 BIJECTIONS = {
     "conv1x1": lambda: InvertibleConv1x1(D),
     "conv1x1 from a permutation": lambda: InvertibleConv1x1(D, start="permutation"),
+    "conv1x1 from a rotation": lambda: InvertibleConv1x1(D, start="rotation"),
     "static stack": lambda: InvertibleConv1x1Stack(D, num_layers=3),
     "dynamic stack": lambda: DynamicInvertibleConv1x1Stack(D, num_layers=3, positions=4),
     "lifting": lambda: LiftingConv1x1(D),
@@ -139,7 +140,7 @@ def test_the_plugboard_is_never_the_identity():
     [
         (lambda: DynamicInvertibleConv1x1Stack(10, 1, positions=4), "divide num_channels=10"),
         (lambda: InvertibleConv1x1(0), "at least 1, got 0"),
-        (lambda: InvertibleConv1x1(4, start="qr"), "'identity' or 'permutation', got 'qr'"),
+        (lambda: InvertibleConv1x1(4, start="qr"), "'permutation', 'rotation'.*got 'qr'"),
         (lambda: InvertibleConv1x1Stack(4, -1), "not be negative"),
         (lambda: InvertibleConv1x1Stack(4, 1, form="qr"), "form must be one of"),
         (lambda: InvertibleConv1x1Stack(4, 1, exact=True), "take form='lifting'"),

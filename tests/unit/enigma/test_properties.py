@@ -36,6 +36,7 @@ def machines(draw, **fixed):
         "return_path": draw(st.sampled_from(PATHS)),
         "rotors_between_blocks": (between := draw(st.booleans())),
         "own_rotors": between and draw(st.booleans()),
+        "residual": draw(st.booleans()),
         "bias": draw(st.booleans()),
         "rotor_form": draw(st.sampled_from(["plu", "lifting"])),
         "kernel_size": draw(st.integers(1, 3)),
