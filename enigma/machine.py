@@ -150,26 +150,15 @@ class Enigma(Bijection):
         self.plugboard = Plugboard(d, learnable=learnable_plugboard, seed=seed)
         self.exact = exact
 
-        make_stack = (
-            partial(DynamicInvertibleConv1x1Stack, positions=positions)
-            if dynamic
-            else InvertibleConv1x1Stack
-        )
-
-        def make_rotors(stack: int) -> InvertibleConv1x1Stack:
-            return make_stack(
-                d,
-                num_rotors,
-                form=rotor_form,
-                start=start,
-                first_seed=stack * num_rotors,
-                exact=exact,
-            )
-
-        self.rotors = make_rotors(0)
+        make_rotors = partial(
+            _rotors, d, num_rotors, positions if dynamic else None,
+            form=rotor_form, start=start, exact=exact,
+        )  # fmt: skip
+        self.rotors = make_rotors(first_seed=0)
         num_passages = num_rev_blocks * (1 if return_path == "inverse" else 2)
         self.more_rotors = nn.ModuleList(
-            make_rotors(stack) for stack in range(1, num_passages if own_rotors else 1)
+            make_rotors(first_seed=stack * num_rotors)
+            for stack in range(1, num_passages if own_rotors else 1)
         )
         make_block = partial(
             RevBlock,
@@ -258,3 +247,12 @@ class Enigma(Bijection):
     def _rotors_before(self, passage: int) -> Bijection:
         rotors = self.more_rotors[passage - 1] if passage and self.more_rotors else self.rotors
         return cast("Bijection", rotors)
+
+
+def _rotors(
+    d: int, num_rotors: int, positions: int | None, **settings: Any
+) -> InvertibleConv1x1Stack:
+    """Rotors that step, or without `positions` such as stand still."""
+    if positions is None:
+        return InvertibleConv1x1Stack(d, num_rotors, **settings)
+    return DynamicInvertibleConv1x1Stack(d, num_rotors, positions, **settings)

@@ -12,6 +12,7 @@ Shape legend: N states, D dimensions, V vocabulary.
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from pipelines.artifacts import publish_directory, read_json, sha256_file, write_json, write_text
 from pipelines.document_flow import DIRECTORY, DocumentFlow
-from pipelines.document_walk import describe_documents
+from pipelines.document_walk import DocumentReport, describe_documents
 from pipelines.errors import GateError, UserError
 from pipelines.evaluation_losses import LOSSES_FILE
 from pipelines.flow_decoding import Decoded, decode, markdown
@@ -72,19 +73,12 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
         "Gaussian": state_flow.gaussian.sample(params.samples, seed=params.seed),
     }
     check_samples(clouds["flow"])
-    decoded = {
-        name: decode(model, states_ND, seed=params.seed) for name, states_ND in clouds.items()
-    }
+    decoded = {name: decode(model, cloud, seed=params.seed) for name, cloud in clouds.items()}
     tokenizer = AutoTokenizer.from_pretrained(workspace.language_model)
+    flow = DocumentFlow.load(workspace.flow / DIRECTORY, model.device)
     documents = describe_documents(
-        model,
-        tokenizer,
-        DocumentFlow.load(workspace.flow / DIRECTORY, model.device),
-        workspace.shards,
-        passages=params.passages,
-        seed=params.seed,
+        model, tokenizer, flow, workspace.shards, passages=params.passages, seed=params.seed
     )
-    temperatures = _temperatures(model, state_flow, judged, params)
     metrics: dict[str, float] = {
         **likelihoods(state_flow, real_ND),
         "round_trip_error": state_flow.round_trip_error(torch.cat((real_ND, clouds["flow"]))),
@@ -97,24 +91,41 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
         "test_states": len(real_ND),
         "noise_std": facts["noise_std"],
     }
-    report = workspace.report("sample_flow")
-    judged.losses_of(state_flow).write(report / LOSSES_FILE)
-    numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     names = {
         "flow_weights_sha256": sha256_file(workspace.flow / "flow.safetensors"),
         "evaluation_set_sha256": judged.evaluation_set_sha256,
     }
-    write_json(report / "metrics.json", numbers | names)
-    with publish_directory(report / "figures") as figures:
-        draw_samples(clouds, figures)
-        draw_walk(documents.walk, figures)
-        tokens = markdown(tokenizer, judged.next_tokens, decoded["real"], decoded["flow"])
-        write_text(figures / "decoded.md", tokens)
-        write_text(figures / "temperatures.md", temperatures)
-        write_text(figures / "documents.md", documents.markdown)
+    tables = {
+        "decoded.md": markdown(tokenizer, judged.next_tokens, decoded["real"], decoded["flow"]),
+        "temperatures.md": _temperatures(model, state_flow, judged, params),
+        "documents.md": documents.markdown,
+    }
+    report = workspace.report("sample_flow")
+    judged.losses_of(state_flow).write(report / LOSSES_FILE)
+    _write(report, metrics, names, tables, lambda directory: _draw(clouds, documents, directory))
     _log(workspace.profile, facts["mlflow_run_id"], metrics, report)
     _say(metrics)
     check_round_trip(metrics["round_trip_error"], params.max_round_trip_error)
+
+
+def _write(
+    report: Path,
+    metrics: dict[str, float],
+    names: dict[str, str],
+    tables: dict[str, str],
+    draw: Callable[[Path], None],
+) -> None:
+    numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    write_json(report / "metrics.json", numbers | names)
+    with publish_directory(report / "figures") as figures:
+        draw(figures)
+        for name, text in tables.items():
+            write_text(figures / name, text)
+
+
+def _draw(clouds: dict[str, Tensor], documents: DocumentReport, directory: Path) -> None:
+    draw_samples(clouds, directory)
+    draw_walk(documents.walk, directory)
 
 
 def check_language_model(directory: Path, weights_sha256: str) -> None:
