@@ -19,6 +19,7 @@ DOCUMENTS = (
     REPOSITORY / "README.md",
     REPOSITORY / "README.zh-CN.md",
     REPOSITORY / "docs" / "data.md",
+    REPOSITORY / "docs" / "flow.md",
     REPOSITORY / "docs" / "library.md",
     REPOSITORY / "docs" / "quality.md",
     REPOSITORY / "docs" / "training.md",
