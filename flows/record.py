@@ -48,12 +48,14 @@ def keep_record(target: str, profile: str, stages: Sequence[str], checkout: Chec
     metrics = metrics_of(json.loads(checkout.run("dvc", "metrics", "show", "--json")), stages)
     key = artifact_key(f"{target}-{profile}")
     about = f"{target}/{profile}: {experiment.name}"
-    create_markdown_artifact(page(profile, checkout, experiment), key=key, description=about)
+    summary = page(profile, checkout, experiment)
+    create_markdown_artifact(summary, key=key, description=f"What ran and where it is, {about}")
     table = [{"metric": name, "value": _shown(value)} for name, value in metrics.items()]
     if table:
         create_table_artifact(table, key=f"metrics-{key}", description=f"Metrics, {about}")
     for name, (link, text) in links(profile, checkout).items():
-        create_link_artifact(link, link_text=text, key=f"{name}-{key}", description=about)
+        description = f"{text}, {about}"
+        create_link_artifact(link, link_text=text, key=f"{name}-{key}", description=description)
     get_run_logger().info(
         "experiment %s (%s); `dvc exp apply %s` brings its results into the repository",
         experiment.name,
@@ -87,11 +89,14 @@ def metrics_of(shown: Mapping[str, Any], stages: Sequence[str]) -> dict[str, flo
         >>> metrics_of({"": {"data": data}}, ["ingest"])
         {}
     """
+    files = shown.get("", {}).get("data", {})
     found: dict[str, float | bool] = {}
-    for path, content in shown.get("", {}).get("data", {}).items():
-        stage = path.split("/")[-2]
-        if stage in stages and "data" in content:
-            found.update({f"{stage}: {name}": value for name, value in _numbers(content["data"])})
+    # The last stage is what was asked for: it comes first.
+    for stage in reversed(stages):
+        for path, content in files.items():
+            if path.split("/")[-2] == stage and "data" in content:
+                numbers = _numbers(content["data"])
+                found.update({f"{stage}: {name}": value for name, value in numbers})
     return found
 
 

@@ -79,6 +79,8 @@ def test_the_artifact_shows_the_metrics_of_the_stages_that_ran(tmp_path: Path) -
     }
     metrics = metrics_of({"": {"data": data}}, ["decontaminate", "train"])
     assert metrics == {"train: loss.best": 1.234567, "train: finite": True}
+    first, *_ = metrics_of({"": {"data": data}}, ["train", "evaluate"])
+    assert first == "evaluate: perplexity", "the stage that was asked for comes first"
     checkout = Checkout(repository=tmp_path, path=tmp_path / "w", baseline="a" * 40, lock=-1)
     text = page("p", checkout, Experiment("train-p-run", "b" * 40))
     assert "`dvc exp apply train-p-run`" in text
