@@ -112,10 +112,10 @@ def page(profile: str, checkout: Checkout, experiment: Experiment) -> str:
     """Write the artifact: what ran, and where to look."""
     reports = checkout.path / "reports" / profile
     docs = reports / "validate" / "index.html"
-    apply = f"dvc exp apply {experiment.name}"
+    commit, apply = experiment.commit[:12], f"dvc exp apply {experiment.name}"
     places = [
-        f"* Experiment `{experiment.name}`, commit `{experiment.commit[:12]}`: this run's code, "
-        f"`params.yaml` and `dvc.lock`; `{apply}` brings them into the repository",
+        f"* Experiment `{experiment.name}`: code, `params.yaml` and `dvc.lock` of this run",
+        f"* Its commit: `{commit}`; `{apply}` brings it into the repository",
         f"* Based on commit `{checkout.baseline[:12]}`",
         f"* Reports and plots: `{reports}`",
         f"* MLflow: {os.environ.get(MLFLOW_URL) or 'start it with `make serve`'}",
