@@ -118,7 +118,9 @@ def run_stage(stage: str, profile: str, checkout: Checkout) -> State[Any]:
         code, tail = run_command(
             repro_command(stage), checkout, on_line=progress.hear, keep_open=keep_open
         )
-    return state_of(f"stage `{stage}`", code, tail)
+    # Paths in a stage's reason start where it ran, which is not where the user is.
+    where = checkout.path.relative_to(checkout.repository)
+    return state_of(f"stage `{stage}` in {where}", code, tail)
 
 
 def repro_command(stage: str) -> list[str]:
