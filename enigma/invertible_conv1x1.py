@@ -41,10 +41,12 @@ class InvertibleConv1x1(Bijection):
         start: the value of W before training. "identity" is the default because noise on the
             parameters breaks the inverse of a random orthogonal start (error 310 where the
             identity stays at 4e-6) and because a permutation of token embeddings costs a
-            language model 1.10 nats. "rotation" puts a random orthogonal matrix that is not
-            learned in the place of P, so that a flow's blocks each halve other directions; L, U
-            and s still start at the identity, which keeps the inverse exact.
-        seed: of P.
+            language model 1.10 nats. "permutation" is a perfect shuffle, even channels first: of
+            log2(D) such rotors in a row each splits the channels into other halves, so that any
+            two are separated once. "rotation" puts a random orthogonal matrix that is not learned
+            in the place of P; L, U and s still start at the identity, which keeps the inverse
+            exact.
+        seed: of the rotation.
         max_log_scale: bound of |log s| in nats.
 
     Raises:
@@ -76,14 +78,14 @@ class InvertibleConv1x1(Bijection):
         self.num_channels = num_channels
         self.max_log_scale = max_log_scale
         self.start = start
-        generator = torch.Generator().manual_seed(seed)
         order = torch.arange(num_channels, device="cpu")
         if start == "permutation":
-            order = torch.randperm(num_channels, generator=generator, device="cpu")
+            order = torch.cat((order[::2], order[1::2]))
         self.register_buffer("permutation", order)
         if start == "rotation":
             # Kept in float64, which a module's own dtype does not touch: its log-determinant is
             # taken for 0.
+            generator = torch.Generator().manual_seed(seed)
             gaussian_DD = torch.randn(
                 num_channels, num_channels, generator=generator, dtype=torch.float64, device="cpu"
             )
@@ -215,7 +217,7 @@ class InvertibleConv1x1Stack(Bijection):
         num_layers: number of convolutions, 0 for the identity.
         form: "plu" is `InvertibleConv1x1`, "lifting" is `enigma.lifting.LiftingConv1x1`.
         start: see `InvertibleConv1x1`; of the PLU form only.
-        first_seed: of the first convolution's permutation; the next takes the next number.
+        first_seed: of the first convolution's rotation; the next takes the next number.
         max_log_scale: see `InvertibleConv1x1`; of the PLU form only.
         exact: see `enigma.lifting.LiftingConv1x1`; of the lifting form only.
 

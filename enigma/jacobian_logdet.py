@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from enigma.bijection import Tokens
 from enigma.coupling import CouplingKind
+from enigma.invertible_conv1x1 import Start
 from enigma.machine import Enigma
 
 __all__ = ["EnigmaFlow", "Prior", "jacobian_log_det", "load_flow", "save_flow"]
@@ -72,13 +73,14 @@ class EnigmaFlow(nn.Module):
         num_hidden_layers: int = 2,
         num_bins: int = 8,
         prior: Prior = "gaussian",
+        start: Start = "permutation",
         seed: int = 0,
     ) -> EnigmaFlow:
         """Make a flow with the settings that measured best.
 
-        Every block has a rotor of its own in front of it, which starts as a random rotation, so
-        that every block moves another half of all directions; the way back has blocks of its own;
-        and the coupling networks are smooth and residual, with biases (ADR 10).
+        Every block has a rotor of its own in front of it, so that it halves the channels in
+        another way; the way back has blocks of its own; and the coupling networks are smooth and
+        residual, with biases (ADR 10).
 
         Args:
             d: width of the data, at least 2.
@@ -88,6 +90,8 @@ class EnigmaFlow(nn.Module):
             num_hidden_layers: depth of the coupling networks.
             num_bins: bins of a spline.
             prior: see the class.
+            start: of the rotors: "permutation" where each channel means something of its own,
+                "rotation" where the axes mean nothing, as after a whitening.
             seed: of the plugboard.
         """
         enigma = Enigma(
@@ -105,7 +109,7 @@ class EnigmaFlow(nn.Module):
             normalise=False,
             bias=True,
             residual=True,
-            start="rotation",
+            start=start,
             num_bins=num_bins,
             seed=seed,
         )

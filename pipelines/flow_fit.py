@@ -104,6 +104,8 @@ def fit_state_flow(
         params.num_blocks,
         coupling=params.coupling,
         hidden_channels=params.hidden_channels,
+        # The axes of whitened states mean nothing.
+        start="rotation",
         seed=params.seed,
     ).to(device)
     result = fit(

@@ -1,5 +1,7 @@
 """The flow: a density that integrates to 1, sampling, files."""
 
+from itertools import combinations
+
 import pytest
 import torch
 
@@ -52,8 +54,18 @@ def test_every_block_has_a_rotor_of_its_own():
         Enigma(4, 3, positions=4, own_rotors=True)
 
 
-def test_every_block_moves_other_directions():
-    enigma = EnigmaFlow.build(16, 2, hidden_channels=8).enigma
+def test_any_two_channels_are_moved_apart_by_some_block():
+    enigma = EnigmaFlow.build(8, 2, hidden_channels=8).enigma
+    halves, x = [], torch.arange(8.0)
+    for stack in (enigma.rotors, *enigma.more_rotors)[:3]:
+        x = stack.layers[0].multiply(x)
+        halves.append(set(x[:4].tolist()))
+    for first, second in combinations(range(8), 2):
+        assert any((first in half) != (second in half) for half in halves)
+
+
+def test_every_rotation_is_another():
+    enigma = EnigmaFlow.build(16, 2, hidden_channels=8, start="rotation").enigma
     starts = [stack.layers[0].weight() for stack in (enigma.rotors, *enigma.more_rotors)]
     assert len(starts) == 4
     for number, start in enumerate(starts):
