@@ -80,7 +80,7 @@ class EnigmaFlow(nn.Module):
 
         Every block has a rotor of its own in front of it, so that it halves the channels in
         another way; the way back has blocks of its own; and the coupling networks are smooth and
-        residual, with biases (ADR 10).
+        residual, with biases (ADR 10, ADR 12).
 
         Args:
             d: width of the data, at least 2.
