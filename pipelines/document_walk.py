@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipelines.document_flow import DocumentFlow
 from pipelines.document_states import Passages, read_passages
-from pipelines.flow_decoding import cell, table
+from pipelines.flow_decoding import cell, next_token_log_p, table
 from pipelines.flow_states import StateFlow
 from pipelines.shards import ShardReader
 
@@ -163,7 +163,8 @@ def describe_documents(
     }
     ends = farthest_apart(flow.flow.gaussian.whiten(test_PD))
     walk = walk_between(flow.flow, test_PD[list(ends)])
-    write = _Writer(model, tokenizer, near)
+    log_mean_V = next_token_log_p(model, near.states).exp().mean(dim=0).log()
+    write = _Writer(model, tokenizer, near, log_mean_V)
     first, last = (_beginning(tokenizer, test.ids[end]) for end in ends)
     parts = [
         "# Documents that the flow has drawn\n",
@@ -192,11 +193,15 @@ def farthest_apart(points_PD: Tensor) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes states as rows: what they say and which training passage is nearest."""
+    """Writes states as rows: what they say and which training passage is nearest.
+
+    `log_mean_V` is the log of what the training passages say on average.
+    """
 
     model: "EnigmaForCausalLM"
     tokenizer: Any
     near: Neighbourhood
+    log_mean_V: Tensor
 
     def table(self, states_ND: Tensor, columns: dict[str, list[str]]) -> str:
         distances_N, indices_N = self.near.nearest(states_ND)
@@ -211,15 +216,10 @@ class _Writer:
 
     def _telling_tokens(self, states_ND: Tensor) -> list[str]:
         """The tokens that add most to the divergence from what passages say on average."""
-        log_p_NV, log_mean_V = self._log_p(states_ND), self._log_p(self.near.states).exp().mean(0)
-        telling_NV = log_p_NV.exp() * (log_p_NV - log_mean_V.log())
+        log_p_NV = next_token_log_p(self.model, states_ND)
+        telling_NV = log_p_NV.exp() * (log_p_NV - self.log_mean_V)
         best = telling_NV.topk(TELLING_TOKENS, dim=1).indices.tolist()
         return [" ".join(cell(self.tokenizer, [token]) for token in row) for row in best]
-
-    @torch.no_grad()
-    def _log_p(self, states_ND: Tensor) -> Tensor:
-        logits_NV = self.model.lm.logits(states_ND.to(self.model.device))
-        return logits_NV.float().cpu().log_softmax(dim=-1)
 
 
 def _beginning(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -52,16 +52,23 @@ def decode(model: Any, states_ND: Tensor, *, seed: int) -> Decoded:
     entropy_nats = 0.0
     likeliest: list[Tensor] = []
     sampled: list[Tensor] = []
-    with torch.no_grad():
-        for batch_ND in torch.split(states_ND, STATES_PER_BATCH):
-            log_p_NV = model.lm.logits(batch_ND.to(model.device)).float().cpu().log_softmax(dim=-1)
-            p_NV = log_p_NV.exp()
-            total_V += p_NV.double().sum(dim=0)
-            entropy_nats -= float((p_NV * log_p_NV).double().sum())
-            likeliest.append(p_NV.argmax(dim=-1))
-            sampled.append(torch.multinomial(p_NV, 1, generator=generator)[:, 0])
+    for batch_ND in torch.split(states_ND, STATES_PER_BATCH):
+        log_p_NV = next_token_log_p(model, batch_ND)
+        p_NV = log_p_NV.exp()
+        total_V += p_NV.double().sum(dim=0)
+        entropy_nats -= float((p_NV * log_p_NV).double().sum())
+        likeliest.append(p_NV.argmax(dim=-1))
+        sampled.append(torch.multinomial(p_NV, 1, generator=generator)[:, 0])
     count = len(states_ND)
     return Decoded(total_V / count, entropy_nats / count, torch.cat(likeliest), torch.cat(sampled))
+
+
+@torch.no_grad()
+def next_token_log_p(model: Any, states_ND: Tensor) -> Tensor:
+    """Log probability of every next token in nats, (N, V) float32 on the CPU."""
+    logits_NV = model.lm.logits(states_ND.to(model.device))
+    log_p_NV: Tensor = logits_NV.float().cpu().log_softmax(dim=-1)
+    return log_p_NV
 
 
 def divergence_bits(first_V: Tensor, second_V: Tensor) -> float:
