@@ -68,6 +68,21 @@ def mean_curve(cell: list[Run], key: str) -> list[float]:
     return [statistics.mean(values) for values in zip(*columns, strict=True)]
 
 
+def against(
+    name: str, unit: str, values: dict[str, float], peer: str, bound: float
+) -> dict[str, Any]:
+    """A row of ours beside a peer's, which is to be at most `bound` times it."""
+    return row(
+        name,
+        values[OURS],
+        unit,
+        peer=peer,
+        peer_value=values[peer],
+        target=f"<= {bound:.3g}x",
+        met=values[OURS] <= bound * values[peer],
+    )
+
+
 def table(
     runs: list[Run], counts: dict[str, dict[str, int]], peaks_mib: dict[str, float]
 ) -> list[dict[str, Any]]:
@@ -86,7 +101,7 @@ def table(
     ]
     peer = min(PEERS, key=lambda name: peaks_mib[name])
     rows += [row(f"{name}, peak of a training step", peaks_mib[name], "MiB") for name in PEERS]
-    rows.append(_against(f"{OURS}, peak of a training step", "MiB", peaks_mib, peer, 1 / 3))
+    rows.append(against(f"{OURS}, peak of a training step", "MiB", peaks_mib, peer, 1 / 3))
     for (model, optimiser), cell in complete.items():
         name = f"{model}, {optimiser}, lr {cell[0]['lr']:g}"
         if cell[0]["lr"] in (LEARNING_RATES[0], LEARNING_RATES[-1]):
@@ -140,7 +155,7 @@ def draw(runs: list[Run]) -> None:
 def _quality(title: str, chosen: dict[str, list[Run]], bound: float) -> dict[str, Any]:
     values = {model: mean_bits(cell, "test") for model, cell in chosen.items()}
     peer = min(PEERS, key=lambda name: values[name])
-    return _against(f"{title}, test", "bits/char", values, peer, bound)
+    return against(f"{title}, test", "bits/char", values, peer, bound)
 
 
 def _speed(chosen: dict[str, list[Run]]) -> list[dict[str, Any]]:
@@ -153,20 +168,6 @@ def _speed(chosen: dict[str, list[Run]]) -> list[dict[str, Any]]:
         spent = {model: mean_curve(cell, key) for model, cell in chosen.items()}
         values = {peer: spent[peer][-1], OURS: spent[OURS][there[0] if there else -1]}
         title = f"(b) {key} to the peer's final loss" + ("" if there else ": NEVER REACHED within")
-        found = _against(title, "", values, peer, bound)
+        found = against(title, "", values, peer, bound)
         rows.append(found if there else {**found, "met": False})
     return rows
-
-
-def _against(
-    name: str, unit: str, values: dict[str, float], peer: str, bound: float
-) -> dict[str, Any]:
-    return row(
-        name,
-        values[OURS],
-        unit,
-        peer=peer,
-        peer_value=values[peer],
-        target=f"<= {bound:.3g}x",
-        met=values[OURS] <= bound * values[peer],
-    )

@@ -1,13 +1,13 @@
 """Loss against parameters and tokens, a fitted law, and what it says of the mission.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.lm_scaling data/wiki-zh/shards --tokens 102400
+    OMP_NUM_THREADS=1 python -m benchmarks.lm_scaling data/wiki-zh/shards --tokens 153600
 
 Four widths, each trained on a quarter, a half and all of `--tokens` with a schedule of its own
 (AdamW, the rest as in `benchmarks/lm_quality.py`); at the largest, of some 10 M parameters without
-embeddings, GPT-2 and Llama of equal size beside it. The law is that of Hoffmann et al. (2022),
-L = E + A / N^a + B / D^b (equation 2), N the parameters without embeddings and D the tokens. A law
-fitted so far from where it is asked says little: the interval of the projection (bootstrap over
-the runs) belongs to it. Runs are kept under `runs/lm_scaling/`.
+embeddings, GPT-2 and Llama of equal size beside it, once with AdamW and once with Muon. The law is
+that of Hoffmann et al. (2022), L = E + A / N^a + B / D^b (equation 2), N the parameters without
+embeddings and D the tokens. A law fitted so far from where it is asked says little: the interval of
+the projection (bootstrap over the runs) belongs to it. Runs are kept under `runs/lm_scaling/`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from benchmarks.lm_quality import (
     parameters,
     run_once,
 )
-from benchmarks.lm_quality_table import bits
+from benchmarks.lm_quality_table import OPTIMISERS, OURS, PEERS, against, bits
 from benchmarks.peers import check_sizes, gpt2_config, llama_config
 from benchmarks.record import row, write
 from pipelines.stage import run_stage
@@ -41,8 +41,10 @@ RUNS = Path(__file__).resolve().parent.parent / "runs" / "lm_scaling"
 PLOT = Path(__file__).resolve().parent.parent / "docs" / "images" / "lm_scaling.png"
 WIDTHS, LARGEST, HEADS = (64, 96, 160), 288, 4
 FRACTIONS = (4, 2, 1)
-LEARNING_RATE_AT_128 = 3e-3
-"""At other widths in proportion to 1 / sqrt(width): wider models take smaller steps."""
+BOUNDS = {"adamw": 0.98, "muon": 0.97}
+LEARNING_RATES_AT_128 = {"enigma": 3e-3, "gpt2": 9e-3, "llama": 3e-3}
+"""The best of `benchmarks/lm_quality.py`; at other widths in proportion to 1 / sqrt(width), since
+wider models take smaller steps."""
 MISSION = {"parameters": 24.0e6, "tokens": 305e6}
 RESAMPLES = 200
 
@@ -61,15 +63,21 @@ def largest() -> dict[str, Any]:
     return {
         "enigma": enigma_of(LARGEST),
         "gpt2": gpt2_config(VOCABULARY, LARGEST, HEADS, 10, LENGTH),
-        "llama": llama_config(VOCABULARY, LARGEST, HEADS, 10, LENGTH, hidden=768),
+        "llama": llama_config(VOCABULARY, LARGEST, HEADS, 10, LENGTH, hidden=776),
     }
 
 
-def run(arguments: argparse.Namespace, name: str, config: Any, fraction: int) -> dict[str, Any]:
+def run(
+    arguments: argparse.Namespace,
+    name: str,
+    config: Any,
+    fraction: int = 1,
+    optimiser: str = "adamw",
+) -> dict[str, Any]:
     """One kept run, with the sizes that the law asks for."""
     part = argparse.Namespace(shards=arguments.shards, tokens=arguments.tokens // fraction)
-    lr = LEARNING_RATE_AT_128 * math.sqrt(128 / config.hidden_size)
-    spec = {"model": name, "optimiser": "adamw", "seed": 0, "lr": lr}
+    lr = LEARNING_RATES_AT_128[name] * math.sqrt(128 / config.hidden_size)
+    spec = {"model": name, "optimiser": optimiser, "seed": 0, "lr": lr}
     found = run_once(part, kept_in(part, RUNS, config), spec, partial(make, name, 0, config))
     count = parameters(make(name, 0, config))["without embeddings"]
     return {**found, "parameters": count, "tokens": part.tokens, "width": config.hidden_size}
@@ -151,6 +159,18 @@ def draw(runs: list[dict[str, Any]], coefficients: Floats) -> None:
     figure.savefig(PLOT, dpi=130)
 
 
+def largest_rows(runs: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The largest models' test scores; Enigma's beside the better peer's, by optimiser."""
+    rows = []
+    for optimiser, found in runs.items():
+        test = {name: bits(run, "test") for name, run in found.items()}
+        what = f"{found[OURS]['parameters'] / 1e6:.1f} M, {optimiser}, test"
+        peer = min(PEERS, key=lambda name: test[name])
+        rows += [row(f"{name}, {what}", test[name], "bits/char") for name in PEERS]
+        rows.append(against(f"{OURS}, {what}", "bits/char", test, peer, BOUNDS[optimiser]))
+    return rows
+
+
 def main() -> None:
     """Train what is not kept; compare at the largest size, fit and project."""
     arguments = arguments_of(__doc__)
@@ -162,8 +182,11 @@ def main() -> None:
         for width in WIDTHS
         for fraction in FRACTIONS
     ]
-    at_largest = {name: run(arguments, name, config, 1) for name, config in models.items()}
-    runs.append(at_largest["enigma"])
+    at_largest = {
+        optimiser: {n: run(arguments, n, c, optimiser=optimiser) for n, c in models.items()}
+        for optimiser in OPTIMISERS
+    }
+    runs.append(at_largest["adamw"]["enigma"])
     rows = [
         row(
             f"enigma, {found['parameters'] / 1e6:.2f} M, {found['tokens']:,} tokens",
@@ -172,8 +195,7 @@ def main() -> None:
         )
         for found in runs
     ]
-    test = {name: bits(found, "test") for name, found in at_largest.items()}
-    rows += [row(f"{n}, {LARGEST} wide, test", value, "bits/char") for n, value in test.items()]
+    rows += largest_rows(at_largest)
     points = np.array([[f["parameters"], f["tokens"], f["validation"]["loss_nats"]] for f in runs])
     draw(runs, fit(points))
     write("lm_scaling", rows + projection_rows(points), packages=("scipy",))
