@@ -48,20 +48,24 @@ class JudgedStates:
         digest.update(json.dumps(self.noise, sort_keys=True).encode())
         return digest.hexdigest()
 
-    def losses_of(self, state_flow: StateFlow) -> Losses:
+    def log_likelihoods(self, state_flow: StateFlow) -> tuple[Tensor, Tensor]:
+        """Log densities of the states in nats, (N,) by a flow and (N,) by its Gaussian."""
+        return state_flow.log_prob(self.states), state_flow.gaussian.log_prob(self.states)
+
+    def losses_of(self, flow_N: Tensor, gaussian_N: Tensor) -> Losses:
         """How much worse than the Gaussian a flow is, by sequence, in nats.
 
         States of another language model have another scale, which moves both densities
         alike: so flows are compared by what they gain over the Gaussian of their own states.
 
         Args:
-            state_flow: The flow, which brings its Gaussian along.
+            flow_N: (N,) as `log_likelihoods` gives them.
+            gaussian_N: (N,) likewise.
 
         Returns:
             Losses spread over the dimensions of the states.
         """
-        loss_N = state_flow.gaussian.log_prob(self.states) - state_flow.log_prob(self.states)
-        loss_S = loss_N.view(len(self.positions.sequences), -1).sum(dim=1)
+        loss_S = (gaussian_N - flow_N).view(len(self.positions.sequences), -1).sum(dim=1)
         dimensions = float(self.positions.offsets.shape[1] * self.states.shape[1])
         return Losses(
             documents_of(self.reader, self.positions.sequences),

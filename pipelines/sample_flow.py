@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Reading = tuple[Tensor, Decoded]
+"""(M, D) samples, and what the head reads from them."""
+
 
 def main() -> None:
     """Sample the flow of the profile in use; a bad round trip ends in exit code 1."""
@@ -74,13 +77,14 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
     }
     check_samples(clouds["flow"])
     decoded = {name: decode(model, cloud, seed=params.seed) for name, cloud in clouds.items()}
+    flow_N, gaussian_N = judged.log_likelihoods(state_flow)
     tokenizer = AutoTokenizer.from_pretrained(workspace.language_model)
     flow = DocumentFlow.load(workspace.flow / DIRECTORY, model.device)
     documents = describe_documents(
         model, tokenizer, flow, workspace.shards, passages=params.passages, seed=params.seed
     )
     metrics: dict[str, float] = {
-        **likelihoods(state_flow, real_ND),
+        **likelihoods(flow_N, gaussian_N, real_ND.shape[1]),
         "round_trip_error": state_flow.round_trip_error(torch.cat((real_ND, clouds["flow"]))),
         "max_round_trip_error": params.max_round_trip_error,
         **moments(real_ND, clouds["flow"]),
@@ -97,11 +101,13 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
     }
     tables = {
         "decoded.md": markdown(tokenizer, judged.next_tokens, decoded["real"], decoded["flow"]),
-        "temperatures.md": _temperatures(model, state_flow, judged, params),
+        "temperatures.md": _temperatures(
+            model, state_flow, judged, params, (clouds["flow"], decoded["flow"])
+        ),
         "documents.md": documents.markdown,
     }
     report = workspace.report("sample_flow")
-    judged.losses_of(state_flow).write(report / LOSSES_FILE)
+    judged.losses_of(flow_N, gaussian_N).write(report / LOSSES_FILE)
     _write(report, metrics, names, tables, lambda directory: _draw(clouds, documents, directory))
     _log(workspace.profile, facts["mlflow_run_id"], metrics, report)
     _say(metrics)
@@ -172,28 +178,26 @@ def check_round_trip(error: float, bound: float) -> None:
         )
 
 
-def likelihoods(state_flow: StateFlow, states_ND: Tensor) -> dict[str, float]:
+def likelihoods(flow_N: Tensor, gaussian_N: Tensor, num_dims: int) -> dict[str, float]:
     """Negative log-likelihood in nats a dimension with standard errors, flow and Gaussian.
 
     Args:
-        state_flow: The flow, which brings its Gaussian along.
-        states_ND: (N, D) states with the noise on them.
+        flow_N: (N,) log densities of states by the flow, nats.
+        gaussian_N: (N,) by its Gaussian.
+        num_dims: Of the states.
 
     Returns:
         Mean and standard error of each, and of their difference state by state. States
         of one sequence are not independent, so the errors are lower bounds.
     """
-    num_states, num_dims = states_ND.shape
-    flow_N = -state_flow.log_prob(states_ND) / num_dims
-    gaussian_N = -state_flow.gaussian.log_prob(states_ND) / num_dims
     figures = {}
     for name, values_N in (
-        ("test_nll", flow_N),
-        ("gaussian_test_nll", gaussian_N),
-        ("gain_over_gaussian", gaussian_N - flow_N),
+        ("test_nll", -flow_N / num_dims),
+        ("gaussian_test_nll", -gaussian_N / num_dims),
+        ("gain_over_gaussian", (flow_N - gaussian_N) / num_dims),
     ):
         figures[f"{name}_nats_per_dim"] = float(values_N.mean())
-        figures[f"{name}_standard_error"] = float(values_N.std() / math.sqrt(num_states))
+        figures[f"{name}_standard_error"] = float(values_N.std() / math.sqrt(len(values_N)))
     return figures
 
 
@@ -211,15 +215,22 @@ def _temperatures(
     state_flow: StateFlow,
     judged: JudgedStates,
     params: SampleFlowParams,
+    at_one: Reading,
 ) -> str:
-    whiten = state_flow.gaussian.whiten
+    """The table of temperatures, of which the samples of 1 have been read already."""
 
-    def decode_at(temperature: float) -> tuple[Tensor, Decoded]:
+    def read_at(temperature: float) -> Reading:
+        if temperature == 1:
+            return at_one
         sampled_ND = state_flow.sample(params.samples, seed=params.seed, temperature=temperature)
-        return whiten(sampled_ND), decode(model, sampled_ND, seed=params.seed)
+        return sampled_ND, decode(model, sampled_ND, seed=params.seed)
 
-    real_ND = whiten(judged.states)
-    rows = temperature_table(decode_at, params.temperatures, real_ND, judged.next_tokens)
+    def whitened_at(temperature: float) -> Reading:
+        sampled_ND, decoded = read_at(temperature)
+        return state_flow.gaussian.whiten(sampled_ND), decoded
+
+    real_ND = state_flow.gaussian.whiten(judged.states)
+    rows = temperature_table(whitened_at, params.temperatures, real_ND, judged.next_tokens)
     return f"# Samples by temperature\n\n{rows}"
 
 

@@ -95,4 +95,4 @@ def _flow_losses(artifacts: Path, workspace: Workspace, profile: Profile) -> tup
     judged = judged_states(
         model, workspace.shards, profile.sample_flow, noise_std=profile.train_flow.noise_std
     )
-    return judged.evaluation_set_sha256, judged.losses_of(state_flow)
+    return judged.evaluation_set_sha256, judged.losses_of(*judged.log_likelihoods(state_flow))
