@@ -1,7 +1,8 @@
 """The flows that are compared: EnigmaFlow, and peers from zuko and normflows as they come.
 
 Settings are the packages' own defaults but for the number of transforms, the hidden widths,
-random orders where the package offers them, and a spline's domain, [-5, 5] for all.
+random orders where the package offers them, and a spline's domain, [-5, 5] for all. Ours is told
+what its documentation asks: whether the axes of the data mean something.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ class Model:
         to_base: (N, D) data to (N, D) of the standard normal.
         from_base: Its inverse.
         sample: A count to (count, D).
+        prepare: Takes (N, D) training data before the first step.
     """
 
     module: nn.Module
@@ -34,6 +36,7 @@ class Model:
     to_base: Callable[[Tensor], Tensor]
     from_base: Callable[[Tensor], Tensor]
     sample: Callable[[int], Tensor]
+    prepare: Callable[[Tensor], None] = lambda _: None
 
     @property
     def parameters(self) -> int:
@@ -50,17 +53,23 @@ Maker = Callable[[int, Widths], Model]
 
 
 def make(name: str, dim: int, widths: Widths) -> Model:
-    """A flow over `dim` channels with two hidden layers in each network.
+    """A peer over `dim` channels with two hidden layers in each network.
 
-    Where a package has one width for both (ours, and RQS + LU), it is the first.
+    Where a package has one width for both (RQS + LU), it is the first.
     """
-    return _MAKERS[name](dim, widths)
+    return _PEERS[name](dim, widths)
 
 
-def _enigma(dim: int, widths: Widths) -> Model:
-    flow = EnigmaFlow.build(dim, 2, hidden_channels=widths[0])
+def make_ours(dim: int, *, num_rev_blocks: int = 2, **settings: Any) -> Model:
+    """EnigmaFlow, likewise; the settings are those of `EnigmaFlow.build`."""
+    flow = EnigmaFlow.build(dim, num_rev_blocks, **settings)
     return Model(
-        flow, flow.log_prob, lambda x: flow(x)[0], lambda z: flow.inverse(z)[0], flow.sample
+        flow,
+        flow.log_prob,
+        lambda x: flow(x)[0],
+        lambda z: flow.inverse(z)[0],
+        flow.sample,
+        flow.standardise,
     )
 
 
@@ -119,8 +128,7 @@ def _rqs_lu(dim: int, widths: Widths) -> list[nn.Module]:
     return layers
 
 
-_MAKERS: dict[str, Maker] = {
-    OURS: _enigma,
+_PEERS: dict[str, Maker] = {
     "zuko NSF autoregressive": _zuko("NSF", transforms=3, randperm=True),
     "zuko NSF coupling": _zuko("NSF", transforms=8, passes=2, randperm=True),
     "zuko MAF": _zuko("MAF", transforms=5, randperm=True),
@@ -128,4 +136,4 @@ _MAKERS: dict[str, Maker] = {
     "normflows RealNVP": _normflows(_real_nvp),
     "normflows RQS + LU": _normflows(_rqs_lu),
 }
-MODELS = tuple(_MAKERS)
+MODELS = (OURS, *_PEERS)

@@ -34,6 +34,7 @@ class FlowSet:
         test: (N, D) float32, noise added.
         noise: Adds to `train` what its density needs, anew for every batch.
         entropy_nats: Mean of -log p over `test`, where p is known: the limit.
+        axes_matter: Whether a channel means something of its own.
     """
 
     train: Tensor
@@ -41,6 +42,7 @@ class FlowSet:
     test: Tensor
     noise: Noise
     entropy_nats: float | None = None
+    axes_matter: bool = True
 
     @property
     def dim(self) -> int:
@@ -150,7 +152,8 @@ def _torus() -> FlowSet:
     ).Q
     around, across = (2 * math.pi * torch.arange(n, dtype=torch.float64) / n for n in (128, 48))
     surface_TD = _on_torus(torch.cartesian_prod(around, across)) @ turned_DD
-    return _known(_on_torus(angles_N2) @ turned_DD, surface_TD, TORUS_STD, generator)
+    made = _known(_on_torus(angles_N2) @ turned_DD, surface_TD, TORUS_STD, generator)
+    return replace(made, axes_matter=False)
 
 
 def _known(
@@ -196,7 +199,7 @@ def _states(language_model: Path, shards: Path) -> FlowSet:
     mean_D = train.mean(dim=0)
     axes_DA = torch.linalg.svd(train - mean_D, full_matrices=False).Vh.T[:, :STATE_AXES]
     projected = [(states_ND - mean_D) @ axes_DA for states_ND in (train, validation, test)]
-    return _standardised(projected[0], projected[1], projected[2], _as_it_is)
+    return replace(_standardised(*projected, _as_it_is), axes_matter=False)
 
 
 _MAKERS: dict[str, Callable[[], FlowSet]] = {

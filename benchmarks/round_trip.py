@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from benchmarks.record import RESULTS, row, write
 from enigma.bijection import Tokens
+from enigma.coupling import COUPLINGS
 from enigma.jacobian_logdet import jacobian_log_det
 from enigma.linear import Embedding
 from enigma.machine import Enigma
@@ -27,7 +28,7 @@ from enigma.round_trip import RoundTripReport, core_round_trip_error
 WIDTH, BLOCKS, ROTORS, POSITIONS = 768, 6, 4, 16
 VOCABULARY, LENGTH, STEPS, LEARNING_RATE = 512, 64, 1000, 2e-4
 TARGET_FLOAT32, TARGET_FLOAT64, TARGET_BLOCK, TARGET_LOG_DET = 1e-6, 1e-12, 1e-8, 1e-8
-LOG_DET_WIDTH, COUPLINGS = 16, ("additive", "affine", "spline")
+LOG_DET_WIDTH = 16
 FORMS = {
     "PLU rotors": {"rotor_form": "plu"},
     "lifting rotors": {"rotor_form": "lifting"},

@@ -2,7 +2,8 @@
 
 A coupling is y = h(x; net(other half)): whatever the network is, the map is invertible.
 Sources: additive, Dinh et al., NICE (2014), section 3.2; affine, Dinh et al., Real NVP (2017),
-equations 7 and 8; spline, see `enigma.spline`.
+equations 7 and 8; spline, see `enigma.spline`. An affine spline shifts and scales a half before its
+splines bend it: a spline alone moves nothing outside of its domain.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from enigma.squared_relu import squared_relu
 
 __all__ = ["COUPLINGS", "Activation", "Coupling", "CouplingKind", "CouplingNetwork"]
 
-CouplingKind = Literal["additive", "affine", "spline"]
+CouplingKind = Literal["additive", "affine", "spline", "affine-spline"]
 Activation = Literal["relu2", "silu"]
-COUPLINGS: tuple[CouplingKind, ...] = ("additive", "affine", "spline")
+COUPLINGS: tuple[CouplingKind, ...] = ("additive", "affine", "spline", "affine-spline")
 
 _MAX_AFFINE_LOG_SCALE = 2.0
 
@@ -103,7 +104,7 @@ class Coupling(nn.Module):
     Args:
         moved_channels: width of the half that moves.
         read_channels: width of the half that is read.
-        kind: "additive" (volume-preserving), "affine" or "spline".
+        kind: "additive" (volume-preserving), "affine", "spline" or "affine-spline".
         hidden_channels: width of the network.
         num_hidden_layers: depth of the network.
         activation: see `CouplingNetwork`.
@@ -142,16 +143,20 @@ class Coupling(nn.Module):
             raise ValueError(f"coupling must be one of {COUPLINGS}, got {kind!r}")
         if exact and kind != "additive":
             raise ValueError(f"only an additive coupling can be exact, got {kind!r}")
-        if kind == "spline" and num_bins < 2:
+        if kind.endswith("spline") and num_bins < 2:
             raise ValueError(f"num_bins must be at least 2, got {num_bins}")
         self.kind = kind
         self.exact = exact
         self.num_bins = num_bins
         self.bound = bound
-        numbers = {"additive": 1, "affine": 2, "spline": num_spline_parameters(num_bins)}[kind]
+        # Of the affine map (of what is added, where that is all), and of a spline.
+        self.numbers_a_channel = (
+            {"additive": 1, "spline": 0}.get(kind, 2),
+            num_spline_parameters(num_bins) if kind.endswith("spline") else 0,
+        )
         self.network = CouplingNetwork(
             read_channels,
-            moved_channels * numbers,
+            moved_channels * sum(self.numbers_a_channel),
             hidden_channels,
             num_hidden_layers=num_hidden_layers,
             activation=activation,
@@ -168,11 +173,15 @@ class Coupling(nn.Module):
         raw = self.numbers(read, tokens).to(moved.dtype)
         if self.kind == "additive":
             return (exact_add(moved, raw) if self.exact else moved + raw), None
-        if self.kind == "affine":
-            shift, log_scale = _shift_and_log_scale(raw)
-            return moved * log_scale.exp() + shift, log_scale.sum(-1)
-        y, log_slope = spline_forward(moved, self._by_bins(raw), self.num_bins, self.bound)
-        return y, log_slope.sum(-1)
+        log_det = moved.new_zeros(moved.shape[:-1])
+        raw_affine, raw_splines = self._parts(raw)
+        if self.kind != "spline":
+            shift, log_scale = _shift_and_log_scale(raw_affine)
+            moved, log_det = moved * log_scale.exp() + shift, log_scale.sum(-1)
+        if self.kind != "affine":
+            moved, log_slope = spline_forward(moved, raw_splines, self.num_bins, self.bound)
+            log_det = log_det + log_slope.sum(-1)
+        return moved, log_det
 
     def numbers(self, read: Tensor, tokens: Tokens | None = None) -> Tensor:
         """Return what the network makes of `read`; for an additive coupling, what is added.
@@ -190,14 +199,22 @@ class Coupling(nn.Module):
         raw = self.numbers(read, tokens).to(moved.dtype)
         if self.kind == "additive":
             return (exact_add(moved, raw, -1) if self.exact else moved - raw), None
-        if self.kind == "affine":
-            shift, log_scale = _shift_and_log_scale(raw)
-            return (moved - shift) * (-log_scale).exp(), -log_scale.sum(-1)
-        x, log_slope = spline_inverse(moved, self._by_bins(raw), self.num_bins, self.bound)
-        return x, log_slope.sum(-1)
+        log_det = moved.new_zeros(moved.shape[:-1])
+        raw_affine, raw_splines = self._parts(raw)
+        if self.kind != "affine":
+            moved, log_slope = spline_inverse(moved, raw_splines, self.num_bins, self.bound)
+            log_det = log_slope.sum(-1)
+        if self.kind != "spline":
+            shift, log_scale = _shift_and_log_scale(raw_affine)
+            moved, log_det = (moved - shift) * (-log_scale).exp(), log_det - log_scale.sum(-1)
+        return moved, log_det
 
-    def _by_bins(self, raw: Tensor) -> Tensor:
-        return raw.view(*raw.shape[:-1], num_spline_parameters(self.num_bins), -1)
+    def _parts(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (..., 2 D) numbers of the affine map and (..., 3 K - 1, D) of the splines."""
+        affine, splines = self.numbers_a_channel
+        channels = raw.shape[-1] // (affine + splines)
+        raw_affine, raw_splines = torch.split(raw, [affine * channels, splines * channels], dim=-1)
+        return raw_affine, raw_splines.reshape(*raw.shape[:-1], splines, channels)
 
 
 def _shift_and_log_scale(raw: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,8 @@ class RevBlock(Bijection):
 
     Args:
         num_channels: width D, at least 2; an odd width makes unequal halves.
-        coupling: "additive" (the language model), "affine" or "spline" (the flow).
+        coupling: "additive" (the language model), or for a flow "affine", "spline" or
+            "affine-spline".
         hidden_channels: width of the coupling networks; None takes 2 D.
         num_hidden_layers: depth of the coupling networks.
         activation: see `enigma.coupling.CouplingNetwork`.

@@ -19,11 +19,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["num_spline_parameters", "spline_forward", "spline_inverse"]
+__all__ = [
+    "MAX_LOG_SLOPE",
+    "Places",
+    "SplineMap",
+    "curve",
+    "num_spline_parameters",
+    "spline_forward",
+    "spline_inverse",
+]
 
 _MIN_BIN = 1e-2
 """Smallest share of the domain that a bin takes."""
-_MAX_LOG_SLOPE = 2.0
+MAX_LOG_SLOPE = 2.0
 """Bound of the log of a knot's slope over that of the flatter of its two bins. In the middle of a
 bin of mean slope s between slopes d the curve has the slope 2 s^2 / d: with d free, that is as
 flat as 1e-7, and the round trip in float32 was wrong by 0.67 where it is now 4e-4 (what rounding
@@ -47,25 +55,26 @@ def spline_forward(x: Tensor, raw: Tensor, num_bins: int, bound: float) -> tuple
     Returns:
         `y` and `log dy/dx` in nats, both of the shape of `x`. They can be differentiated once.
     """
-    return _apply(x, raw, _Map(num_bins, bound, inverted=False))
+    return _apply(x, raw, SplineMap(num_bins, bound, inverted=False))
 
 
 def spline_inverse(y: Tensor, raw: Tensor, num_bins: int, bound: float) -> tuple[Tensor, Tensor]:
     """Undo `spline_forward`; returns `x` and `log dx/dy` (equations 6 to 8)."""
-    return _apply(y, raw, _Map(num_bins, bound, inverted=True))
+    return _apply(y, raw, SplineMap(num_bins, bound, inverted=True))
 
 
-class _Map(NamedTuple):
-    """Which map: the bins, half the domain, and the direction."""
+class SplineMap(NamedTuple):
+    """Which map: the bins, half the domain, the direction, the least share of a bin."""
 
     num_bins: int
     bound: float
     inverted: bool
+    min_bin: float = _MIN_BIN
 
     @property
     def least(self) -> float:
         """The smallest size of a bin."""
-        return 2 * self.bound * _MIN_BIN
+        return 2 * self.bound * self.min_bin
 
     @property
     def free(self) -> float:
@@ -73,7 +82,7 @@ class _Map(NamedTuple):
         return 2 * self.bound - self.num_bins * self.least
 
 
-def _apply(value: Tensor, raw: Tensor, which: _Map) -> tuple[Tensor, Tensor]:
+def _apply(value: Tensor, raw: Tensor, which: SplineMap) -> tuple[Tensor, Tensor]:
     raw_PM = raw.movedim(-2, 0).reshape(num_spline_parameters(which.num_bins), -1)
     moved_M, log_slope_M = _Spline.apply(  # type: ignore[no-untyped-call]
         value.reshape(-1), raw_PM, which
@@ -85,11 +94,13 @@ class _Spline(torch.autograd.Function):
     """The map of M values, and its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, value_M: Tensor, raw_PM: Tensor, which: _Map) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, value_M: Tensor, raw_PM: Tensor, which: SplineMap
+    ) -> tuple[Tensor, Tensor]:
         size_2KM, k_M, parts = _look_up(value_M, raw_PM, which)
         ctx.save_for_backward(value_M, size_2KM, k_M, parts)
         ctx.which = which
-        return _curve(value_M, parts.unbind(), k_M, which)
+        return curve(value_M, parts.unbind(), k_M, which)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -99,31 +110,31 @@ class _Spline(torch.autograd.Function):
         value_M, size_2KM, k_M, parts = ctx.saved_tensors
         with torch.enable_grad():
             inputs = [tensor.detach().requires_grad_() for tensor in (value_M, *parts)]
-            outputs = _curve(inputs[0], inputs[1:], k_M, ctx.which)
+            outputs = curve(inputs[0], inputs[1:], k_M, ctx.which)
             grad_value_M, *grad_parts = torch.autograd.grad(
                 outputs, inputs, (grad_moved_M, grad_log_slope_M)
             )
         return grad_value_M, _raw_gradient(grad_parts, size_2KM, k_M, ctx.which), None
 
 
-class _Places(NamedTuple):
-    """Bin and neighbours, (M,) int64 each; at the ends the bin stands for the one that is not."""
+class Places(NamedTuple):
+    """A bin and its neighbours, int64 each; at the ends the bin stands for the one that is not."""
 
     before: Tensor
     here: Tensor
     after: Tensor
 
     @classmethod
-    def of(cls, k_M: Tensor, num_bins: int) -> _Places:
+    def of(cls, k_M: Tensor, num_bins: int) -> Places:
+        """Return the places of bins `k_M`, int64 of any shape."""
         return cls((k_M - 1).clamp_(min=0), k_M, (k_M + 1).clamp_(max=num_bins - 1))
 
 
-def _look_up(value_M: Tensor, raw_PM: Tensor, which: _Map) -> tuple[Tensor, Tensor, Tensor]:
+def _look_up(value_M: Tensor, raw_PM: Tensor, which: SplineMap) -> tuple[Tensor, Tensor, Tensor]:
     """Find the bin of each value.
 
     Returns:
-        The sizes of the bins (2, K, M), the bin (M,), and ten rows (10, M): left knot (x, y), size
-        (x, y) of the bin, of the one before and of the one after, raw slope at both ends.
+        The sizes of the bins (2, K, M), the bin (M,), and the ten rows of `curve` (10, M).
     """
     num_bins, bound = which.num_bins, which.bound
     logits_2KM = raw_PM[: 2 * num_bins].view(2, num_bins, -1)
@@ -137,7 +148,7 @@ def _look_up(value_M: Tensor, raw_PM: Tensor, which: _Map) -> tuple[Tensor, Tens
         torch.add(left_2KM[:, k - 1], size_2KM[:, k - 1], out=left_2KM[:, k])
     clipped_M = value_M.clamp(-bound, bound)
     k_M = (clipped_M >= left_2KM[int(which.inverted), 1:]).sum(dim=0)
-    places = _Places.of(k_M, num_bins)
+    places = Places.of(k_M, num_bins)
     count = len(value_M)
     column_M = torch.arange(count, device=value_M.device)
     here_M, before_M, after_M = (
@@ -159,10 +170,18 @@ def _take(table: Tensor, index: Tensor, out: Tensor) -> None:
     torch.index_select(table.reshape(-1), 0, index.view(-1), out=out.view(-1))
 
 
-def _curve(
-    value_M: Tensor, parts: Sequence[Tensor], k_M: Tensor, which: _Map
+def curve(
+    value_M: Tensor, parts: Sequence[Tensor], k_M: Tensor, which: SplineMap
 ) -> tuple[Tensor, Tensor]:
-    """Return where a value goes and the log of the slope there, from the rows of `_look_up`."""
+    """Return where values go and the log of the slope there (equations 4 to 8).
+
+    Args:
+        value_M: floating `(M,)`.
+        parts: ten rows `(M,)`: left knot (x, y), size (x, y) of the bin, of the one before and of
+            the one after, raw slope at both ends.
+        k_M: int64 `(M,)`, the bin.
+        which: the map.
+    """
     x0, y0, width, height, *neighbours, raw0, raw1 = parts
     width_before, height_before, width_after, height_after = neighbours
     mean_slope = height / width
@@ -196,14 +215,16 @@ def _curve(
 
 def _knot(raw: Tensor, mean_slope: Tensor, mean_slope_beyond: Tensor, at_end: Tensor) -> Tensor:
     flatter = torch.minimum(mean_slope, mean_slope_beyond)
-    ratio = (_MAX_LOG_SLOPE * torch.tanh(raw / _MAX_LOG_SLOPE)).exp()
+    ratio = (MAX_LOG_SLOPE * torch.tanh(raw / MAX_LOG_SLOPE)).exp()
     return torch.where(at_end, 1.0, flatter * ratio)
 
 
-def _raw_gradient(grad_parts: list[Tensor], size_2KM: Tensor, k_M: Tensor, which: _Map) -> Tensor:
+def _raw_gradient(
+    grad_parts: list[Tensor], size_2KM: Tensor, k_M: Tensor, which: SplineMap
+) -> Tensor:
     """Carry the gradient of the ten rows back to the raw numbers, (P, M)."""
     _, num_bins, count = size_2KM.shape
-    places = _Places.of(k_M, num_bins)
+    places = Places.of(k_M, num_bins)
     grad_PM = size_2KM.new_empty(num_spline_parameters(num_bins), count)
     grad_2KM = grad_PM[: 2 * num_bins].view(2, num_bins, count)
     # A left knot is the sum of the sizes before it.

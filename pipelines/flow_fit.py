@@ -105,7 +105,7 @@ def fit_state_flow(
         coupling=params.coupling,
         hidden_channels=params.hidden_channels,
         # The axes of whitened states mean nothing.
-        start="rotation",
+        axes_matter=False,
         seed=params.seed,
     ).to(device)
     result = fit(

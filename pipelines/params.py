@@ -233,7 +233,7 @@ class TrainFlowParams(_Section):
     energy_weight: Annotated[float, Field(ge=0.0)]
     num_blocks: PositiveInt
     hidden_channels: PositiveInt
-    coupling: Literal["affine", "spline"]
+    coupling: Literal["affine", "spline", "affine-spline"]
     steps: PositiveInt
     batch_size: PositiveInt
     learning_rate: PositiveFloat

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from enigma.bijection import Tokens
+from enigma.coupling import COUPLINGS
 from enigma.invertible_conv1x1 import (
     DynamicInvertibleConv1x1Stack,
     InvertibleConv1x1,
@@ -18,7 +19,6 @@ from enigma.rev_block import RevBlock
 from enigma.simple_permutation import SimplePermutation
 
 D = 8
-COUPLINGS = ("additive", "affine", "spline")
 BIJECTIONS = {
     "conv1x1": lambda: InvertibleConv1x1(D),
     "conv1x1 from a permutation": lambda: InvertibleConv1x1(D, start="permutation"),
