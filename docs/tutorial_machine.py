@@ -45,7 +45,7 @@ def train_flow(steps: int) -> tuple[EnigmaFlow, torch.Tensor]:
     """Fit a flow of splines to fresh points at every step; return it and test points."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    flow = EnigmaFlow.build(2, num_rev_blocks=2, coupling="spline", hidden_channels=64)
+    flow = EnigmaFlow.build(2, num_rev_blocks=2, hidden_channels=64)
     flow.standardise(two_moons(10_000, generator))
     optimiser = torch.optim.Adam(flow.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
