@@ -1,4 +1,4 @@
-"""Keys of a re-streamed corpus: what is planted is found, and a search that misses it is refused."""
+"""Re-streamed keys: what is planted is found, and a search that misses it is refused."""
 
 import numpy as np
 import pytest
