@@ -20,11 +20,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.record import row, write
 from pipelines.overlap import exact_matches
-from pipelines.shards import fixed_binary
+from pipelines.shards import Tokens, fixed_binary
 from pipelines.stage import progress
 from pipelines.window_index import window_hashes
 
@@ -33,21 +32,21 @@ FILES = 256
 SHARED, REPEATED = 52, 1000
 MAX_BYTES = 1e9
 
-Tokens = npt.NDArray[np.uint16]
+Spent = Counter[str]
+"""Processor seconds by step."""
 
 
-class Steps:
-    """Processor seconds by step."""
+@contextmanager
+def spending(spent_s: Spent, step: str) -> Iterator[None]:
+    """Add what is spent meanwhile to a step."""
+    start_s = time.process_time()
+    yield
+    spent_s[step] += time.process_time() - start_s
 
-    def __init__(self) -> None:
-        self.spent_s: Counter[str] = Counter()
 
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Count what happens meanwhile."""
-        start_s = time.process_time()
-        yield
-        self.spent_s[name] += time.process_time() - start_s
+def num_blocks(sequences: int) -> int:
+    """How many blocks hold so many sequences."""
+    return -(-sequences // BLOCK)
 
 
 def blocks(held_out_ML: Tokens, sequences: int) -> Iterator[Tokens]:
@@ -55,8 +54,7 @@ def blocks(held_out_ML: Tokens, sequences: int) -> Iterator[Tokens]:
     generator = np.random.default_rng(1)
     block_NL = generator.integers(0, 21128, (BLOCK, LENGTH), dtype=np.uint16)
     first_NL = block_NL[:REPEATED].copy()
-    count = -(-sequences // BLOCK)
-    for number in range(count):
+    for number in range(num_blocks(sequences)):
         given_NL = block_NL[: sequences - number * BLOCK]
         if number == 1:
             given_NL = given_NL.copy()
@@ -67,7 +65,7 @@ def blocks(held_out_ML: Tokens, sequences: int) -> Iterator[Tokens]:
         block_NL ^= np.uint16(number ^ (number + 1))
 
 
-def stream(held_out_ML: Tokens, directory: Path, sequences: int, steps: Steps) -> int:
+def stream(held_out_ML: Tokens, directory: Path, sequences: int, spent_s: Spent) -> int:
     """Look every sequence up among the held-out ones and put its key on disk.
 
     Returns:
@@ -77,13 +75,13 @@ def stream(held_out_ML: Tokens, directory: Path, sequences: int, steps: Steps) -
     with ExitStack() as stack:
         files = [stack.enter_context((directory / f"{i}").open("wb")) for i in range(FILES)]
         given = blocks(held_out_ML, sequences)
-        for block_NL in progress(given, total=-(-sequences // BLOCK), unit="block", label="blocks"):
-            with steps("exact overlap"):
+        for block_NL in progress(given, total=num_blocks(sequences), unit="block", label="blocks"):
+            with spending(spent_s, "exact overlap"):
                 found_N = exact_matches(fixed_binary(block_NL), reference)
                 shared += int(np.count_nonzero(found_N >= 0))
-            with steps("keys"):
+            with spending(spent_s, "keys"):
                 keys_N = window_hashes(block_NL, LENGTH)[:, 0]
-            with steps("keys to disk"):
+            with spending(spent_s, "keys to disk"):
                 keys_N.sort()
                 bounds = np.searchsorted(keys_N >> np.uint64(56), np.arange(FILES + 1))
                 for file, first, last in zip(files, bounds[:-1], bounds[1:], strict=True):
@@ -91,11 +89,11 @@ def stream(held_out_ML: Tokens, directory: Path, sequences: int, steps: Steps) -
     return shared
 
 
-def repeats(directory: Path, steps: Steps) -> int:
+def repeats(directory: Path, spent_s: Spent) -> int:
     """Count the keys that came before, file by file."""
     found = 0
     for path in directory.iterdir():
-        with steps("repeats"):
+        with spending(spent_s, "repeats"):
             keys = np.fromfile(path, np.uint64)
             keys.sort()
             found += int(np.count_nonzero(keys[1:] == keys[:-1]))
@@ -111,18 +109,18 @@ def measure(sequences: int) -> list[dict[str, Any]]:
     held_out_ML = np.random.default_rng(0).integers(0, 21128, (HELD_OUT, LENGTH), dtype=np.uint16)
     # Compile before the clock runs.
     window_hashes(held_out_ML[:1], LENGTH)
-    steps = Steps()
+    spent_s: Spent = Counter()
     with TemporaryDirectory() as name:
         directory = Path(name)
-        shared = stream(held_out_ML, directory, sequences, steps)
+        shared = stream(held_out_ML, directory, sequences, spent_s)
         on_disk = sum(path.stat().st_size for path in directory.iterdir())
-        found = (shared, repeats(directory, steps))
+        found = (shared, repeats(directory, spent_s))
     if found != (SHARED, REPEATED):
         raise ValueError(f"planted {(SHARED, REPEATED)}, found {found}")
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     what = f"{sequences:,} sequences"
     return [
-        *(row(f"{what}: {step}", spent_s, "s") for step, spent_s in steps.spent_s.items()),
+        *(row(f"{what}: {step}", seconds, "s") for step, seconds in spent_s.items()),
         row(f"{what}: keys on disk", on_disk / 1e6, "MB"),
         row(
             f"{what}: peak memory",

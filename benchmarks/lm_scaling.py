@@ -32,7 +32,7 @@ from benchmarks.lm_quality import (
     parameters,
     run_once,
 )
-from benchmarks.lm_quality_table import OPTIMISERS, OURS, PEERS, against, bits
+from benchmarks.lm_quality_table import BOUNDS, OPTIMISERS, OURS, PEERS, against_best, bits
 from benchmarks.peers import check_sizes, gpt2_config, llama_config
 from benchmarks.record import row, write
 from pipelines.stage import run_stage
@@ -41,7 +41,6 @@ RUNS = Path(__file__).resolve().parent.parent / "runs" / "lm_scaling"
 PLOT = Path(__file__).resolve().parent.parent / "docs" / "images" / "lm_scaling.png"
 WIDTHS, LARGEST, HEADS = (64, 96, 160), 288, 4
 FRACTIONS = (4, 2, 1)
-BOUNDS = {"adamw": 0.98, "muon": 0.97}
 LEARNING_RATES_AT_128 = {"enigma": 3e-3, "gpt2": 9e-3, "llama": 3e-3}
 """The best of `benchmarks/lm_quality.py`; at other widths in proportion to 1 / sqrt(width), since
 wider models take smaller steps."""
@@ -165,9 +164,8 @@ def largest_rows(runs: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, A
     for optimiser, found in runs.items():
         test = {name: bits(run, "test") for name, run in found.items()}
         what = f"{found[OURS]['parameters'] / 1e6:.1f} M, {optimiser}, test"
-        peer = min(PEERS, key=lambda name: test[name])
         rows += [row(f"{name}, {what}", test[name], "bits/char") for name in PEERS]
-        rows.append(against(f"{OURS}, {what}", "bits/char", test, peer, BOUNDS[optimiser]))
+        rows.append(against_best(f"{OURS}, {what}", "bits/char", test, BOUNDS[optimiser]))
     return rows
 
 

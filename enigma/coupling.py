@@ -9,7 +9,7 @@ splines bend it: a spline alone moves nothing outside of its domain.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ __all__ = ["COUPLINGS", "Activation", "Coupling", "CouplingKind", "CouplingNetwo
 
 CouplingKind = Literal["additive", "affine", "spline", "affine-spline"]
 Activation = Literal["relu2", "silu"]
-COUPLINGS: tuple[CouplingKind, ...] = ("additive", "affine", "spline", "affine-spline")
+COUPLINGS: tuple[CouplingKind, ...] = get_args(CouplingKind)
 
 _MAX_AFFINE_LOG_SCALE = 2.0
 
