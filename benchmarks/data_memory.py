@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.record import row, write
+from pipelines.documents import RAW_SCHEMA
 from pipelines.packaged_data import packaged_file
-from pipelines.text_sources import RAW_SCHEMA
 from tests.support import REPOSITORY, change_params
 
 IMAGE = REPOSITORY / "docs" / "images" / "data_memory.png"

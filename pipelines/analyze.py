@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 
 from pipelines.analysis_page import draw_figures, render_analysis
 from pipelines.artifacts import publish_directory, read_json, read_manifest, write_json, write_text
-from pipelines.clean_part import HAN, KANA
-from pipelines.decontaminate import REPORT_NAME
 from pipelines.evidence import shards_table
 from pipelines.params import load_params
+from pipelines.scripts import HAN, HANGUL, KANA
 from pipelines.stage import progress
 from pipelines.workspace import SPLITS, Workspace
 
@@ -30,7 +29,6 @@ Counts = npt.NDArray[np.int64]
 CODE_POINTS = 0x110000
 QUANTILES = {"shortest": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "longest": 1.0}
 TOP_CHARACTERS = 30
-HANGUL = ((0x1100, 0x1200), (0x3130, 0x3190), (0xAC00, 0xD7B0))
 SCRIPTS = ("Han", "kana", "Hangul", "Latin", "digit", "punctuation", "space", "other")
 
 
@@ -48,7 +46,7 @@ def analyze(workspace: Workspace) -> dict[str, Any]:
     """
     documents = read_manifest(workspace.documents)
     shards = read_manifest(workspace.shards)
-    overlap = read_json(workspace.report("decontaminate") / REPORT_NAME)
+    overlap = read_json(workspace.overlap_report)
     sequences = shards_table(workspace.shards).set_index("split")
     histograms: dict[str, Counts] = {}
     lengths: dict[str, Counts] = {}

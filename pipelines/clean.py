@@ -36,13 +36,13 @@ from pipelines.clean_part import (
     read_arrow,
 )
 from pipelines.corpus_index import CorpusIndex
+from pipelines.documents import RAW_SCHEMA
 from pipelines.errors import UserError
 from pipelines.leftovers import KEPT_PIECES, LEFTOVERS
 from pipelines.normalisation import NORMALISATION
 from pipelines.params import CleanParams, SplitParams, load_params
 from pipelines.shard_work import shard_work
 from pipelines.stage import progress, run_stage
-from pipelines.text_sources import RAW_SCHEMA
 from pipelines.workspace import SPLITS, Workspace
 
 log = logging.getLogger(__name__)

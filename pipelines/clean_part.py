@@ -21,12 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.artifacts import write_json
+from pipelines.documents import RAW_SCHEMA
 from pipelines.leftovers import Removed, remove_leftovers
 from pipelines.minhash import minhash_signatures
 from pipelines.normalisation import normalise, title_key, to_simplified
 from pipelines.params import CleanParams
+from pipelines.scripts import HAN, KANA
 from pipelines.text_arrays import text_array
-from pipelines.text_sources import RAW_SCHEMA
 
 DIGEST_BYTES = 16
 TITLE_BYTES = 8
@@ -47,9 +48,7 @@ DROPPED_SCHEMA = pa.schema(
     ]
 )
 REMOVED_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "rule", "text")])
-HAN = ((0x3005, 0x3008), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x323B0))
 HAN_KIND, KANA_KIND, SPACE_KIND = 1, 2, 3
-KANA = ((0x3041, 0x3097), (0x30A1, 0x30FB), (0xFF66, 0xFF9E))
 
 
 @dataclass(frozen=True)

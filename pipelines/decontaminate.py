@@ -39,7 +39,6 @@ from pipelines.workspace import SPLITS, Workspace
 
 log = logging.getLogger(__name__)
 
-REPORT_NAME = "overlap.json"
 # What each split must not share a sequence with.
 LATER_SPLITS = {"validation": ("test",), "train": ("validation", "test")}
 METHODS = ("exact", "near", "title")
@@ -297,7 +296,7 @@ def main() -> None:
         params.profile.decontaminate,
         workspace.tokens,
         workspace.shards,
-        workspace.report("decontaminate") / REPORT_NAME,
+        workspace.overlap_report,
         work=workspace.runs / f"{params.name}-decontaminate",
         workers=params.profile.workers,
     )

@@ -9,7 +9,6 @@ that repeats itself. `pipelines/scoring.py` says how [UNK] is charged.
 """
 
 import csv
-import hashlib
 import logging
 import math
 from pathlib import Path
@@ -20,7 +19,13 @@ import numpy as np
 from pipelines.artifacts import publish_directory, read_manifest, sha256_file, write_json
 from pipelines.baselines import NGramModel
 from pipelines.errors import GateError, UserError
-from pipelines.evaluation_losses import LOSSES_FILE, Floats, Losses, documents_of
+from pipelines.evaluation_losses import (
+    LOSSES_FILE,
+    Floats,
+    Losses,
+    evaluation_set_sha256,
+    losses_of,
+)
 from pipelines.generation import Sampling, distinct_2, generate, readable, repetition_rate
 from pipelines.language_model import load_language_model
 from pipelines.params import EvaluateParams, load_params
@@ -154,23 +159,6 @@ def alarms(report: dict[str, Any], *, lowest_validation_loss: float) -> list[dic
             )
         )
     return [{"name": name, "message": message} for name, message in found]
-
-
-def evaluation_set_sha256(reader: ShardReader, indices: Indices) -> str:
-    """Name an evaluation set by its tokens, in order."""
-    return hashlib.sha256(reader.gather(indices).tobytes()).hexdigest()
-
-
-def losses_of(reader: ShardReader, indices: Indices, nll_nats_N: Floats) -> Losses:
-    """Losses by sequence, spread over the characters of the source text.
-
-    Args:
-        reader: The split.
-        indices: (N,) sequences.
-        nll_nats_N: Of each; what [UNK] is charged is the same for every model and left out.
-    """
-    characters = reader.sequences().take(indices)["characters"].to_numpy()
-    return Losses(documents_of(reader, indices), characters.astype(np.float64), nll_nats_N)
 
 
 def _nll_nats(model: Any, reader: ShardReader, indices: Indices, batch_size: int) -> Floats:

@@ -9,6 +9,7 @@ write a parquet file with a row an item; a registered version carries it as proo
     loss_nats   summed over the item, lower is better
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,3 +90,20 @@ def documents_of(reader: ShardReader, indices: Indices) -> npt.NDArray[np.object
     starts = documents["start_token"].to_numpy()
     row = np.searchsorted(starts, source * reader.sequence_length, side="right") - 1
     return np.array([documents["id"][number].as_py() for number in row], dtype=object)
+
+
+def evaluation_set_sha256(reader: ShardReader, indices: Indices) -> str:
+    """Name an evaluation set by its tokens, in order."""
+    return hashlib.sha256(reader.gather(indices).tobytes()).hexdigest()
+
+
+def losses_of(reader: ShardReader, indices: Indices, nll_nats_N: Floats) -> Losses:
+    """Losses by sequence, spread over the characters of the source text.
+
+    Args:
+        reader: The split.
+        indices: (N,) sequences.
+        nll_nats_N: Of each; what [UNK] is charged is the same for every model and left out.
+    """
+    characters = reader.sequences().take(indices)["characters"].to_numpy()
+    return Losses(documents_of(reader, indices), characters.astype(np.float64), nll_nats_N)

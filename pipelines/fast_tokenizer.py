@@ -244,7 +244,7 @@ class _CompiledChunks(_Chunks):
         self._used = np.zeros(2, np.int64)
 
     def encode(self, data: npt.NDArray[np.uint8], offsets: Ints, end: int) -> TokenStream:
-        from pipelines import kernels
+        from pipelines import tokenizer_kernels as kernels
 
         items = np.empty(int(offsets[-1] - offsets[0]), np.int32)
         counts = np.zeros(len(offsets) - 1, np.int64)
@@ -267,7 +267,7 @@ class _CompiledChunks(_Chunks):
         return _concatenate(parts)
 
     def _expand(self, items_I: npt.NDArray[np.int32], counts: Ints, end: int) -> TokenStream:
-        from pipelines import kernels
+        from pipelines import tokenizer_kernels as kernels
 
         entries = -1 - items_I[items_I < 0]
         num_tokens = len(items_I) - len(entries) + int(self._spans[entries, 1].sum()) + len(counts)

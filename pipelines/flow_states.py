@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from enigma.jacobian_logdet import EnigmaFlow, load_flow, save_flow
+from pipelines.artifacts import sha256_file
 from pipelines.errors import UserError
 from pipelines.gaussian import Gaussian, standard_normal_log_prob
 from pipelines.hidden_states import HiddenStates, choose_positions, collect
@@ -192,3 +193,18 @@ def with_noise(states_ND: Tensor, *, noise_std: float, split: str, seed: int) ->
 def _seed_for(purpose: str, seed: int) -> int:
     """One seed for each purpose, so that no two of them share their random numbers."""
     return int(np.random.SeedSequence([seed, crc32(purpose.encode())]).generate_state(1)[0])
+
+
+def check_language_model(directory: Path, weights_sha256: str) -> None:
+    """Refuse a language model that is not the one under the flow.
+
+    Raises:
+        UserError: With both hashes.
+    """
+    came = sha256_file(directory / "model.safetensors")
+    if came != weights_sha256:
+        raise UserError(
+            f"the flow was fitted to states of a language model with the weights "
+            f"{weights_sha256[:12]}..., {directory} has {came[:12]}...",
+            "run `dvc repro train_flow`, which fits the flow to this model",
+        )

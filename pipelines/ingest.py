@@ -26,13 +26,13 @@ from pipelines.artifacts import (
     write_json,
     write_manifest,
 )
+from pipelines.documents import RAW_SCHEMA
 from pipelines.errors import UserError
 from pipelines.params import IngestParams, load_params
 from pipelines.shard_work import place, shard_work
 from pipelines.sources import SourceFile, source_files
 from pipelines.stage import progress, run_stage
 from pipelines.text_arrays import hash_keys
-from pipelines.text_sources import RAW_SCHEMA
 from pipelines.workspace import Workspace
 
 log = logging.getLogger(__name__)

@@ -1,17 +1,13 @@
 """The ledger as a person reads it."""
 
-import sys
-
-from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
 from pipelines import ledger
+from pipelines.console import tree_console
 from pipelines.errors import GateError
 from pipelines.registered_models import CHAMPION, aliased
 from pipelines.tracking import connect
-
-LINE_IN_A_FILE = 2000
 
 
 def show_history(name: str) -> None:
@@ -45,8 +41,3 @@ def show_history(name: str) -> None:
             "that left no line",
         )
     console.print(f"champion of {name}: {came or '(none)'}, as the ledger says")
-
-
-def tree_console() -> Console:
-    """A console that breaks long lines on a terminal, and leaves them whole in a file."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else LINE_IN_A_FILE)

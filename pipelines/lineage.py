@@ -17,6 +17,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from pipelines.artifacts import MANIFEST_NAME, read_json, sha256_file
+from pipelines.console import tree_console
 from pipelines.dvc_objects import (
     LINEAGE,
     Output,
@@ -29,7 +30,6 @@ from pipelines.dvc_objects import (
 from pipelines.errors import GateError, UserError
 from pipelines.gates import data_gates, recorded_gates
 from pipelines.git_files import GitFiles
-from pipelines.ledger_view import tree_console
 from pipelines.promote import Version, check, downloaded
 from pipelines.registered_models import FLOW, MODELS, aliased
 from pipelines.stage import progress

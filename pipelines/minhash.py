@@ -43,7 +43,7 @@ def minhash_signatures(
     b_H = generator.integers(2**32, size=num_hashes, dtype=np.uint32)
     signatures_DH = np.full((len(texts), num_hashes), np.iinfo(np.uint32).max, dtype=np.uint32)
     if have_numba(use_numba):
-        from pipelines import kernels
+        from pipelines import minhash_kernels as kernels
 
         data, offsets = utf8_views(texts)
         kernels.minhash(data, offsets, params.shingle_characters, a_H, b_H, signatures_DH)
@@ -78,7 +78,7 @@ def jaccard_of_pairs(
         (P,) float64 in [0, 1].
     """
     if have_numba(use_numba):
-        from pipelines import kernels
+        from pipelines import minhash_kernels as kernels
 
         data, offsets = utf8_views(texts)
         sets = np.empty(int(offsets[-1] - offsets[0]) + len(texts), np.uint64)

@@ -218,18 +218,18 @@ def _collect(
     Returns:
         The number of sequences, and of windows that were written.
     """
-    from pipelines import window_kernels
+    from pipelines import recount_kernels as kernels
 
     bits, shift = _filter(FILTER_BITS)
     for known in references:
         for block_NL in known:
-            window_kernels.mark_windows(block_NL, window_tokens, bits, shift)
+            kernels.mark_windows(block_NL, window_tokens, bits, shift)
     found_C3 = np.empty((WINDOWS_A_READ, 3), np.uint64)
     sequences = collected = 0
     for block_NL in blocks:
         row = 0
         while row < len(block_NL):
-            row, found = window_kernels.collect_windows(
+            row, found = kernels.collect_windows(
                 block_NL, row, window_tokens, bits, shift, found_C3
             )
             found_C3[:found, 2] += np.uint64(sequences)
@@ -249,19 +249,19 @@ def _count(
     slots: int,
 ) -> None:
     """Compare a part of the collected windows (which, of how many) with the references."""
-    from pipelines import window_kernels
+    from pipelines import recount_kernels as kernels
 
     words, owners = np.empty((slots, 2), np.uint64), np.zeros(slots, np.uint8)
     bits, shift = _filter(TABLE_FILTER_BITS)
     for found_C3 in _read(spill):
-        window_kernels.add_windows(found_C3, *part, words, owners, bits, shift)
+        kernels.add_windows(found_C3, *part, words, owners, bits, shift)
     for number, known in enumerate(references):
         for block_NL in known:
-            window_kernels.own_windows(
+            kernels.own_windows(
                 block_NL, window_tokens, 1 << number, *part, words, owners, bits, shift
             )
     for found_C3 in _read(spill):
-        window_kernels.count_windows(found_C3, *part, words, owners, counts_KN)
+        kernels.count_windows(found_C3, *part, words, owners, counts_KN)
 
 
 def _filter(bits: int) -> tuple[npt.NDArray[np.uint64], np.uint64]:

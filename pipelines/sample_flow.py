@@ -22,11 +22,11 @@ from torch import Tensor
 from pipelines.artifacts import publish_directory, read_json, sha256_file, write_json, write_text
 from pipelines.document_flow import DIRECTORY, DocumentFlow
 from pipelines.document_walk import DocumentReport, describe_documents
-from pipelines.errors import GateError, UserError
+from pipelines.errors import GateError
 from pipelines.evaluation_losses import LOSSES_FILE
 from pipelines.flow_decoding import Decoded, decode, markdown
 from pipelines.flow_figures import draw_samples, draw_walk
-from pipelines.flow_states import StateFlow
+from pipelines.flow_states import StateFlow, check_language_model
 from pipelines.judged_states import JudgedStates, judged_states
 from pipelines.language_model import load_language_model
 from pipelines.params import SampleFlowParams, load_params
@@ -132,21 +132,6 @@ def _write(
 def _draw(clouds: dict[str, Tensor], documents: DocumentReport, directory: Path) -> None:
     draw_samples(clouds, directory)
     draw_walk(documents.walk, directory)
-
-
-def check_language_model(directory: Path, weights_sha256: str) -> None:
-    """Refuse a language model that is not the one under the flow.
-
-    Raises:
-        UserError: With both hashes.
-    """
-    came = sha256_file(directory / "model.safetensors")
-    if came != weights_sha256:
-        raise UserError(
-            f"the flow was fitted to states of a language model with the weights "
-            f"{weights_sha256[:12]}..., {directory} has {came[:12]}...",
-            "run `dvc repro train_flow`, which fits the flow to this model",
-        )
 
 
 def check_samples(sampled_ND: Tensor) -> None:

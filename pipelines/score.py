@@ -20,9 +20,9 @@ from pipelines.champion import champion_version, downloaded
 from pipelines.document_flow import DIRECTORY, DocumentFlow, Scores
 from pipelines.document_states import Passages, read_passages
 from pipelines.errors import UserError
+from pipelines.flow_states import check_language_model
 from pipelines.language_model import load_language_model
 from pipelines.registered_models import FLOW
-from pipelines.sample_flow import check_language_model
 from pipelines.sources import source_files
 
 SHOWN_COLUMNS = ("atypicality", "state_deviation", "loss_deviation")

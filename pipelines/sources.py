@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.documents import RAW_SCHEMA
 from pipelines.errors import UserError
 from pipelines.hub import hub_access
 from pipelines.packaged_data import packaged_file
-from pipelines.text_sources import RAW_SCHEMA, read_json_lines, read_wikipedia_dump
+from pipelines.text_sources import read_json_lines, read_wikipedia_dump
 
 BATCH_ROWS = 1024
 Reader = Callable[[Path, int], Iterator[pa.Table]]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.comparison import NATS_PER_BIT, compare
 from pipelines.errors import UserError
-from pipelines.evaluation_losses import Losses
+from pipelines.evaluation_losses import Losses, evaluation_set_sha256, losses_of
 from pipelines.gates import Gate, Proof
 from pipelines.params import Profile
 from pipelines.registered_models import FLOW
@@ -71,7 +71,6 @@ def _score_again(name: str, champion: Path, candidate: Proof) -> tuple[Losses | 
 
 
 def _lm_losses(artifacts: Path, workspace: Workspace, profile: Profile) -> tuple[str, Losses]:
-    from pipelines.evaluate import evaluation_set_sha256, losses_of
     from pipelines.language_model import load_language_model
     from pipelines.scoring import batches, sequence_nll_nats
     from pipelines.sequence_order import evenly_spaced

@@ -16,9 +16,9 @@ from xml.etree.ElementTree import ParseError
 
 import pyarrow as pa
 
+from pipelines.documents import RAW_SCHEMA
 from pipelines.errors import UserError
 
-RAW_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "url", "title", "text")])
 ROWS_A_TABLE = 1024
 ARTICLES = 0
 REDIRECT = re.compile(r"^\s*#(?:REDIRECT|重定向)", re.IGNORECASE)

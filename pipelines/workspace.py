@@ -52,6 +52,11 @@ class Workspace:
         return Path("reports", self.profile, stage)
 
     @property
+    def overlap_report(self) -> Path:
+        """What `decontaminate` removed, counted per pair of splits and method."""
+        return self.report("decontaminate") / "overlap.json"
+
+    @property
     def runs(self) -> Path:
         """Runs in progress; `ENIGMA_RUNS_DIR` moves them out of a temporary checkout."""
         return Path(os.environ.get("ENIGMA_RUNS_DIR", "runs"))

@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.artifacts import write_manifest
 from pipelines.clean import clean
+from pipelines.documents import RAW_SCHEMA
 from pipelines.ingest import ingest
 from pipelines.params import Profile, load_params
 from pipelines.promote import promote
@@ -18,7 +19,6 @@ from pipelines.registered_models import MODELS
 from pipelines.registry import register
 from pipelines.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
 from pipelines.stage import QUIET_ENVIRONMENT
-from pipelines.text_sources import RAW_SCHEMA
 from pipelines.tokenize import tokenize
 from pipelines.tracking import RunLog
 from pipelines.workspace import SPLITS

@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.artifacts import read_manifest, verify_manifest
+from pipelines.documents import RAW_SCHEMA
 from pipelines.errors import UserError
 from pipelines.ingest import ingest
 from pipelines.params import IngestParams
-from pipelines.text_sources import RAW_SCHEMA
 
 
 def settings(source: Path | str, size: int = 100, limit: int | None = None) -> IngestParams:

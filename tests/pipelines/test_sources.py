@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.documents import RAW_SCHEMA
 from pipelines.errors import UserError
 from pipelines.packaged_data import packaged_file
 from pipelines.sources import source_files
-from pipelines.text_sources import RAW_SCHEMA
 from tests.support import REPOSITORY
 
 COMMIT = "a" * 40

@@ -8,8 +8,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines.errors import GateError
-from pipelines.evaluate import evaluation_set_sha256
-from pipelines.evaluation_losses import Losses
+from pipelines.evaluation_losses import Losses, evaluation_set_sha256
 from pipelines.gates import Gate, Proof
 from pipelines.promote import promote, rollback
 from pipelines.registered_models import FLOW, LM
