@@ -76,7 +76,7 @@ def clean(
     with (
         shard_work(
             work or output.with_name(f".{output.name}-work"),
-            stage=__file__,
+            stage="clean",
             fingerprint=fingerprint,
             shards=len(files),
             workers=workers,

@@ -106,7 +106,7 @@ def decontaminate(
     with (
         shard_work(
             work or output.with_name(f".{output.name}-work"),
-            stage=__file__,
+            stage="decontaminate",
             fingerprint={"tokens": manifest["root"], "params": params.model_dump()},
             shards=sum(len(shard_paths(tokens, split)) for split in LATER_SPLITS),
             workers=workers,

@@ -59,7 +59,7 @@ def ingest(params: IngestParams, output: Path, *, work: Path | None = None) -> N
     with (
         shard_work(
             work or output.with_name(f".{output.name}-work"),
-            stage=__file__,
+            stage="ingest",
             fingerprint=settings,
             shards=params.documents_per_file,
             workers=1,

@@ -26,7 +26,7 @@ from typing import Literal
 
 import psutil
 
-from pipelines.artifacts import read_json, sha256_file, write_json, write_text
+from pipelines.artifacts import read_json, write_json, write_text
 from pipelines.errors import UserError
 from pipelines.params import ModelParams, TrainParams
 
@@ -208,9 +208,7 @@ class RunDirectory:
         write_text(self.path / "metrics.jsonl", "".join(lines))
 
 
-def fingerprint(
-    *, shards_root: str, model: ModelParams, train: TrainParams, sources: Sequence[Path]
-) -> str:
+def fingerprint(*, shards_root: str, model: ModelParams, train: TrainParams, code: str) -> str:
     """Name a run by everything that decides its result: data, parameters, code.
 
     How the sequences of a step are divided over ranks and micro-batches is not part of
@@ -220,20 +218,17 @@ def fingerprint(
         shards_root: The root of the shards' manifest.
         model: The architecture.
         train: The recipe.
-        sources: Python files, or directories of them.
+        code: Hash of the code that decides the weights.
 
     Returns:
         64 hexadecimal digits.
     """
-    files = sorted(
-        file for path in sources for file in (path.rglob("*.py") if path.is_dir() else [path])
-    )
     division = {"ranks", "batch_size", "gradient_accumulation_steps"}
     facts = {
         "shards_root": shards_root,
         "model": model.model_dump(mode="json"),
         "train": train.model_dump(mode="json", exclude=division),
         "sequences_per_step": train.sequences_per_step,
-        "sources": [f"{path.parent.name}/{path.name} {sha256_file(path)}" for path in files],
+        "code": code,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -22,7 +22,7 @@ from pipelines.artifacts import read_json, write_json
 from pipelines.errors import UserError
 from pipelines.shard_pool import make_shards
 from pipelines.stage import progress
-from pipelines.stage_code import stage_code
+from pipelines.stage_code import code_hash
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ def shard_work(
 
     Args:
         directory: Where they are kept meanwhile.
-        stage: File of the stage; its code is part of what decides their bytes.
+        stage: Name of the stage; its code is part of what decides their bytes.
         fingerprint: What else decides their bytes, as JSON.
         shards: How many there are.
         workers: Processes that make them; the bytes do not depend on it.
@@ -97,7 +97,7 @@ def shard_work(
     Raises:
         UserError: If an unfinished run has another number of shards.
     """
-    facts = {**fingerprint, "code": stage_code(Path(stage))}
+    facts = {**fingerprint, "code": code_hash(stage)}
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
     plan = {"shards": shards, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
     path = directory / "plan.json"

@@ -1,38 +1,74 @@
-"""The code that a stage runs, as one hash: half-made work of other code is not gone on with."""
+"""Which code decides the bytes of a stage, as one hash.
+
+The table is `dvc.yaml`: the deps of a stage that are code. DVC re-runs a stage by it, a
+training run is named by it, and unfinished work is resumed only if it still holds. A test
+per stage proves that the table names all that the stage imports.
+"""
 
 import hashlib
-import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-from pipelines.artifacts import sha256_file
+from ruamel.yaml import YAML
 
-# Not by parsing: that takes longer than many a stage.
-IMPORT = re.compile(r"^[ ]*from pipelines(?:\.(\w+)| import (\([^)]*\)|[^\n]*))", re.MULTILINE)
-WORD = re.compile(r"\w+")
-# What else the bytes of a shard come from.
+from pipelines.artifacts import sha256_file
+from pipelines.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ROOMS = ("enigma", "expectations", "pipelines")
+# What else the bytes of a part come from.
 VERSIONED = ("numpy", "pyarrow", "tokenizers")
 
 
-def stage_code(module: Path) -> str:
-    """Hash a module and every module of `pipelines` that it imports, however deep.
+def code_deps(stage: str, repository: Path = REPOSITORY) -> list[str]:
+    """Read which files and folders of code a stage depends on.
 
     Args:
-        module: The file of a stage.
+        stage: Its name in `dvc.yaml`.
+        repository: The directory of `dvc.yaml`.
+
+    Returns:
+        Paths relative to the repository.
+
+    Raises:
+        UserError: If the code was installed without its repository.
+    """
+    path = repository / "dvc.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"expected dvc.yaml in {repository}, found none: it says which code makes a stage",
+            "install Enigma from its repository with `pip install --editable .`",
+        )
+    return [dep for dep in _deps(path)[stage] if dep.split("/")[0] in ROOMS]
+
+
+@lru_cache
+def _deps(path: Path) -> dict[str, list[str]]:
+    graph = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    return {name: stage["deps"] for name, stage in graph["stages"].items()}
+
+
+def code_hash(stage: str, *, without: Collection[str] = (), repository: Path = REPOSITORY) -> str:
+    """Hash the code that decides the bytes of a stage.
+
+    Args:
+        stage: Its name in `dvc.yaml`.
+        without: Files of the table to leave out, relative to the repository.
+        repository: The directory of `dvc.yaml`.
 
     Returns:
         64 hexadecimal digits.
     """
-    here = Path(__file__).parent
-    found = {module}
-    waiting = [module]
-    while waiting:
-        new = _imports(waiting.pop(), here) - found
-        found |= new
-        waiting += new
-    return _hash_lines(f"{path.name} {sha256_file(path)}\n" for path in found)
+    files = {
+        path.relative_to(repository).as_posix(): path
+        for dep in code_deps(stage, repository)
+        for path in _python_files(repository / dep)
+    }
+    return _hash_lines(
+        f"{name} {sha256_file(path)}\n" for name, path in files.items() if name not in without
+    )
 
 
 @lru_cache
@@ -44,23 +80,18 @@ def installed_code() -> str:
     Returns:
         64 hexadecimal digits.
     """
-    modules = Path(__file__).parent.glob("*.py")
+    room = REPOSITORY / "pipelines"
     return _hash_lines(
         [
-            *(f"{path.name} {sha256_file(path)}\n" for path in modules),
+            *(f"{path.relative_to(room)} {sha256_file(path)}\n" for path in _python_files(room)),
             *(f"{name} {version(name)}\n" for name in VERSIONED),
         ]
     )
 
 
+def _python_files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
 def _hash_lines(lines: Iterable[str]) -> str:
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
-
-
-@lru_cache
-def _imports(module: Path, here: Path) -> frozenset[Path]:
-    """The files of this room that a file imports, at its top or inside of functions."""
-    names: set[str] = set()
-    for inside, listed in IMPORT.findall(module.read_text(encoding="utf-8")):
-        names |= {inside} if inside else set(WORD.findall(listed))
-    return frozenset(path for name in names if (path := here / f"{name}.py").is_file())

@@ -60,7 +60,7 @@ def tokenize(
     with (
         shard_work(
             work or output.with_name(f".{output.name}-work"),
-            stage=__file__,
+            stage="tokenize",
             fingerprint={
                 "documents": read_manifest(documents)["root"],
                 "params": params.model_dump(),

@@ -11,7 +11,6 @@ complete checkpoint.
 import logging
 from pathlib import Path
 
-import enigma
 from pipelines.artifacts import read_json, sha256_file, verify_manifest
 from pipelines.errors import GateError, UserError
 from pipelines.params import Profile, TrainParams, load_params
@@ -23,26 +22,15 @@ from pipelines.run_directory import (
     fingerprint,
 )
 from pipelines.stage import run_stage
+from pipelines.stage_code import code_hash
 from pipelines.train_agent import MAX_RESTARTS, nodes_asked_for, run_agent
 from pipelines.train_report import publish
 from pipelines.train_tracking import complete, open_run_log
 from pipelines.workspace import Workspace
 
 CAUSALITY_LENGTH = 16
-# What decides the result of a run, beside data and parameters.
-SOURCES = (
-    "enigma_trainer.py",
-    "language_model.py",
-    "muon.py",
-    "optimisers.py",
-    "scoring.py",
-    "sequence_order.py",
-    "shards.py",
-    "train_history.py",
-    "train_schedule.py",
-    "train_worker.py",
-    "weight_average.py",
-)
+# What launches a run and publishes what it made decides no weight.
+PUBLISHING = ("pipelines/train.py", "pipelines/train_report.py")
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +75,11 @@ def prepare(workspace: Workspace, profile: Profile) -> tuple[RunDirectory, RunCo
     num_sequences = manifest["sequences"]["train"]
     nodes, rendezvous = nodes_asked_for(profile.train.ranks)
     check_sizes(profile.train, num_sequences=num_sequences, nodes=nodes)
-    here = Path(__file__).parent
     name = fingerprint(
         shards_root=manifest["root"],
         model=profile.model,
         train=profile.train,
-        sources=[Path(enigma.__file__).parent, *(here / source for source in SOURCES)],
+        code=code_hash("train", without=PUBLISHING),
     )
     config = RunConfig(
         profile=workspace.profile,

@@ -20,7 +20,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import enigma
 from pipelines.artifacts import publish_directory, read_json, sha256_file, write_json, write_text
 from pipelines.document_flow import DIRECTORY, fit_document_flow
 from pipelines.errors import GateError
@@ -31,25 +30,13 @@ from pipelines.language_model import load_language_model
 from pipelines.params import TrainFlowParams, load_params
 from pipelines.run_directory import FINGERPRINT_DIGITS, RunDirectory
 from pipelines.stage import run_stage
+from pipelines.stage_code import code_hash
 from pipelines.tracking import RunLog
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
     from enigma.modeling_enigma import EnigmaForCausalLM
 
-# What decides the result of a fit, beside language model, data and parameters.
-SOURCES = (
-    "document_flow.py",
-    "document_states.py",
-    "energy.py",
-    "flow_fit.py",
-    "flow_states.py",
-    "gaussian.py",
-    "hidden_states.py",
-    "scoring.py",
-    "sequence_order.py",
-    "shards.py",
-)
 
 logger = logging.getLogger(__name__)
 
@@ -198,15 +185,10 @@ def _open_run(
     A run of its own for every repetition would change `flow_training.json`, and with
     it every stage and every registered version behind it, though nothing else differs.
     """
-    here = Path(__file__).parent
-    sources = [
-        *(here / name for name in SOURCES),
-        *sorted(Path(enigma.__file__).parent.glob("*.py")),
-    ]
     decisive = {
         **facts,
         "train_flow": params.model_dump(mode="json"),
-        "sources": {path.name: sha256_file(path) for path in sources},
+        "code": code_hash("train_flow"),
     }
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     fingerprint = digest[:FINGERPRINT_DIGITS]

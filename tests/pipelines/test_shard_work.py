@@ -18,7 +18,7 @@ from pipelines.errors import UserError
 from pipelines.ingest import ingest
 from pipelines.params import load_params
 from pipelines.shard_work import shard_work
-from pipelines.stage_code import stage_code
+from pipelines.stage_code import code_hash
 from pipelines.tokenize import tokenize
 from tests.support import REPOSITORY, change_params
 
@@ -177,31 +177,37 @@ def test_later_stages_go_on_after_a_kill_with_two_workers(
     assert not work.exists()
 
 
-def test_work_of_other_code_is_not_gone_on_with(tmp_path: Path) -> None:
-    stage = tmp_path / "stage.py"
-    stage.write_text("from pipelines import shards\n")
-    before = stage_code(stage)
-    assert stage_code(stage) == before
-    other = tmp_path / "other.py"
-    other.write_text("def f():\n    from pipelines import minhash, shards\n")
-    assert stage_code(other) != before
-    import pipelines.stage_code as module
+def test_other_code_gives_another_hash(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n  clean:\n    deps: [pipelines/clean.py, pipelines/data, data/raw]\n"
+    )
+    files = [tmp_path / "pipelines" / name for name in ("clean.py", "data/text/rules.py", "a.py")]
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    before = code_hash("clean", repository=tmp_path)
+    files[2].write_text("a file that the stage does not depend on")
+    assert code_hash("clean", repository=tmp_path) == before
+    for path in files[:2]:
+        path.write_text("x = 1")
+        after = code_hash("clean", repository=tmp_path)
+        assert after != before
+        before = after
+    before = code_hash("clean", repository=tmp_path, without=["pipelines/clean.py"])
+    files[0].write_text("x = 2")
+    assert code_hash("clean", repository=tmp_path, without=["pipelines/clean.py"]) == before
 
-    clean = Path(module.__file__).with_name("clean.py")
-    found, waiting = set(), [clean]
-    while waiting:
-        new = module._imports(waiting.pop(), clean.parent) - found
-        found |= new
-        waiting += new
-    # What it imports, what that imports, and what is imported inside of functions.
-    assert {"clean_part.py", "normalisation.py", "kernels.py"} <= {path.name for path in found}
+
+def test_code_without_its_repository_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dvc\.yaml"):
+        code_hash("clean", repository=tmp_path)
 
 
 def test_another_number_of_shards_is_refused(tmp_path: Path) -> None:
     work = tmp_path / "work"
 
     def fail() -> None:
-        with shard_work(work, stage=__file__, fingerprint={"a": 1}, shards=3, workers=1) as shards:
+        with shard_work(work, stage="clean", fingerprint={"a": 1}, shards=3, workers=1) as shards:
             shards.map("x", lambda _, directory: (directory / "value").touch(), [1])
             raise KeyboardInterrupt
 
@@ -209,7 +215,7 @@ def test_another_number_of_shards_is_refused(tmp_path: Path) -> None:
         fail()
     with (
         pytest.raises(UserError, match="unfinished run of 3 shards; this one has 4") as caught,
-        shard_work(work, stage=__file__, fingerprint={"a": 1}, shards=4, workers=1),
+        shard_work(work, stage="clean", fingerprint={"a": 1}, shards=4, workers=1),
     ):
         pass
     assert f"rm -r {work}" in caught.value.fix
@@ -220,7 +226,7 @@ def test_other_settings_start_afresh(tmp_path: Path) -> None:
         (directory / "value").write_text(str(item))
 
     def begin() -> None:
-        with shard_work(work, stage=__file__, fingerprint={"a": 1}, shards=2, workers=1) as shards:
+        with shard_work(work, stage="clean", fingerprint={"a": 1}, shards=2, workers=1) as shards:
             shards.map("x", write, [1, 2])
             raise KeyboardInterrupt
 
@@ -228,7 +234,7 @@ def test_other_settings_start_afresh(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         begin()
     assert len(list(work.glob("x-*"))) == 2
-    with shard_work(work, stage=__file__, fingerprint={"a": 2}, shards=2, workers=1) as shards:
+    with shard_work(work, stage="clean", fingerprint={"a": 2}, shards=2, workers=1) as shards:
         made = shards.map("x", write, [3, 4])
         assert [(path / "value").read_text() for path in made] == ["3", "4"]
     assert not work.exists()
