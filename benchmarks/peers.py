@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from transformers import GPT2Config, LlamaConfig
 
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
 
 SPECIAL = {"bos_token_id": 101, "eos_token_id": 102, "tie_word_embeddings": True}
 

@@ -22,14 +22,14 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ruamel.yaml import YAML
 
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
+from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from pipelines.params import (
     PARAMS_FILE,
     PROFILE_PATTERN,
     load_params,
     stays_in_the_workspace,
 )
-from pipelines.stage import QUIET_ENVIRONMENT
 
 SQLITE = "sqlite:///"
 NULL_TAG = "tag:yaml.org,2002:null"

@@ -25,8 +25,8 @@ import psutil
 from flows.checkout import tracking_store
 from flows.record import MLFLOW_URL
 from flows.supervisor import read_lines, start_supervised, stop
-from pipelines.errors import UserError
-from pipelines.stage import QUIET_ENVIRONMENT, run_stage
+from pipelines.base.errors import UserError
+from pipelines.base.run_stage import QUIET_ENVIRONMENT, run_stage
 
 HOST = "127.0.0.1"
 POOL = "enigma"
@@ -199,7 +199,7 @@ def start_all(services: Services, ports: Ports) -> None:
 
 
 # The store is made under our lock, before several processes could make it at once.
-INITIALISE_MLFLOW = "from pipelines.tracking import initialise_store; initialise_store()"
+INITIALISE_MLFLOW = "from pipelines.tracking.store import initialise_store; initialise_store()"
 
 
 def service_environment(repository: Path, ports: Ports) -> dict[str, str]:

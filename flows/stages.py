@@ -25,7 +25,7 @@ from flows.promotion import Promotion, promote_models
 from flows.record import keep_record
 from flows.training_slot import STAGES as TRAINING_STAGES
 from flows.training_slot import training_slot
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
 
 RETRY_DELAY_S = 10.0
 

@@ -7,8 +7,8 @@ Writes `train.parquet`, `validation.parquet`, `test.parquet` (`id`, `url`, `titl
 Near duplicates, and documents of one title (passages of one article), form a
 cluster. A cluster is kept, but never straddles splits.
 
-Parts of the corpus are cleaned one by one (`pipelines/clean_part.py`, in as many
-processes as `workers` says), compared by keys that are small (`pipelines/corpus_index.py`)
+Parts of the corpus are cleaned one by one (`pipelines/data/cleaning/part.py`, in as many
+processes as `workers` says), compared by keys that are small (`corpus_index.py`)
 and copied to their split: memory does not grow with the text.
 """
 
@@ -26,8 +26,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.artifacts import publish_directory, read_json, read_manifest, write_manifest
-from pipelines.clean_part import (
+from pipelines.base.artifacts import publish_directory, read_json, read_manifest, write_manifest
+from pipelines.base.errors import UserError
+from pipelines.base.resumable_parts import shard_work
+from pipelines.base.run_stage import progress, run_stage
+from pipelines.base.workspace import SPLITS, Workspace
+from pipelines.data.cleaning.corpus_index import CorpusIndex
+from pipelines.data.cleaning.leftovers import KEPT_PIECES, LEFTOVERS
+from pipelines.data.cleaning.part import (
     DROPPED_SCHEMA,
     KEPT_SCHEMA,
     REMOVED_SCHEMA,
@@ -35,15 +41,9 @@ from pipelines.clean_part import (
     clean_part,
     read_arrow,
 )
-from pipelines.corpus_index import CorpusIndex
-from pipelines.documents import RAW_SCHEMA
-from pipelines.errors import UserError
-from pipelines.leftovers import KEPT_PIECES, LEFTOVERS
-from pipelines.normalisation import NORMALISATION
+from pipelines.data.text.documents import RAW_SCHEMA
+from pipelines.data.text.normalisation import NORMALISATION
 from pipelines.params import CleanParams, SplitParams, load_params
-from pipelines.shard_work import shard_work
-from pipelines.stage import progress, run_stage
-from pipelines.workspace import SPLITS, Workspace
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.artifacts import publish_directory, read_manifest, write_json, write_manifest
-from pipelines.errors import UserError
-from pipelines.normalisation import title_key
-from pipelines.overlap import Match
-from pipelines.params import DecontaminateParams, load_params
-from pipelines.shard_work import shard_work
-from pipelines.shards import (
+from pipelines.base.artifacts import publish_directory, read_manifest, write_json, write_manifest
+from pipelines.base.errors import UserError
+from pipelines.base.resumable_parts import shard_work
+from pipelines.base.run_stage import progress, run_stage
+from pipelines.base.workspace import SPLITS, Workspace
+from pipelines.data.overlap.matches import Lookup, find_shared, read_matches
+from pipelines.data.overlap.reference import Match
+from pipelines.data.shards import (
     DOCUMENT_SCHEMA,
     SEQUENCE_SCHEMA,
     ShardReader,
@@ -32,10 +33,9 @@ from pipelines.shards import (
     read_blocks,
     shard_paths,
 )
-from pipelines.shared_sequences import Lookup, find_shared, read_matches
-from pipelines.stage import progress, run_stage
-from pipelines.vocabulary import decode_text, load_tokenizer
-from pipelines.workspace import SPLITS, Workspace
+from pipelines.data.text.normalisation import title_key
+from pipelines.data.text.vocabulary import decode_text, load_tokenizer
+from pipelines.params import DecontaminateParams, load_params
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def decontaminate(
     Args:
         params: The section `decontaminate`.
         tokens: The output of `tokenize`.
-        output: The directory to publish; layout in `pipelines/shards.py`.
+        output: The directory to publish; layout in `pipelines/data/shards.py`.
         report: The JSON file with the counts, before and after.
         work: Where finished shards are kept if the stage is killed; by default beside `output`.
         workers: Processes; the output does not depend on it.

@@ -5,7 +5,7 @@
 Perplexity a token and bits a character on validation and test, beside a unigram and a
 5-gram model of the same training tokens. Then the alarms, any of which fails the stage:
 a perplexity that is too good, a leak from the future, a core that does not invert, text
-that repeats itself. `pipelines/scoring.py` says how [UNK] is charged.
+that repeats itself. `pipelines/language_model/scoring.py` says how [UNK] is charged.
 """
 
 import csv
@@ -16,24 +16,36 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.artifacts import publish_directory, read_manifest, sha256_file, write_json
-from pipelines.baselines import NGramModel
-from pipelines.errors import GateError, UserError
-from pipelines.evaluation_losses import (
+from pipelines.base.artifacts import publish_directory, read_manifest, sha256_file, write_json
+from pipelines.base.errors import GateError, UserError
+from pipelines.base.run_stage import progress, run_stage
+from pipelines.base.workspace import Workspace
+from pipelines.data.order import Indices, evenly_spaced
+from pipelines.data.shards import ShardReader
+from pipelines.language_model.baselines import NGramModel
+from pipelines.language_model.generation import (
+    Sampling,
+    distinct_2,
+    generate,
+    readable,
+    repetition_rate,
+)
+from pipelines.language_model.losses import (
     LOSSES_FILE,
     Floats,
     Losses,
     evaluation_set_sha256,
     losses_of,
 )
-from pipelines.generation import Sampling, distinct_2, generate, readable, repetition_rate
-from pipelines.language_model import load_language_model
+from pipelines.language_model.published import load_language_model
+from pipelines.language_model.scoring import (
+    UNK_CHARGE_BITS,
+    Score,
+    Span,
+    batches,
+    sequence_nll_nats,
+)
 from pipelines.params import EvaluateParams, load_params
-from pipelines.scoring import UNK_CHARGE_BITS, Score, Span, batches, sequence_nll_nats
-from pipelines.sequence_order import Indices, evenly_spaced
-from pipelines.shards import ShardReader
-from pipelines.stage import progress, run_stage
-from pipelines.workspace import Workspace
 
 BASELINES = {"unigram": 1, "5-gram": 5}
 TEMPERATURE = 0.8

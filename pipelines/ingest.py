@@ -19,21 +19,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.artifacts import (
+from pipelines.base.artifacts import (
     publish_directory,
     read_json,
     sha256_file,
     write_json,
     write_manifest,
 )
-from pipelines.documents import RAW_SCHEMA
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
+from pipelines.base.resumable_parts import place, shard_work
+from pipelines.base.run_stage import progress, run_stage
+from pipelines.base.workspace import Workspace
+from pipelines.data.sources.files import SourceFile, source_files
+from pipelines.data.text.arrays import hash_keys
+from pipelines.data.text.documents import RAW_SCHEMA
 from pipelines.params import IngestParams, load_params
-from pipelines.shard_work import place, shard_work
-from pipelines.sources import SourceFile, source_files
-from pipelines.stage import progress, run_stage
-from pipelines.text_arrays import hash_keys
-from pipelines.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 PROFILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"

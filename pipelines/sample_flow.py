@@ -19,21 +19,27 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipelines.artifacts import publish_directory, read_json, sha256_file, write_json, write_text
-from pipelines.document_flow import DIRECTORY, DocumentFlow
-from pipelines.document_walk import DocumentReport, describe_documents
-from pipelines.errors import GateError
-from pipelines.evaluation_losses import LOSSES_FILE
-from pipelines.flow_decoding import Decoded, decode, markdown
-from pipelines.flow_figures import draw_samples, draw_walk
-from pipelines.flow_states import StateFlow, check_language_model
-from pipelines.judged_states import JudgedStates, judged_states
-from pipelines.language_model import load_language_model
+from pipelines.base.artifacts import (
+    publish_directory,
+    read_json,
+    sha256_file,
+    write_json,
+    write_text,
+)
+from pipelines.base.errors import GateError
+from pipelines.base.run_stage import run_stage
+from pipelines.base.workspace import Workspace
+from pipelines.flow.decoding import Decoded, decode, markdown
+from pipelines.flow.documents import DIRECTORY, DocumentFlow
+from pipelines.flow.figures import draw_samples, draw_walk
+from pipelines.flow.judged import JudgedStates, judged_states
+from pipelines.flow.quality import distances, divergences, moments, temperature_table
+from pipelines.flow.states import StateFlow, check_language_model
+from pipelines.flow.walk import DocumentReport, describe_documents
+from pipelines.language_model.losses import LOSSES_FILE
+from pipelines.language_model.published import load_language_model
 from pipelines.params import SampleFlowParams, load_params
-from pipelines.sample_quality import distances, divergences, moments, temperature_table
-from pipelines.stage import run_stage
-from pipelines.tracking import RunLog
-from pipelines.workspace import Workspace
+from pipelines.tracking.store import RunLog
 
 if TYPE_CHECKING:
     from enigma.modeling_enigma import EnigmaForCausalLM

@@ -2,8 +2,8 @@
 
 The documents of a split, each followed by [SEP], form one stream that is cut
 into sequences of one length; what does not fill the last one is dropped and
-counted. The layout of the output is described in `pipelines/shards.py`. Documents are
-tokenized block by block (`pipelines/tokenize_block.py`), in as many processes as `workers`
+counted. The layout of the output is described in `pipelines/data/shards.py`. Documents are
+tokenized block by block (`pipelines/data/tokenizer/block.py`), in as many processes as `workers`
 says; finished blocks are kept if the stage is killed.
 """
 
@@ -13,20 +13,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.artifacts import (
+from pipelines.base.artifacts import (
     publish_directory,
     read_json,
     read_manifest,
     sha256_file,
     write_manifest,
 )
-from pipelines.packing import Packer
+from pipelines.base.resumable_parts import shard_work
+from pipelines.base.run_stage import run_stage
+from pipelines.base.workspace import SPLITS, Workspace
+from pipelines.data.text.vocabulary import (
+    EOS_TOKEN_ID,
+    UNK_TOKEN_ID,
+    VOCABULARY_SIZE,
+    vocabulary_file,
+)
+from pipelines.data.tokenizer.block import document_blocks, read_tokens, tokenize_block
+from pipelines.data.tokenizer.packing import Packer
 from pipelines.params import TokenizeParams, load_params
-from pipelines.shard_work import shard_work
-from pipelines.stage import run_stage
-from pipelines.tokenize_block import document_blocks, read_tokens, tokenize_block
-from pipelines.vocabulary import EOS_TOKEN_ID, UNK_TOKEN_ID, VOCABULARY_SIZE, vocabulary_file
-from pipelines.workspace import SPLITS, Workspace
 
 log = logging.getLogger(__name__)
 

@@ -11,26 +11,26 @@ complete checkpoint.
 import logging
 from pathlib import Path
 
-from pipelines.artifacts import read_json, sha256_file, verify_manifest
-from pipelines.errors import GateError, UserError
+from pipelines.base.artifacts import read_json, sha256_file, verify_manifest
+from pipelines.base.code_hash import code_hash
+from pipelines.base.errors import GateError, UserError
+from pipelines.base.run_stage import run_stage
+from pipelines.base.workspace import Workspace
 from pipelines.params import Profile, TrainParams, load_params
-from pipelines.run_directory import (
+from pipelines.runs.agent import MAX_RESTARTS, nodes_asked_for, run_agent
+from pipelines.runs.directory import (
     FINGERPRINT_DIGITS,
     Outcome,
     RunConfig,
     RunDirectory,
     fingerprint,
 )
-from pipelines.stage import run_stage
-from pipelines.stage_code import code_hash
-from pipelines.train_agent import MAX_RESTARTS, nodes_asked_for, run_agent
-from pipelines.train_report import publish
-from pipelines.train_tracking import complete, open_run_log
-from pipelines.workspace import Workspace
+from pipelines.runs.mlflow_run import complete, open_run_log
+from pipelines.training.report import publish
 
 CAUSALITY_LENGTH = 16
 # What launches a run and publishes what it made decides no weight.
-PUBLISHING = ("pipelines/train.py", "pipelines/train_report.py")
+PUBLISHING = ("pipelines/train.py", "pipelines/training/report.py")
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def prepare(workspace: Workspace, profile: Profile) -> tuple[RunDirectory, RunCo
 
 def planned_steps(recipe: TrainParams, num_sequences: int) -> int:
     """Optimiser steps of a run that nothing ends earlier."""
-    from pipelines.sequence_order import BatchPlan, SequenceOrder
+    from pipelines.data.order import BatchPlan, SequenceOrder
 
     order = SequenceOrder(num_sequences, recipe.seed)
     plan = BatchPlan(order, recipe.batch_size, recipe.ranks, recipe.gradient_accumulation_steps)
@@ -160,7 +160,7 @@ def check_causality(config: RunConfig) -> None:
 
     from enigma.causality import prove_causality
     from enigma.modeling_enigma import EnigmaForCausalLM
-    from pipelines.language_model import model_config
+    from pipelines.language_model.published import model_config
 
     torch.manual_seed(config.train.seed)
     model = EnigmaForCausalLM(model_config(config.model, config.shards))

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipelines.artifacts import publish_directory, read_manifest, write_json, write_text
-from pipelines.errors import GateError, UserError
-from pipelines.evidence import documents_table, raw_table, shards_table
-from pipelines.judge import SuiteResult, run_suites
+from pipelines.base.artifacts import publish_directory, read_manifest, write_json, write_text
+from pipelines.base.errors import GateError, UserError
+from pipelines.base.run_stage import run_stage
+from pipelines.base.workspace import SPLITS, Workspace
+from pipelines.data.audit.evidence import documents_table, raw_table, shards_table
+from pipelines.data.audit.recount import overlap_table
+from pipelines.data.audit.suites import SuiteResult, run_suites
+from pipelines.data.audit.validation_page import render_page
 from pipelines.params import DecontaminateParams, ValidateParams, load_params
-from pipelines.recount import overlap_table
-from pipelines.stage import run_stage
-from pipelines.validation_page import render_page
-from pipelines.workspace import SPLITS, Workspace
 
 if TYPE_CHECKING:
     import pandas as pd

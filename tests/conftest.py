@@ -10,12 +10,12 @@ from typing import Any
 import hypothesis
 import pytest
 
+from pipelines.base.run_stage import QUIET_ENVIRONMENT
+from pipelines.base.workspace import Workspace
 from pipelines.params import load_params
-from pipelines.run_directory import Outcome, RunConfig, RunDirectory
-from pipelines.stage import QUIET_ENVIRONMENT
-from pipelines.tracking import RunLog
+from pipelines.runs.directory import Outcome, RunConfig, RunDirectory
+from pipelines.tracking.store import RunLog
 from pipelines.train import prepare
-from pipelines.workspace import Workspace
 from tests.support import REPOSITORY, TINY_RUN, WIKI_SAMPLE, change_params, make_tiny_shards
 
 SetParams = Callable[..., Path]
@@ -83,7 +83,7 @@ class OneRank:
         self.config = config
 
     def train(self, run_log: RunLog | None = None) -> Outcome:
-        from pipelines.train_worker import train_rank
+        from pipelines.training.worker import train_rank
 
         return train_rank(self.run, self.config, rank=0, world_size=1, run_log=run_log)
 

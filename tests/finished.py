@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.artifacts import sha256_file, write_json
-from pipelines.evaluation_losses import Losses
+from pipelines.base.artifacts import sha256_file, write_json
+from pipelines.language_model.losses import Losses
 from tests.support import REPOSITORY
 
 SHARDS_ROOT = "5" * 64
@@ -143,7 +143,7 @@ def _write_language_model(directory: Path) -> str:
 
     from enigma.configuration_enigma import EnigmaConfig
     from enigma.modeling_enigma import EnigmaForCausalLM
-    from pipelines.vocabulary import load_tokenizer
+    from pipelines.data.text.vocabulary import load_tokenizer
 
     torch.manual_seed(0)
     config = EnigmaConfig(
@@ -159,9 +159,9 @@ def _write_flow(directory: Path) -> None:
     import torch
 
     from enigma.jacobian_logdet import EnigmaFlow
-    from pipelines.document_flow import DIRECTORY, DocumentFlow, Typical
-    from pipelines.flow_states import StateFlow
-    from pipelines.gaussian import Gaussian
+    from pipelines.flow.documents import DIRECTORY, DocumentFlow, Typical
+    from pipelines.flow.gaussian import Gaussian
+    from pipelines.flow.states import StateFlow
 
     flow = EnigmaFlow.build(16, 1, coupling="affine", hidden_channels=8)
     whitening = Gaussian(torch.zeros(16).double(), torch.eye(16).double())

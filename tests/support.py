@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
-from pipelines.artifacts import write_json, write_manifest
-from pipelines.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
-from pipelines.workspace import Workspace
+from pipelines.base.artifacts import write_json, write_manifest
+from pipelines.base.workspace import Workspace
+from pipelines.data.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WIKI_SAMPLE = REPOSITORY.parent / "shared" / "data" / "wiki_zh_sample.parquet"

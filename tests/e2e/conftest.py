@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.stage import QUIET_ENVIRONMENT
+from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from tests.support import REPOSITORY, change_params
 
 # Every part real, each as small as its gates allow: the model must still beat the

@@ -93,7 +93,7 @@ PLANT = '''
 import json
 from pathlib import Path
 
-from pipelines.artifacts import read_manifest, write_manifest
+from pipelines.base.artifacts import read_manifest, write_manifest
 
 shards = Path("data/sanguo/shards")
 manifest = read_manifest(shards)

@@ -13,7 +13,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
 from flows.serve import HOST
-from pipelines.stage import QUIET_ENVIRONMENT
+from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from tests.support import REPOSITORY, free_port
 
 

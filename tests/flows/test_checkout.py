@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from flows.checkout import Settings, absolute_source, open_checkout, tracking_store
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
+from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from pipelines.params import load_params
-from pipelines.stage import QUIET_ENVIRONMENT
 from tests.support import REPOSITORY
 
 

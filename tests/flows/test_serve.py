@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.serve import HOST, check_port
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
 from tests.support import REPOSITORY, free_port
 
 

@@ -23,7 +23,7 @@ from prefect.states import Cancelling, Completed
 from flows.checkout import Checkout
 from flows.serve import HOST
 from flows.stages import run_stage
-from pipelines.documents import RAW_SCHEMA
+from pipelines.data.text.documents import RAW_SCHEMA
 from tests.support import TINY_RUN, change_params
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

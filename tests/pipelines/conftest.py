@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.artifacts import write_manifest
+from pipelines.base.artifacts import write_manifest
+from pipelines.base.run_stage import QUIET_ENVIRONMENT
+from pipelines.base.workspace import SPLITS
 from pipelines.clean import clean
-from pipelines.documents import RAW_SCHEMA
+from pipelines.data.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
+from pipelines.data.text.documents import RAW_SCHEMA
 from pipelines.ingest import ingest
 from pipelines.params import Profile, load_params
-from pipelines.promote import promote
-from pipelines.registered_models import MODELS
-from pipelines.registry import register
-from pipelines.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
-from pipelines.stage import QUIET_ENVIRONMENT
+from pipelines.registry.names import MODELS
+from pipelines.registry.promote import promote
+from pipelines.registry.register import register
 from pipelines.tokenize import tokenize
-from pipelines.tracking import RunLog
-from pipelines.workspace import SPLITS
+from pipelines.tracking.store import RunLog
 from tests.finished import write_finished_project, write_losses
 from tests.support import REPOSITORY
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.artifacts import read_manifest, verify_manifest
+from pipelines.base.artifacts import read_manifest, verify_manifest
+from pipelines.base.errors import UserError
+from pipelines.base.workspace import SPLITS
 from pipelines.clean import clean, split_of
-from pipelines.clean_part import refusals
-from pipelines.errors import UserError
-from pipelines.normalisation import normalise, title_key
+from pipelines.data.cleaning.part import refusals
+from pipelines.data.text.normalisation import normalise, title_key
 from pipelines.params import CleanParams, SplitParams
-from pipelines.workspace import SPLITS
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.artifacts import read_json, verify_manifest
+from pipelines.base.artifacts import read_json, verify_manifest
+from pipelines.base.errors import UserError
+from pipelines.data.shards import ShardReader
 from pipelines.decontaminate import decontaminate
-from pipelines.errors import UserError
 from pipelines.params import DecontaminateParams
-from pipelines.shards import ShardReader
 
 PARAMS = DecontaminateParams(window_tokens=8, max_containment=0.15)
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from enigma.modeling_enigma import EnigmaForCausalLM
-from pipelines.artifacts import read_json, write_text
-from pipelines.errors import GateError, UserError
+from pipelines.base.artifacts import read_json, write_text
+from pipelines.base.errors import GateError, UserError
+from pipelines.base.workspace import Workspace
+from pipelines.data.text.vocabulary import load_tokenizer
 from pipelines.evaluate import alarms, main
-from pipelines.generation import distinct_2, readable, repetition_rate
-from pipelines.language_model import load_language_model, model_config
+from pipelines.language_model.generation import distinct_2, readable, repetition_rate
+from pipelines.language_model.published import load_language_model, model_config
+from pipelines.language_model.scoring import ASSIGNED_CHARACTERS, Score, Span
 from pipelines.params import load_params
-from pipelines.scoring import ASSIGNED_CHARACTERS, Score, Span
-from pipelines.vocabulary import load_tokenizer
-from pipelines.workspace import Workspace
 from tests.support import TINY_RUN
 
 SANE = {

@@ -12,20 +12,20 @@ from safetensors.torch import load_file, save_file
 
 from enigma.jacobian_logdet import EnigmaFlow
 from enigma.modeling_enigma import EnigmaForCausalLM
-from pipelines.artifacts import read_json, sha256_file, write_json
-from pipelines.energy import energy_distance
-from pipelines.errors import GateError, UserError
-from pipelines.flow_fit import Evaluation, Fit, fit, loss_nats
-from pipelines.flow_states import StateFlow, with_noise
-from pipelines.gaussian import Gaussian
-from pipelines.language_model import model_config
+from pipelines.base.artifacts import read_json, sha256_file, write_json
+from pipelines.base.errors import GateError, UserError
+from pipelines.base.workspace import Workspace
+from pipelines.data.text.vocabulary import load_tokenizer
+from pipelines.flow.energy import energy_distance
+from pipelines.flow.fit import Evaluation, Fit, fit, loss_nats
+from pipelines.flow.gaussian import Gaussian
+from pipelines.flow.states import StateFlow, with_noise
+from pipelines.language_model.published import model_config
 from pipelines.params import TrainFlowParams, load_params
 from pipelines.sample_flow import check_round_trip
 from pipelines.sample_flow import main as sample_flow
-from pipelines.tracking import initialise_store, tracking_uri
+from pipelines.tracking.store import initialise_store, tracking_uri
 from pipelines.train_flow import main as train_flow
-from pipelines.vocabulary import load_tokenizer
-from pipelines.workspace import Workspace
 from tests.support import REPOSITORY, TINY_RUN, change_params, make_tiny_shards
 
 SMALL_FLOW = {

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.artifacts import read_manifest, verify_manifest
-from pipelines.documents import RAW_SCHEMA
-from pipelines.errors import UserError
+from pipelines.base.artifacts import read_manifest, verify_manifest
+from pipelines.base.errors import UserError
+from pipelines.data.text.documents import RAW_SCHEMA
 from pipelines.ingest import ingest
 from pipelines.params import IngestParams
 

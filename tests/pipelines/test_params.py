@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
 from pipelines.params import load_params
 
 REPOSITORY = Path(__file__).resolve().parents[2]

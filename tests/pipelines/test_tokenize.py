@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.artifacts import read_manifest, verify_manifest
-from pipelines.fast_tokenizer import FastTokenizer
-from pipelines.shards import ShardReader
+from pipelines.base.artifacts import read_manifest, verify_manifest
+from pipelines.base.workspace import SPLITS
+from pipelines.data.shards import ShardReader
+from pipelines.data.text.vocabulary import load_tokenizer
+from pipelines.data.tokenizer.fast import FastTokenizer
 from pipelines.tokenize import tokenize
-from pipelines.vocabulary import load_tokenizer
-from pipelines.workspace import SPLITS
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
@@ -119,7 +119,7 @@ def test_a_split_shorter_than_a_sequence_gives_no_sequence(
 
 def test_many_batches_give_the_stream_of_one(sanguo: Path, profile, tmp_path: Path) -> None:
     """The rest of a batch goes on in the next one, also across shards."""
-    import pipelines.tokenize_block as module
+    import pipelines.data.tokenizer.block as module
 
     params = profile.tokenize.model_copy(update={"sequences_per_shard": 10})
     with pytest.MonkeyPatch.context() as patch:

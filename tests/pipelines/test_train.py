@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from pipelines.artifacts import read_manifest, sha256_file, write_json, write_manifest
-from pipelines.checkpoints import checkpoint_path, is_complete, newest_complete, steps_on_disk
-from pipelines.errors import GateError, UserError
+from pipelines.base.artifacts import read_manifest, sha256_file, write_json, write_manifest
+from pipelines.base.errors import GateError, UserError
+from pipelines.base.workspace import Workspace
 from pipelines.params import load_params
-from pipelines.run_directory import Outcome
+from pipelines.runs.checkpoints import checkpoint_path, is_complete, newest_complete, steps_on_disk
+from pipelines.runs.directory import Outcome
 from pipelines.train import PUBLISHING, check_causality, check_certificate, check_sizes, prepare
-from pipelines.train_history import best_step
-from pipelines.train_report import summary, table
-from pipelines.workspace import Workspace
+from pipelines.training.history import best_step
+from pipelines.training.report import summary, table
 from tests.support import REPOSITORY, kill_tree, start_training, train_to_the_end, wait_for
 from tests.support import TINY_RUN as TINY
 
@@ -107,7 +107,7 @@ def test_early_stopping_survives_a_kill_right_after_the_last_checkpoint(one_rank
 def test_a_gradient_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
     one_rank: Any,
 ) -> None:
-    from pipelines.train_failures import NotFiniteError
+    from pipelines.training.failures import NotFiniteError
 
     # The first step of a warm-up has a rate of 0; the second ruins the weights.
     rank = one_rank(
@@ -127,8 +127,8 @@ def test_a_gradient_is_checked_before_the_weights_take_the_step(
 ) -> None:
     import torch
 
-    from pipelines.enigma_trainer import EnigmaTrainer
-    from pipelines.train_failures import NotFiniteError
+    from pipelines.training.failures import NotFiniteError
+    from pipelines.training.trainer import EnigmaTrainer
 
     monkeypatch.setattr(
         EnigmaTrainer,

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.artifacts import read_json, read_manifest, write_json, write_manifest
+from pipelines.base.artifacts import read_json, read_manifest, write_json, write_manifest
+from pipelines.base.errors import GateError, UserError
+from pipelines.base.workspace import Workspace
+from pipelines.data.audit.evidence import divergence_bits, documents_table, raw_table, shards_table
+from pipelines.data.audit.recount import known_windows, overlap_table
 from pipelines.decontaminate import decontaminate
-from pipelines.errors import GateError, UserError
-from pipelines.evidence import divergence_bits, documents_table, raw_table, shards_table
-from pipelines.recount import known_windows, overlap_table
 from pipelines.validate import validate
-from pipelines.workspace import Workspace
 from tests.support import REPOSITORY
 
 WIDTH = 512

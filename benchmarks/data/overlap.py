@@ -1,0 +1,136 @@
+"""Exact overlap of 1.2 M train and 60 k validation sequences of 256 tokens."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from benchmarks.record import median_times_s, row
+
+TRAIN, VALIDATION, SHARED, LENGTH = 1_200_000, 60_000, 52, 256
+ROWS_A_SHARD = 65_536
+
+
+def write_sequences(directory: Path) -> None:
+    """Random sequences; 52 of validation, as many as were published, are in train."""
+    generator = np.random.default_rng(0)
+    validation = generator.integers(0, 21128, (VALIDATION, LENGTH), dtype=np.uint16)
+    validation.tofile(directory / "validation.bin")
+    with (directory / "train.bin").open("wb") as stream:
+        for start in range(0, TRAIN, ROWS_A_SHARD):
+            count = min(ROWS_A_SHARD, TRAIN - start)
+            block = generator.integers(0, 21128, (count, LENGTH), dtype=np.uint16)
+            if start == 0:
+                block[1000 : 1000 + SHARED] = validation[:SHARED]
+            block.tofile(stream)
+
+
+def read(path: Path) -> np.ndarray:
+    """Map sequences of a file."""
+    return np.memmap(path, dtype="<u2", mode="r").reshape(-1, LENGTH)
+
+
+def ours(directory: Path) -> int:
+    """Count by `pipelines.data.overlap.reference`, a shard at a time."""
+    from pipelines.data.overlap.reference import exact_matches
+    from pipelines.data.shards import fixed_binary
+
+    reference = fixed_binary(read(directory / "validation.bin"))
+    shared = 0
+    # Read into one buffer: mapped pages would cost a fault each, and count as memory.
+    buffer = np.empty((ROWS_A_SHARD, LENGTH), "<u2")
+    with (directory / "train.bin").open("rb", buffering=0) as stream:
+        for start in range(0, TRAIN, ROWS_A_SHARD):
+            block = buffer[: min(ROWS_A_SHARD, TRAIN - start)]
+            stream.readinto(memoryview(block).cast("B"))
+            shared += int(np.count_nonzero(exact_matches(fixed_binary(block), reference) >= 0))
+    return shared
+
+
+def sets_of_tuples(directory: Path) -> int:
+    """Count with Python sets of tuples, both sides."""
+    train = {tuple(sequence) for sequence in read(directory / "train.bin").tolist()}
+    validation = {tuple(sequence) for sequence in read(directory / "validation.bin").tolist()}
+    return len(train & validation)
+
+
+def streamed_tuples(directory: Path) -> int:
+    """Count with one set of tuples, train looked up in it block by block: its kindest form."""
+    validation = {tuple(sequence) for sequence in read(directory / "validation.bin").tolist()}
+    train = read(directory / "train.bin")
+    return sum(
+        tuple(sequence) in validation
+        for start in range(0, TRAIN, ROWS_A_SHARD)
+        for sequence in train[start : start + ROWS_A_SHARD].tolist()
+    )
+
+
+METHODS = {"ours": ours, "streamed_tuples": streamed_tuples}
+
+
+def overlap(_corpus: Path) -> list[dict[str, Any]]:
+    """Time and memory."""
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        write_sequences(directory)
+        if not ours(directory) == streamed_tuples(directory) == SHARED:
+            raise ValueError("the counts differ")
+        times_s = median_times_s([lambda: ours(directory)], repeats=5)
+        times_s += median_times_s([lambda: streamed_tuples(directory)], repeats=3)
+        memory_mb = {method: _memory_mb(method, directory) for method in METHODS}
+    speed = times_s[1] / times_s[0]
+    what = "exact overlap, 1.2 M x 60 k sequences"
+    return [
+        row(
+            what,
+            times_s[0],
+            "s",
+            peer="set of tuples (validation only; train streamed)",
+            peer_value=times_s[1],
+            target="<= 1/60",
+            met=speed >= 60,
+        ),
+        row(
+            f"{what}, memory above the imports",
+            memory_mb["ours"],
+            "MB",
+            peer="set of tuples (validation only; train streamed)",
+            peer_value=memory_mb["streamed_tuples"],
+            target="<= 200 MB",
+            met=memory_mb["ours"] <= 200,
+        ),
+    ]
+
+
+def _memory_mb(method: str, directory: Path) -> float:
+    """Peak memory of a fresh process less that of its imports."""
+    command = [sys.executable, "-m", "benchmarks.data.overlap", method, str(directory)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(run.stdout))
+
+
+def main() -> None:
+    """Print the memory that one method takes."""
+    import pyarrow.compute  # noqa: F401 - its memory is not the method's
+
+    import pipelines.data.overlap.reference  # noqa: F401
+
+    before = _peak_mb()
+    METHODS[sys.argv[1]](Path(sys.argv[2]))
+    print(_peak_mb() - before)
+
+
+def _peak_mb() -> float:
+    """Peak resident memory since the last call, mapped pages included; Linux."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    peak_kb = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return int(peak_kb) / 1024
+
+
+if __name__ == "__main__":
+    main()

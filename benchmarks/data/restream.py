@@ -1,0 +1,143 @@
+"""Exact overlap and repeats of 120 million sequences, re-streamed, with only keys on disk.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.data.restream      # some minutes, 1 GB of disk
+
+100 times the published size (30 billion tokens, 61 GB) is not written: one block of sequences is
+streamed again and again, with its tokens changed every time. Of each sequence a key of 8 bytes goes
+into one of 256 files; a file at a time then says what is repeated. The functions are those of the
+pipeline. Sequences that are in the held-out ones, and such as occur twice, are planted, and must be
+found, no more and no fewer. What a stage does beyond that is in `benchmarks.data.scale`.
+"""
+
+import argparse
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from benchmarks.record import row, write
+from pipelines.base.run_stage import progress
+from pipelines.data.overlap.reference import exact_matches
+from pipelines.data.overlap.window_index import window_hashes
+from pipelines.data.shards import Tokens, fixed_binary
+
+SEQUENCES, HELD_OUT, LENGTH, BLOCK = 120_000_000, 60_000, 256, 1 << 16
+FILES = 256
+SHARED, REPEATED = 52, 1000
+MAX_BYTES = 1e9
+
+Spent = Counter[str]
+"""Processor seconds by step."""
+
+
+@contextmanager
+def spending(spent_s: Spent, step: str) -> Iterator[None]:
+    """Add what is spent meanwhile to a step."""
+    start_s = time.process_time()
+    yield
+    spent_s[step] += time.process_time() - start_s
+
+
+def num_blocks(sequences: int) -> int:
+    """How many blocks hold so many sequences."""
+    return -(-sequences // BLOCK)
+
+
+def blocks(held_out_ML: Tokens, sequences: int) -> Iterator[Tokens]:
+    """Blocks of sequences, no two alike but for what is planted; the next one overwrites one."""
+    generator = np.random.default_rng(1)
+    block_NL = generator.integers(0, 21128, (BLOCK, LENGTH), dtype=np.uint16)
+    first_NL = block_NL[:REPEATED].copy()
+    for number in range(num_blocks(sequences)):
+        given_NL = block_NL[: sequences - number * BLOCK]
+        if number == 1:
+            given_NL = given_NL.copy()
+            given_NL[:SHARED] = held_out_ML[:SHARED]
+            given_NL[-REPEATED:] = first_NL
+        yield given_NL
+        # Numbers that no other block has had, so that no sequence comes back.
+        block_NL ^= np.uint16(number ^ (number + 1))
+
+
+def stream(held_out_ML: Tokens, directory: Path, sequences: int, spent_s: Spent) -> int:
+    """Look every sequence up among the held-out ones and put its key on disk.
+
+    Returns:
+        How many are held out.
+    """
+    reference, shared = fixed_binary(held_out_ML), 0
+    with ExitStack() as stack:
+        files = [stack.enter_context((directory / f"{i}").open("wb")) for i in range(FILES)]
+        given = blocks(held_out_ML, sequences)
+        for block_NL in progress(given, total=num_blocks(sequences), unit="block", label="blocks"):
+            with spending(spent_s, "exact overlap"):
+                found_N = exact_matches(fixed_binary(block_NL), reference)
+                shared += int(np.count_nonzero(found_N >= 0))
+            with spending(spent_s, "keys"):
+                keys_N = window_hashes(block_NL, LENGTH)[:, 0]
+            with spending(spent_s, "keys to disk"):
+                keys_N.sort()
+                bounds = np.searchsorted(keys_N >> np.uint64(56), np.arange(FILES + 1))
+                for file, first, last in zip(files, bounds[:-1], bounds[1:], strict=True):
+                    keys_N[first:last].tofile(file)
+    return shared
+
+
+def repeats(directory: Path, spent_s: Spent) -> int:
+    """Count the keys that came before, file by file."""
+    found = 0
+    for path in directory.iterdir():
+        with spending(spent_s, "repeats"):
+            keys = np.fromfile(path, np.uint64)
+            keys.sort()
+            found += int(np.count_nonzero(keys[1:] == keys[:-1]))
+    return found
+
+
+def measure(sequences: int) -> list[dict[str, Any]]:
+    """All steps over so many sequences.
+
+    Raises:
+        ValueError: If what was planted is not what was found.
+    """
+    held_out_ML = np.random.default_rng(0).integers(0, 21128, (HELD_OUT, LENGTH), dtype=np.uint16)
+    # Compile before the clock runs.
+    window_hashes(held_out_ML[:1], LENGTH)
+    spent_s: Spent = Counter()
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        shared = stream(held_out_ML, directory, sequences, spent_s)
+        on_disk = sum(path.stat().st_size for path in directory.iterdir())
+        found = (shared, repeats(directory, spent_s))
+    if found != (SHARED, REPEATED):
+        raise ValueError(f"planted {(SHARED, REPEATED)}, found {found}")
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    what = f"{sequences:,} sequences"
+    return [
+        *(row(f"{what}: {step}", seconds, "s") for step, seconds in spent_s.items()),
+        row(f"{what}: keys on disk", on_disk / 1e6, "MB"),
+        row(
+            f"{what}: peak memory",
+            peak_bytes / 1e6,
+            "MB",
+            target=f"<= {MAX_BYTES / 1e6:,.0f} MB",
+            met=peak_bytes <= MAX_BYTES,
+        ),
+    ]
+
+
+def main() -> None:
+    """Measure and write results/data_restream.json."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sequences", type=int, default=SEQUENCES, help="at least two blocks")
+    write("data_restream", measure(parser.parse_args().sequences), ("numpy", "pyarrow"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""How much faster generation is with the key-value cache than without it.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.enigma.kv_cache       # about ten minutes
+
+The three published sizes, 256 new tokens after 32, greedy, one text, float32. The tokens must be
+the same; the peer for scale is GPT2LMHeadModel with its own cache, as wide, with two layers more
+in place of the machine.
+"""
+
+from typing import Any
+
+import torch
+from transformers import GPT2LMHeadModel
+
+from benchmarks.peers import gpt2_config
+from benchmarks.record import median_times_s, row, write
+from enigma.configuration_enigma import EnigmaConfig
+from enigma.modeling_enigma import EnigmaForCausalLM
+from enigma.presets import PRESETS
+
+PROMPT, NEW_TOKENS, REPEATS = 32, 256, 1
+TARGET = 5.0
+
+
+def rows_of(preset: str) -> list[dict[str, Any]]:
+    """Check that both ways give the same tokens, and measure."""
+    settings = {**PRESETS[preset], "max_len": PROMPT + NEW_TOKENS}
+    torch.manual_seed(0)
+    model = EnigmaForCausalLM(EnigmaConfig(**settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    peer = GPT2LMHeadModel(
+        gpt2_config(
+            settings["vocab_size"],
+            settings["d"],
+            settings["num_heads"],
+            settings["num_transformer_layers"] + 2,
+            settings["max_len"],
+        )
+    ).eval()
+    ids = torch.randint(200, settings["vocab_size"], (1, PROMPT))
+
+    def generate(which: torch.nn.Module, *, use_cache: bool) -> torch.Tensor:
+        return which.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            use_cache=use_cache,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+
+    fast, slow = generate(model, use_cache=True), generate(model, use_cache=False)
+    if not torch.equal(fast, slow):
+        raise ValueError("generation with the cache gives other tokens than without it")
+    cached, uncached, gpt2 = (
+        NEW_TOKENS / seconds
+        for seconds in median_times_s(
+            [
+                lambda: generate(model, use_cache=True),
+                lambda: generate(model, use_cache=False),
+                lambda: generate(peer, use_cache=True),
+            ],
+            REPEATS,
+        )
+    )
+    name = f"{preset}, generate {NEW_TOKENS} tokens, with the cache"
+    return [
+        row(
+            name,
+            cached,
+            "tokens/s",
+            peer="without the cache",
+            peer_value=uncached,
+            target=f">= {TARGET:g}x",
+            met=cached >= TARGET * uncached,
+        ),
+        row(name, cached, "tokens/s", peer="GPT2LMHeadModel, cached", peer_value=gpt2),
+    ]
+
+
+def main() -> None:
+    """Measure every published size, print and write."""
+    write("kv_cache", [entry for preset in PRESETS for entry in rows_of(preset)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""How well `enigma score` tells planted odd documents from normal ones.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.flow.odd_documents --language-model models/sanguo/lm \
+        --shards data/sanguo/shards --documents data/sanguo/documents/test.parquet
+
+The document flow is fitted as `train_flow` fits it, with the profile's parameters. Documents are
+pieces of the test split; of every second one an odd document of each kind is made
+(`benchmarks/flow/planted_documents.py`). AUROC: how often an odd document scores above a normal
+one, 0.5 by chance. The baselines are the language model's own loss, and the full-covariance
+Gaussian of the same mean states; the flow's and the loss's raw values show what each part finds
+alone.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from scipy.stats import mannwhitneyu
+from transformers import AutoTokenizer
+
+from benchmarks.flow.planted_documents import KINDS, plant
+from benchmarks.record import row, write
+from pipelines.base.errors import UserError
+from pipelines.base.run_stage import run_stage
+from pipelines.flow.documents import DocumentFlow, fit_document_flow
+from pipelines.flow.passages import Floats, Passages, read_passages
+from pipelines.language_model.published import load_language_model
+from pipelines.params import load_params
+
+CHARACTERS = 400
+OURS, LOSS, GAUSSIAN = "enigma score", "loss of the LM", "Gaussian, same states"
+PARTS = ("flow, raw", "flow, both sides", "loss, both sides")
+MIN_MEAN_AUROC = 0.95
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A language model, its tokenizer, and the flow over its states."""
+
+    model: Any
+    tokenizer: Any
+    flow: DocumentFlow
+
+    def scores(self, texts: list[str]) -> dict[str, Floats]:
+        """Every score and baseline by name, a value a document; higher is odder."""
+        passages = Passages.of_texts(self.tokenizer, texts, self.model.config.max_len)
+        reading = read_passages(self.model, passages)
+        found = self.flow.score(passages, reading)
+        gaussian_P = self.flow.flow.gaussian.log_prob(reading.states).numpy()
+        return {
+            OURS: found.atypicality,
+            LOSS: found.loss_nats,
+            GAUSSIAN: passages.mean_by_document(-gaussian_P),
+            "flow, raw": found.state_deviation,
+            "flow, both sides": np.abs(found.state_deviation),
+            "loss, both sides": np.abs(found.loss_deviation),
+        }
+
+
+def pieces(path: Path) -> list[str]:
+    """Whole pieces of `CHARACTERS` of every document of a parquet file."""
+    texts = pq.read_table(path, columns=["text"])["text"].to_pylist()
+    return [
+        text[start : start + CHARACTERS]
+        for text in texts
+        for start in range(0, len(text) - CHARACTERS + 1, CHARACTERS)
+    ]
+
+
+def auroc(odd: Floats, normal: Floats) -> float:
+    """How often an odd document scores above a normal one; a tie counts half."""
+    return float(mannwhitneyu(odd, normal).statistic) / (len(odd) * len(normal))
+
+
+def table(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Rows of AUROC by kind, the means last.
+
+    Args:
+        found: AUROC by kind and score.
+    """
+    rows = [
+        row(f"{kind}: AUROC", values[OURS], "", peer=peer, peer_value=values[peer])
+        for kind, values in found.items()
+        for peer in (LOSS, GAUSSIAN)
+    ]
+    means = {
+        name: float(np.mean([values[name] for values in found.values()]))
+        for name in (OURS, LOSS, GAUSSIAN, *PARTS)
+    }
+    rows += [
+        row(
+            "mean AUROC",
+            means[OURS],
+            "",
+            peer=peer,
+            peer_value=means[peer],
+            target=f">= {MIN_MEAN_AUROC:g} and above",
+            met=means[OURS] >= MIN_MEAN_AUROC and means[OURS] > means[peer],
+        )
+        for peer in (LOSS, GAUSSIAN)
+    ]
+    return rows + [row(f"mean AUROC of a part: {part}", means[part], "") for part in PARTS]
+
+
+def main() -> None:
+    """Fit, plant, score."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--language-model", type=Path, required=True, help="a published one")
+    parser.add_argument("--shards", type=Path, required=True, help="that it was trained on")
+    parser.add_argument("--documents", type=Path, required=True, help="parquet that it has not")
+    arguments = parser.parse_args()
+    texts = pieces(arguments.documents)
+    if len(texts) < 2:
+        raise UserError(
+            f"{arguments.documents}: expected documents of {2 * CHARACTERS} characters in all, "
+            f"came {len(texts)} pieces",
+            "name the test split of a profile, such as data/sanguo/documents/test.parquet",
+        )
+    model = load_language_model(arguments.language_model)
+    flow, course = fit_document_flow(
+        model, arguments.shards, load_params().profile.train_flow, lambda _: None
+    )
+    print(f"best step {course.best.step} of {course.history[-1].step}")
+    scorer = Scorer(model, AutoTokenizer.from_pretrained(arguments.language_model), flow)
+    normal = scorer.scores(texts[::2])
+    found = {}
+    for kind in KINDS:
+        odd = scorer.scores(plant(kind, texts[1::2], seed=0))
+        found[kind] = {name: auroc(odd[name], normal[name]) for name in normal}
+        print(kind, {name: round(value, 3) for name, value in found[kind].items()})
+    write("odd_documents", table(found), ("snownlp", "scikit-learn"))
+
+
+if __name__ == "__main__":
+    run_stage(main)

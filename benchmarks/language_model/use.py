@@ -1,0 +1,168 @@
+"""What the language models of `benchmarks/language_model/quality.py` are like in use.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.language_model.use data/wiki-zh/shards --tokens 153600
+
+It takes the kept runs of seed 0, each model with its best recipe, and asks three things of them.
+Long texts: trained at 256 tokens, what does a token cost with up to 1,023 before it, and what
+with 128 to 255 (windows of 256, stride 128)? Cloze: which of four clauses goes on with a test
+document (`cloze.py`), asked by lm-eval as an outsider would? Generation: how varied
+and how repetitive are continuations of test texts, beside the true ones? Samples are printed.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from benchmarks.language_model.cloze import ITEMS, TASK, write_items
+from benchmarks.language_model.quality import CONFIGS, RUNS, arguments_of, kept, kept_in
+from benchmarks.language_model.quality_table import MODELS, bits
+from benchmarks.record import row, write
+from pipelines.base.errors import UserError
+from pipelines.base.run_stage import progress, run_stage
+from pipelines.data.shards import ShardReader
+from pipelines.data.text.vocabulary import load_tokenizer
+from pipelines.language_model.generation import Sampling, distinct_2, readable, repetition_rate
+
+LONG, SHORT, STRIDE = 1024, 256, 128
+WITHOUT_BOUND = ("enigma", "llama")
+"""GPT-2 has learned positions, which end at the training length."""
+PROMPTS, PROMPT_TOKENS = 16, 32
+SAMPLING = Sampling(max_new_tokens=64)
+
+
+def best_models(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The best kept run of seed 0 of each model, loaded for evaluation.
+
+    Raises:
+        UserError: If a model has none.
+    """
+    found = {}
+    for name in MODELS:
+        runs = kept(kept_in(arguments, RUNS, CONFIGS[name]))
+        runs = [run for run in runs if run["seed"] == 0]
+        if not runs:
+            raise UserError(
+                f"{RUNS}: expected a run of {name} on these shards and tokens, found none",
+                "run `python -m benchmarks.language_model.quality` with the same arguments first",
+            )
+        best = min(runs, key=lambda run: bits(run, "validation"))
+        found[name] = AutoModelForCausalLM.from_pretrained(best["directory"]).eval()
+    return found
+
+
+def token_nll(model: Any, ids_BL: Tensor) -> Tensor:
+    """Nats of every token but the first, given those before it: `(B, L - 1)`."""
+    with torch.no_grad():
+        logits_BLV = model(input_ids=ids_BL, use_cache=False).logits
+    flat = cross_entropy(
+        logits_BLV[:, :-1].flatten(0, 1), ids_BL[:, 1:].flatten(), reduction="none"
+    )
+    return flat.view(len(ids_BL), -1)
+
+
+def length_rows(models: dict[str, Any], reader: ShardReader) -> list[dict[str, Any]]:
+    """The cost of the last 256 tokens of texts of 1,024, by what the model sees before them."""
+    count = len(reader) // (LONG // SHORT)
+    texts_NL = reader.gather(np.arange(count * LONG // SHORT)).reshape(count, LONG)
+    rows = []
+    for name, model in models.items():
+        long, short = [], []
+        for text_L in progress(texts_NL, total=count, unit="text", label=f"length {name}"):
+            ids_1L = torch.from_numpy(text_L.astype(np.int64))[None]
+            # Windows that end at 896 and at 1,024, of which the second halves are scored.
+            ends = range(LONG - SHORT + STRIDE, LONG + 1, STRIDE)
+            windows = torch.cat([ids_1L[:, end - SHORT : end] for end in ends])
+            short.append(token_nll(model, windows)[:, -STRIDE:].mean().item())
+            if name in WITHOUT_BOUND:
+                long.append(token_nll(model, ids_1L)[:, -SHORT:].mean().item())
+        with_short = float(np.mean(short))
+        title = f"{name}, nats a token, {{}} tokens before it"
+        if long:
+            with_long = float(np.mean(long))
+            rows.append(
+                row(
+                    title.format(f"{LONG - SHORT} to {LONG - 1}"),
+                    with_long,
+                    "nats",
+                    peer=f"{STRIDE} to {SHORT - 1}",
+                    peer_value=with_short,
+                    target="<= 1x" if name == "enigma" else None,
+                    met=with_long <= with_short if name == "enigma" else None,
+                )
+            )
+        else:
+            rows.append(row(title.format(f"{STRIDE} to {SHORT - 1}"), with_short, "nats"))
+    return rows
+
+
+def cloze_rows(models: dict[str, Any], documents: Path) -> list[dict[str, Any]]:
+    """The share of clauses that lm-eval finds, by total and by mean probability."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    write_items(documents)
+    tokenizer = load_tokenizer("bert-base-chinese")
+    rows = [row("cloze, chance", 0.25, ""), row("cloze, items", ITEMS, "")]
+    for name, model in models.items():
+        found = simple_evaluate(
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8),
+            tasks=[TASK.stem],
+            task_manager=TaskManager(include_path=str(TASK.parent), include_defaults=False),
+            bootstrap_iters=0,
+        )["results"][TASK.stem]
+        rows += [
+            row(f"{name}, cloze, {what}", found[f"{key},none"], "share")
+            for key, what in (("acc", "by probability"), ("acc_norm", "by probability a byte"))
+        ]
+    return rows
+
+
+def generation_rows(models: dict[str, Any], reader: ShardReader) -> list[dict[str, Any]]:
+    """Variety and repetition of continuations, and of the true ones."""
+    tokenizer = load_tokenizer("bert-base-chinese")
+    texts_NL = torch.from_numpy(reader.gather(np.arange(PROMPTS)).astype(np.int64))
+    end = PROMPT_TOKENS + SAMPLING.max_new_tokens
+    continuations = {"the true text": texts_NL[:, PROMPT_TOKENS:end].tolist()}
+    for name, model in models.items():
+        torch.manual_seed(SAMPLING.seed)
+        output_NL = model.generate(
+            texts_NL[:, :PROMPT_TOKENS],
+            attention_mask=torch.ones(PROMPTS, PROMPT_TOKENS, dtype=torch.long),
+            do_sample=True,
+            temperature=SAMPLING.temperature,
+            top_k=SAMPLING.top_k,
+            top_p=SAMPLING.top_p,
+            max_new_tokens=SAMPLING.max_new_tokens,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        continuations[name] = output_NL[:, PROMPT_TOKENS:].tolist()
+        for i in range(2):
+            prompt = readable(tokenizer, texts_NL[i, :PROMPT_TOKENS].tolist())
+            print(f"{name}: {prompt} | {readable(tokenizer, continuations[name][i])}")
+    rows = []
+    for name, texts in continuations.items():
+        rows.append(row(f"{name}, distinct bigrams", distinct_2(texts), "share"))
+        rows.append(row(f"{name}, repeated 4-grams", repetition_rate(texts), "share"))
+    return rows
+
+
+def main() -> None:
+    """Ask all three, print and write."""
+    arguments = arguments_of(__doc__)
+    models = best_models(arguments)
+    reader = ShardReader(arguments.shards, "test")
+    documents = arguments.shards.parent / "documents" / "test.parquet"
+    rows = length_rows(models, reader) + generation_rows(models, reader)
+    write("lm_use", rows + cloze_rows(models, documents), packages=("lm-eval",))
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,156 @@
+"""Files that appear whole or not at all, and the manifest that says what they are.
+
+A stage builds its output directory beside the final place and renames it at the
+end (`publish_directory`), so a killed stage never leaves half an output. The
+manifest of a directory lists every file with its SHA-256; its `root` is one hash
+for all of them, which is how certificates and the registry name a data set.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines.base.errors import UserError
+
+MANIFEST_NAME = "manifest.json"
+
+
+def sha256_file(path: Path) -> str:
+    """Hash a file in constant memory.
+
+    Returns:
+        The SHA-256 as 64 hexadecimal digits.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file by an atomic rename; UTF-8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON by an atomic rename; NaN and infinities are refused."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that an earlier stage wrote.
+
+    Raises:
+        UserError: If the file is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"expected {path}, found no such file", "run `dvc repro`, which makes it"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not JSON ({error})", "delete it and run `dvc repro` again"
+        ) from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object", "delete it and run `dvc repro` again")
+    return value
+
+
+@contextmanager
+def publish_directory(final: Path) -> Iterator[Path]:
+    """Build a directory aside and put it in its place only when all went well.
+
+    Args:
+        final: Where the directory shall appear; what is there is replaced.
+
+    Yields:
+        An empty directory on the same file system to write into. On an
+        exception it is removed and `final` is left as it was.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    try:
+        yield building
+        building.chmod(0o755)
+        if final.exists():
+            shutil.rmtree(final)
+        building.rename(final)
+    finally:
+        if building.exists():
+            shutil.rmtree(building)
+
+
+def write_manifest(directory: Path, *, stage: str, facts: Mapping[str, Any]) -> str:
+    """Hash every file below a directory into its `manifest.json`.
+
+    Args:
+        directory: The directory; its manifest is written last.
+        stage: The stage that made it.
+        facts: What else later stages need to know (counts, settings).
+
+    Returns:
+        The root: SHA-256 over the sorted lines `<sha256>  <relative path>`.
+    """
+    files = [
+        {
+            "path": path.relative_to(directory).as_posix(),
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME
+    ]
+    root = manifest_root(files)
+    write_json(directory / MANIFEST_NAME, {"stage": stage, "root": root, **facts, "files": files})
+    return root
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Read the manifest of a directory that a stage published."""
+    return read_json(directory / MANIFEST_NAME)
+
+
+def verify_manifest(directory: Path) -> dict[str, Any]:
+    """Hash every file again and compare with the manifest.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: At the first file that is missing or has changed, or if the
+            root does not follow from the files.
+    """
+    manifest = read_manifest(directory)
+    for entry in manifest["files"]:
+        path = directory / entry["path"]
+        came = sha256_file(path) if path.is_file() else "no such file"
+        if came != entry["sha256"]:
+            raise UserError(
+                f"{path}: expected sha256 {entry['sha256']}, came {came}",
+                "restore it with `dvc checkout --force`, or make it again with `dvc repro`",
+            )
+    if manifest_root(manifest["files"]) != manifest["root"]:
+        raise UserError(
+            f"{directory / MANIFEST_NAME}: the root does not follow from the files",
+            "make the directory again with `dvc repro`",
+        )
+    return manifest
+
+
+def manifest_root(files: list[dict[str, Any]]) -> str:
+    """One hash for all files of a manifest: over the sorted lines `<sha256>  <path>`."""
+    lines = sorted(f"{entry['sha256']}  {entry['path']}\n" for entry in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,97 @@
+"""Which code decides the bytes of a stage, as one hash.
+
+The table is `dvc.yaml`: the deps of a stage that are code. DVC re-runs a stage by it, a
+training run is named by it, and unfinished work is resumed only if it still holds. A test
+per stage proves that the table names all that the stage imports.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from pipelines.base.artifacts import sha256_file
+from pipelines.base.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROOMS = ("enigma", "expectations", "pipelines")
+# What else the bytes of a part come from.
+VERSIONED = ("numpy", "pyarrow", "tokenizers")
+
+
+def code_deps(stage: str, repository: Path = REPOSITORY) -> list[str]:
+    """Read which files and folders of code a stage depends on.
+
+    Args:
+        stage: Its name in `dvc.yaml`.
+        repository: The directory of `dvc.yaml`.
+
+    Returns:
+        Paths relative to the repository.
+
+    Raises:
+        UserError: If the code was installed without its repository.
+    """
+    path = repository / "dvc.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"expected dvc.yaml in {repository}, found none: it says which code makes a stage",
+            "install Enigma from its repository with `pip install --editable .`",
+        )
+    return [dep for dep in _deps(path)[stage] if dep.split("/")[0] in ROOMS]
+
+
+@lru_cache
+def _deps(path: Path) -> dict[str, list[str]]:
+    graph = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    return {name: stage["deps"] for name, stage in graph["stages"].items()}
+
+
+def code_hash(stage: str, *, without: Collection[str] = (), repository: Path = REPOSITORY) -> str:
+    """Hash the code that decides the bytes of a stage.
+
+    Args:
+        stage: Its name in `dvc.yaml`.
+        without: Files of the table to leave out, relative to the repository.
+        repository: The directory of `dvc.yaml`.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    files = {
+        path.relative_to(repository).as_posix(): path
+        for dep in code_deps(stage, repository)
+        for path in _python_files(repository / dep)
+    }
+    return _hash_lines(
+        f"{name} {sha256_file(path)}\n" for name, path in files.items() if name not in without
+    )
+
+
+@lru_cache
+def installed_code() -> str:
+    """Hash this room and the packages that decide bytes, as they were when this was first asked.
+
+    A worker that lives long keeps the code that it has loaded, whatever the files say since.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    room = REPOSITORY / "pipelines"
+    return _hash_lines(
+        [
+            *(f"{path.relative_to(room)} {sha256_file(path)}\n" for path in _python_files(room)),
+            *(f"{name} {version(name)}\n" for name in VERSIONED),
+        ]
+    )
+
+
+def _python_files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+def _hash_lines(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()

@@ -1,0 +1,107 @@
+"""How odd documents are, so that they are looked at before a language model learns from them.
+
+`enigma score FILE`: the flow in production, or one of a directory, scores every document of a
+file; the oddest come first. What the columns mean stands at `pipelines.flow.documents.Scores`.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.base.artifacts import read_json, write_text
+from pipelines.base.errors import UserError
+from pipelines.data.sources.files import source_files
+from pipelines.flow.documents import DIRECTORY, DocumentFlow, Scores
+from pipelines.flow.passages import Passages, read_passages
+from pipelines.flow.states import check_language_model
+from pipelines.language_model.published import load_language_model
+from pipelines.registry.champion import champion_version, downloaded
+from pipelines.registry.names import FLOW
+
+SHOWN_COLUMNS = ("atypicality", "state_deviation", "loss_deviation")
+
+
+def score(source: str, *, models: Path | None, output: Path | None, top: int) -> None:
+    """Score documents, print the oddest, and write all of them if asked to.
+
+    Args:
+        source: A file, directory or glob of documents, as `ingest.source` takes it.
+        models: A directory with `lm/` and `flow/`, such as models/sanguo; None for the champion.
+        output: JSON lines with the scores of every document, the oddest first; None for none.
+        top: How many to print.
+
+    Raises:
+        GateError: `weights`, if the champion's files are not those that were registered.
+        UserError: If there is no flow over documents, or a document has no text.
+    """
+    documents = pa.concat_tables(
+        table for file in source_files(source) for table in file.read(file.path, 0)
+    )
+    if documents.num_rows == 0:
+        raise UserError(f"{source}: expected documents, came none", "name a file that has some")
+    with _directories(models) as (language_model, flow):
+        scores = score_texts(language_model, flow, documents["text"].to_pylist())
+    order = np.argsort(-scores.atypicality)
+    columns = {name: values[order].tolist() for name, values in asdict(scores).items()}
+    rows = [
+        {"id": documents["id"][int(index)].as_py(), "title": documents["title"][int(index)].as_py()}
+        | {name: values[rank] for name, values in columns.items()}
+        for rank, index in enumerate(order)
+    ]
+    if output is not None:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text(output, "".join(lines))
+    _print(rows[:top])
+
+
+def score_texts(language_model: Path, flow: Path, texts: list[str]) -> Scores:
+    """Score texts by a flow over the states of its own language model.
+
+    Args:
+        language_model: A published language model.
+        flow: What `train_flow` published over it.
+        texts: The documents.
+
+    Raises:
+        UserError: If the flow is over another language model, or knows no documents.
+    """
+    facts = read_json(flow / "flow_training.json")
+    check_language_model(language_model, facts["lm_weights_sha256"])
+    if not (flow / DIRECTORY).is_dir():
+        raise UserError(
+            f"expected a flow over documents in {flow / DIRECTORY}, found none",
+            "it was made before documents could be scored: `dvc repro train_flow`, then register "
+            "and promote it",
+        )
+    # The model first: it makes its type known, which the tokenizer's loader looks for.
+    model = load_language_model(language_model)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    document_flow = DocumentFlow.load(flow / DIRECTORY, model.device)
+    passages = Passages.of_texts(tokenizer, texts, model.config.max_len)
+    return document_flow.score(passages, read_passages(model, passages))
+
+
+@contextmanager
+def _directories(models: Path | None) -> Iterator[tuple[Path, Path]]:
+    """Where the language model and the flow over it are."""
+    if models is not None:
+        yield models / "lm", models / "flow"
+        return
+    with downloaded(FLOW, champion_version(FLOW)) as artifacts:
+        yield artifacts / "language_model", artifacts / "model"
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    sys.stdout.write("\t".join(("id", *SHOWN_COLUMNS, "title")) + "\n")
+    for row in rows:
+        figures = (f"{row[name]:.2f}" for name in SHOWN_COLUMNS)
+        sys.stdout.write("\t".join((row["id"], *figures, row["title"])) + "\n")

@@ -1,0 +1,1 @@
+"""The Chinese data path: from files of text to shuffled token shards."""

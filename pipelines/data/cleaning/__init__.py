@@ -1,0 +1,1 @@
+"""What `clean` does to a document: leftovers, filters, near duplicates."""

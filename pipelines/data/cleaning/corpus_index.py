@@ -1,0 +1,177 @@
+"""All clean parts at once, in memory only by their keys; texts and signatures stay on disk.
+
+Shape legend: D documents of all parts, H hash functions.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.data.cleaning.minhash import Signatures
+from pipelines.data.cleaning.near_duplicates import Indices, UnionFind, join_by_signatures
+from pipelines.data.cleaning.part import read_arrow
+from pipelines.params import CleanParams
+
+
+class CorpusIndex:
+    """The documents that `clean_part` let stay, in the order of the parts.
+
+    Args:
+        parts: The directories that `clean_part` wrote.
+        num_hashes: H, the height of a signature.
+
+    Attributes:
+        repeated_D: (D,) bool, the documents whose text another one has that has a smaller id.
+    """
+
+    def __init__(self, parts: Sequence[Path], num_hashes: int) -> None:
+        self._parts = parts
+        self._num_hashes = num_hashes
+        ids: list[pa.Array] = []
+        digests, titles, named = [], [], []
+        sizes = []
+        for part in parts:
+            sizes.append(0)
+            for batch in read_arrow(part / "kept.arrow", ("id", "digest", "title_key")):
+                sizes[-1] += batch.num_rows
+                # Copies: the column of a batch holds on to all of the batch.
+                ids.append(batch["id"].take(pa.array(np.arange(batch.num_rows))))
+                digests.append(_words(batch["digest"]))
+                titles.append(_words(batch["title_key"]))
+                named.append(batch["title_key"].is_valid().to_numpy(zero_copy_only=False))
+        self._starts = np.cumsum([0, *sizes])
+        self._ids = pa.chunked_array(ids, pa.string())
+        self._titles_D = np.concatenate([np.empty((0, 1), np.uint64), *titles])[:, 0]
+        self._is_named_D = np.concatenate([np.empty(0, np.bool_), *named])
+        ranks = pc.rank(self._ids, sort_keys="ascending", tiebreaker="first")
+        self._rank_D = ranks.to_numpy().astype(np.int32)  # held as long as this object
+        self.repeated_D = _repeated(
+            np.concatenate([np.empty((0, 2), np.uint64), *digests]), self._rank_D
+        )
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def bounds(self, part: int) -> tuple[int, int]:
+        """First document of a part, and of the next one."""
+        return int(self._starts[part]), int(self._starts[part + 1])
+
+    def ids(self, documents: Indices) -> pa.Array:
+        """The ids of documents."""
+        return self._ids.take(pa.array(documents))
+
+    def clusters(self, kept: Indices, params: CleanParams) -> tuple[Indices, int]:
+        """Join documents of one title, and near duplicates.
+
+        Args:
+            kept: Documents without exact duplicates.
+            params: The section `clean`.
+
+        Returns:
+            For each of `kept` the document of its cluster that has the smallest id, and how
+            many pairs of near duplicates were joined.
+        """
+        sets = UnionFind(len(kept))
+        self._join_titles(kept, sets)
+        source = _PartSignatures(self._parts, self._starts, self._num_hashes, kept)
+        pairs = join_by_signatures(source, source.texts, params.near_duplicates, sets)
+        roots = sets.find_all(np.arange(len(kept)))
+        by_id = np.lexsort((self._rank_D[kept], roots))
+        first_of_set = np.append(True, np.diff(roots[by_id]) > 0)
+        owner = np.empty(len(kept), np.int64)
+        owner[roots[by_id][first_of_set]] = kept[by_id][first_of_set]
+        return owner[roots], pairs
+
+    def _join_titles(self, kept: Indices, sets: UnionFind) -> None:
+        named = np.flatnonzero(self._is_named_D[kept])
+        titles = self._titles_D[kept[named]]
+        by_title = np.argsort(titles, kind="stable")
+        same = titles[by_title[1:]] == titles[by_title[:-1]]
+        order = named[by_title]
+        for first, second in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
+            sets.union(first, second)
+
+
+class _PartSignatures:
+    """Signatures and texts of the documents `kept`, read from the parts when they are asked for."""
+
+    def __init__(
+        self, parts: Sequence[Path], starts: Indices, num_hashes: int, kept: Indices
+    ) -> None:
+        self._parts = parts
+        self._starts = starts
+        self.num_hashes = num_hashes
+        self._kept = kept
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def band(self, start: int, stop: int) -> Signatures:
+        """(D, stop - start) uint32, some hashes of every document."""
+        found = np.empty((len(self._kept), stop - start), np.uint32)
+        bounds = np.searchsorted(self._kept, self._starts)
+        for part, path in enumerate(self._parts):
+            size = int(self._starts[part + 1] - self._starts[part])
+            rows = np.fromfile(
+                path / "signatures.bin", "<u4", (stop - start) * size, offset=4 * start * size
+            )
+            mine = slice(bounds[part], bounds[part + 1])
+            wanted = self._kept[mine] - self._starts[part]
+            found[mine] = rows.reshape(stop - start, size)[:, wanted].T
+        return found
+
+    def rows(self, documents: Indices) -> Signatures:
+        """(len(documents), H) uint32, whole signatures."""
+        wanted = self._kept[documents]
+        found = np.empty((len(documents), self.num_hashes), np.uint32)
+        part_of = np.searchsorted(self._starts, wanted, side="right") - 1
+        for part in np.unique(part_of).tolist():
+            mine = np.flatnonzero(part_of == part)
+            size = int(self._starts[part + 1] - self._starts[part])
+            mapped = np.memmap(self._parts[part] / "signatures.bin", "<u4", "r").reshape(-1, size)
+            found[mine] = mapped[:, wanted[mine] - self._starts[part]].T
+        return found
+
+    def texts(self, documents: Indices) -> pa.Array:
+        """Texts of documents, in ascending order of them, as large strings."""
+        wanted = self._kept[documents]
+        part_of = np.searchsorted(self._starts, wanted, side="right") - 1
+        found = [pa.array([], pa.large_string())]
+        for part in np.unique(part_of).tolist():
+            rows = wanted[part_of == part] - self._starts[part]
+            start = 0
+            for batch in _map_arrow(self._parts[part] / "kept.arrow"):
+                inside = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
+                if len(inside):
+                    texts = batch["text"].take(pa.array(inside))
+                    found.append(texts.cast(pa.large_string()))
+                start += batch.num_rows
+        return pa.concat_arrays(found)
+
+
+def _map_arrow(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of a file that is mapped: only a few texts are wanted."""
+    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
+        for index in range(file.num_record_batches):
+            yield file.get_batch(index)
+
+
+def _repeated(
+    digests_D2: npt.NDArray[np.uint64], rank_D: npt.NDArray[np.int32]
+) -> npt.NDArray[np.bool_]:
+    order = np.lexsort((rank_D, *digests_D2.T))
+    ordered = digests_D2[order]
+    repeated_D = np.zeros(len(order), dtype=bool)
+    repeated_D[order[1:]] = (ordered[1:] == ordered[:-1]).all(axis=1)
+    return repeated_D
+
+
+def _words(keys: pa.Array) -> npt.NDArray[np.uint64]:
+    """Copy keys of 8 n bytes into (D, n) uint64; what stands where a key is null has no meaning."""
+    words = keys.type.byte_width // 8
+    found = np.frombuffer(keys.buffers()[1] or b"", np.uint64)
+    return found[words * keys.offset :][: words * len(keys)].reshape(-1, words).copy()

@@ -1,0 +1,108 @@
+"""The compiled loops of MinHash (`pipelines/data/text/kernels.py` says when they are used).
+
+Shape legend: D documents, H hashes.
+"""
+
+import numpy as np
+
+from pipelines.data.text.kernels import Array, Int, compiled, decode, mix
+
+
+@compiled
+def shingle(data: Array, start: Int, stop: Int, length: Int, points: Array, hashes: Array) -> Int:
+    """Hash every run of `length` code points of one document into `hashes`.
+
+    `points` is scratch. Both hold a value a byte of the document, and one at least. Returns
+    S, the number of hashes; a document shorter than `length` is one shingle.
+    """
+    count = 0
+    i = start
+    while i < stop:
+        points[count], i = decode(data, i)
+        count += 1
+    size = max(1, count - length + 1)
+    for s in range(size):
+        value = np.uint64(0)
+        for k in range(min(length, count)):
+            value = mix(value + np.uint64(points[s + k]))
+        hashes[s] = value
+    return size
+
+
+@compiled
+def minhash(
+    data: Array,
+    offsets: Array,
+    length: Int,
+    a_H: Array,
+    b_H: Array,
+    signatures_DH: Array,
+) -> None:
+    """Write the MinHash signature of every document.
+
+    Args:
+        data: UTF-8 of all documents, uint8.
+        offsets: (D + 1,) int64 into `data`.
+        length: Code points a shingle.
+        a_H: (H,) uint32, odd.
+        b_H: (H,) uint32.
+        signatures_DH: (D, H) uint32, written.
+    """
+    longest = 1
+    for document in range(len(offsets) - 1):
+        longest = max(longest, offsets[document + 1] - offsets[document])
+    points = np.empty(longest, np.int64)
+    hashes = np.empty(longest, np.uint64)
+    for document in range(len(offsets) - 1):
+        size = shingle(data, offsets[document], offsets[document + 1], length, points, hashes)
+        lowest_H = signatures_DH[document]
+        lowest_H[:] = np.uint32(0xFFFFFFFF)
+        for s in range(size):
+            value = np.uint32(hashes[s] >> np.uint64(32))
+            for h in range(len(a_H)):
+                permuted = np.uint32(a_H[h] * value + b_H[h])
+                lowest_H[h] = min(lowest_H[h], permuted)
+
+
+@compiled
+def shingle_sets(data: Array, offsets: Array, length: Int, sets: Array, starts: Array) -> None:
+    """Write every document's shingles, sorted and without repeats.
+
+    Args:
+        data: UTF-8 of all documents, uint8.
+        offsets: (D + 1,) int64 into `data`.
+        length: Code points a shingle.
+        sets: uint64, as long as `data` and D together; written.
+        starts: (D + 1,) int64, where each set begins; written.
+    """
+    longest = 1
+    for document in range(len(offsets) - 1):
+        longest = max(longest, offsets[document + 1] - offsets[document])
+    points = np.empty(longest, np.int64)
+    hashes = np.empty(longest, np.uint64)
+    n = 0
+    for document in range(len(offsets) - 1):
+        size = shingle(data, offsets[document], offsets[document + 1], length, points, hashes)
+        ordered = np.sort(hashes[:size])
+        starts[document] = n
+        for s in range(size):
+            if s == 0 or ordered[s] != ordered[s - 1]:
+                sets[n] = ordered[s]
+                n += 1
+    starts[len(offsets) - 1] = n
+
+
+@compiled
+def jaccards(sets: Array, starts: Array, pairs: Array, similarities: Array) -> None:
+    """Write the Jaccard similarity of pairs of sets from `shingle_sets`; `pairs` is (P, 2)."""
+    for p in range(len(pairs)):
+        i, i_stop = starts[pairs[p, 0]], starts[pairs[p, 0] + 1]
+        j, j_stop = starts[pairs[p, 1]], starts[pairs[p, 1] + 1]
+        union = (i_stop - i) + (j_stop - j)
+        both = 0
+        while i < i_stop and j < j_stop:
+            left, right = sets[i], sets[j]
+            both += left == right
+            i += left <= right
+            j += right <= left
+        similarities[p] = both / (union - both)

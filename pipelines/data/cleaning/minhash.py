@@ -1,0 +1,131 @@
+"""Shingles of characters, their MinHash signatures and the true Jaccard similarity.
+
+MinHash: Broder, "On the resemblance and containment of documents" (1997). Characters,
+not words: Chinese has no spaces, and word-based tools fail on it. numba does the loops;
+without it NumPy gives the same numbers.
+
+Shape legend: D documents, H hash functions, S shingles of one document, P pairs.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.data.text.arrays import utf8_views
+from pipelines.data.text.compilation import have_numba
+from pipelines.params import NearDuplicateParams
+
+Signatures = npt.NDArray[np.uint32]
+Shingles = npt.NDArray[np.uint64]
+
+# Fixed, so that the same text has the same signature in every run.
+HASH_SEED = 20_231_101
+SHINGLES_A_BLOCK = 2048
+
+
+def minhash_signatures(
+    texts: pa.Array, params: NearDuplicateParams, *, use_numba: bool | None = None
+) -> Signatures:
+    """Compute the MinHash signature of every document.
+
+    Args:
+        texts: D strings.
+        params: Shingle length, bands and rows; H = bands x rows.
+        use_numba: Whether to compile the loops; by default if numba is installed.
+
+    Returns:
+        (D, H) uint32.
+    """
+    num_hashes = params.bands * params.rows_per_band
+    generator = np.random.default_rng(HASH_SEED)
+    # x -> a x + b mod 2^32 with odd a is a permutation of the 32-bit integers.
+    a_H = generator.integers(2**32, size=num_hashes, dtype=np.uint32) | np.uint32(1)
+    b_H = generator.integers(2**32, size=num_hashes, dtype=np.uint32)
+    signatures_DH = np.full((len(texts), num_hashes), np.iinfo(np.uint32).max, dtype=np.uint32)
+    if have_numba(use_numba):
+        from pipelines.data.cleaning import kernels
+
+        data, offsets = utf8_views(texts)
+        kernels.minhash(data, offsets, params.shingle_characters, a_H, b_H, signatures_DH)
+        return signatures_DH
+    for document, text in enumerate(texts):
+        hashes_S = shingles(text.as_py(), params.shingle_characters)
+        short_S = (hashes_S >> np.uint64(32)).astype(np.uint32)
+        for start in range(0, len(short_S), SHINGLES_A_BLOCK):
+            block_S = short_S[start : start + SHINGLES_A_BLOCK]
+            permuted_HS = a_H[:, None] * block_S[None, :] + b_H[:, None]
+            lowest_H = signatures_DH[document]
+            np.minimum(lowest_H, permuted_HS.min(axis=1), out=lowest_H)
+    return signatures_DH
+
+
+def jaccard_of_pairs(
+    texts: pa.Array,
+    pairs_P2: npt.NDArray[np.int64],
+    shingle_characters: int,
+    *,
+    use_numba: bool | None = None,
+) -> npt.NDArray[np.float64]:
+    """The true Jaccard similarity of pairs of documents.
+
+    Args:
+        texts: D strings.
+        pairs_P2: (P, 2) int64, indices of documents.
+        shingle_characters: Characters a shingle.
+        use_numba: Whether to compile the loops; by default if numba is installed.
+
+    Returns:
+        (P,) float64 in [0, 1].
+    """
+    if have_numba(use_numba):
+        from pipelines.data.cleaning import kernels
+
+        data, offsets = utf8_views(texts)
+        sets = np.empty(int(offsets[-1] - offsets[0]) + len(texts), np.uint64)
+        starts = np.empty(len(offsets), np.int64)
+        kernels.shingle_sets(data, offsets, shingle_characters, sets, starts)
+        similarities = np.empty(len(pairs_P2), np.float64)
+        kernels.jaccards(sets, starts, pairs_P2, similarities)
+        return similarities
+    unique = [np.unique(shingles(text.as_py(), shingle_characters)) for text in texts]
+    return np.array([jaccard(unique[a], unique[b]) for a, b in pairs_P2.tolist()])
+
+
+def shingles(text: str, length: int) -> Shingles:
+    """Hash every run of `length` characters.
+
+    Args:
+        text: The document; one shorter than `length` is a single shingle.
+        length: Characters a shingle.
+
+    Returns:
+        (S,) uint64 in text order, with repeats.
+    """
+    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.uint64)
+    num_shingles = max(1, len(points) - length + 1)
+    hashes = np.zeros(num_shingles, dtype=np.uint64)
+    for offset in range(min(length, len(points))):
+        hashes = mix(hashes + points[offset : offset + num_shingles])
+    return hashes
+
+
+def jaccard(a: Shingles, b: Shingles) -> float:
+    """Jaccard similarity of two sets.
+
+    Args:
+        a: Sorted, without repeats.
+        b: Sorted, without repeats.
+
+    Returns:
+        Size of the intersection over size of the union, in [0, 1].
+    """
+    both = len(np.intersect1d(a, b, assume_unique=True))
+    return both / (len(a) + len(b) - both)
+
+
+def mix(values: Shingles) -> Shingles:
+    """The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), a bijection."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,1 @@
+"""What train shares with validation and test."""

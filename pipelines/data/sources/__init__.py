@@ -1,0 +1,1 @@
+"""Where documents come from: packaged corpora, local files, the Hugging Face Hub."""

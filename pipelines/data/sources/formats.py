@@ -1,0 +1,180 @@
+"""Sources that are not parquet: JSON lines, and the XML dumps of Wikipedia.
+
+Both are read in constant memory and yield tables of `RAW_SCHEMA`.
+"""
+
+import bz2
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+from xml.etree.ElementTree import ParseError
+
+import pyarrow as pa
+
+from pipelines.base.errors import UserError
+from pipelines.data.text.documents import RAW_SCHEMA
+
+ROWS_A_TABLE = 1024
+ARTICLES = 0
+REDIRECT = re.compile(r"^\s*#(?:REDIRECT|重定向)", re.IGNORECASE)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file, decompressing `.bz2` and `.gz`."""
+    openers: dict[str, Any] = {".bz2": bz2.open, ".gz": gzip.open}
+    stream: BinaryIO = openers.get(path.suffix, open)(path, "rb")
+    return stream
+
+
+def read_json_lines(path: Path, skip: int = 0) -> Iterator[pa.Table]:
+    """Read a file with a JSON object a line: `id` and `text`, perhaps `url` and `title`.
+
+    Args:
+        path: A `.jsonl` file, perhaps compressed.
+        skip: Documents at its start to leave out, unread.
+
+    Yields:
+        Tables of `RAW_SCHEMA`; a missing url or title is the empty string.
+
+    Raises:
+        UserError: If the file is damaged, or a line is not such an object.
+    """
+    try:
+        with open_file(path) as stream:
+            lines = ((number, line) for number, line in enumerate(stream, 1) if line.strip())
+            yield from _tables(
+                _json_row(path, number, line) for number, line in islice(lines, skip, None)
+            )
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, "file of JSON lines", error) from error
+
+
+def _json_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(
+            f"{path}: line {number}: expected a JSON object, came something else ({error})",
+            "correct the line (one object a line, UTF-8)",
+        ) from None
+    if not isinstance(row, dict):
+        raise UserError(
+            f"{path}: line {number}: expected a JSON object, came {type(row).__name__}",
+            "write one object a line, with id and text",
+        )
+    row = {"url": "", "title": "", **{key: row[key] for key in RAW_SCHEMA.names if key in row}}
+    for name in RAW_SCHEMA.names:
+        if not isinstance(row.get(name), str) or (name == "id" and not row[name]):
+            came = type(row[name]).__name__ if name in row else "nothing"
+            raise UserError(
+                f"{path}: line {number}: {name}: expected a string, came {came}",
+                "give every document an id and a text, as strings",
+            )
+    return row
+
+
+def read_wikipedia_dump(path: Path, skip: int = 0) -> Iterator[pa.Table]:
+    """Read the articles of a `pages-articles` dump as plain text.
+
+    mwxml reads the XML, mwparserfromhell the wikitext: templates, tables, references and
+    files go, links keep their words. Redirects and other namespaces are left out.
+
+    Args:
+        path: An `.xml` file, perhaps compressed.
+        skip: Articles at its start to leave out; their wikitext is not parsed.
+
+    Yields:
+        Tables of `RAW_SCHEMA`.
+
+    Raises:
+        UserError: If the file is damaged or is no dump.
+    """
+    import mwxml
+    from mwxml.errors import MalformedXML
+
+    try:
+        with open_file(path) as stream:
+            dump = mwxml.Dump.from_file(stream)
+            yield from _tables(_articles(dump, skip))
+    except (OSError, EOFError, zlib.error, ParseError, MalformedXML) as error:
+        raise _damaged(path, "XML dump of a wiki", error) from error
+
+
+def _articles(dump: Any, skip: int) -> Iterator[dict[str, Any]]:
+    host = dump.site_info.base or ""
+    host = host.rsplit("/", 1)[0]
+    for page, text in islice(_pages(dump), skip, None):
+        title = page.title.replace(" ", "_")
+        url = f"{host}/{title}" if host else ""
+        yield {"id": str(page.id), "url": url, "title": page.title, "text": plain_text(text)}
+
+
+def _pages(dump: Any) -> Iterator[tuple[Any, str]]:
+    """Articles that are no redirects, with their wikitext."""
+    for page in dump:
+        if page.namespace != ARTICLES or page.redirect:
+            continue
+        # A `pages-articles` dump has one revision a page; of several the last is the page.
+        text = ""
+        for revision in page:
+            text = revision.text or ""
+        if text and not REDIRECT.match(text):
+            yield page, text
+
+
+def plain_text(wikitext: str) -> str:
+    """The words of wikitext, without its markup."""
+    import mwparserfromhell
+
+    code = mwparserfromhell.parse(wikitext, skip_style_tags=False)
+    # What `strip_code` would leave in the text as words.
+    for tag in code.filter_tags(recursive=True, matches=_is_unread):
+        _remove(code, tag)
+    for link in code.filter_wikilinks(recursive=True):
+        if FILE_PREFIX.match(str(link.title)):
+            _remove(code, link)
+    return str(code.strip_code(normalize=True, collapse=True, keep_template_params=False))
+
+
+def _is_unread(tag: Any) -> bool:
+    return str(tag.tag).strip().lower() in UNREAD_TAGS
+
+
+UNREAD_TAGS = frozenset(
+    {"ref", "table", "gallery", "math", "chem", "timeline", "syntaxhighlight", "source", "score"}
+)
+FILE_PREFIX = re.compile(
+    r"\s*(?:File|Image|Media|Category|文件|檔案|档案|图像|圖像|分类|分類)\s*[:：]", re.IGNORECASE
+)
+
+
+def _remove(code: Any, node: Any) -> None:
+    try:
+        code.remove(node)
+    except ValueError:
+        # It was inside another one that is gone already.
+        return
+
+
+def _tables(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
+    waiting: list[dict[str, Any]] = []
+    for row in rows:
+        waiting.append(row)
+        if len(waiting) == ROWS_A_TABLE:
+            yield pa.Table.from_pylist(waiting, schema=RAW_SCHEMA)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_pylist(waiting, schema=RAW_SCHEMA)
+
+
+def _damaged(path: Path, what: str, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: expected a whole {what}, came one that cannot be read ({error})",
+        "the file is cut off or damaged: download or write it again, or set "
+        "ingest.on_bad_file: quarantine",
+    )

@@ -1,0 +1,1 @@
+"""Text as arrays, normalisation, the vocabulary, and the loops that numba compiles."""

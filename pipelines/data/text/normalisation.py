@@ -1,0 +1,67 @@
+"""One form for text that means the same; stated and versioned.
+
+The manifest of `clean` carries `NORMALISATION` and `LEFTOVERS` (`data/cleaning/leftovers.py`):
+together they say which rules made a text.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from functools import lru_cache
+
+from pipelines.base.errors import UserError
+
+# Change it with `normalise`.
+NORMALISATION = 1
+LINE_END = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+# All control characters but the newline, and the byte-order mark.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
+# Any character that one of the two would change, or a tab.
+UNUSUAL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
+BLANK_LINES = re.compile("\n{3,}")
+
+
+def normalise(text: str) -> str:
+    r"""Unify what carries no content; rules of version `NORMALISATION`.
+
+    Unicode NFC; every line end becomes \n and a tab a space; other control
+    characters go; lines lose the white space at their ends (U+3000 too), and
+    more than one blank line becomes one.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text with every visible character kept. Normalising twice changes nothing.
+    """
+    text = unicodedata.normalize("NFC", text)
+    if UNUSUAL.search(text):
+        text = LINE_END.sub("\n", text).replace("\t", " ")
+        text = CONTROL.sub("", text)
+    text = "\n".join([line.strip() for line in text.split("\n")])
+    if "\n\n\n" in text:
+        text = BLANK_LINES.sub("\n\n", text)
+    return text.strip()
+
+
+def title_key(title: str) -> str:
+    """What makes two titles one: compatibility forms, case and white space do not count."""
+    return " ".join(unicodedata.normalize("NFKC", title).casefold().split())
+
+
+@lru_cache
+def to_simplified() -> Callable[[str], str]:
+    """Load OpenCC's conversion of traditional to simplified characters (`t2s`).
+
+    Raises:
+        UserError: If OpenCC is not installed.
+    """
+    try:
+        import opencc
+    except ImportError:
+        raise UserError(
+            "clean.script: simplified needs OpenCC, which is not installed",
+            "run `pip install -c constraints.txt .[opencc]`, or set clean.script to as_is",
+        ) from None
+    convert: Callable[[str], str] = opencc.OpenCC("t2s").convert
+    return convert

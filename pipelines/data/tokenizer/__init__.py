@@ -1,0 +1,1 @@
+"""Text to WordPiece ids, and ids to sequences of one length."""

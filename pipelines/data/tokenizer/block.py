@@ -1,0 +1,136 @@
+"""The tokens of some documents, before they are packed: what a worker of `tokenize` makes.
+
+ids.bin            uint16, the documents one after another, each ended by [SEP]
+characters.bin     int32, source characters of each token
+documents.parquet  `id`, `title`, `num_tokens`
+facts.json         counts
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.base.artifacts import sha256_file, write_json
+from pipelines.base.errors import UserError
+from pipelines.data.shards import TOKEN_DTYPE
+from pipelines.data.text.vocabulary import (
+    EOS_TOKEN_ID,
+    UNK_TOKEN_ID,
+    load_tokenizer,
+    vocabulary_file,
+)
+from pipelines.data.tokenizer.fast import FastTokenizer, TokenStream
+
+DOCUMENTS_A_BLOCK = 16_384
+DOCUMENTS_A_BATCH = 1024
+CHARACTERS_DTYPE = np.dtype("<i4")
+BLOCK_SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("num_tokens", pa.int64())])
+
+
+@dataclass(frozen=True)
+class DocumentBlock:
+    """What a worker needs to know.
+
+    Args:
+        path: A parquet file of clean documents.
+        groups: Row groups of it.
+        vocabulary: Name or path.
+        vocabulary_sha256: Hash of its file.
+    """
+
+    path: Path
+    groups: tuple[int, ...]
+    vocabulary: str
+    vocabulary_sha256: str
+
+
+def document_blocks(path: Path, vocabulary: str, vocabulary_sha256: str) -> list[DocumentBlock]:
+    """Cut the documents of a split into blocks of about `DOCUMENTS_A_BLOCK`."""
+    metadata = pq.read_metadata(path)
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    blocks: dict[int, list[int]] = {}
+    for group, end in enumerate(np.cumsum(sizes).tolist()):
+        blocks.setdefault((end - 1) // DOCUMENTS_A_BLOCK, []).append(group)
+    return [
+        DocumentBlock(path, tuple(groups), vocabulary, vocabulary_sha256)
+        for groups in blocks.values()
+    ]
+
+
+def tokenize_block(block: DocumentBlock, directory: Path) -> None:
+    """Tokenize the documents of one block.
+
+    Args:
+        block: Which they are.
+        directory: Where the files described above go.
+
+    Raises:
+        UserError: If the vocabulary here is not the stage's.
+    """
+    tokenizer = _tokenizer(block.vocabulary, block.vocabulary_sha256)
+    counts = np.zeros(4, np.int64)
+    with (
+        pq.ParquetFile(block.path, pre_buffer=False) as parquet,
+        (directory / "ids.bin").open("wb") as ids,
+        (directory / "characters.bin").open("wb") as characters,
+        pq.ParquetWriter(directory / "documents.parquet", BLOCK_SCHEMA) as documents,
+    ):
+        for batch in parquet.iter_batches(
+            DOCUMENTS_A_BATCH, row_groups=list(block.groups), columns=["id", "title", "text"]
+        ):
+            stream = tokenizer.encode(batch["text"])
+            stream.ids.astype(TOKEN_DTYPE, copy=False).tofile(ids)
+            stream.characters.astype(CHARACTERS_DTYPE, copy=False).tofile(characters)
+            columns = [batch["id"], batch["title"], pa.array(stream.lengths)]
+            documents.write_batch(pa.record_batch(columns, schema=BLOCK_SCHEMA))
+            of_unknown = stream.characters[stream.ids == UNK_TOKEN_ID]
+            counts += (
+                len(stream),
+                stream.characters.sum(dtype=np.int64),
+                len(of_unknown),
+                of_unknown.sum(dtype=np.int64),
+            )
+    names = ("tokens", "characters", "unknown_tokens", "unknown_characters")
+    write_json(directory / "facts.json", dict(zip(names, counts.tolist(), strict=True)))
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(vocabulary: str, expected_sha256: str) -> FastTokenizer:
+    """Made once in a process, not once a block."""
+    came = sha256_file(vocabulary_file(vocabulary))
+    if came != expected_sha256:
+        raise UserError(
+            f"vocabulary {vocabulary}: expected sha256 {expected_sha256}, came {came}",
+            "let every worker have the vocabulary of the stage (requirements-data.txt)",
+        )
+    backend = load_tokenizer(vocabulary).backend_tokenizer
+    # An article about BERT says "[SEP]"; in a text that is no end of a document.
+    backend.encode_special_tokens = True
+    return FastTokenizer(backend, end=EOS_TOKEN_ID)
+
+
+def read_tokens(directory: Path) -> Iterator[tuple[pa.Table, TokenStream]]:
+    """Read a finished block.
+
+    Yields:
+        Some documents (`id`, `title`) and their tokens.
+    """
+    with (
+        pq.ParquetFile(directory / "documents.parquet", pre_buffer=False) as documents,
+        (directory / "ids.bin").open("rb") as ids,
+        (directory / "characters.bin").open("rb") as characters,
+    ):
+        for batch in documents.iter_batches(DOCUMENTS_A_BATCH):
+            lengths = batch["num_tokens"].to_numpy()
+            size = int(lengths.sum())
+            stream = TokenStream(
+                np.fromfile(ids, TOKEN_DTYPE, size),
+                np.fromfile(characters, CHARACTERS_DTYPE, size),
+                lengths,
+            )
+            yield pa.Table.from_batches([batch]), stream

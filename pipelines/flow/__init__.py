@@ -1,0 +1,1 @@
+"""The density over hidden states: fitting, sampling, judging, scoring documents."""

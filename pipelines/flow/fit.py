@@ -1,0 +1,238 @@
+"""Fitting a flow to states, over the Gaussian that it has to beat.
+
+Likelihood alone does not make samples that look like states: in 128 dimensions a flow may gain a
+nat a dimension and still draw all its samples where no state is, for putting them right is worth
+a few nats in all (Theis et al., "A note on the evaluation of generative models", 2016, section
+3.2). So the energy distance between samples and states is part of the loss (ADR 11).
+
+Every batch gets fresh noise: the flow sees the density of noisy states itself and not one draw of
+it, which is worth several times the states (ADR 4).
+
+Shape legend: N states, B batch, D dimensions.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from enigma.jacobian_logdet import EnigmaFlow
+from pipelines.base.errors import GateError
+from pipelines.base.run_stage import progress
+from pipelines.flow.energy import energy_distance
+from pipelines.flow.gaussian import Gaussian
+from pipelines.flow.states import STATES_PER_BATCH, StateFlow
+from pipelines.params import TrainFlowParams
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One row of the history; nats a dimension, in the space the states came in.
+
+    Args:
+        step: Optimiser steps done.
+        train_nll_nats_per_dim: On about as many train states as there are held-out ones.
+        validation_nll_nats_per_dim: On the held-out states.
+    """
+
+    step: int
+    train_nll_nats_per_dim: float
+    validation_nll_nats_per_dim: float
+
+
+@dataclass
+class Fit:
+    """What came of a fit.
+
+    Args:
+        history: Evaluations in order; the first is before the first step.
+        weights: Those of the best evaluation.
+    """
+
+    history: list[Evaluation] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Evaluation:
+        """The evaluation with the lowest held-out loss; the earlier of two equals."""
+        return min(self.history, key=lambda row: row.validation_nll_nats_per_dim)
+
+    @property
+    def evaluations_since_best(self) -> int:
+        """How many evaluations came after the best one."""
+        return len(self.history) - 1 - self.history.index(self.best)
+
+    def add(self, row: Evaluation, flow: EnigmaFlow) -> None:
+        """Add an evaluation; keep a copy of the weights if it is the best."""
+        self.history.append(row)
+        if self.best is row:
+            self.weights = copy.deepcopy(flow.state_dict())
+
+
+def fit_state_flow(
+    train_ND: Tensor,
+    validation_ND: Tensor,
+    *,
+    params: TrainFlowParams,
+    device: torch.device,
+    on_evaluation: Callable[[Evaluation], None],
+) -> tuple[StateFlow, Fit]:
+    """Make a flow over states and the Gaussian that it has to beat, and fit both.
+
+    Args:
+        train_ND: (N, D) float32 states without noise.
+        validation_ND: (N, D) float32 states with the noise on them.
+        params: The recipe.
+        device: Where the flow is.
+        on_evaluation: Called with each row of the history.
+
+    Returns:
+        The flow in evaluation mode, and the course of the fit.
+
+    Raises:
+        GateError: `finite_flow_loss`, if a loss or a gradient is not finite.
+        UserError: If there are too few states for a covariance.
+    """
+    gaussian = Gaussian.fit(train_ND, noise_std=params.noise_std)
+    torch.manual_seed(params.seed)
+    flow = EnigmaFlow.build(
+        train_ND.shape[1],
+        params.num_blocks,
+        coupling=params.coupling,
+        hidden_channels=params.hidden_channels,
+        # The axes of whitened states mean nothing.
+        axes_matter=False,
+        seed=params.seed,
+    ).to(device)
+    result = fit(
+        flow, gaussian, train_ND, validation_ND, params=params, on_evaluation=on_evaluation
+    )
+    return StateFlow(flow.eval(), gaussian), result
+
+
+def fit(
+    flow: EnigmaFlow,
+    gaussian: Gaussian,
+    train_ND: Tensor,
+    validation_ND: Tensor,
+    *,
+    params: TrainFlowParams,
+    on_evaluation: Callable[[Evaluation], None],
+) -> Fit:
+    """Train with AdamW, a cosine schedule, clipping and early stopping on the likelihood.
+
+    Args:
+        flow: Trained in place, where it is; it ends with the best weights, not with
+            the last.
+        gaussian: Whitens for the flow.
+        train_ND: (N, D) float32 states without noise.
+        validation_ND: (N, D) float32 states with the noise on them.
+        params: The recipe.
+        on_evaluation: Called with each row of the history.
+
+    Returns:
+        The history and the best weights.
+
+    Raises:
+        GateError: `finite_flow_loss`, if a loss or a gradient is not finite.
+    """
+    optimiser = torch.optim.AdamW(
+        flow.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=params.steps)
+    batches = _batches(gaussian, train_ND, params)
+    held_out_ND = gaussian.whiten(validation_ND).float()
+    seen_ND = torch.cat(list(islice(batches, math.ceil(len(held_out_ND) / params.batch_size))))
+    base = torch.Generator().manual_seed(params.seed)
+    result = Fit()
+
+    def evaluate(step: int) -> None:
+        seen, held_out = (_nll_nats_per_dim(flow, gaussian, x) for x in (seen_ND, held_out_ND))
+        row = Evaluation(step, seen, held_out)
+        result.add(row, flow)
+        on_evaluation(row)
+
+    evaluate(0)
+    for step in progress(range(1, params.steps + 1), total=params.steps, unit="step", label="flow"):
+        white_BD = next(batches).to(flow.scale.device)
+        loss = loss_nats(flow, white_BD, base, params.energy_weight)
+        _step(flow, loss, optimiser, step, params.max_gradient_norm)
+        schedule.step()
+        if step % params.evaluate_every_steps == 0 or step == params.steps:
+            evaluate(step)
+            if result.evaluations_since_best >= params.early_stopping_patience:
+                break
+    flow.load_state_dict(result.weights)
+    return result
+
+
+def _batches(gaussian: Gaussian, train_ND: Tensor, params: TrainFlowParams) -> Iterator[Tensor]:
+    """Yield whitened states with fresh noise, (B, D) float32, for ever."""
+    generator = torch.Generator().manual_seed(params.seed)
+    white_ND = gaussian.whiten(train_ND).float()
+    num_dims = white_ND.shape[1]
+    noise_DD = gaussian.whiten_difference(params.noise_std * torch.eye(num_dims)).float()
+    while True:
+        rows_B = torch.randint(len(white_ND), (params.batch_size,), generator=generator)
+        noise_BD = torch.randn(params.batch_size, num_dims, generator=generator) @ noise_DD
+        yield white_ND[rows_B] + noise_BD
+
+
+def _nll_nats_per_dim(flow: EnigmaFlow, gaussian: Gaussian, white_ND: Tensor) -> float:
+    """Mean negative log-likelihood, in nats a dimension of the original space."""
+    was_training = flow.training
+    flow.eval()
+    with torch.no_grad():
+        total = sum(
+            float(flow.log_prob(batch_BD.to(flow.scale.device)).double().sum())
+            for batch_BD in torch.split(white_ND, STATES_PER_BATCH)
+        )
+    flow.train(was_training)
+    return (gaussian.log_det - total / len(white_ND)) / white_ND.shape[1]
+
+
+def loss_nats(
+    flow: EnigmaFlow, white_BD: Tensor, base: torch.Generator, energy_weight: float
+) -> Tensor:
+    """What a step of `fit` descends.
+
+    Args:
+        flow: The flow.
+        white_BD: (B, D) whitened states with noise on them, where the flow is.
+        base: A generator of the CPU for the samples' base points.
+        energy_weight: Nats a dimension for a unit of energy distance; 0 for likelihood alone.
+
+    Returns:
+        Nats, a scalar.
+    """
+    nll_nats: Tensor = -flow.log_prob(white_BD).mean()
+    if not energy_weight:
+        return nll_nats
+    # Half as many samples as states: enough of them, and an inverse pass is not free.
+    base_HD = torch.randn(len(white_BD) // 2, white_BD.shape[1], generator=base)
+    sampled_HD, _ = flow.inverse(base_HD.to(white_BD.device))
+    distance = energy_distance(white_BD[: len(sampled_HD)], sampled_HD)
+    return nll_nats + energy_weight * white_BD.shape[1] * distance
+
+
+def _step(
+    flow: EnigmaFlow,
+    loss: Tensor,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    max_gradient_norm: float,
+) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(flow.parameters(), max_gradient_norm)
+    if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+        raise GateError(
+            "finite_flow_loss",
+            f"at step {step} the loss was {loss.item()} nats and the gradient norm {norm.item()}",
+            "lower train_flow.learning_rate in params.yaml",
+        )
+    optimiser.step()

@@ -1,0 +1,102 @@
+"""The full-covariance Gaussian: the baseline of the flow, and the map that whitens for it.
+
+Both uses are one object on purpose. The flow is fitted to the whitened states and
+starts as a rotation, so before its first step it *is* this Gaussian; whatever it
+gains, it gains by leaving the family.
+
+Shape legend: N states, D dimensions.
+"""
+
+from dataclasses import dataclass
+from math import log, pi
+
+import torch
+from torch import Tensor
+
+from pipelines.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A normal distribution N(mean, L L^T).
+
+    Args:
+        mean: (D,) float64.
+        factor: (D, D) float64, the Cholesky factor L, lower triangular with a
+            positive diagonal.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    @classmethod
+    def fit(cls, states_ND: Tensor, *, noise_std: float) -> "Gaussian":
+        """Maximum likelihood for states with white noise on them, averaged over the noise.
+
+        Args:
+            states_ND: (N, D) of any floating dtype, without the noise.
+            noise_std: Standard deviation of the noise; its variance is added to the
+                diagonal of the covariance, which also keeps that invertible.
+
+        Returns:
+            The Gaussian. Its numbers are rounded to float32, which is how they
+            are stored, so that it is the same before and after a file.
+
+        Raises:
+            UserError: If there are fewer than two states a dimension, or if a
+                state is not finite.
+        """
+        num_states, num_dims = states_ND.shape
+        if num_states < 2 * num_dims:
+            raise UserError(
+                f"a covariance of {num_dims} dimensions: expected at least {2 * num_dims} states, "
+                f"came {num_states}",
+                "ask for more states, or give the split more sequences",
+            )
+        exact_ND = states_ND.double()
+        if not exact_ND.isfinite().all():
+            raise UserError(
+                "expected finite hidden states, came NaN or infinity",
+                "train the language model again; its weights are damaged",
+            )
+        mean_D = exact_ND.mean(dim=0)
+        centred_ND = exact_ND - mean_D
+        covariance_DD = centred_ND.T @ centred_ND / num_states
+        covariance_DD.diagonal().add_(noise_std**2)
+        factor_DD = torch.linalg.cholesky(covariance_DD)
+        return cls(mean_D.float().double(), factor_DD.float().double())
+
+    @property
+    def log_det(self) -> float:
+        """Log of |det dx/dy| of `colour`, in nats."""
+        return float(self.factor.diagonal().log().sum())
+
+    def whiten(self, states_ND: Tensor) -> Tensor:
+        """Map states to coordinates of mean 0 and covariance 1; (N, D) float64."""
+        return self.whiten_difference(states_ND.double() - self.mean)
+
+    def whiten_difference(self, difference_ND: Tensor) -> Tensor:
+        """Map what is added to a state to what is added to its coordinates; (N, D) float64."""
+        white_DN: Tensor = torch.linalg.solve_triangular(
+            self.factor, difference_ND.double().T, upper=False
+        )
+        return white_DN.T
+
+    def colour(self, white_ND: Tensor) -> Tensor:
+        """Invert `whiten`; (N, D) float64."""
+        return white_ND.double() @ self.factor.T + self.mean
+
+    def log_prob(self, states_ND: Tensor) -> Tensor:
+        """Log density of each state in nats, (N,) float64."""
+        return standard_normal_log_prob(self.whiten(states_ND)) - self.log_det
+
+    def sample(self, count: int, *, seed: int) -> Tensor:
+        """Draw states, (count, D) float32."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.colour(torch.randn(count, len(self.mean), generator=generator)).float()
+
+
+def standard_normal_log_prob(white_ND: Tensor) -> Tensor:
+    """Log density of N(0, 1) in nats, (N,)."""
+    num_dims = white_ND.shape[-1]
+    return -0.5 * (white_ND.square().sum(dim=-1) + num_dims * log(2 * pi))

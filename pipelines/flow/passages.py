@@ -1,0 +1,127 @@
+"""Documents as points in the space of hidden states: the mean of a passage's final states.
+
+A passage has the length that the language model was trained on; a document is as many passages
+as fit into it, or one short one. A mean of few states lies farther out than a mean of many, so
+what is left over at the end of a longer document is not read.
+
+Shape legend: P passages, B passages of a batch, L length, D dimensions.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pipelines.base.errors import UserError
+from pipelines.base.run_stage import progress
+from pipelines.data.order import Indices, evenly_spaced
+from pipelines.data.shards import ShardReader
+from pipelines.language_model.scoring import batches
+
+if TYPE_CHECKING:
+    from enigma.modeling_enigma import EnigmaForCausalLM
+
+PASSAGES_PER_BATCH = 8
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a language model makes of passages.
+
+    Args:
+        states: (P, D) float32, the mean final hidden state.
+        loss_nats: (P,) float64, the mean loss of a token; of a passage of one token, which
+            predicts nothing, that of a uniform guess.
+    """
+
+    states: Tensor
+    loss_nats: Floats
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Documents as token ids, cut.
+
+    Args:
+        ids: P passages of 1 to L token ids.
+        documents: (P,) int64: the document of each.
+        num_documents: How many there are.
+    """
+
+    ids: list[list[int]]
+    documents: npt.NDArray[np.int64]
+    num_documents: int
+
+    @classmethod
+    def of_texts(cls, tokenizer: Any, texts: Sequence[str], length: int) -> "Passages":
+        """Cut texts into passages of `length` tokens.
+
+        Raises:
+            UserError: If a document has no token.
+        """
+        ids: list[list[int]] = []
+        documents: list[int] = []
+        for number, text in enumerate(texts):
+            tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            if not tokens:
+                raise UserError(
+                    f"document {number + 1} of {len(texts)}: expected text, came none",
+                    "drop documents that are empty or white space only",
+                )
+            whole = max(1, len(tokens) // length)
+            ids += [tokens[start * length : (start + 1) * length] for start in range(whole)]
+            documents += [number] * whole
+        return cls(ids, np.array(documents, np.int64), len(texts))
+
+    @classmethod
+    def of_split(cls, reader: ShardReader, at_most: int) -> "Passages":
+        """Take sequences spread over a split, each as a document of one passage."""
+        chosen: Indices = evenly_spaced(len(reader), at_most)
+        return cls(reader.gather(chosen).tolist(), np.arange(len(chosen)), len(chosen))
+
+    def mean_by_document(self, values_P: Floats) -> Floats:
+        """Average what belongs to passages over each document."""
+        sums = np.bincount(self.documents, weights=values_P, minlength=self.num_documents)
+        means: Floats = sums / np.bincount(self.documents, minlength=self.num_documents)
+        return means
+
+
+def read_passages(model: "EnigmaForCausalLM", passages: Passages) -> Reading:
+    """Run the language model over passages; what it makes of one does not depend on the others.
+
+    Args:
+        model: In evaluation mode.
+        passages: What is read.
+    """
+    # Passages of like length share a batch, and no state sees the padding behind it.
+    order: Indices = np.argsort([len(ids) for ids in passages.ids], kind="stable")
+    by_length = batches(order, PASSAGES_PER_BATCH)
+    states_PD = torch.empty(len(order), model.config.d)
+    loss_P = torch.empty(len(order), dtype=torch.float64)
+    with torch.no_grad():
+        for batch in progress(by_length, total=len(by_length), unit="batch", label="passages"):
+            ids = [torch.tensor(passages.ids[index]) for index in batch]
+            for index, (state_D, loss) in zip(batch, _read_batch(model, ids), strict=True):
+                states_PD[index], loss_P[index] = state_D, loss
+    return Reading(states_PD, loss_P.numpy())
+
+
+def _read_batch(model: "EnigmaForCausalLM", ids: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+    ids_BL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
+    states_BLD = model.lm.hidden_states(ids_BL)
+    for states_LD, ids_L in zip(states_BLD, ids, strict=True):
+        mine_LD = states_LD[: len(ids_L)]
+        logits_LV = model.lm.logits(mine_LD[:-1]).float()
+        loss = (
+            cross_entropy(logits_LV, ids_L[1:].to(model.device))
+            if len(ids_L) > 1
+            else torch.tensor(float(model.config.vocab_size)).log()
+        )
+        yield mine_LD.float().mean(dim=0).cpu(), loss.double().cpu()

@@ -1,0 +1,210 @@
+"""The states that a flow is fitted to, and the published flow that knows its whitening.
+
+The language model's final states are RMS-normalised: they lie on a sphere scaled by
+the norm's gains, a surface on which a density over all dimensions is infinite. So
+noise of a stated size is added, to train, held-out and test states alike (ADR 4).
+
+Shape legend: N states, D dimensions.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from enigma.jacobian_logdet import EnigmaFlow, load_flow, save_flow
+from pipelines.base.artifacts import sha256_file
+from pipelines.base.errors import UserError
+from pipelines.data.shards import ShardReader
+from pipelines.flow.gaussian import Gaussian, standard_normal_log_prob
+from pipelines.flow.hidden_states import HiddenStates, choose_positions, collect
+
+if TYPE_CHECKING:
+    from enigma.modeling_enigma import EnigmaForCausalLM
+
+WHITENING_FILE = "whitening.safetensors"
+SEQUENCES_PER_BATCH = 8
+STATES_PER_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class StateFlow:
+    """A density over hidden states: a flow over whitened coordinates.
+
+    Results are on the CPU, wherever the flow is.
+
+    Args:
+        flow: The flow, fitted to `gaussian.whiten(states)`.
+        gaussian: The full-covariance Gaussian of the training states.
+    """
+
+    flow: EnigmaFlow
+    gaussian: Gaussian
+
+    def to_base(self, states_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Carry states to the base of the flow.
+
+        Args:
+            states_ND: (N, D) of any floating dtype.
+
+        Returns:
+            `z` (N, D) float32, and `log |det dz/dx|` (N,) float64 in nats.
+        """
+        base: list[Tensor] = []
+        log_det: list[Tensor] = []
+        white_ND = self.gaussian.whiten(states_ND).float()
+        with torch.no_grad():
+            for batch_BD in torch.split(white_ND, STATES_PER_BATCH):
+                z_BD, log_det_B = self.flow(batch_BD.to(self.flow.scale.device))
+                base.append(z_BD.cpu())
+                log_det.append(log_det_B.cpu().double())
+        return torch.cat(base), torch.cat(log_det) - self.gaussian.log_det
+
+    def from_base(self, base_ND: Tensor) -> Tensor:
+        """Invert `to_base`: (N, D) float32 to states (N, D) float32."""
+        with torch.no_grad():
+            white = [
+                self.flow.inverse(batch_BD.to(self.flow.scale.device))[0].cpu()
+                for batch_BD in torch.split(base_ND, STATES_PER_BATCH)
+            ]
+        return self.gaussian.colour(torch.cat(white)).float()
+
+    def log_prob(self, states_ND: Tensor) -> Tensor:
+        """Log density in nats, (N,) float64."""
+        base_ND, log_det_N = self.to_base(states_ND)
+        return standard_normal_log_prob(base_ND.double()) + log_det_N
+
+    def sample(self, count: int, *, seed: int, temperature: float = 1.0) -> Tensor:
+        """Draw states; the same for the same seed on every device.
+
+        Args:
+            count: How many.
+            seed: Of the draw.
+            temperature: Scales the standard deviation of the base: below 1, states that the
+                flow finds more typical (Kingma and Dhariwal, "Glow", 2018, section 6).
+
+        Returns:
+            (count, D) float32.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        base_ND = torch.randn(count, len(self.gaussian.mean), generator=generator)
+        return self.from_base(temperature * base_ND)
+
+    def round_trip_error(self, states_ND: Tensor) -> float:
+        """How far states come back from where they are sent, the worse of both directions.
+
+        Args:
+            states_ND: (N, D) states.
+
+        Returns:
+            Of x -> z -> x and of z -> x -> z, the largest error of a coordinate,
+            relative to the largest coordinate. NaN if any value is not a number.
+        """
+        base_ND, _ = self.to_base(states_ND)
+        back_ND = self.from_base(base_ND)
+        again_ND, _ = self.to_base(back_ND)
+        errors = torch.stack(
+            [
+                (back_ND - states_ND).abs().max() / states_ND.abs().max(),
+                (again_ND - base_ND).abs().max() / base_ND.abs().max(),
+            ]
+        )
+        return float(errors.max())
+
+    def save(self, directory: Path) -> None:
+        """Write flow and whitening as safetensors."""
+        save_flow(self.flow, directory)
+        whitening = {
+            "mean": self.gaussian.mean.float().contiguous(),
+            "factor": self.gaussian.factor.float().contiguous(),
+        }
+        save_file(whitening, directory / WHITENING_FILE)
+
+    @classmethod
+    def load(cls, directory: Path, device: torch.device) -> "StateFlow":
+        """Read what `save` wrote; the flow goes to `device`.
+
+        Raises:
+            UserError: If a file is missing.
+        """
+        try:
+            flow = load_flow(directory)
+            whitening = load_file(directory / WHITENING_FILE)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"expected a flow in {directory}: {error}",
+                "run `dvc repro train_flow`, which makes it",
+            ) from None
+        gaussian = Gaussian(whitening["mean"].double(), whitening["factor"].double())
+        return cls(flow.eval().to(device), gaussian)
+
+
+def collect_states(
+    model: "EnigmaForCausalLM",
+    shards: Path,
+    split: str,
+    *,
+    states: int,
+    states_per_sequence: int,
+    seed: int,
+) -> HiddenStates:
+    """Collect final hidden states of a split.
+
+    Args:
+        model: The language model in evaluation mode.
+        shards: The directory of the final shards.
+        split: Which split.
+        states: States wanted.
+        states_per_sequence: States taken of one sequence.
+        seed: Of the choice of positions.
+
+    Returns:
+        States (N, D) float32 with their next tokens; fewer than asked for where
+        the split is small.
+    """
+    reader = ShardReader(shards, split)
+    positions = choose_positions(
+        seed=_seed_for(f"{split} positions", seed),
+        num_sequences=len(reader),
+        sequence_length=reader.sequence_length,
+        states=states,
+        states_per_sequence=states_per_sequence,
+    )
+    return collect(
+        model.lm.hidden_states,
+        reader,
+        positions,
+        batch_size=SEQUENCES_PER_BATCH,
+        device=model.device,
+    )
+
+
+def with_noise(states_ND: Tensor, *, noise_std: float, split: str, seed: int) -> Tensor:
+    """Add white noise that is a function of the seed and the split; (N, D) float32."""
+    generator = torch.Generator().manual_seed(_seed_for(f"{split} noise", seed))
+    return states_ND + noise_std * torch.randn(states_ND.shape, generator=generator)
+
+
+def _seed_for(purpose: str, seed: int) -> int:
+    """One seed for each purpose, so that no two of them share their random numbers."""
+    return int(np.random.SeedSequence([seed, crc32(purpose.encode())]).generate_state(1)[0])
+
+
+def check_language_model(directory: Path, weights_sha256: str) -> None:
+    """Refuse a language model that is not the one under the flow.
+
+    Raises:
+        UserError: With both hashes.
+    """
+    came = sha256_file(directory / "model.safetensors")
+    if came != weights_sha256:
+        raise UserError(
+            f"the flow was fitted to states of a language model with the weights "
+            f"{weights_sha256[:12]}..., {directory} has {came[:12]}...",
+            "run `dvc repro train_flow`, which fits the flow to this model",
+        )

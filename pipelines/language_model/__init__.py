@@ -1,0 +1,1 @@
+"""The published language model: loading, scoring, generating, comparing."""

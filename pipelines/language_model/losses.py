@@ -1,0 +1,109 @@
+"""What a model lost on each item of an evaluation set: the ground of a paired comparison.
+
+Two models can be told apart far better by their difference item by item than by two
+totals, as what makes a text hard makes it hard for both. So `evaluate` and `sample_flow`
+write a parquet file with a row an item; a registered version carries it as proof.
+
+    document    id of the document in which the item begins
+    units       what the loss is spread over: characters, or dimensions
+    loss_nats   summed over the item, lower is better
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.base.errors import UserError
+from pipelines.data.order import Indices
+from pipelines.data.shards import ShardReader
+
+LOSSES_FILE = "losses.parquet"
+SCHEMA = pa.schema(
+    [("document", pa.string()), ("units", pa.float64()), ("loss_nats", pa.float64())]
+)
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of the items of an evaluation set, in its order.
+
+    Args:
+        document: N ids of documents.
+        units: (N,) float64, positive in sum.
+        loss_nats: (N,) float64.
+    """
+
+    document: npt.NDArray[np.object_]
+    units: Floats
+    loss_nats: Floats
+
+    def write(self, path: Path) -> None:
+        """Write the file by an atomic rename."""
+        columns = [list(self.document), self.units, self.loss_nats]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        pq.write_table(pa.table(columns, schema=SCHEMA), partial)
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Losses":
+        """Read what `write` wrote.
+
+        Raises:
+            UserError: If the file is missing, is something else, or holds no finite losses.
+        """
+        try:
+            table = pq.read_table(path, schema=SCHEMA)
+        except (FileNotFoundError, pa.ArrowException) as error:
+            raise UserError(
+                f"expected losses in {path}, came: {error}", "run `dvc repro`, which makes it"
+            ) from None
+        losses = cls(
+            np.array(table["document"].to_pylist(), dtype=object),
+            table["units"].to_numpy(),
+            table["loss_nats"].to_numpy(),
+        )
+        if not (np.isfinite(losses.loss_nats).all() and losses.units.sum() > 0):
+            raise UserError(
+                f"{path}: expected finite losses of at least one item, came {len(table)} rows",
+                "run `dvc repro`; a loss that is not finite means a broken model",
+            )
+        return losses
+
+
+def documents_of(reader: ShardReader, indices: Indices) -> npt.NDArray[np.object_]:
+    """The id of the document in which each sequence begins.
+
+    Args:
+        reader: The split.
+        indices: (N,) sequences.
+    """
+    documents = reader.documents()
+    source = reader.sequences()["source_sequence"].to_numpy()[indices]
+    starts = documents["start_token"].to_numpy()
+    row = np.searchsorted(starts, source * reader.sequence_length, side="right") - 1
+    return np.array([documents["id"][number].as_py() for number in row], dtype=object)
+
+
+def evaluation_set_sha256(reader: ShardReader, indices: Indices) -> str:
+    """Name an evaluation set by its tokens, in order."""
+    return hashlib.sha256(reader.gather(indices).tobytes()).hexdigest()
+
+
+def losses_of(reader: ShardReader, indices: Indices, nll_nats_N: Floats) -> Losses:
+    """Losses by sequence, spread over the characters of the source text.
+
+    Args:
+        reader: The split.
+        indices: (N,) sequences.
+        nll_nats_N: Of each; what [UNK] is charged is the same for every model and left out.
+    """
+    characters = reader.sequences().take(indices)["characters"].to_numpy()
+    return Losses(documents_of(reader, indices), characters.astype(np.float64), nll_nats_N)

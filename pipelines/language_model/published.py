@@ -1,0 +1,71 @@
+"""From `params.yaml` to a language model, and from a published directory back."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.base.artifacts import read_manifest
+from pipelines.base.errors import UserError
+from pipelines.params import ModelParams
+
+if TYPE_CHECKING:
+    from enigma.configuration_enigma import EnigmaConfig
+    from enigma.modeling_enigma import EnigmaForCausalLM
+
+
+def model_config(model: ModelParams, shards: Path) -> "EnigmaConfig":
+    """The architecture of the parameters, with the sizes that the shards have.
+
+    Args:
+        model: The section `model`.
+        shards: The directory of the final shards.
+
+    Returns:
+        The configuration of an `EnigmaForCausalLM`.
+    """
+    from enigma.configuration_enigma import EnigmaConfig
+
+    manifest = read_manifest(shards)
+    return EnigmaConfig(
+        vocab_size=manifest["vocabulary_size"],
+        max_len=manifest["sequence_length"],
+        eos_token_id=manifest["eos_token_id"],
+        **model.model_dump(mode="json"),
+    )
+
+
+def load_language_model(directory: Path) -> "EnigmaForCausalLM":
+    """Load a published language model for evaluation.
+
+    Args:
+        directory: What `train` published.
+
+    Returns:
+        The model in evaluation mode, on the GPU if there is one.
+
+    Raises:
+        UserError: If the directory holds no model, or one of another architecture.
+    """
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from enigma.modeling_enigma import EnigmaForCausalLM
+
+    # One file is loaded: a bar would say nothing.
+    disable_progress_bar()
+    if not (directory / "model.safetensors").is_file():
+        raise UserError(
+            f"expected a language model in {directory}, found no model.safetensors",
+            "run `dvc repro train`, which makes it",
+        )
+    model: EnigmaForCausalLM
+    model, found = EnigmaForCausalLM.from_pretrained(directory, output_loading_info=True)
+    # transformers would go on with random numbers in the place of what is missing.
+    if strangers := sorted(map(str, {*found["missing_keys"], *found["unexpected_keys"]})):
+        raise UserError(
+            f"{directory}: the weights do not fit this version of enigma: {strangers[:5]}",
+            "use the version of the code that they were trained with, or train again",
+        )
+    model.eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    return model

@@ -1,0 +1,136 @@
+"""How well a model predicts text: nats a token, perplexity, bits a character.
+
+Tokens are a unit of one vocabulary; characters are the unit of the text. Bits a
+character are all bits spent on the predicted tokens, divided by the characters of
+the source text behind them. [UNK] would make this cheap, since it says nothing
+about what it hides: so each hidden character is charged as if it were drawn
+uniformly from all assigned Unicode characters.
+
+Shape legend: N sequences, L length, B batch, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from pipelines.data.order import Indices
+from pipelines.data.shards import ShardReader
+
+# The Unicode Standard, Version 16.0.0 (unicode.org/versions/Unicode16.0.0): "154,998 characters".
+ASSIGNED_CHARACTERS = 154_998
+UNK_CHARGE_BITS = math.log2(ASSIGNED_CHARACTERS)
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Span:
+    """What is predicted: tokens 1..L-1 of some sequences, and the text behind them.
+
+    Args:
+        tokens: Predicted tokens.
+        characters: Characters of the source text behind them.
+        unk_characters: Those of them that [UNK] hides.
+    """
+
+    tokens: int
+    characters: int
+    unk_characters: int
+
+    @classmethod
+    def of(cls, reader: ShardReader, indices: Indices) -> "Span":
+        """Add up the columns that `decontaminate` wrote beside the shards."""
+        table = reader.sequences().take(indices)
+        return cls(
+            tokens=len(indices) * (reader.sequence_length - 1),
+            characters=pc.sum(table["characters"]).as_py() or 0,
+            unk_characters=pc.sum(table["unk_characters"]).as_py() or 0,
+        )
+
+
+@dataclass(frozen=True)
+class Score:
+    """A negative log-likelihood and the span it belongs to.
+
+    Args:
+        span: What was predicted.
+        nll_nats: Sum over the tokens of the span.
+    """
+
+    span: Span
+    nll_nats: float
+
+    @property
+    def loss_nats(self) -> float:
+        """Mean negative log-likelihood of a token."""
+        return self.nll_nats / self.span.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss_nats); infinite where that overflows."""
+        return math.exp(self.loss_nats) if self.loss_nats < 700 else math.inf
+
+    @property
+    def bits_per_character(self) -> float:
+        """All bits, those charged for [UNK] included, for a character of the source text."""
+        bits = self.nll_nats / math.log(2) + self.span.unk_characters * UNK_CHARGE_BITS
+        return bits / self.span.characters if self.span.characters else math.inf
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: what is not finite becomes None."""
+        numbers = {
+            "loss_nats": self.loss_nats,
+            "perplexity": self.perplexity,
+            "bits_per_character": self.bits_per_character,
+        }
+        return {
+            **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+            "tokens": self.span.tokens,
+            "characters": self.span.characters,
+            "unk_characters": self.span.unk_characters,
+        }
+
+
+def batches(indices: Indices, batch_size: int) -> list[Indices]:
+    """Cut indices into batches; the last one may be smaller."""
+    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+
+
+def sequence_nll_nats(model: Any, reader: ShardReader, index_batches: Iterable[Indices]) -> Floats:
+    """A causal model's negative log-likelihood of each sequence, over tokens 1..L-1.
+
+    Args:
+        model: A Hugging Face causal language model; left in the mode it was in.
+        reader: The split.
+        index_batches: Which sequences, batch by batch.
+
+    Returns:
+        (N,) float64, in nats, in the order of the indices.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    was_training = model.training
+    model.eval()
+    found = [np.empty(0)]
+    with torch.no_grad():
+        for index_B in index_batches:
+            tokens_BL = reader.gather(index_B).astype(np.int64)
+            ids_BL = torch.from_numpy(tokens_BL).to(model.device)
+            logits_BLV = model(input_ids=ids_BL, use_cache=False).logits
+            loss_BL = cross_entropy(
+                logits_BLV[:, :-1].flatten(0, 1).float(), ids_BL[:, 1:].flatten(), reduction="none"
+            ).view(len(index_B), -1)
+            found.append(loss_BL.double().sum(dim=1).cpu().numpy())
+    model.train(was_training)
+    return np.concatenate(found)
+
+
+def model_nll_nats(model: Any, reader: ShardReader, index_batches: Iterable[Indices]) -> float:
+    """The sum of `sequence_nll_nats`."""
+    return float(sequence_nll_nats(model, reader, index_batches).sum())

@@ -1,0 +1,1 @@
+"""Registered versions: their proof, their gates, promotion and lineage."""

@@ -1,0 +1,75 @@
+"""The content of a model version as one hash, before it is logged and after.
+
+The hash goes into a tag when the version is registered. Promotion takes it again over
+the stored files: what was changed since, in the proof, the weights or the code, shows.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipelines.base.artifacts import sha256_file
+
+# Made from the rest, and so no part of the content.
+CARD = "card"
+# They change without any change of the model; each has a hash of its own among the tags.
+LOCK_FILE = "dvc.lock"
+ENVIRONMENT_FILE = "environment.txt"
+BESIDE = (f"proof/{LOCK_FILE}", f"proof/{ENVIRONMENT_FILE}")
+
+
+def enigma_package() -> Path:
+    """The directory of the model library, which every version brings along."""
+    import enigma
+
+    return Path(str(enigma.__file__)).resolve().parent
+
+
+def content_to_log(
+    *, code: Path, models: Mapping[str, Path], proof: Mapping[str, Path]
+) -> dict[str, Path]:
+    """The files that decide how a version behaves and is judged, by their names in the hash.
+
+    Args:
+        code: The file that MLflow runs.
+        models: Names of artifacts, each with its directory.
+        proof: Names of proof files, each with where it is now.
+    """
+    files = {"code/pyfunc.py": code, **_sources(enigma_package())}
+    files |= {f"proof/{name}": path for name, path in proof.items()}
+    for name, directory in models.items():
+        files |= _below(directory, name)
+    return {name: path for name, path in files.items() if name not in BESIDE}
+
+
+def content_of_version(version: Path, *, code_name: str) -> dict[str, Path]:
+    """The same files in a version as MLflow stores it.
+
+    Args:
+        version: Where the version was downloaded to.
+        code_name: Name of the file that MLflow runs.
+    """
+    files = {"code/pyfunc.py": version / code_name, **_sources(version / "code" / "enigma")}
+    for directory in (version / "artifacts").iterdir():
+        if directory.name != CARD:
+            files |= _below(directory, directory.name)
+    return {name: path for name, path in files.items() if path.is_file() and name not in BESIDE}
+
+
+def hash_content(files: Mapping[str, Path]) -> str:
+    """The SHA-256 over the lines `<sha256>  <name>`, sorted by name."""
+    lines = (f"{sha256_file(path)}  {name}\n" for name, path in sorted(files.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sources(package: Path) -> dict[str, Path]:
+    files = _below(package, "code/enigma")
+    return {name: path for name, path in files.items() if path.suffix == ".py"}
+
+
+def _below(directory: Path, name: str) -> dict[str, Path]:
+    return {
+        f"{name}/{path.relative_to(directory).as_posix()}": path
+        for path in directory.rglob("*")
+        if path.is_file()
+    }

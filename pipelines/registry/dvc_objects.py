@@ -1,0 +1,163 @@
+"""The outputs that a `dvc.lock` names, hashed again in DVC's cache.
+
+A cached file is called by its MD5; a directory is a JSON list of them, called by its own
+(https://doc.dvc.org/user-guide/project-structure/internal-files). MD5 is DVC's choice;
+what has to stand against malice carries SHA-256 in our manifests.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipelines.base.artifacts import MANIFEST_NAME, manifest_root, read_json, sha256_file
+from pipelines.base.errors import GateError, UserError
+
+DIRECTORY = ".dir"
+LINEAGE = "lineage"
+RESTORE = "bring it back with `dvc pull` or from a backup, or make it again with `dvc repro`"
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file or directory that a stage has made or needs.
+
+    Args:
+        path: As `dvc.yaml` spells it.
+        md5: Its hash; that of a directory ends in ".dir".
+    """
+
+    path: str
+    md5: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What `dvc.lock` knows of a stage."""
+
+    name: str
+    deps: tuple[Output, ...]
+    outs: tuple[Output, ...]
+
+
+def read_lock(path: Path) -> dict[str, Stage]:
+    """Read a `dvc.lock`.
+
+    Raises:
+        GateError: `lineage`, if it is no such file.
+    """
+    try:
+        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        stages = {
+            name: Stage(name, _outputs(stage.get("deps", [])), _outputs(stage.get("outs", [])))
+            for name, stage in raw["stages"].items()
+        }
+    except (FileNotFoundError, YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise GateError(
+            LINEAGE, f"{path.name}: expected the lock of a finished `dvc repro`, came: {error!r}",
+            "run `dvc repro`, then `enigma register` again",
+        ) from None  # fmt: skip
+    return stages
+
+
+def cache_directory() -> Path:
+    """Where DVC keeps its objects.
+
+    Raises:
+        UserError: If this is no DVC repository.
+    """
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UserError(
+            f"expected a DVC repository in {Path.cwd()}, came: {done.stderr.strip()}",
+            "run the command from the top of the repository",
+        )
+    return Path(done.stdout.strip())
+
+
+def hash_output(output: Output, cache: Path) -> dict[str, Path]:
+    """Hash an output again, file by file.
+
+    Args:
+        output: As the lock names it.
+        cache: DVC's.
+
+    Returns:
+        The cached file of each path below the output; of "" for an output that is a file.
+
+    Raises:
+        GateError: `lineage`, at the first file that is gone or is not what it was, in the
+            cache or, where the same output is checked out here, in the working directory.
+    """
+    stored = _stored(cache, output.md5, output.path)
+    files = {"": stored}
+    if output.md5.endswith(DIRECTORY):
+        listing = json.loads(stored.read_text(encoding="utf-8"))
+        files = {
+            entry["relpath"]: _stored(cache, entry["md5"], f"{output.path}/{entry['relpath']}")
+            for entry in listing
+        }
+    if MANIFEST_NAME in files:
+        _check_manifest(output.path, files)
+    return files
+
+
+def check_working_copy(output: Output, files: Mapping[str, Path]) -> None:
+    """Hash what is checked out here, unless it is the very file of the cache.
+
+    Raises:
+        GateError: `lineage`, at the first file that differs.
+    """
+    for name, stored in files.items():
+        here = Path(output.path, name)
+        if not here.is_file() or here.samefile(stored):
+            continue
+        expected, came = sha256_file(stored), sha256_file(here)
+        if came != expected:
+            raise GateError(
+                LINEAGE, f"{here}: expected sha256 {expected}, came {came}",
+                "put it back with `dvc checkout --force`",
+            )  # fmt: skip
+
+
+def md5_file(path: Path) -> str:
+    """The MD5 by which DVC calls a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _stored(cache: Path, md5: str, called: str) -> Path:
+    path = cache / "files" / "md5" / md5[:2] / md5[2:]
+    if not path.is_file():
+        raise GateError(LINEAGE, f"{called}: {path} is gone from DVC's cache", RESTORE)
+    came = md5_file(path)
+    if came != md5.removesuffix(DIRECTORY):
+        raise GateError(LINEAGE, f"{called}: expected md5 {md5}, came {came} ({path})", RESTORE)
+    return path
+
+
+def _check_manifest(called: str, files: Mapping[str, Path]) -> None:
+    manifest = read_json(files[MANIFEST_NAME])
+    for entry in manifest["files"]:
+        stored = files.get(entry["path"])
+        came = sha256_file(stored) if stored else "no such file"
+        if came != entry["sha256"]:
+            raise GateError(
+                LINEAGE,
+                f"{called}/{entry['path']}: the manifest has sha256 {entry['sha256']}, came {came}",
+                RESTORE,
+            )
+    if manifest_root(manifest["files"]) != manifest["root"]:
+        raise GateError(LINEAGE, f"{called}: the manifest's root does not follow", RESTORE)
+
+
+def _outputs(entries: list[Mapping[str, Any]]) -> tuple[Output, ...]:
+    return tuple(Output(str(entry["path"]), str(entry["md5"])) for entry in entries)

@@ -1,0 +1,270 @@
+"""Lineage: from a registered version back to the parquet, every file hashed again.
+
+    enigma lineage enigma-lm@champion
+
+Registry version -> run -> commit -> `dvc.lock` -> every stage's outputs, down to the raw
+parquet. What is printed has been checked; the first break ends the walk.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+from rich.tree import Tree
+
+from pipelines.base.artifacts import MANIFEST_NAME, read_json, sha256_file
+from pipelines.base.console import tree_console
+from pipelines.base.errors import GateError, UserError
+from pipelines.base.run_stage import progress
+from pipelines.registry.content import LOCK_FILE
+from pipelines.registry.dvc_objects import (
+    LINEAGE,
+    Output,
+    Stage,
+    cache_directory,
+    check_working_copy,
+    hash_output,
+    read_lock,
+)
+from pipelines.registry.gates import data_gates, recorded_gates
+from pipelines.registry.names import FLOW, MODELS, aliased
+from pipelines.registry.promote import Version, check, downloaded
+from pipelines.tracking.git_files import GitFiles
+from pipelines.tracking.store import connect
+
+SHORT = 12
+
+
+@dataclass
+class Walk:
+    """The tree as far as it has been checked; each link hangs below the one before."""
+
+    tree: Tree
+
+    def step(self, text: str) -> None:
+        """Go one link down."""
+        self.tree = self.tree.add(_line("ok", "green", text))
+
+    def leaf(self, text: str) -> None:
+        """Add a link beside the next ones."""
+        self.tree.add(_line("ok", "green", text))
+
+    def remark(self, text: str) -> None:
+        """Say what a reader should know, though nothing is broken."""
+        self.tree.add(_line("!", "yellow", text))
+
+
+def lineage(reference: str) -> None:
+    """Walk from a version to the parquet it came from, and print the way.
+
+    Args:
+        reference: `enigma-lm@champion`, `enigma-flow/3`.
+
+    Raises:
+        UserError: If there is no such version, or this is no repository.
+        GateError: At the first break, with what was expected and what came.
+    """
+    name, number = resolve(reference)
+    client = connect()
+    root = Tree(Text(reference, style="bold"))
+    walk = Walk(root)
+    with _shown(root, walk), downloaded(client, name, number) as version:
+        check(version, [*recorded_gates(version.proof, version.tags), *data_gates(version.proof)])
+        walk.step(f"{name} version {number}, content {version.proof.content_sha256[:SHORT]}")
+        run_id = client.get_model_version(name, number).run_id
+        _check_run(client, run_id, version, walk)
+        code = _check_commit(version, walk)
+        lock = read_lock(version.directory / "artifacts" / "proof" / LOCK_FILE)
+        walk.step(f"{LOCK_FILE} {version.proof.sha256[LOCK_FILE][:SHORT]}, {len(lock)} stages")
+        _check_stages(version, lock, code, walk)
+
+
+def resolve(reference: str) -> tuple[str, str]:
+    """Split a reference into a model and the number of a version.
+
+    Raises:
+        UserError: If it is no reference, or the alias points nowhere.
+    """
+    match = re.fullmatch(r"(enigma-\w+)(?:@(\w+)|/(\d+))", reference)
+    if match is None or match[1] not in MODELS:
+        raise UserError(
+            f"expected a reference such as {MODELS[0]}@champion or {MODELS[1]}/3, "
+            f"came {reference!r}",
+            "`enigma where` lists versions and aliases",
+        )
+    number = match[3] or aliased(connect(), match[1], match[2])
+    if number is None:
+        raise UserError(
+            f"expected a version behind {reference}, found none",
+            "run `enigma register` and `enigma promote`",
+        )
+    return match[1], number
+
+
+def _check_run(client: Any, run_id: str, version: Version, walk: Walk) -> None:
+    from mlflow.exceptions import MlflowException
+
+    proof = version.proof
+    facts = proof.flow.get("flow_training", proof.training)
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise GateError(LINEAGE, f"run {run_id}: {error}", "restore the MLflow store") from None
+    expected, came = facts.get("shards_root"), run.data.tags.get("shards_root")
+    if came != expected:
+        raise GateError(
+            LINEAGE, f"run {run_id}: expected shards_root {expected}, came {came}",
+            "the run of the training is gone from this store: register again after "
+            "`dvc repro --force`",
+        )  # fmt: skip
+    walk.step(f"run {run_id[:SHORT]} {run.info.run_name}, {run.info.status}")
+
+
+def _check_commit(version: Version, walk: Walk) -> list[GitFiles]:
+    """The commits whose code may have made the outputs: of the training, of the registration."""
+    tags = version.proof.training
+    names = {
+        "trained": str(tags.get("git_commit")),
+        "registered": version.tags.get("git_commit", "unknown"),
+    }
+    code = []
+    for what, commit in names.items():
+        files = GitFiles(commit)
+        subject = files.subject()
+        if subject is None:
+            raise GateError(
+                LINEAGE, f"{what} at commit {commit}, which this repository does not have",
+                "fetch it, or run the command in the repository that made the version",
+            )  # fmt: skip
+        code.append(files)
+        if what == "trained":
+            walk.step(f"commit {commit[:SHORT]} {subject}")
+    if "true" in (tags.get("git_dirty"), version.tags.get("git_dirty")):
+        walk.remark("the working tree had uncommitted changes; files that differ are named below")
+    return code
+
+
+def _check_stages(
+    version: Version, lock: Mapping[str, Stage], code: list[GitFiles], walk: Walk
+) -> None:
+    made = {out.path: (stage, out) for stage in lock.values() for out in stage.outs}
+    cache = cache_directory()
+    here = read_lock(Path(LOCK_FILE)) if Path(LOCK_FILE).is_file() else {}
+    checked_out = {out for stage in here.values() for out in stage.outs}
+    profile = version.tags["profile"]
+    stages = _upstream("sample_flow" if version.name == FLOW else "evaluate", lock, made)
+    shown = progress(stages, total=len(stages), unit="stage", label="lineage")
+    for stage in shown:
+        own = _check_code(stage, made, code, walk)
+        hashed = {out: hash_output(out, cache) for out in stage.outs}
+        sizes = []
+        for out, files in hashed.items():
+            if out in checked_out:
+                check_working_copy(out, files)
+            _check_proof(version, profile, out, files)
+            sizes.append(f"{out.path} ({len(files)} files, {_mb(files)})")
+        walk.leaf(f"{stage.name}: {own} as committed; {', '.join(sizes)}")
+        if stage.name == "ingest":
+            _show_parquet(hashed, walk)
+
+
+def _upstream(
+    last: str, lock: Mapping[str, Stage], made: Mapping[str, tuple[Stage, Output]]
+) -> list[Stage]:
+    """The stage and everything before it, from the last to the first."""
+    if last not in lock:
+        raise GateError(
+            LINEAGE, f"{LOCK_FILE}: expected the stage {last}, came {', '.join(lock) or 'none'}",
+            "run `dvc repro`, then `enigma register` again",
+        )  # fmt: skip
+    order: dict[str, Stage] = {}
+    waiting = [lock[last]]
+    while waiting:
+        stage = waiting.pop(0)
+        order.pop(stage.name, None)
+        order[stage.name] = stage
+        sources = (_source(dep.path, made) for dep in stage.deps)
+        waiting += [source[0] for source in sources if source is not None]
+    return list(order.values())
+
+
+def _check_code(
+    stage: Stage, made: Mapping[str, tuple[Stage, Output]], code: list[GitFiles], walk: Walk
+) -> str:
+    """What a stage read must be what another has made, or code as it was committed."""
+    own = 0
+    for dep in stage.deps:
+        source = _source(dep.path, made)
+        if source is not None:
+            if dep.path == source[1].path and dep.md5 != source[1].md5:
+                raise GateError(
+                    LINEAGE,
+                    f"{stage.name} read {dep.path} with md5 {dep.md5}, "
+                    f"{source[0].name} made {source[1].md5}",
+                    "run `dvc repro`, then `enigma register` again",
+                )
+            continue
+        own += 1
+        if dep.md5 not in {files.md5(dep.path) for files in code}:
+            walk.remark(f"{stage.name}: {dep.path} was not as committed (md5 {dep.md5})")
+    return f"{own} code paths"
+
+
+def _source(path: str, made: Mapping[str, tuple[Stage, Output]]) -> tuple[Stage, Output] | None:
+    """Who made a path, or the directory in which it lies; None for code."""
+    places = (made.get(str(place)) for place in (Path(path), *Path(path).parents))
+    return next((found for found in places if found is not None), None)
+
+
+def _check_proof(version: Version, profile: str, out: Output, files: Mapping[str, Path]) -> None:
+    """Files that the version carries must be those that the stages have made."""
+    carried = {
+        f"models/{profile}/lm/model.safetensors": version.proof.weights_sha256,
+        f"models/{profile}/flow/flow.safetensors": version.proof.flow_weights_sha256,
+        f"reports/{profile}/validate/certificate.json": version.proof.sha256["certificate.json"],
+        f"reports/{profile}/evaluate/evaluation.json": version.proof.sha256["evaluation.json"],
+    }
+    for name, stored in files.items():
+        path = f"{out.path}/{name}" if name else out.path
+        expected = carried.get(path)
+        if expected is not None and sha256_file(stored) != expected:
+            raise GateError(
+                LINEAGE, f"{path}: the version has sha256 {expected}, came {sha256_file(stored)}",
+                "the version was registered from other outputs: register again",
+            )  # fmt: skip
+
+
+def _show_parquet(hashed: Mapping[Output, Mapping[str, Path]], walk: Walk) -> None:
+    for out, files in hashed.items():
+        manifest = read_json(files[MANIFEST_NAME])
+        branch = walk.tree.children[-1]
+        for entry in manifest["files"]:
+            text = f"{out.path}/{entry['path']} sha256 {entry['sha256'][:SHORT]}"
+            branch.add(_line("ok", "green", text))
+        for source in manifest["sources"]:
+            branch.add(Text(f"from {source['name']} sha256 {source['sha256'][:SHORT]}"))
+
+
+def _mb(files: Mapping[str, Path]) -> str:
+    return f"{sum(path.stat().st_size for path in files.values()) / 1e6:.2f} MB"
+
+
+@contextmanager
+def _shown(root: Tree, walk: Walk) -> Iterator[None]:
+    """Print the tree, with the break where there is one."""
+    console = tree_console()
+    try:
+        yield
+    except GateError as error:
+        walk.tree.add(_line("BROKEN", "bold red", error.problem))
+        raise
+    finally:
+        console.print(root)
+
+
+def _line(mark: str, style: str, text: str) -> Text:
+    return Text.assemble((mark, style), " ", text)

@@ -1,0 +1,252 @@
+"""What a version is made of: files of the profile in use that are known to belong together."""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipelines.base.artifacts import read_json, sha256_file, write_text
+from pipelines.base.errors import UserError
+from pipelines.base.workspace import Workspace
+from pipelines.language_model.losses import LOSSES_FILE
+from pipelines.params import load_params
+from pipelines.registry.content import ENVIRONMENT_FILE, LOCK_FILE
+from pipelines.registry.names import FLOW, LM, find_lm
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a version is made of.
+
+    Args:
+        name: Registered name.
+        models: Names of artifacts, each with its directory.
+        proof: Names of proof files, each with where it is now.
+        figures: Pictures for the card.
+        mlflow_run_id: The run of the training; None if it never reached the store.
+        facts: Tags of the version, beside those of every version.
+        metrics: Figures for the run.
+        card_tables: What the card shows.
+        samples: Generated texts.
+    """
+
+    name: str
+    models: Mapping[str, Path]
+    proof: Mapping[str, Path]
+    figures: tuple[Path, ...]
+    mlflow_run_id: str | None
+    facts: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    card_tables: Mapping[str, Mapping[str, Any]]
+    samples: tuple[str, ...] = ()
+
+
+def collect(client: Any, name: str, workspace: Workspace, made: Path) -> Material:
+    """Collect a model of a profile with its proof.
+
+    Args:
+        client: MLflow's.
+        name: `enigma-lm` or `enigma-flow`.
+        workspace: Where the files are.
+        made: A directory for the proof files that are made here; it must outlive the result.
+
+    Raises:
+        UserError: If a file is missing, or the files do not belong together.
+    """
+    material = flow_material(client, workspace) if name == FLOW else lm_material(workspace)
+    write_profile(made / "params.yaml")
+    write_environment(made / ENVIRONMENT_FILE)
+    proof = {**material.proof, **{path.name: path for path in made.iterdir()}}
+    if Path(LOCK_FILE).is_file():
+        # A copy: a run of DVC at this very moment may replace the file.
+        proof[LOCK_FILE] = Path(shutil.copyfile(LOCK_FILE, made / LOCK_FILE))
+        check_parameters(proof[LOCK_FILE], made / "params.yaml")
+    return replace(material, proof=proof)
+
+
+def write_profile(path: Path) -> None:
+    """Write the profile in use alone: comments and other profiles say nothing of a version."""
+    params = load_params()
+    profile = params.profile.model_dump(mode="json", by_alias=True)
+    yaml = YAML()
+    with path.open("w", encoding="utf-8") as stream:
+        yaml.dump({"profile": params.name, "profiles": {params.name: profile}}, stream)
+
+
+def check_parameters(lock: Path, params: Path) -> None:
+    """Refuse parameters that are not those with which the outputs were made.
+
+    Args:
+        lock: A `dvc.lock`, which has the parameters of every stage as it ran.
+        params: The profile that would be registered.
+
+    Raises:
+        UserError: At the first section that differs.
+    """
+    yaml = YAML(typ="safe")
+    values = yaml.load(params.read_text(encoding="utf-8"))
+    stages = (yaml.load(lock.read_text(encoding="utf-8")) or {}).get("stages") or {}
+    for stage, entry in stages.items():
+        for name, made_with in (entry.get("params", {}).get("params.yaml") or {}).items():
+            _, profile, section = name.split(".")
+            if profile == values["profile"] and values["profiles"][profile][section] != made_with:
+                raise UserError(
+                    f"params.yaml: {name} is not what stage {stage} ran with: expected "
+                    f"{made_with}, came {values['profiles'][profile][section]}",
+                    "run `dvc repro` with the parameters as they are now, or put them back",
+                )
+
+
+def write_environment(path: Path) -> None:
+    """Write the interpreter and every installed package, as pip would pin them."""
+    pins = {f"{found.name.lower()}=={found.version}" for found in distributions()}
+    python = f"# python {sys.version.split()[0]} on {sys.platform}"
+    write_text(path, "\n".join([python, *sorted(pins)]) + "\n")
+
+
+def lm_material(workspace: Workspace) -> Material:
+    """Collect the language model of a profile and its proof.
+
+    Raises:
+        UserError: If a file is missing, or the weights are not those that were trained.
+    """
+    directory = workspace.language_model
+    training = read_json(directory / "training.json")
+    evaluation = read_json(workspace.report("evaluate") / "evaluation.json")
+    weights = sha256_file(_existing(directory / "model.safetensors"))
+    if weights != training["weights_sha256"]:
+        raise UserError(
+            f"{directory / 'model.safetensors'}: expected sha256 {training['weights_sha256']}, "
+            f"came {weights}",
+            "restore it with `dvc checkout --force`, or run `dvc repro train`",
+        )
+    if evaluation.get("weights_sha256") != weights:
+        raise UserError(
+            f"expected an evaluation of the weights {weights}, came one of "
+            f"{evaluation.get('weights_sha256')}",
+            "run `dvc repro evaluate`",
+        )
+    figures = {
+        "bits_per_character": evaluation["test"]["bits_per_character"],
+        "perplexity": evaluation["test"]["perplexity"],
+        "validation_perplexity": evaluation["validation"]["perplexity"],
+        "round_trip_float32": evaluation["round_trip"]["float32"],
+    }
+    baselines = {
+        f"{name}_bits_per_character": row["bits_per_character"]
+        for name, row in evaluation["baselines"].items()
+    }
+    causal = {"is_causal": evaluation["causality"]["is_causal"]}
+    return Material(
+        name=LM,
+        models={"model": directory},
+        proof=_lm_proof(workspace),
+        figures=_figures(workspace, "train", "evaluate"),
+        mlflow_run_id=training["mlflow_run_id"],
+        facts={
+            "weights_sha256": weights,
+            "evaluation_set_sha256": evaluation["evaluation_set"]["sha256"],
+            **figures,
+            **causal,
+        },
+        metrics=_numbers({**figures, **baselines}),
+        card_tables={
+            "Evaluation": {**figures, **baselines, **causal},
+            "Training": {**read_json(workspace.report("train") / "metrics.json"), **training},
+        },
+        samples=tuple(evaluation["generation"]["samples"]),
+    )
+
+
+def flow_material(client: Any, workspace: Workspace) -> Material:
+    """Collect the flow of a profile, the language model under it, and their proof.
+
+    Raises:
+        UserError: If a file is missing, or the language model is not registered.
+    """
+    directory = workspace.flow
+    training = read_json(directory / "flow_training.json")
+    metrics = read_json(workspace.report("sample_flow") / "metrics.json")
+    weights = sha256_file(_existing(directory / "flow.safetensors"))
+    if metrics.get("flow_weights_sha256") != weights:
+        raise UserError(
+            f"expected samples of the flow {weights}, came those of "
+            f"{metrics.get('flow_weights_sha256')}",
+            "run `dvc repro sample_flow`",
+        )
+    lm_weights = sha256_file(_existing(workspace.language_model / "model.safetensors"))
+    lm_version = find_lm(client, training["lm_weights_sha256"])
+    if lm_weights != training["lm_weights_sha256"] or lm_version is None:
+        raise UserError(
+            f"expected a flow over a registered {LM}, came one over the weights "
+            f"{training['lm_weights_sha256']}, while {workspace.language_model} has {lm_weights}",
+            f"run `dvc repro`, then `enigma register --model {LM}` first",
+        )
+    proof = _lm_proof(workspace) | {
+        "flow_training.json": directory / "flow_training.json",
+        "sample_flow.json": workspace.report("sample_flow") / "metrics.json",
+        LOSSES_FILE: _existing(workspace.report("sample_flow") / LOSSES_FILE),
+    }
+    figures = {
+        name: metrics[name]
+        for name in (
+            "test_nll_nats_per_dim",
+            "gaussian_test_nll_nats_per_dim",
+            "round_trip_error",
+        )
+    }
+    return Material(
+        name=FLOW,
+        models={"model": directory, "language_model": workspace.language_model},
+        proof=proof,
+        figures=_figures(workspace, "sample_flow"),
+        mlflow_run_id=training["mlflow_run_id"],
+        facts={
+            "weights_sha256": weights,
+            "lm_version": lm_version,
+            "evaluation_set_sha256": metrics["evaluation_set_sha256"],
+            **figures,
+        },
+        metrics=_numbers(metrics),
+        card_tables={
+            "Samples and likelihood": metrics,
+            "Training": {**read_json(workspace.report("train_flow") / "metrics.json"), **training},
+        },
+    )
+
+
+def _lm_proof(workspace: Workspace) -> dict[str, Path]:
+    proof = {
+        "certificate.json": workspace.report("validate") / "certificate.json",
+        "evaluation.json": workspace.report("evaluate") / "evaluation.json",
+        "training.json": workspace.language_model / "training.json",
+        LOSSES_FILE: workspace.report("evaluate") / LOSSES_FILE,
+    }
+    return {name: _existing(path) for name, path in proof.items()}
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"expected {path}, found no such file", "run `dvc repro`, which makes it")
+    return path
+
+
+def _figures(workspace: Workspace, *stages: str) -> tuple[Path, ...]:
+    return tuple(
+        path
+        for stage in stages
+        for path in sorted((workspace.report(stage) / "figures").glob("*.png"))
+    )
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name.replace("-", "_"): float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -1,0 +1,208 @@
+"""Registration: a trained model, with everything that speaks for it, as one MLflow version.
+
+A version carries its own proof (certificate, evaluation, training facts, parameters),
+so promotion needs nothing of the working directory. The same content is registered once.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from pipelines.base.artifacts import read_json, sha256_file
+from pipelines.base.workspace import Workspace
+from pipelines.params import load_params
+from pipelines.registry.content import (
+    ENVIRONMENT_FILE,
+    LOCK_FILE,
+    content_to_log,
+    enigma_package,
+    hash_content,
+)
+from pipelines.registry.material import Material, collect
+from pipelines.registry.model_card import ModelCard
+from pipelines.registry.names import CANDIDATE, CODE, FLOW, find_version
+from pipelines.tracking.flat_names import flatten
+from pipelines.tracking.git_state import GitState
+from pipelines.tracking.store import EXPERIMENT, connect, local_state
+
+# Files of the proof that a tag of the version names by their hash.
+RECORDED = {
+    "certificate.json": "certificate_sha256",
+    "evaluation.json": "evaluation_sha256",
+    "params.yaml": "params_sha256",
+    LOCK_FILE: "dvc_lock_sha256",
+    ENVIRONMENT_FILE: "environment_sha256",
+}
+REQUIREMENTS = ("torch", "transformers", "safetensors", "pandas")
+LM_SUMMARY = (
+    "A causal, reversible language model for Chinese. It continues text; it knows no facts "
+    "that can be relied on, and it is not aligned with anybody's instructions."
+)
+FLOW_SUMMARY = (
+    "A normalizing flow: an exact density over the language model's final hidden states, "
+    "with a little noise added. It scores how usual a text's states are, and draws states."
+)
+
+logger = logging.getLogger(__name__)
+
+
+def register(name: str) -> str:
+    """Register a model of the profile in use, and point the alias `candidate` at it.
+
+    Args:
+        name: `enigma-lm` or `enigma-flow`.
+
+    Returns:
+        The version; that of an earlier registration, if the content is the same.
+
+    Raises:
+        UserError: If a file is missing, or the files do not belong together.
+    """
+    workspace = Workspace(load_params().name)
+    client = connect()
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Path(temporary)
+        material = collect(client, name, workspace, made)
+        content = hash_content(
+            content_to_log(code=CODE[name], models=material.models, proof=material.proof)
+        )
+        with FileLock(local_state("registry.lock")):
+            version = find_version(client, name, "content_sha256", content)
+            if version is None:
+                version = _log(client, material, content, workspace.profile)
+                logger.info("registered %s version %s", name, version)
+            else:
+                logger.info("%s version %s has this very content already", name, version)
+            client.set_registered_model_alias(name, CANDIDATE, version)
+    return version
+
+
+def _log(client: Any, material: Material, content: str, profile: str) -> str:
+    """Log the model into the run of its training and register it."""
+    import mlflow
+
+    tags = _tags(material, content, profile)
+    summary = FLOW_SUMMARY if material.name == FLOW else LM_SUMMARY
+    card = ModelCard(
+        title=f"{material.name}, profile {profile}",
+        summary=summary,
+        tables=_card_tables(material, tags),
+        samples=material.samples,
+        figures=material.figures,
+    )
+    signature, example = _signature(material.name)
+    with tempfile.TemporaryDirectory() as temporary, _run(client, material):
+        proof = Path(temporary, "proof")
+        proof.mkdir()
+        for name, path in material.proof.items():
+            shutil.copyfile(path, proof / name)
+        card.write(Path(temporary, "card"))
+        # Each directory keeps its name below the version's `artifacts/`.
+        artifacts = {"proof": str(proof), "card": str(Path(temporary, "card"))}
+        for name, directory in material.models.items():
+            artifacts[name] = str(shutil.copytree(directory, Path(temporary, name)))
+        mlflow.log_metrics({f"registered/{k}": v for k, v in material.metrics.items()})
+        info = mlflow.pyfunc.log_model(
+            name=material.name,
+            python_model=str(CODE[material.name]),
+            artifacts=artifacts,
+            code_paths=[str(enigma_package())],
+            signature=signature,
+            input_example=example,
+            # Given, so that MLflow does not run the model to find out.
+            pip_requirements=[_pinned(name) for name in REQUIREMENTS],
+            registered_model_name=material.name,
+        )
+    version = str(info.registered_model_version)
+    client.update_registered_model(material.name, description=summary)
+    client.update_model_version(material.name, version, description=card.markdown())
+    # The content hash comes last: with it, the version counts as registered.
+    for tag, value in sorted(tags.items(), key=lambda item: item[0] == "content_sha256"):
+        client.set_model_version_tag(material.name, version, tag, value)
+    return version
+
+
+def _card_tables(material: Material, tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The material's tables and the tags, each fact once: figures above, hashes last."""
+    tables = {
+        heading: {name: value for name, value in rows.items() if tags.get(name) != value}
+        for heading, rows in material.card_tables.items()
+    }
+    figures = {
+        name
+        for rows in tables.values()
+        for name, value in rows.items()
+        if not isinstance(value, str)
+    }
+    provenance = {name: value for name, value in tags.items() if name not in figures}
+    return {**tables, "Provenance": provenance}
+
+
+def _tags(material: Material, content: str, profile: str) -> dict[str, str]:
+    training = read_json(material.proof["training.json"])
+    tags = {
+        **GitState.read().tags(),
+        "profile": profile,
+        "shards_root": training["shards_root"],
+        "content_sha256": content,
+        **material.facts,
+        **{
+            tag: sha256_file(material.proof[file])
+            for file, tag in RECORDED.items()
+            if file in material.proof
+        },
+    }
+    return flatten(tags)
+
+
+def _run(client: Any, material: Material) -> Any:
+    """The run of the training, opened again; a new one if it is gone."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    run_id = material.mlflow_run_id
+    if run_id is not None:
+        try:
+            if client.get_run(run_id).info.lifecycle_stage == "active":
+                return mlflow.start_run(run_id=run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        logger.warning("run %s is not in this store; a new one is made", run_id)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return mlflow.start_run(
+        experiment_id=experiment.experiment_id, run_name=f"register {material.name}"
+    )
+
+
+def _pinned(name: str) -> str:
+    # "2.13.0+cpu" is in no public index.
+    return f"{name}=={installed_version(name).split('+')[0]}"
+
+
+def _signature(name: str) -> tuple[Any, Any]:
+    """The signature of a model, and an input that fits it."""
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    seed = ParamSpec("seed", "long", 0)
+    params = [
+        ParamSpec("max_new_tokens", "long", 64),
+        ParamSpec("temperature", "double", 0.8),
+        ParamSpec("top_p", "double", 0.9),
+        seed,
+    ]
+    output = ColSpec("double", "nll_nats_per_dim") if name == FLOW else ColSpec("string", "text")
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", "prompt")]),
+        outputs=Schema([output]),
+        params=ParamSchema([seed] if name == FLOW else params),
+    )
+    return signature, pd.DataFrame({"prompt": ["却说曹操"]})

@@ -1,0 +1,97 @@
+"""Whether a candidate may succeed a champion: better on the same items, beyond chance."""
+
+import logging
+from pathlib import Path
+
+from pipelines.base.errors import UserError
+from pipelines.base.workspace import Workspace
+from pipelines.language_model.comparison import NATS_PER_BIT, compare
+from pipelines.language_model.losses import Losses, evaluation_set_sha256, losses_of
+from pipelines.params import Profile
+from pipelines.registry.gates import Gate, Proof
+from pipelines.registry.names import FLOW
+
+logger = logging.getLogger(__name__)
+
+
+def succession_gates(
+    name: str, champion: Proof, candidate: Proof, champion_files: Path, *, allow_tie: bool
+) -> list[Gate]:
+    """Compare a candidate with the champion.
+
+    Args:
+        name: `enigma-lm` or `enigma-flow`.
+        champion: Its proof.
+        candidate: Its proof.
+        champion_files: The champion's version, to be scored again on the candidate's
+            evaluation set where its own was another one.
+        allow_tie: Let a candidate pass that is not worse.
+
+    Returns:
+        The gate `evaluation_set`, and, where it holds, the gate `successor`.
+    """
+    losses = champion.losses
+    same = losses is not None and champion.evaluation_set == candidate.evaluation_set
+    figures = f"champion's {champion.evaluation_set}, candidate's {candidate.evaluation_set}"
+    if not same:
+        losses, how = _score_again(name, champion_files, candidate)
+        figures += f"; {how}"
+    gate = Gate(
+        "evaluation_set",
+        losses is not None,
+        figures,
+        "run `enigma promote` where the candidate's shards are, so that the champion can be "
+        "scored on them",
+    )
+    if losses is None or candidate.losses is None:
+        return [gate]
+    unit, nats = ("nats a dimension", 1.0) if name == FLOW else ("bits a character", NATS_PER_BIT)
+    found = compare(losses, candidate.losses, unit=unit, nats_per_unit=nats)
+    holds = found.better or (allow_tie and not found.worse)
+    fix = (
+        "train on more text or longer"
+        if found.worse
+        else "train on more text or longer, or take it as it is with --allow-tie"
+    )
+    return [gate, Gate("successor", holds, str(found), fix)]
+
+
+def _score_again(name: str, champion: Path, candidate: Proof) -> tuple[Losses | None, str]:
+    """Score the champion on the candidate's items, if their shards are here."""
+    workspace = Workspace(candidate.params.name)
+    score = _flow_losses if name == FLOW else _lm_losses
+    try:
+        evaluation_set, losses = score(champion / "artifacts", workspace, candidate.params.profile)
+    except UserError as error:
+        return None, f"the champion could not be scored again: {error.problem}"
+    if evaluation_set != candidate.evaluation_set:
+        return None, f"{workspace.shards} has another one still, {evaluation_set}"
+    logger.info("%s: scored the champion on the candidate's evaluation set", name)
+    return losses, "the champion was scored on the candidate's"
+
+
+def _lm_losses(artifacts: Path, workspace: Workspace, profile: Profile) -> tuple[str, Losses]:
+    from pipelines.data.order import evenly_spaced
+    from pipelines.data.shards import ShardReader
+    from pipelines.language_model.published import load_language_model
+    from pipelines.language_model.scoring import batches, sequence_nll_nats
+
+    reader = ShardReader(workspace.shards, "test")
+    chosen = evenly_spaced(len(reader), profile.evaluation.max_sequences)
+    model = load_language_model(artifacts / "model")
+    cut = batches(chosen, profile.evaluation.batch_size)
+    losses = losses_of(reader, chosen, sequence_nll_nats(model, reader, cut))
+    return evaluation_set_sha256(reader, chosen), losses
+
+
+def _flow_losses(artifacts: Path, workspace: Workspace, profile: Profile) -> tuple[str, Losses]:
+    from pipelines.flow.judged import judged_states
+    from pipelines.flow.states import StateFlow
+    from pipelines.language_model.published import load_language_model
+
+    model = load_language_model(artifacts / "language_model")
+    state_flow = StateFlow.load(artifacts / "model", model.device)
+    judged = judged_states(
+        model, workspace.shards, profile.sample_flow, noise_std=profile.train_flow.noise_std
+    )
+    return judged.evaluation_set_sha256, judged.losses_of(*judged.log_likelihoods(state_flow))

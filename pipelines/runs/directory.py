@@ -1,0 +1,234 @@
+"""A training run in progress: `runs/<fingerprint>/`, which outlives every kill.
+
+DVC deletes a stage's outputs before it runs the stage, so a run lives elsewhere,
+under a name made from everything that decides its result. The same inputs find
+the same directory and go on; other inputs start afresh.
+
+    run.json        what the ranks need to know (written by the launcher)
+    checkpoints/    see pipelines/runs/checkpoints.py
+    metrics.jsonl   one record a logged step; the first place a metric goes
+    mlflow_run_id   which MLflow run to go on with
+    outcome.json    how the ranks ended, written by rank 0
+    stop            its presence asks the ranks to save and end
+    lock            held by the launcher; its text is the launcher's process id
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from pipelines.base.artifacts import read_json, write_json, write_text
+from pipelines.base.errors import UserError
+from pipelines.params import ModelParams, TrainParams
+
+FINGERPRINT_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a rank needs to know; it travels as `run.json`.
+
+    Args:
+        profile: Name of the profile.
+        fingerprint: See `fingerprint`.
+        steps: Optimiser steps, if nothing ends it earlier.
+        tokens_per_step: Tokens that all ranks together take in one optimiser step.
+        nodes: Machines that the ranks are spread over, the same number on each.
+        rendezvous: Where the agents of several nodes meet, HOST:PORT; empty for one node.
+        shards: The directory of the final shards.
+        shards_root: The root of their manifest.
+        certificate_sha256: Of the certificate that let the run start.
+        model: The architecture.
+        train: The recipe.
+    """
+
+    profile: str
+    fingerprint: str
+    steps: int
+    tokens_per_step: int
+    nodes: int
+    rendezvous: str
+    shards: Path
+    shards_root: str
+    certificate_sha256: str
+    model: ModelParams
+    train: TrainParams
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the ranks ended.
+
+    Args:
+        status: "finished"; "stopped" on request, to be gone on with; "failed" for
+            a reason that another try would meet again.
+        step: The last optimiser step.
+        problem: For "failed": what came, beside what was expected.
+        fix: For "failed": what the user can do.
+    """
+
+    status: Literal["finished", "stopped", "failed"]
+    step: int
+    problem: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run.
+
+    Args:
+        path: The directory.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write `run.json`."""
+        values = asdict(config)
+        values["shards"] = str(config.shards.resolve())
+        values["model"] = config.model.model_dump(mode="json")
+        values["train"] = config.train.model_dump(mode="json")
+        write_json(self.path / "run.json", values)
+
+    def read_config(self) -> RunConfig:
+        """Read `run.json`."""
+        values = read_json(self.path / "run.json")
+        values["shards"] = Path(values["shards"])
+        values["model"] = ModelParams.model_validate(values["model"])
+        values["train"] = TrainParams.model_validate(values["train"])
+        return RunConfig(**values)
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """Hold the run for one launcher.
+
+        Yields:
+            The file descriptor that holds the lock; a child that inherits it
+            goes on holding it if this process is killed.
+
+        Raises:
+            UserError: If another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+", encoding="utf-8") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stream.seek(0)
+                raise UserError(
+                    f"{self.path}: expected no other training of this run, "
+                    f"but process {stream.read() or '(unknown)'} is at it",
+                    "wait until it has ended, or stop it: it saves a checkpoint first",
+                ) from None
+            stream.truncate(0)
+            stream.write(f"{os.getpid()} {socket.gethostname()}")
+            stream.flush()
+            yield stream.fileno()
+
+    def launcher_is_alive(self) -> bool:
+        """Whether the process that holds the lock still runs.
+
+        Returns:
+            True as well for a launcher on another node: that node's ranks watch it.
+        """
+        path = self.path / "lock"
+        process_id, host = path.read_text(encoding="utf-8").split()
+        if host != socket.gethostname():
+            return True
+        try:
+            launcher = psutil.Process(int(process_id))
+            # A process that began after the lock was taken only has the same number.
+            began_first = launcher.create_time() <= path.stat().st_mtime + 1
+            return began_first and launcher.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def ask_to_stop(self) -> None:
+        """Ask the ranks to save a checkpoint and end."""
+        (self.path / "stop").touch()
+
+    def begin(self) -> None:
+        """Forget how an earlier attempt ended."""
+        (self.path / "stop").unlink(missing_ok=True)
+        (self.path / "outcome.json").unlink(missing_ok=True)
+
+    def stop_is_asked(self) -> bool:
+        """Whether the ranks are asked to save and end."""
+        return (self.path / "stop").exists() or not self.launcher_is_alive()
+
+    def write_outcome(self, outcome: Outcome) -> None:
+        """Write `outcome.json`."""
+        write_json(self.path / "outcome.json", asdict(outcome))
+
+    def read_outcome(self) -> Outcome | None:
+        """Read `outcome.json`; None if the ranks did not come to an end by themselves."""
+        path = self.path / "outcome.json"
+        return Outcome(**read_json(path)) if path.is_file() else None
+
+    @property
+    def mlflow_run_id(self) -> str | None:
+        """The MLflow run that belongs to this one, if it has been made."""
+        path = self.path / "mlflow_run_id"
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+    def remember_mlflow_run(self, run_id: str) -> None:
+        """Write down which MLflow run belongs to this one."""
+        if run_id != self.mlflow_run_id:
+            write_text(self.path / "mlflow_run_id", run_id)
+
+    def append_metrics(self, record: Mapping[str, float]) -> None:
+        """Add one line to `metrics.jsonl`; `record` has `step`."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """All records of `metrics.jsonl`; none before the first."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [json.loads(line) for line in lines]
+
+    def reset_metrics(self, records: Sequence[Mapping[str, float]]) -> None:
+        """Start `metrics.jsonl` again with what the checkpoint of a resume remembers."""
+        lines = (json.dumps(record, allow_nan=False) + "\n" for record in records)
+        write_text(self.path / "metrics.jsonl", "".join(lines))
+
+
+def fingerprint(*, shards_root: str, model: ModelParams, train: TrainParams, code: str) -> str:
+    """Name a run by everything that decides its result: data, parameters, code.
+
+    How the sequences of a step are divided over ranks and micro-batches is not part of
+    it: a run that began on 5 ranks may go on with 3 of them, on the same sequences.
+
+    Args:
+        shards_root: The root of the shards' manifest.
+        model: The architecture.
+        train: The recipe.
+        code: Hash of the code that decides the weights.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    division = {"ranks", "batch_size", "gradient_accumulation_steps"}
+    facts = {
+        "shards_root": shards_root,
+        "model": model.model_dump(mode="json"),
+        "train": train.model_dump(mode="json", exclude=division),
+        "sequences_per_step": train.sequences_per_step,
+        "code": code,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,95 @@
+"""What a training run writes down: the local file first, MLflow second."""
+
+import time
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+from pipelines.runs.directory import RunDirectory
+from pipelines.runs.hardware import peak_flops, peak_memory_mib, training_flops_per_token
+from pipelines.tracking.store import RunLog
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
+    """Measures speed, waiting and memory, and writes each record.
+
+    `metrics.jsonl` is the truth. MLflow gets the same values, whenever it can be reached.
+
+    Args:
+        run: Where `metrics.jsonl` is.
+        run_log: On rank 0 the MLflow run, if there is one; None elsewhere.
+        tokens_per_step: Tokens that all ranks together take in one optimiser step.
+        sequence_length: Tokens of a sequence.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        run_log: RunLog | None,
+        *,
+        tokens_per_step: int,
+        sequence_length: int,
+    ) -> None:
+        self._run = run
+        self._run_log = run_log
+        self._tokens_per_step = tokens_per_step
+        self._sequence_length = sequence_length
+        self._full_speed: float | None = None
+        self._step_began_s = 0.0
+        self._busy_s = 0.0
+        self._waited_s = 0.0
+        self._steps = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any, **__: Any
+    ) -> None:
+        """Begin the file with what the checkpoint remembers: a kill may have logged more."""
+        self._full_speed = _full_speed_tokens_per_s(args, model, self._sequence_length)
+        if state.is_world_process_zero:
+            self._run.reset_metrics(state.log_history)
+            for record in state.log_history:
+                self._send(record)
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock."""
+        self._step_began_s = time.perf_counter()
+
+    def on_step_end(self, *_: Any, train_dataloader: Any, **__: Any) -> None:
+        """Stop the clock: evaluations and checkpoints are not training time."""
+        self._busy_s += time.perf_counter() - self._step_began_s
+        self._waited_s += train_dataloader.take_waited_s()
+        self._steps += 1
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: Any,  # noqa: ARG002
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        """Add what was measured to a training record, and write it down."""
+        if "train_loss_nats" in logs and self._steps:
+            elapsed_s = self._busy_s + self._waited_s
+            logs["tokens_per_s"] = self._steps * self._tokens_per_step / elapsed_s
+            logs["data_wait_fraction"] = self._waited_s / elapsed_s
+            logs["peak_memory_mib"] = peak_memory_mib(args.device)
+            if self._full_speed is not None:
+                logs["mfu"] = logs["tokens_per_s"] / self._full_speed
+            self._busy_s = self._waited_s = 0.0
+            self._steps = 0
+        if state.is_world_process_zero:
+            self._run.append_metrics(logs)
+            self._send(logs)
+
+    def _send(self, record: dict[str, float]) -> None:
+        if self._run_log is not None:
+            self._run_log.log_record(record)
+
+
+def _full_speed_tokens_per_s(args: TrainingArguments, model: Any, length: int) -> float | None:
+    """Tokens/s of all ranks at the peak of their GPUs; None where no peak is known."""
+    peak = peak_flops(args.device) if args.bf16 else None
+    if peak is None:
+        return None
+    return float(args.world_size * peak / training_flops_per_token(model, length))

@@ -1,0 +1,163 @@
+"""What the files of a training run and the machine say about it, for whoever looks on.
+
+Nothing here talks to the ranks: a run on a machine without MLflow, started by anyone,
+or long dead, is read all the same.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipelines.base.artifacts import MANIFEST_NAME
+from pipelines.base.errors import UserError
+from pipelines.runs.checkpoints import checkpoint_path, steps_on_disk
+from pipelines.runs.directory import RunConfig, RunDirectory
+
+MIB = 2**20
+# CPU use is measured over this time, where it is asked for once.
+CPU_INTERVAL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU at one moment."""
+
+    name: str
+    use_percent: int
+    memory_mib: float
+    total_memory_mib: float
+    temperature_c: int
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A training run at one moment.
+
+    Args:
+        path: Its directory.
+        config: Its configuration.
+        state: "running", or how it ended, in words.
+        records: All records of `metrics.jsonl`.
+        checkpoint_step: The newest sealed checkpoint; None if there is none.
+        checkpoint_age_s: How old it is.
+    """
+
+    path: Path
+    config: RunConfig
+    state: str
+    records: list[dict[str, float]]
+    checkpoint_step: int | None
+    checkpoint_age_s: float
+
+    def newest(self, name: str) -> float | None:
+        """The newest value of a figure; None if it was never recorded."""
+        return next((r[name] for r in reversed(self.records) if name in r), None)
+
+    def curve(self, name: str) -> list[float]:
+        """All values of a figure, in the order of the steps."""
+        return [record[name] for record in self.records if name in record]
+
+    @property
+    def step(self) -> int:
+        """The last recorded optimiser step; 0 before the first."""
+        return int(self.records[-1]["step"]) if self.records else 0
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the last step at the newest speed, evaluations not counted."""
+        tokens_per_s = self.newest("tokens_per_s")
+        if self.state != "running" or not tokens_per_s:
+            return None
+        return (self.config.steps - self.step) * self.config.tokens_per_step / tokens_per_s
+
+
+def newest_run(runs: Path) -> Path:
+    """The run that was written to last.
+
+    Args:
+        runs: The directory of all runs.
+
+    Raises:
+        UserError: If there is none.
+    """
+    found = list(runs.glob("*/run.json"))
+    if not found:
+        raise UserError(
+            f"expected a training run in {runs}, found none", "start one: dvc repro train"
+        )
+    return max((path.parent for path in found), key=_last_written)
+
+
+def read_status(path: Path) -> RunStatus:
+    """Read a run's files.
+
+    Args:
+        path: The directory of the run.
+
+    Raises:
+        UserError: If it is no run.
+    """
+    run = RunDirectory(path)
+    config = run.read_config()
+    sealed = [
+        step
+        for step in steps_on_disk(run.checkpoints)
+        if (checkpoint_path(run.checkpoints, step) / MANIFEST_NAME).is_file()
+    ]
+    newest = sealed[-1] if sealed else None
+    age_s = 0.0
+    if newest is not None:
+        manifest = checkpoint_path(run.checkpoints, newest) / MANIFEST_NAME
+        age_s = max(0.0, time.time() - manifest.stat().st_mtime)
+    return RunStatus(path, config, _state(run), run.read_metrics(), newest, age_s)
+
+
+def _state(run: RunDirectory) -> str:
+    outcome = run.read_outcome()
+    if outcome is not None:
+        why = f": {outcome.problem}" if outcome.problem else ""
+        return f"{outcome.status} at step {outcome.step}{why}"
+    return "running" if run.launcher_is_alive() else "stopped: its launcher was killed"
+
+
+def _last_written(path: Path) -> float:
+    return max(file.stat().st_mtime for file in path.iterdir())
+
+
+def read_gpus() -> list[Gpu] | str:
+    """All NVIDIA GPUs of this machine, or why there are none."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return f"no NVIDIA GPU ({error})"
+    try:
+        return [_read_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _read_gpu(nvml: Any, index: int) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    return Gpu(
+        name=str(nvml.nvmlDeviceGetName(handle)),
+        use_percent=int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+        memory_mib=memory.used / MIB,
+        total_memory_mib=memory.total / MIB,
+        temperature_c=int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+    )
+
+
+def read_machine() -> str:
+    """CPU and memory of this machine, in a line."""
+    memory = psutil.virtual_memory()
+    percent = psutil.cpu_percent(CPU_INTERVAL_S)
+    return (
+        f"{percent:.0f} % of {psutil.cpu_count()} cores, "
+        f"{memory.used / MIB:,.0f} of {memory.total / MIB:,.0f} MiB"
+    )

@@ -1,0 +1,124 @@
+"""The optimisers that a recipe can name, and which parameters each of them takes.
+
+Muon (Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024)
+orthogonalises the momentum of a matrix. It is for the matrices of linear layers alone:
+a row of the embedding, a gain or a packed triangular rotor has no singular values worth
+levelling, so AdamW takes those. With the scaling of `pipelines.training.muon`, an update of Muon is
+as large as one of AdamW: one learning rate and one weight decay serve both.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from enigma.invertible_conv1x1 import InvertibleConv1x1
+from enigma.lifting import LiftingConv1x1
+from pipelines.training.muon import Muon
+
+BETAS = (0.9, 0.95)
+ROTOR_SHARE = 0.1
+"""Of the learning rate, for rotors. A rotor starts as the identity and turns the whole stream, so
+what is a small step for a layer beside the stream is a large one for it: at the full rate a
+language model was worse than without rotors, at a tenth hardly (docs/LOG.md)."""
+
+
+class MuonWithAdamW(Optimizer):
+    """Muon for some matrices and AdamW for the rest, behind one interface.
+
+    Schedulers and checkpoints see one optimiser: its groups and its state are those of
+    both, and `state_dict` brings both back.
+
+    Args:
+        matrices: 2-D parameters for Muon.
+        groups: Groups of parameters for AdamW.
+        lr: Learning rate.
+        weight_decay: Decoupled weight decay.
+    """
+
+    def __init__(
+        self,
+        matrices: list[nn.Parameter],
+        groups: list[dict[str, Any]],
+        *,
+        lr: float,
+        weight_decay: float,
+    ) -> None:
+        self._muon = Muon(matrices, lr=lr, weight_decay=weight_decay)
+        self._adamw = AdamW(groups, lr=lr, betas=BETAS, fused=True)
+        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Take one step with both.
+
+        Args:
+            closure: Computes the loss again, as for any optimiser.
+
+        Returns:
+            What `closure` returned; None without one.
+        """
+        # A loaded checkpoint brings new groups and a new state.
+        self._muon.param_groups, self._adamw.param_groups = (
+            self.param_groups[:1],
+            self.param_groups[1:],
+        )
+        self._muon.state = self._adamw.state = self.state
+        loss = self._muon.step(closure)
+        self._adamw.step()
+        return loss
+
+
+def make_optimiser(
+    name: str,
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    linear: tuple[type[nn.Module], ...] = (nn.Linear,),
+) -> Optimizer:
+    """Make the optimiser of a recipe.
+
+    Args:
+        name: `adamw` for all parameters, or `muon` for the weights of the linear layers, the head
+            excepted, with AdamW for the rest.
+        model: A model with `get_input_embeddings` and `get_output_embeddings`.
+        lr: Learning rate; rotors take `ROTOR_SHARE` of it.
+        weight_decay: Decoupled weight decay of matrices; gains, biases and signs have none.
+        linear: Classes of linear layers, each with a 2-D `weight`.
+
+    Returns:
+        The optimiser; its first group has the learning rate `lr`.
+    """
+    matrices = _matrices(model, linear) if name == "muon" else []
+    chosen = {id(parameter) for parameter in matrices}
+    rotors = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, InvertibleConv1x1 | LiftingConv1x1)
+        for parameter in module.parameters()
+    ]
+    chosen |= {id(parameter) for parameter in rotors}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": rotors, "weight_decay": weight_decay, "lr": lr * ROTOR_SHARE},
+    ]
+    if matrices:
+        return MuonWithAdamW(matrices, groups, lr=lr, weight_decay=weight_decay)
+    return AdamW(groups, lr=lr, betas=BETAS, fused=True)
+
+
+def _matrices(model: Any, linear: tuple[type[nn.Module], ...]) -> list[nn.Parameter]:
+    """The weights of the linear layers, but for the head and what it is tied to."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    apart = {id(parameter) for end in ends for parameter in end.parameters()}
+    found = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, linear) and id(module.weight) not in apart
+    }
+    return [parameter for parameter in model.parameters() if id(parameter) in found]

@@ -1,0 +1,177 @@
+"""What a finished training run leaves: the best model, its metrics and its curves."""
+
+import csv
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pipelines.base.artifacts import (
+    publish_directory,
+    read_manifest,
+    sha256_file,
+    write_json,
+    write_text,
+)
+from pipelines.base.errors import UserError
+from pipelines.base.workspace import Workspace
+from pipelines.data.text.vocabulary import load_tokenizer
+from pipelines.runs.checkpoints import AVERAGED, checkpoint_path, is_complete
+from pipelines.runs.directory import RunConfig, RunDirectory
+from pipelines.runs.mlflow_run import complete, open_run_log
+from pipelines.tracking.git_state import GitState
+from pipelines.training.history import Records, best_step, evaluations
+
+COLUMNS = (
+    "step",
+    "epoch",
+    "train_loss_nats",
+    "validation_loss_nats",
+    "validation_perplexity",
+    "validation_bits_per_character",
+    "learning_rate",
+    "gradient_norm",
+    "tokens_per_s",
+    "data_wait_fraction",
+    "peak_memory_mib",
+)
+CURVES = (
+    ("loss.png", "loss (nats a token)", ("train_loss_nats", "validation_loss_nats")),
+    ("bits_per_character.png", "bits a character", ("validation_bits_per_character",)),
+    ("learning_rate.png", "learning rate", ("learning_rate",)),
+    ("gradient_norm.png", "gradient norm", ("gradient_norm",)),
+    ("tokens_per_s.png", "tokens/s", ("tokens_per_s",)),
+)
+
+
+def publish(run: RunDirectory, config: RunConfig, workspace: Workspace) -> None:
+    """Publish the checkpoint with the lowest validation loss, and the reports.
+
+    Args:
+        run: A finished run.
+        config: Its configuration.
+        workspace: Where the stage's outputs go.
+
+    Raises:
+        UserError: If the best checkpoint is gone or damaged.
+    """
+    history = run.read_metrics()
+    step = best_step(history)
+    checkpoint = checkpoint_path(run.checkpoints, step or 0)
+    if step is None or not is_complete(checkpoint):
+        raise UserError(
+            f"expected the best checkpoint whole in {checkpoint}",
+            f"delete {run.path} and train again",
+        )
+    run_log = open_run_log(run, config)
+    with publish_directory(workspace.language_model) as building:
+        _write_model(checkpoint, config, building)
+        facts = {
+            "fingerprint": config.fingerprint,
+            "shards_root": config.shards_root,
+            "certificate_sha256": config.certificate_sha256,
+            "best_step": step,
+            "mlflow_run_id": run.mlflow_run_id,
+            **GitState.read().tags(),
+            "weights_sha256": sha256_file(building / "model.safetensors"),
+        }
+        write_json(building / "training.json", facts)
+    report = workspace.report("train")
+    rows = table(history)
+    write_json(report / "metrics.json", summary(history, step))
+    _write_csv(report / "history.csv", rows)
+    with publish_directory(report / "figures") as figures:
+        draw_curves(history, figures)
+    plots = [*sorted((report / "figures").glob("*.png")), report / "history.csv"]
+    complete(run, run_log, "FINISHED", plots)
+
+
+def _write_model(checkpoint: Path, config: RunConfig, building: Path) -> None:
+    source = checkpoint if config.train.ema_decay is None else checkpoint / AVERAGED
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        shutil.copyfile(source / name, building / name)
+    tokenizer = load_tokenizer(read_manifest(config.shards)["vocabulary"])
+    tokenizer.save_pretrained(building)
+
+
+def summary(history: Records, step: int) -> dict[str, float]:
+    """The figures of the best evaluation, and what the run took.
+
+    Args:
+        history: All records of the run.
+        step: The step of the best evaluation.
+    """
+
+    def column(name: str) -> list[float]:
+        return [record[name] for record in history if name in record] or [0.0]
+
+    best = next(record for record in evaluations(history) if record["step"] == step)
+    values = {name: value for name, value in best.items() if name != "step"}
+    return {
+        "best_step": step,
+        "last_step": int(history[-1]["step"]),
+        **values,
+        "median_tokens_per_s": median(column("tokens_per_s")),
+        "median_data_wait_fraction": median(column("data_wait_fraction")),
+        "peak_memory_mib": max(column("peak_memory_mib")),
+    }
+
+
+def table(history: Records) -> list[dict[str, float]]:
+    """One row an evaluation; training figures are means since the one before.
+
+    Args:
+        history: All records of the run.
+
+    Returns:
+        Rows with the names of `COLUMNS`; a figure that was never logged is absent.
+    """
+    rows = []
+    since: list[Any] = []
+    for record in history:
+        if "validation_loss_nats" not in record:
+            since.append(record)
+            continue
+        means = {
+            name: sum(r[name] for r in since if name in r) / len([r for r in since if name in r])
+            for name in COLUMNS[2:]
+            if any(name in r for r in since)
+        }
+        rows.append({**means, **{name: record[name] for name in COLUMNS if name in record}})
+        since = []
+    return rows
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, float]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_text(path, partial.read_text(encoding="utf-8"))
+    partial.unlink()
+
+
+def draw_curves(history: Records, directory: Path) -> None:
+    """Draw one PNG for each of `CURVES` over the optimiser steps."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    for file_name, label, names in CURVES:
+        figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+        for name in names:
+            points = [(record["step"], record[name]) for record in history if name in record]
+            if points:
+                steps, values = zip(*points, strict=True)
+                marker = "o" if name.startswith("validation") else ""
+                axes.plot(steps, values, marker=marker, markersize=4, label=name)
+        axes.set(xlabel="optimiser step", ylabel=label)
+        axes.grid(alpha=0.3)
+        if len(names) > 1:
+            axes.legend()
+        figure.savefig(directory / file_name, dpi=120)
+        plt.close(figure)

@@ -1,0 +1,254 @@
+"""`transformers.Trainer` with our order of data, checkpoints, schedule and records.
+
+What is Trainer's: the loop, gradient accumulation, DDP, mixed precision, AdamW, the
+cosine schedule, and the state from which a resume goes on bit by bit. What is ours:
+
+* the batches: a pure function of (seed, step, rank), so nothing is skipped on resume;
+* the validation loss: summed over a fixed subset, divided over the ranks;
+* a checkpoint appears whole or not at all, and every rank knows which;
+* a gradient that is not finite ends the run before it reaches the weights, and a loss
+  that explodes before it reaches a checkpoint;
+* early stopping and the best step follow from the history in the checkpoint.
+
+Shape legend: B sequences of a batch, L length.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from pipelines.data.order import BatchPlan, Indices, evenly_spaced
+from pipelines.data.shards import ShardReader
+from pipelines.language_model.scoring import Score, Span, batches, model_nll_nats
+from pipelines.params import TrainParams
+from pipelines.runs.checkpoints import building_path, checkpoint_path, discard, prune, publish
+from pipelines.training.agreement import any_rank
+from pipelines.training.failures import ExplodedError, NotFiniteError, SaveError
+from pipelines.training.history import best_step, rise_nats
+from pipelines.training.optimisers import make_optimiser
+from pipelines.training.schedule import Schedule
+from pipelines.training.weight_average import WeightAverage
+
+NAMES = {"loss": "train_loss_nats", "grad_norm": "gradient_norm", "learning_rate": "learning_rate"}
+
+
+class TrainBatches:
+    """What Trainer takes for a data loader: it starts at the step that the state is at."""
+
+    def __init__(self, plan: BatchPlan, reader: ShardReader, rank: int, trainer: Trainer) -> None:
+        self._plan = plan
+        self._reader = reader
+        self._rank = rank
+        self._trainer = trainer
+        self._waited_s = 0.0
+
+    def __len__(self) -> int:
+        return int(self._trainer.args.max_steps) * self._plan.gradient_accumulation_steps
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for step in range(self._trainer.state.global_step, self._trainer.args.max_steps):
+            for micro_step in range(self._plan.gradient_accumulation_steps):
+                start_s = time.perf_counter()
+                index_B = self._plan.batch(step, micro_step, self._rank)
+                ids_BL = torch.from_numpy(self._reader.gather(index_B).astype(np.int64))
+                self._waited_s += time.perf_counter() - start_s
+                # No key `labels`: Trainer would count targets over all ranks at every step,
+                # and every batch here is full.
+                yield {"input_ids": ids_BL}
+
+    def take_waited_s(self) -> float:
+        """Seconds spent on making batches since this was last asked."""
+        waited_s, self._waited_s = self._waited_s, 0.0
+        return waited_s
+
+
+class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types
+    """Trains a causal language model on shards.
+
+    Args:
+        model: An `EnigmaForCausalLM`.
+        args: What Trainer takes from the recipe; `output_dir` is where checkpoints go.
+        recipe: The recipe.
+        plan: Which sequences a rank takes at a step.
+        shards: The directory of the final shards.
+        schedule: Says when to evaluate, to save and to end.
+        average: The running average of the weights, if there is one.
+        callbacks: More callbacks, called after these two.
+    """
+
+    control: TrainerControl
+    optimizer: torch.optim.Optimizer | None
+    # Each micro-batch has its own mean: Trainer divides it by their number.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: TrainingArguments,
+        recipe: TrainParams,
+        plan: BatchPlan,
+        shards: Path,
+        schedule: Schedule,
+        average: WeightAverage | None,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        first = [schedule, *([average] if average else [])]
+        super().__init__(model=model, args=args, callbacks=[*first, *callbacks])
+        self.remove_callback(PrinterCallback)
+        self._recipe = recipe
+        self._schedule = schedule
+        self._average = average
+        self._plan = plan
+        self._train_reader = ShardReader(shards, "train")
+        self._validation_reader = ShardReader(shards, "validation")
+        self._validation_subset = evenly_spaced(
+            len(self._validation_reader), recipe.max_validation_sequences
+        )
+        self._validation_span = Span.of(self._validation_reader, self._validation_subset)
+
+    def get_train_dataloader(self) -> TrainBatches:
+        """Ours as it is: accelerate would shard it a second time."""
+        return TrainBatches(self._plan, self._train_reader, self.args.process_index, self)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimiser of the recipe."""
+        if self.optimizer is None:
+            self.optimizer = make_optimiser(
+                self._recipe.optimiser,
+                self.model if model is None else model,
+                lr=self._recipe.learning_rate,
+                weight_decay=self._recipe.weight_decay,
+            )
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,  # noqa: ARG002 - Trainer's signature
+        num_items_in_batch: torch.Tensor | None = None,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """Mean nats a token over tokens 1..L-1 of one micro-batch."""
+        ids_BL = inputs["input_ids"]
+        loss: torch.Tensor = model(input_ids=ids_BL, labels=ids_BL).loss
+        return loss
+
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:  # noqa: ARG002
+        """Not counted: nobody reads it."""
+        return 0
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Score the fixed validation subset, each rank its share.
+
+        Returns:
+            The record that goes into the history, the same on every rank; empty if the
+            ranks were asked to stop before they were through.
+
+        Raises:
+            NotFiniteError: If the loss is not finite.
+            ExplodedError: If it rose too far.
+        """
+        nll_nats = self._share_nll_nats()
+        if nll_nats is None:
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
+        mine = torch.tensor(nll_nats, dtype=torch.float64, device=self.args.device)
+        score = Score(self._validation_span, float(self.accelerator.reduce(mine, "sum")))
+        if not math.isfinite(score.perplexity):
+            raise NotFiniteError("validation perplexity", self.state.global_step)
+        record = {
+            "validation_loss_nats": score.loss_nats,
+            "validation_perplexity": score.perplexity,
+            "validation_bits_per_character": score.bits_per_character,
+        }
+        self.log(record)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, record
+        )
+        return record
+
+    def _share_nll_nats(self) -> float | None:
+        """The sum over this rank's share of the validation subset; None if asked to stop."""
+        rank, world_size = self.args.process_index, self.args.world_size
+        mine, longest = (
+            batches(self._validation_subset[start::world_size], self._recipe.batch_size)
+            for start in (rank, 0)
+        )
+        nll_nats = 0.0
+        # All ranks ask as often as the one with the most batches.
+        for turn in range(len(longest)):
+            if self._schedule.stop_is_agreed(self.args.device):
+                return None
+            nll_nats += self._nll_nats(mine[turn : turn + 1])
+        return nll_nats
+
+    def _nll_nats(self, index_batches: list[Indices]) -> float:
+        model = self.model if self._average is None else self._average.model
+        return model_nll_nats(model, self._validation_reader, index_batches)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
+        """Put a record under our names into the history and hand it to the callbacks."""
+        record = {NAMES.get(name, name): float(value) for name, value in logs.items()}
+        if "train_loss_nats" not in record and "validation_loss_nats" not in record:
+            # The summary that Trainer makes at the end: the history says it better.
+            return
+        step = self.state.global_step
+        record |= {"epoch": self._plan.epochs_at(step), "step": step}
+        rise = rise_nats(self.state.log_history, record)
+        # A callback adds what it has measured (tokens/s) before the record is kept.
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, record)
+        self.state.log_history.append(record)
+        # Every rank has the same history. No checkpoint is saved of what came of this.
+        if rise > self._recipe.max_loss_rise_nats:
+            raise ExplodedError(rise, self._recipe.max_loss_rise_nats, step)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
+        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
+        # DDP has averaged the gradients, so every rank sees the same and ends here together.
+        if not math.isfinite(norm):
+            raise NotFiniteError("gradient norm", self.state.global_step + 1)
+        return norm
+
+    def _get_output_dir(self, trial: Any) -> str:  # noqa: ARG002
+        """Where Trainer writes a checkpoint: aside, until it is whole."""
+        return str(building_path(Path(self.args.output_dir)))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        directory, step = Path(self.args.output_dir), self.state.global_step
+        problem = self._problem_of(lambda: self._write_checkpoint(model, trial))
+        if not any_rank(problem is not None, self.args.device) and self.args.should_save:
+            problem = self._problem_of(lambda: self._publish_checkpoint(directory, step))
+        if any_rank(problem is not None, self.args.device):
+            error = SaveError(step, problem or "another rank failed", directory)
+            if self.args.should_save:
+                discard(directory)
+            raise error
+
+    def _write_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self._average is not None and self.args.should_save:
+            building = building_path(Path(self.args.output_dir))
+            self._average.save(checkpoint_path(building, self.state.global_step))
+
+    def _publish_checkpoint(self, directory: Path, step: int) -> None:
+        publish(directory, step)
+        prune(directory, best_step(self.state.log_history))
+
+    @staticmethod
+    def _problem_of(action: Callable[[], None]) -> str | None:
+        """What a full or broken disk says; torch and safetensors have errors of their own."""
+        try:
+            action()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            return str(error).splitlines()[0]
+        return None

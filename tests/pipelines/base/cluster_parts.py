@@ -1,0 +1,29 @@
+"""Shards that tell or end their worker: what `test_part_workers.py` has workers do."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from pipelines.base.errors import UserError
+from pipelines.data.cleaning.part import Part, clean_part
+
+
+def write_worker(item: float, directory: Path) -> None:
+    """Write down which process made the shard, after so many seconds."""
+    time.sleep(item)
+    (directory / "process").write_text(str(os.getpid()), encoding="utf-8")
+
+
+def clean_or_die(part: Part, directory: Path) -> None:
+    """Clean a part; the first worker that has nearly done the fourth one dies of it."""
+    clean_part(part, directory)
+    died = directory.parent.parent / "died"
+    if part.path.name == "part-00003.parquet" and not died.exists():
+        died.write_text(str(os.getpid()), encoding="utf-8")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse(_item: int, _directory: Path) -> None:
+    """Find fault with the input."""
+    raise UserError("expected text, came none", "add some")

@@ -1,0 +1,79 @@
+"""Outputs appear whole or not at all, and one changed byte is found."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.base.artifacts import (
+    publish_directory,
+    read_json,
+    verify_manifest,
+    write_json,
+    write_manifest,
+)
+from pipelines.base.errors import UserError
+
+
+def test_a_failure_leaves_the_old_directory(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    with publish_directory(final) as building:
+        (building / "a").write_text("old")
+
+    def fail_half_way() -> None:
+        with publish_directory(final) as building:
+            (building / "a").write_text("new")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail_half_way()
+    assert (final / "a").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_one_flipped_byte_is_found(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "shard.bin").write_bytes(b"\x00\x01\x02")
+    root = write_manifest(tmp_path, stage="test", facts={"rows": 1})
+    assert verify_manifest(tmp_path)["root"] == root
+    (tmp_path / "sub" / "shard.bin").write_bytes(b"\x00\x01\x03")
+    with pytest.raises(UserError, match=r"shard\.bin: expected sha256"):
+        verify_manifest(tmp_path)
+
+
+def test_a_forged_manifest_is_found(tmp_path: Path) -> None:
+    (tmp_path / "shard.bin").write_bytes(b"\x00")
+    write_manifest(tmp_path, stage="test", facts={})
+    manifest = read_json(tmp_path / "manifest.json")
+    manifest["root"] = "0" * 64
+    write_json(tmp_path / "manifest.json", manifest)
+    with pytest.raises(UserError, match="root does not follow"):
+        verify_manifest(tmp_path)
+
+
+def test_a_missing_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "shard.bin").write_bytes(b"\x00")
+    write_manifest(tmp_path, stage="test", facts={})
+    (tmp_path / "shard.bin").unlink()
+    with pytest.raises(UserError, match="no such file"):
+        verify_manifest(tmp_path)
+
+
+def test_json_never_holds_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "m.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("text", "expected"), [("{", "is not JSON"), ("[1]", "no JSON object")])
+def test_unreadable_json_is_a_users_error(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=expected):
+        read_json(path)
+
+
+def test_json_keeps_chinese_readable(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"title": "三国"})
+    assert "三国" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"title": "三国"}

@@ -1,0 +1,164 @@
+"""Shards on a Dask cluster of two workers, as docs/operations.md starts one."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dask
+import pytest
+from distributed import Client
+
+import pipelines.clean as clean_module
+from pipelines.base import part_workers as shard_pool
+from pipelines.base.errors import UserError
+from pipelines.base.part_workers import CLUSTER, make_shards
+from pipelines.clean import clean
+from pipelines.decontaminate import decontaminate
+from pipelines.tokenize import tokenize
+from tests.pipelines.base.cluster_parts import clean_or_die, refuse, write_worker
+from tests.support import REPOSITORY, free_port
+
+pytestmark = pytest.mark.slow
+
+
+class Cluster:
+    """A scheduler and its workers, each a process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.address = f"tcp://127.0.0.1:{free_port()}"
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._directory = directory
+        self._scheduler = self._start("scheduler", "--host", self.address, "--no-dashboard")
+
+    def have_workers(self, count: int, *, threads: int = 1) -> None:
+        """Start workers until there are so many."""
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        options = ("--nthreads", str(threads), "--no-nanny", "--no-dashboard")
+        while len(self.workers) < count:
+            self.workers.append(self._start("worker", self.address, *options))
+        with Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(count, timeout=120)
+
+    def kill_workers(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+
+    def stop(self) -> None:
+        self.kill_workers()
+        self._scheduler.kill()
+        self._scheduler.wait()
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dask", *arguments],
+            cwd=self._directory,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def cluster(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The stages of the test are sent to it."""
+    monkeypatch.setenv(CLUSTER, running.address)
+    return running
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def run_stages(profile, raw: Path, output: Path) -> None:
+    small = profile.tokenize.model_copy(update={"sequences_per_shard": 100})
+    clean(profile.clean, raw, output / "documents")
+    tokenize(small, output / "documents", output / "tokens")
+    decontaminate(
+        profile.decontaminate, output / "tokens", output / "shards", output / "overlap.json"
+    )
+
+
+def test_a_cluster_writes_the_bytes_of_one_process(
+    raw_parts: Path, profile, cluster: Cluster, tmp_path: Path, monkeypatch
+) -> None:
+    cluster.have_workers(2)
+    here, there = tmp_path / "here", tmp_path / "there"
+    # Relative paths, as a stage has them: a worker follows them from the stage's directory.
+    monkeypatch.chdir(tmp_path)
+    run_stages(profile, raw_parts.relative_to(tmp_path), Path("there"))
+    monkeypatch.delenv(CLUSTER)
+    run_stages(profile, raw_parts, here)
+    for stage in ("documents", "tokens", "shards"):
+        assert content(there / stage) == content(here / stage)
+    assert not list(there.glob(".*"))
+
+
+def test_both_workers_make_shards(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.have_workers(2)
+    shards = [tmp_path / f"shard-{number}" for number in range(6)]
+    list(make_shards(write_worker, [(0.2, shard) for shard in shards], workers=1))
+    assert {int((shard / "process").read_text()) for shard in shards} == {
+        worker.pid for worker in cluster.workers
+    }
+
+
+def test_a_worker_killed_in_the_middle_changes_nothing(
+    raw_parts: Path, profile, cluster: Cluster, tmp_path: Path, monkeypatch
+) -> None:
+    cluster.have_workers(2)
+    monkeypatch.setattr(clean_module, "clean_part", clean_or_die)
+    clean(profile.clean, raw_parts, tmp_path / "there")
+    dead = int((tmp_path / "died").read_text())
+    assert [worker.pid for worker in cluster.workers if worker.poll() == -signal.SIGKILL] == [dead]
+    monkeypatch.undo()
+    clean(profile.clean, raw_parts, tmp_path / "here")
+    assert content(tmp_path / "there") == content(tmp_path / "here")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_workers_refusal_arrives_as_it_was_said(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.have_workers(1)
+    with pytest.raises(UserError, match="expected text, came none") as caught:
+        list(make_shards(refuse, [(1, tmp_path / "shard")], workers=1))
+    assert caught.value.fix == "add some"
+
+
+def test_what_would_change_the_bytes_is_refused(
+    cluster: Cluster, tmp_path: Path, monkeypatch
+) -> None:
+    jobs = [(0.0, tmp_path / "shard")]
+    cluster.have_workers(1)
+    with pytest.raises(UserError, match=r"expected the directory .*elsewhere, found none"):
+        list(make_shards(write_worker, [(0.0, tmp_path / "elsewhere" / "s")], workers=1))
+    monkeypatch.setattr(shard_pool, "installed_code", lambda: "of another commit")
+    with pytest.raises(UserError, match="expected the code"):
+        list(make_shards(write_worker, jobs, workers=1))
+    cluster.kill_workers()
+    cluster.have_workers(1, threads=2)
+    with pytest.raises(UserError, match=r"expected workers of one thread, came \[.*2\]"):
+        list(make_shards(write_worker, jobs, workers=1))
+    assert not jobs[0][1].exists()
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(CLUSTER, f"tcp://127.0.0.1:{free_port()}")
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(UserError, match="expected a Dask scheduler at"),
+    ):
+        list(make_shards(write_worker, [(0.0, tmp_path / "shard")], workers=1))
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UserError, match="expected the package distributed") as caught:
+        list(make_shards(write_worker, [(0.0, tmp_path / "shard")], workers=1))
+    assert ".[dask]" in caught.value.fix

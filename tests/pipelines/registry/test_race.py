@@ -1,0 +1,78 @@
+"""Twenty promoters at once, as processes: one outcome, and ledger and alias agree."""
+
+import multiprocessing
+import shutil
+from collections import Counter
+from multiprocessing.managers import ListProxy
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from pipelines.base.errors import GateError
+from pipelines.registry import ledger
+from pipelines.registry.names import LM
+from pipelines.registry.promote import promote
+from pipelines.registry.register import register
+from pipelines.tracking.store import tracking_uri
+from tests.finished import write_losses
+
+PROMOTERS = 20
+
+
+def race(version: str, start: Barrier, outcomes: "ListProxy[tuple[str, str]]") -> None:
+    start.wait()
+    try:
+        outcomes.append((version, "moved" if promote(LM, version) else "stayed"))
+    except GateError as error:
+        outcomes.append((version, error.gate))
+
+
+@pytest.mark.slow
+def test_twenty_promoters_have_one_outcome(
+    registered_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two candidates, each better than the champion, neither better than the other."""
+    project = shutil.copytree(registered_project, tmp_path / "project")
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    write_losses(project, better_by=0.0201, noise=-0.01)
+    assert register(LM) == "3"
+    before = len(ledger.read())
+    # Fresh processes, but what they need is imported once, MLflow's stores among it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "mlflow.store.artifact.models_artifact_repo",
+            "mlflow.store.model_registry.sqlalchemy_store",
+            "mlflow.store.tracking.sqlalchemy_store",
+            "scipy.stats",
+            "pipelines.registry.promote",
+            "tests.pipelines.registry.test_race",
+        ]
+    )
+    with context.Manager() as manager:
+        outcomes = manager.list()
+        start = manager.Barrier(PROMOTERS)
+        promoters = [
+            context.Process(target=race, args=(str(2 + number % 2), start, outcomes))
+            for number in range(PROMOTERS)
+        ]
+        for promoter in promoters:
+            promoter.start()
+        for promoter in promoters:
+            promoter.join(240)
+        found = Counter(outcomes)
+    client = MlflowClient(tracking_uri())
+    winner = str(client.get_model_version_by_alias(LM, "champion").version)
+    loser = {"2": "3", "3": "2"}[winner]
+    each = PROMOTERS // 2
+    assert found == {
+        (winner, "moved"): 1,
+        (winner, "stayed"): each - 1,
+        (loser, "successor"): each,
+    }
+    [entry] = ledger.read()[before:]
+    assert (entry["from"], entry["to"]) == ("1", winner)
+    assert ledger.champions(ledger.read(), LM) == ["1", winner]

@@ -1,0 +1,203 @@
+"""Registration against a real SQLite store, with tiny real models."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from pipelines.base.artifacts import sha256_file
+from pipelines.base.errors import UserError
+from pipelines.params import load_params
+from pipelines.registry.names import FLOW, LM
+from pipelines.registry.register import register
+from pipelines.tracking.store import tracking_uri
+from tests.finished import SHARDS_ROOT, change_json, write_finished_project
+from tests.support import change_params
+
+PREDICT = """
+import json, sys
+import mlflow, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+frame = pd.DataFrame({"prompt": ["却说曹操", "Abc，玄德曰"]})
+once, again = (model.predict(frame, params=json.loads(sys.argv[3])) for _ in range(2))
+assert once.equals(again), "the same seed gave something else"
+import enigma
+print(json.dumps({"rows": once.to_dict("list"), "enigma": enigma.__file__}))
+"""
+
+
+def files_of(store: Path, name: str, version: str) -> Path:
+    model = MlflowClient(tracking_uri()).get_model_version(name, version)
+    [directory] = store.glob(f"mlartifacts/**/{model.source.removeprefix('models:/')}")
+    return directory / "artifacts"
+
+
+def predict(store: Path, cwd: Path, model: str, params: dict) -> dict:
+    run = subprocess.run(
+        [sys.executable, "-c", PREDICT, tracking_uri(), model, json.dumps(params)],
+        cwd=cwd, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout.strip().splitlines()[-1])
+
+
+def test_a_version_says_what_it_is_made_of(store: Path) -> None:
+    version = MlflowClient(tracking_uri()).get_model_version(LM, "2")
+    tags = version.tags
+    assert len(tags["content_sha256"]) == 64
+    assert tags["profile"] == "sanguo"
+    assert tags["git_commit"] == "unknown"
+    assert tags["shards_root"] == SHARDS_ROOT
+    assert tags["bits_per_character"] == "7.0"
+    assert tags["is_causal"] == "True"
+    reports = store / "reports" / "sanguo"
+    assert tags["certificate_sha256"] == sha256_file(reports / "validate" / "certificate.json")
+    assert tags["evaluation_sha256"] == sha256_file(reports / "evaluate" / "evaluation.json")
+    assert tags["dvc_lock_sha256"] == sha256_file(store / "dvc.lock")
+    run = MlflowClient(tracking_uri()).get_run(version.run_id)
+    assert run.info.run_name == "train"
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["registered/bits_per_character"] == 7.0
+    assert "却说曹操" in version.description
+    registered = MlflowClient(tracking_uri()).get_registered_model(LM)
+    assert registered.description in version.description
+    assert "language model" in registered.description
+
+
+def test_a_flow_names_its_language_model(store: Path) -> None:
+    version = MlflowClient(tracking_uri()).get_model_version(FLOW, "1")
+    assert version.tags["lm_version"] in {"1", "2"}
+    assert version.tags["test_nll_nats_per_dim"] == "0.5"
+
+
+def test_proof_and_card_are_part_of_the_version(store: Path) -> None:
+    artifacts = files_of(store, FLOW, "1") / "artifacts"
+    assert {path.name for path in (artifacts / "proof").iterdir()} == {
+        *("certificate.json", "evaluation.json", "training.json", "params.yaml", "dvc.lock"),
+        *("environment.txt", "losses.parquet"),
+        *("flow_training.json", "sample_flow.json"),
+    }
+    card = files_of(store, LM, "1") / "artifacts" / "card"
+    page = (card / "model_card.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "http" not in page
+    assert "| bits_per_character | 7 |" in (card / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_nothing_is_pickled_and_requirements_are_pinned(store: Path) -> None:
+    for name in (LM, FLOW):
+        directory = files_of(store, name, "1")
+        assert not [*directory.rglob("*.pkl"), *directory.rglob("*.bin"), *directory.rglob("*.pt")]
+        requirements = (directory / "requirements.txt").read_text(encoding="utf-8")
+        assert "torch==" in requirements
+        assert "+" not in requirements
+
+
+def test_the_same_content_is_one_version(store: Path) -> None:
+    """Comments, other profiles and the lock file say nothing about a model."""
+    params, lock = store / "params.yaml", store / "dvc.lock"
+    before = {path: path.read_bytes() for path in (params, lock)}
+    change_params(params, {".profiles.wiki-zh.train.ranks": 3})
+    params.write_text(params.read_text(encoding="utf-8") + "# a remark\n", encoding="utf-8")
+    lock.write_text(lock.read_text(encoding="utf-8") + "# another\n", encoding="utf-8")
+    for name in (LM, FLOW):
+        assert register(name) == "2"
+        assert len(MlflowClient(tracking_uri()).search_model_versions(f"name = '{name}'")) == 2
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+def test_a_version_carries_its_environment_and_its_profile_alone(store: Path) -> None:
+    proof = files_of(store, LM, "2") / "artifacts" / "proof"
+    environment = (proof / "environment.txt").read_text(encoding="utf-8")
+    assert environment.startswith("# python 3.")
+    assert f"torch=={installed_version('torch')}" in environment
+    params = load_params(proof / "params.yaml")
+    assert list(params.profiles) == ["sanguo"]
+    assert params.profile == load_params(store / "params.yaml").profile
+    card = files_of(store, LM, "2") / "artifacts" / "card"
+    text = (card / "MODEL_CARD.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \|", text, re.MULTILINE)
+    assert {"bits_per_character", "shards_root", "content_sha256"} <= set(rows)
+    assert len(set(rows)) == len(rows), "a fact stands once"
+    figures = re.findall(r"!\[.*\]\((figures/.*\.png)\)", text)
+    assert len(figures) == 2
+    assert all((card / name).is_file() for name in figures)
+
+
+def test_the_language_model_runs_in_a_fresh_process(store: Path, tmp_path: Path) -> None:
+    found = predict(store, tmp_path, f"models:/{LM}@champion", {"max_new_tokens": 8, "seed": 3})
+    first, second = found["rows"]["text"]
+    assert first.startswith("却说曹操")
+    assert len(first) > len("却说曹操")
+    assert second.startswith("Abc，玄德曰")
+    assert Path(found["enigma"]).is_relative_to(store), "the version brings its own code"
+
+
+def test_the_flow_runs_in_a_fresh_process(store: Path, tmp_path: Path) -> None:
+    found = predict(store, tmp_path, f"models:/{FLOW}/2", {"seed": 3})
+    assert all(0 < value < 100 for value in found["rows"]["nll_nats_per_dim"])
+
+
+def test_damaged_weights_are_refused(workspace: Path) -> None:
+    write_finished_project(workspace, None)
+    with (workspace / "models/sanguo/lm/model.safetensors").open("ab") as weights:
+        weights.write(b"x")
+    with pytest.raises(UserError, match="expected sha256"):
+        register(LM)
+    assert not MlflowClient(tracking_uri()).search_registered_models()
+
+
+def test_an_evaluation_of_other_weights_is_refused(workspace: Path) -> None:
+    write_finished_project(workspace, None)
+    evaluation = workspace / "reports/sanguo/evaluate/evaluation.json"
+    change_json(evaluation, "weights_sha256", "6" * 64)
+    with pytest.raises(UserError, match="came one of 6666"):
+        register(LM)
+
+
+def test_samples_of_another_flow_are_refused(workspace: Path) -> None:
+    write_finished_project(workspace, None)
+    assert register(LM) == "1"
+    metrics = workspace / "reports/sanguo/sample_flow/metrics.json"
+    change_json(metrics, "flow_weights_sha256", "6" * 64)
+    with pytest.raises(UserError, match="came those of 6666"):
+        register(FLOW)
+
+
+def test_parameters_that_the_outputs_were_not_made_with_are_refused(workspace: Path) -> None:
+    write_finished_project(workspace, None)
+    stage = {"params": {"params.yaml": {"profiles.sanguo.promote": {"baseline": "5-gram"}}}}
+    lock = {"schema": "2.0", "stages": {"train": stage}}
+    (workspace / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
+    with pytest.raises(UserError, match=r"profiles\.sanguo\.promote is not what stage train"):
+        register(LM)
+
+
+def test_a_flow_without_its_language_model_is_refused(workspace: Path) -> None:
+    write_finished_project(workspace, None)
+    with pytest.raises(UserError, match="expected a flow over a registered enigma-lm"):
+        register(FLOW)
+
+
+@pytest.mark.parametrize("missing", ["validate", "evaluate", "train"])
+def test_a_missing_report_is_named(workspace: Path, missing: str) -> None:
+    write_finished_project(workspace, None)
+    shutil.rmtree(workspace / "reports" / "sanguo" / missing)
+    with pytest.raises(UserError, match=f"expected reports/sanguo/{missing}/"):
+        register(LM)
+
+
+def test_a_run_of_another_store_is_replaced(workspace: Path, caplog) -> None:
+    write_finished_project(workspace, "0" * 32)
+    assert register(LM) == "1"
+    assert "is not in this store" in caplog.text
