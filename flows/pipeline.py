@@ -5,10 +5,10 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.checkout import Profile, Ranks, Settings, Source, Steps
-from flows.notify import tell_of_failure
-from flows.promotion import Promotion
-from flows.stages import run_until
+from flows.running.checkout import Profile, Ranks, Settings, Source, Steps
+from flows.running.notify import tell_of_failure
+from flows.running.promotion import Promotion
+from flows.running.stages import run_until
 
 
 @flow(name="pipeline", on_failure=[tell_of_failure], on_crashed=[tell_of_failure])

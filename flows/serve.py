@@ -22,9 +22,9 @@ from pathlib import Path
 
 import psutil
 
-from flows.checkout import tracking_store
-from flows.record import MLFLOW_URL
-from flows.supervisor import read_lines, start_supervised, stop
+from flows.running.checkout import tracking_store
+from flows.running.record import MLFLOW_URL
+from flows.running.supervisor import read_lines, start_supervised, stop
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import QUIET_ENVIRONMENT, run_stage
 
@@ -177,7 +177,7 @@ def serve(repository: Path, ports: Ports) -> None:
 
 def start_all(services: Services, ports: Ports) -> None:
     """Start the three services, one after the other, and apply `prefect.yaml`."""
-    from flows.reconcile import pool_exists, reconcile
+    from flows.running.reconcile import pool_exists, reconcile
 
     api = f"{ports.prefect_url}/api"
     python = [sys.executable, "-m"]

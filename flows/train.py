@@ -5,9 +5,9 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.checkout import Profile, Ranks, Settings, Source, Steps
-from flows.notify import tell_of_failure
-from flows.stages import run_until
+from flows.running.checkout import Profile, Ranks, Settings, Source, Steps
+from flows.running.notify import tell_of_failure
+from flows.running.stages import run_until
 
 
 @flow(name="train", on_failure=[tell_of_failure], on_crashed=[tell_of_failure])

@@ -20,9 +20,9 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Completed
 
-from flows.checkout import Checkout
+from flows.running.checkout import Checkout
+from flows.running.stages import run_stage
 from flows.serve import HOST
-from flows.stages import run_stage
 from pipelines.data.text.documents import RAW_SCHEMA
 from tests.support import TINY_RUN, change_params
 

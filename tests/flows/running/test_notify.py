@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from flows.notify import WEBHOOK, notify
+from flows.running.notify import WEBHOOK, notify
 from flows.serve import HOST
 
 LOGGER = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Run a command so that nothing of it outlives whoever asked for it.
 
-    python flows/supervisor.py PARENT_PID GRACE_S COMMAND...
+    python flows/running/supervisor.py PARENT_PID GRACE_S COMMAND...
 
 Neither DVC nor torchrun takes its process tree along when it is killed: the stage
 goes on writing, unseen. So every command of a flow runs under a small supervisor in

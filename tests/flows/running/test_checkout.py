@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from flows.checkout import Settings, absolute_source, open_checkout, tracking_store
+from flows.running.checkout import Settings, absolute_source, open_checkout, tracking_store
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from pipelines.params import load_params

@@ -8,8 +8,8 @@ from prefect import get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.checkout import Checkout
-from flows.supervisor import run_supervised
+from flows.running.checkout import Checkout
+from flows.running.supervisor import run_supervised
 
 TAIL_LINES = 200
 REFUSED = "Refused"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.checkout import Checkout
-from flows.command import reason_of
-from flows.record import Experiment, metrics_of, page
-from flows.stages import order_of, repro_command
+from flows.running.checkout import Checkout
+from flows.running.command import reason_of
+from flows.running.record import Experiment, metrics_of, page
+from flows.running.stages import order_of, repro_command
 from tests.support import wait_for
 
 

@@ -16,8 +16,8 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from flows.checkout import Checkout
-from flows.progress import artifact_key
+from flows.running.checkout import Checkout
+from flows.running.progress import artifact_key
 
 # `flows.serve` says where its MLflow UI is.
 MLFLOW_URL = "ENIGMA_MLFLOW_URL"

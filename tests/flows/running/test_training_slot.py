@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.training_slot import SLOT, training_slot
+from flows.running.training_slot import SLOT, training_slot
 
 HOLD = """
 import sys
-from flows.training_slot import training_slot
+from flows.running.training_slot import training_slot
 with training_slot("train of wiki-zh", print):
     print("held", flush=True)
     sys.stdin.read()

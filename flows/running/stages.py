@@ -18,13 +18,13 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from flows.checkout import Checkout, Settings, open_checkout
-from flows.command import REFUSED, run_command, state_of
-from flows.progress import StageProgress
-from flows.promotion import Promotion, promote_models
-from flows.record import keep_record
-from flows.training_slot import STAGES as TRAINING_STAGES
-from flows.training_slot import training_slot
+from flows.running.checkout import Checkout, Settings, open_checkout
+from flows.running.command import REFUSED, run_command, state_of
+from flows.running.progress import StageProgress
+from flows.running.promotion import Promotion, promote_models
+from flows.running.record import keep_record
+from flows.running.training_slot import STAGES as TRAINING_STAGES
+from flows.running.training_slot import training_slot
 from pipelines.base.errors import UserError
 
 RETRY_DELAY_S = 10.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.supervisor import NOT_FOUND, run_supervised
+from flows.running.supervisor import NOT_FOUND, run_supervised
 
 # A tree like torchrun's: a child in a session of its own, which has one in another,
 # which ignores TERM. All of them carry the marker on their command line.
@@ -29,7 +29,7 @@ time.sleep(600 if depth != 1 else 0.5)
 SUPERVISE = """
 import os, sys
 from pathlib import Path
-from flows.supervisor import run_supervised
+from flows.running.supervisor import run_supervised
 run_supervised(sys.argv[1:], cwd=Path(), env=dict(os.environ), on_line=print, grace_s=1.0)
 """
 
@@ -133,7 +133,7 @@ def test_a_cancel_ends_the_whole_tree(marker: str) -> None:
 def test_kill_9_of_the_parent_leaves_no_orphan(marker: str) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", SUPERVISE, *tree(marker)],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -185,7 +185,7 @@ def test_kill_9_of_the_parent_lets_the_command_save(marker: str, tmp_path: Path)
     saved = tmp_path / "saved"
     with subprocess.Popen(
         [sys.executable, "-c", SUPERVISE.replace("1.0", "10.0"), *saving(marker, saved)],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         stdout=subprocess.PIPE,
         text=True,
     ) as parent:

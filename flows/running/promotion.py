@@ -12,9 +12,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict
 
-from flows.checkout import Checkout
-from flows.command import run_command, state_of
-from flows.notify import notify
+from flows.running.checkout import Checkout
+from flows.running.command import run_command, state_of
+from flows.running.notify import notify
 
 MODELS = ("enigma-lm", "enigma-flow")
 # As a module: so the code is that of the checkout, as with the stages.

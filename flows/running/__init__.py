@@ -1,0 +1,1 @@
+"""How a flow runs stages: in a checkout, supervised, recorded, one training at a time."""
