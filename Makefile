@@ -21,7 +21,7 @@ help: ## List the commands
 setup: $(VENV)/installed ## Make the virtual environment with the pinned versions
 
 $(VENV)/installed: pyproject.toml constraints.txt requirements-data.txt
-	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "error: expected Python 3.11 or newer, came " + sys.version.split()[0] + "; to mend it: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "error: expected Python 3.11 or newer, got " + sys.version.split()[0] + "; to fix this: make PYTHON=python3.11 ...")'
 	@echo "== virtual environment and pinned packages (a few minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
 	@# Without a GPU take the CPU build: from a wheel on this disk, else from PyTorch's
@@ -63,7 +63,7 @@ audit: setup ## Look for known holes in the pinned packages
 	  --progress-spinner off 2>&1) && code=0 || code=$$?; \
 	echo "$$found" | grep -v '^WARNING'; \
 	case "$$found" in *ERROR:pip_audit*) \
-	  echo "error: expected PyPI's advisories of every pinned package, and they cannot be read here (see above): nothing is known of holes; to mend it: run \`make audit\` where https://pypi.org/pypi/torch/json answers" >&2;; \
+	  echo "error: expected PyPI's advisories of every pinned package, and they cannot be read here (see above): nothing is known of holes; to fix this: run \`make audit\` where https://pypi.org/pypi/torch/json answers" >&2;; \
 	esac; exit $$code
 
 format: setup ## Format and fix what can be fixed

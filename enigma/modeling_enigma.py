@@ -128,7 +128,7 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 the loss a sum divided by it.
 
         Returns:
-            `logits` `(B, L, V)`, `loss` in nats a token, `past_key_values`. In training with
+            `logits` `(B, L, V)`, `loss` in nats per token, `past_key_values`. In training with
             labels `logits` is None: they are never held whole (see `training_loss`).
         """
         if use_cache is None:
@@ -170,7 +170,7 @@ def training_loss(
         **_: what else transformers hands to a loss.
 
     Returns:
-        0-d, nats a token, in the dtype of the head.
+        0-d, nats per token, in the dtype of the head.
 
     The gradients are computed together with the loss, `_LOSS_CHUNK` tokens at a time, so a
     second derivative is not to be had. Autocast is off here: in bf16 the loss itself would be

@@ -19,7 +19,7 @@ class RoundTripReport:
     """Relative errors of x -> y -> x.
 
     Attributes:
-        length: tokens a sequence.
+        length: tokens per sequence.
         float32: max |x' - x| / max |x| in float32.
         float64: the same in float64.
         float32_reversed: max |y' - y| / max |y| of y -> x -> y in float32.
@@ -47,7 +47,7 @@ def core_round_trip_error(
 
     Args:
         model: an `Enigma`, or a model that holds one as `core`, such as `EnigmaLM`.
-        length: tokens a sequence, L.
+        length: tokens per sequence, L.
         batch_size: sequences.
         seed: of the streams.
 

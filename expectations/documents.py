@@ -6,7 +6,7 @@ from great_expectations import expectations as gxe
 from expectations.columns import complete, zero
 from expectations.splits import whole_splits
 
-# A row a split.
+# A row per split.
 COLUMNS = (
     "split",
     "documents",
@@ -25,7 +25,7 @@ MAX_SIGMAS = 5.0
 
 
 def documents_suite(*, min_characters: int) -> ExpectationSuite:
-    """The suite `documents`, over a table with a row a split.
+    """The suite `documents`, over a table with a row per split.
 
     Args:
         min_characters: The fewest characters of a document.

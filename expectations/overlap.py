@@ -19,7 +19,7 @@ METHODS = ("exact_sequence", "near_containment", "document_id", "title")
 
 
 def overlap_suite(*, max_containment: float) -> ExpectationSuite:
-    """The suite `overlap`, over a table with a row a pair of splits and method.
+    """The suite `overlap`, over a table with a row per pair of splits and method.
 
     Args:
         max_containment: The largest share of a sequence's windows that another

@@ -9,7 +9,7 @@ from great_expectations.expectations.row_conditions import Column
 from expectations.columns import complete, zero
 from expectations.splits import whole_splits
 
-# A row a split.
+# A row per split.
 COLUMNS = (
     "split",
     "sequences",
@@ -35,11 +35,11 @@ def shards_suite(
     max_unk_rate: float,
     max_drift_bits: float,
 ) -> ExpectationSuite:
-    """The suite `shards`, over a table with a row a split.
+    """The suite `shards`, over a table with a row per split.
 
     Args:
         min_sequences: The fewest sequences of each split.
-        sequence_length: Tokens a sequence.
+        sequence_length: Tokens per sequence.
         vocabulary_size: Ids are below it.
         max_unk_rate: The largest share of tokens that are [UNK], in [0, 1].
         max_drift_bits: The largest Jensen-Shannon divergence of the tokens of a split from

@@ -236,7 +236,7 @@ def check_port(port: int, service: str, option: str) -> None:
         UserError: If it is in use or no port at all.
     """
     if not 1 <= port <= 65535:
-        raise UserError(f"{option}: expected 1 to 65535, came {port}", "choose another port")
+        raise UserError(f"{option}: expected 1 to 65535, got {port}", "choose another port")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

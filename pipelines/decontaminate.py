@@ -98,7 +98,7 @@ def decontaminate(
     if params.window_tokens > length:
         raise UserError(
             f"decontaminate.window_tokens: expected at most the sequence length {length}, "
-            f"came {params.window_tokens}",
+            f"got {params.window_tokens}",
             "lower it in params.yaml",
         )
     facts = {name: manifest[name] for name in KEPT_FACTS}
@@ -261,7 +261,7 @@ def overlap_report(
 
     Args:
         params: The section `decontaminate`.
-        before: Sequences a split before anything was removed.
+        before: Sequences per split before anything was removed.
         counts: The sequences removed.
 
     Returns:

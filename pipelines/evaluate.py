@@ -2,7 +2,7 @@
 
     python -m pipelines.evaluate
 
-Perplexity a token and bits a character on validation and test, beside a unigram and a
+Perplexity a token and bits per character on validation and test, beside a unigram and a
 5-gram model of the same training tokens. Then the alarms, any of which fails the stage:
 a perplexity that is too good, a leak from the future, a core that does not invert, text
 that repeats itself. `pipelines/language_model/scoring.py` says how [UNK] is charged.
@@ -66,7 +66,7 @@ def main() -> None:
         _draw(report, figures)
     test = report["test"]
     logger.info(
-        "test: perplexity %.1f, %.3f bits a character (unigram %.3f, 5-gram %.3f)",
+        "test: perplexity %.1f, %.3f bits per character (unigram %.3f, 5-gram %.3f)",
         test["perplexity"],
         test["bits_per_character"],
         report["baselines"]["unigram"]["bits_per_character"],
@@ -130,7 +130,7 @@ def alarms(report: dict[str, Any], *, lowest_validation_loss: float) -> list[dic
 
     Args:
         report: What `evaluation.json` holds.
-        lowest_validation_loss: Of the training history, in nats a token.
+        lowest_validation_loss: Of the training history, in nats per token.
 
     Returns:
         One entry an alarm: `name` and `message`.
@@ -208,7 +208,7 @@ def _proofs(
     if len(ids_L) < params.causality_length:
         raise UserError(
             f"expected causality_length of at most {test.sequence_length}, "
-            f"came {params.causality_length}",
+            f"got {params.causality_length}",
             "lower evaluate.causality_length",
         )
     causality = prove_causality(model, params.causality_length, ids=torch.from_numpy(ids_L))
@@ -258,7 +258,7 @@ def _draw(report: dict[str, Any], directory: Path) -> None:
     drawn = axes.barh(list(bars), list(bars.values()), color=["#b8c4d6", "#8fa3c0", "#c98a2b"])
     axes.bar_label(drawn, fmt="%.3f", padding=3)
     axes.set(
-        xlabel="bits a character on test (lower is better)", xlim=(0, 1.15 * max(bars.values()))
+        xlabel="bits per character on test (lower is better)", xlim=(0, 1.15 * max(bars.values()))
     )
     figure.savefig(directory / "bits_per_character.png", dpi=120)
     plt.close(figure)

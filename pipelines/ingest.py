@@ -183,7 +183,7 @@ def _check_budget(params: IngestParams, bad: list[BadFile]) -> None:
         names = ", ".join(entry.file.name for entry in bad)
         raise UserError(
             f"expected at most {params.max_bad_files} bad files (ingest.max_bad_files), "
-            f"came {len(bad)}: {names}; the last: {bad[-1].problem}",
+            f"got {len(bad)}: {names}; the last: {bad[-1].problem}",
             "mend the files, or raise the budget in params.yaml",
         )
 

@@ -333,7 +333,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     if params.name not in params.profiles:
         known = ", ".join(sorted(params.profiles))
         raise UserError(
-            f"{path}: profile: expected one of {known}; came {params.name!r}",
+            f"{path}: profile: expected one of {known}, got {params.name!r}",
             "name an existing profile, or add this one under `profiles:`",
         )
     return params
@@ -344,8 +344,8 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"]) or "(top level)"
-        came = "" if item["type"] == "missing" else f"; came {_shorten(item['input'])}"
-        lines.append(f"  {where}: {item['msg']}{came}")
+        got = "" if item["type"] == "missing" else f", got {_shorten(item['input'])}"
+        lines.append(f"  {where}: {item['msg']}{got}")
     return "\n".join(lines)
 
 

@@ -170,7 +170,7 @@ def check_round_trip(error: float, bound: float) -> None:
 
 
 def likelihoods(flow_N: Tensor, gaussian_N: Tensor, num_dims: int) -> dict[str, float]:
-    """Negative log-likelihood in nats a dimension with standard errors, flow and Gaussian.
+    """Negative log-likelihood in nats per dimension with standard errors, flow and Gaussian.
 
     Args:
         flow_N: (N,) log densities of states by the flow, nats.
@@ -244,7 +244,7 @@ def _log(profile: str, run_id: str | None, metrics: dict[str, float], report: Pa
 def _say(metrics: dict[str, float]) -> None:
     gain = metrics["gain_over_gaussian_nats_per_dim"]
     logger.info(
-        "test: the flow %s the Gaussian by %.4f +- %.4f nats a dimension; round trip %.1e",
+        "test: the flow %s the Gaussian by %.4f +- %.4f nats per dimension; round trip %.1e",
         "beats" if gain > 0 else "LOSES TO",
         abs(gain),
         metrics["gain_over_gaussian_standard_error"],

@@ -138,13 +138,13 @@ def check_sizes(recipe: TrainParams, *, num_sequences: int, nodes: int) -> None:
         raise UserError(
             f"expected at least {needed} train sequences for {recipe.ranks} ranks x "
             f"{recipe.batch_size} sequences x {recipe.gradient_accumulation_steps} "
-            f"accumulation steps, came {num_sequences}",
+            f"accumulation steps, got {num_sequences}",
             "lower train.ranks or train.batch_size, or ingest more text",
         )
     here = recipe.ranks // nodes
     if torch.cuda.is_available() and here > torch.cuda.device_count():
         raise UserError(
-            f"expected a GPU for each of {here} ranks, came {torch.cuda.device_count()}",
+            f"expected a GPU for each of {here} ranks, got {torch.cuda.device_count()}",
             "set train.ranks to the number of GPUs, or hide them (CUDA_VISIBLE_DEVICES=) "
             "to train on CPU",
         )

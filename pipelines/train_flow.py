@@ -116,7 +116,7 @@ def train_flow(workspace: Workspace, params: TrainFlowParams) -> None:
     finally:
         run_log.finish(status)
     logger.info(
-        "held-out negative log-likelihood: flow %.4f, Gaussian %.4f nats a dimension",
+        "held-out negative log-likelihood: flow %.4f, Gaussian %.4f nats per dimension",
         metrics["validation_nll_nats_per_dim"],
         metrics["gaussian_validation_nll_nats_per_dim"],
     )

@@ -94,7 +94,7 @@ def collect_evidence(
         }
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(
-            f"expected the whole output of the earlier stages, came a file that cannot be read "
+            f"expected the whole output of the earlier stages, got a file that cannot be read "
             f"({str(error).splitlines()[0]})",
             "restore it with `dvc checkout --force`, or make it again with `dvc repro`",
         ) from error

@@ -75,8 +75,8 @@ def write_losses(directory: Path, *, better_by: float, noise: float = 0.0) -> No
 
     Args:
         directory: The finished project.
-        better_by: Nats a unit below the first champion's mean.
-        noise: How much the items differ from that, in standard deviations of nats a unit.
+        better_by: Nats per unit below the first champion's mean.
+        noise: How much the items differ from that, in standard deviations of nats per unit.
     """
     reports = directory / "reports" / "sanguo"
     documents = np.array([f"d{number % DOCUMENTS}" for number in range(80)], dtype=object)

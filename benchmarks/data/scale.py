@@ -56,7 +56,7 @@ def rows_of(measured: dict[int, dict[str, Usage]]) -> list[dict[str, Any]]:
         what = f"{stage}, {FULL:,} sequences, projected with"
         how = f"{1e6 * slope_s:.1f} us a sequence (between the sizes n^{exponent:.2f})"
         rows.append(row(f"{what} {how}", (start_s + slope_s * FULL) / 3600, "h"))
-        how = f"{slope_bytes:.0f} bytes a sequence"
+        how = f"{slope_bytes:.0f} bytes per sequence"
         rows.append(row(f"{what} {how}", (start_bytes + slope_bytes * FULL) / 1e9, "GB"))
     return [*rows, *_published(measured)]
 

@@ -116,7 +116,7 @@ def main() -> None:
     if len(texts) < 2:
         raise UserError(
             f"{arguments.documents}: expected documents of {2 * CHARACTERS} characters in all, "
-            f"came {len(texts)} pieces",
+            f"got {len(texts)} pieces",
             "name the test split of a profile, such as data/sanguo/documents/test.parquet",
         )
     model = load_language_model(arguments.language_model)

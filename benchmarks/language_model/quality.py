@@ -9,7 +9,7 @@ more seeds; first all with AdamW, then all with Muon, whose updates are scaled t
 rate of AdamW. Each model starts as its own class initialises it.
 A run that is complete is one directory under `runs/lm_quality/` with its curve, scores and
 weights: interrupt, and the same command goes on. It knows the data, the recipe and the sizes of
-its model, not the model's code: delete it if that changes. Bits a character are those of
+its model, not the model's code: delete it if that changes. Bits per character are those of
 `pipelines/language_model/scoring.py`. Seconds are processor seconds of the training steps alone.
 """
 
@@ -108,7 +108,7 @@ def peak_mib(name: str) -> float:
 
 
 def score(model: nn.Module, shards: Path, split: str, at_most: int) -> dict[str, Any]:
-    """Nats a token and bits a character over sequences spread over a split."""
+    """Nats per token and bits per character over sequences spread over a split."""
     reader = ShardReader(shards, split)
     chosen = evenly_spaced(len(reader), at_most)
     nll_N = sequence_nll_nats(model, reader, batches(chosen, BATCH))
@@ -244,7 +244,7 @@ def check_shards(shards: Path, tokens: int) -> None:
     if sizes != (LENGTH, VOCABULARY) or tokens < BATCH * LENGTH:
         raise UserError(
             f"{shards}: expected sequences of {LENGTH} of {VOCABULARY} tokens and --tokens of at "
-            f"least {BATCH * LENGTH}, came {sizes} and {tokens}",
+            f"least {BATCH * LENGTH}, got {sizes} and {tokens}",
             "name the shards of a profile with these sizes, such as data/wiki-zh/shards",
         )
 

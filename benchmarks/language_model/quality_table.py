@@ -27,7 +27,7 @@ Cells = dict[tuple[str, str], list[Run]]
 
 
 def bits(run: Run, split: str) -> float:
-    """Bits a character; infinite for a run whose loss was not finite."""
+    """Bits per character; infinite for a run whose loss was not finite."""
     found = run[split]["bits_per_character"]
     return math.inf if found is None else float(found)
 
@@ -139,7 +139,7 @@ def draw(runs: list[Run]) -> None:
             )
         axes.set(xlabel=label, xlim=0)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set(ylabel="validation loss, nats a token")
+    panels[0].set(ylabel="validation loss, nats per token")
     panels[1].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(PLOT, dpi=130)

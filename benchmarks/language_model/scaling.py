@@ -90,7 +90,7 @@ def run(
 
 
 def law(coefficients: Floats, parameters_R: Floats, tokens_R: Floats) -> Floats:
-    """The loss in nats a token; `coefficients` are E, ln A, a, ln B, b."""
+    """The loss in nats per token; `coefficients` are E, ln A, a, ln B, b."""
     e, ln_a, a, ln_b, b = coefficients
     loss: Floats = e + np.exp(ln_a - a * np.log(parameters_R)) + np.exp(ln_b - b * np.log(tokens_R))
     return loss
@@ -158,7 +158,7 @@ def draw(runs: list[dict[str, Any]], coefficients: Floats) -> None:
         tokens_R = np.geomspace(min(f["tokens"] for f in runs), max(f["tokens"] for f in runs))
         parameters_R = np.full_like(tokens_R, mine[0]["parameters"])
         axes.plot(tokens_R, law(coefficients, parameters_R, tokens_R), color=colour, lw=1)
-    axes.set(xscale="log", xlabel="training tokens", ylabel="validation loss, nats a token")
+    axes.set(xscale="log", xlabel="training tokens", ylabel="validation loss, nats per token")
     axes.legend(frameon=False, title="parameters without embeddings")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

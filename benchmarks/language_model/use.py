@@ -82,7 +82,7 @@ def length_rows(models: dict[str, Any], reader: ShardReader) -> list[dict[str, A
             if name in WITHOUT_BOUND:
                 long.append(token_nll(model, ids_1L)[:, -SHORT:].mean().item())
         with_short = float(np.mean(short))
-        title = f"{name}, nats a token, {{}} tokens before it"
+        title = f"{name}, nats per token, {{}} tokens before it"
         if long:
             with_long = float(np.mean(long))
             rows.append(

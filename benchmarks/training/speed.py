@@ -1,4 +1,4 @@
-"""Training tokens a second against GPT-2 and Llama at equal parameters, and where the time goes.
+"""Training tokens per second against GPT-2 and Llama at equal parameters, and where the time goes.
 
     OMP_NUM_THREADS=1 python -m benchmarks.training.speed       # about ten minutes on one core
 

@@ -6,7 +6,6 @@ and shares with the repository what makes runs fast and resumable: DVC's cache, 
 and the MLflow store. docs/adr/0003 has what spoke against `dvc exp run --temp`.
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ruamel.yaml import YAML
 
 from pipelines.base.errors import UserError
+from pipelines.base.locks import held_lock
 from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from pipelines.params import (
     PARAMS_FILE,
@@ -129,8 +129,11 @@ def open_checkout(repository: Path, settings: Settings, say: Say) -> Iterator[Ch
     """
     _require_profile(repository, settings.profile)
     path = repository / ".enigma" / "worktrees" / settings.profile
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.with_name(f"{path.name}.lock"), say) as lock:
+
+    def wait(holder: str) -> None:
+        say(f"waiting: process {holder} runs this profile; its turn is first")
+
+    with held_lock(path.with_name(f"{path.name}.lock"), wait) as lock:
         baseline = _git(repository, "rev-parse", "--verify", "HEAD")
         _materialise(repository, path, baseline, _snapshot(repository))
         # A killed DVC may leave its list of who reads and writes what half written, and no DVC
@@ -172,7 +175,7 @@ def _require_profile(repository: Path, profile: str) -> None:
     known = load_params(repository / PARAMS_FILE).profiles
     if profile not in known:
         raise UserError(
-            f"profile: expected one of {', '.join(sorted(known))}; came {profile!r}",
+            f"profile: expected one of {', '.join(sorted(known))}, got {profile!r}",
             "name an existing profile, or add this one under `profiles:` in params.yaml",
         )
 
@@ -214,21 +217,6 @@ def tracking_store(repository: Path) -> str:
     if uri.startswith(SQLITE):
         return f"{SQLITE}{repository / uri.removeprefix(SQLITE)}"
     return uri
-
-
-@contextmanager
-def _locked(path: Path, say: Say) -> Iterator[int]:
-    with path.open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            say(f"waiting: process {stream.read().strip()} runs this profile; its turn is first")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield stream.fileno()
 
 
 def _snapshot(repository: Path) -> str:
@@ -323,7 +311,7 @@ def _run(command: list[str], cwd: Path, env: Mapping[str, str] | None = None) ->
         )
     except FileNotFoundError as error:
         raise UserError(
-            f"expected the program {command[0]} and the directory {cwd}, came: {error}",
+            f"expected the program {command[0]} and the directory {cwd}, got: {error}",
             "install git, and start from the top of the repository",
         ) from None
     except subprocess.CalledProcessError as error:

@@ -84,15 +84,15 @@ def reason_of(lines: Iterable[str], code: int) -> tuple[str, bool]:
         The reason, and whether the stage itself has given it (`error: ...`).
 
     Example:
-        >>> reason_of(["error: no rows", "  to mend it: add some", "ERROR: failed"], 255)
-        ('no rows\n  to mend it: add some', True)
+        >>> reason_of(["error: no rows", "  to fix this: add some", "ERROR: failed"], 255)
+        ('no rows\n  to fix this: add some', True)
         >>> reason_of(["loading", "ERROR: failed to run"], 255)
         ('exit code 255; its last words: loading | ERROR: failed to run', False)
     """
     said = list(lines)
     if busy := [line for line in said if any(words in line for words in BUSY)]:
         what = f"another DVC command is at work in this checkout ({busy[-1].strip()})"
-        return f"{what}\n  to mend it: wait until it has ended, then start this run again", True
+        return f"{what}\n  to fix this: wait until it has ended, then start this run again", True
     starts = [number for number, line in enumerate(said) if line.startswith("error: ")]
     if not starts:
         return f"exit code {code}; its last words: {' | '.join(said[-5:])}", False

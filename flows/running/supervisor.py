@@ -157,7 +157,7 @@ def supervise(parent: int, grace_s: float, command: Sequence[str]) -> int:
     requests: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # Only noted: an exception from a handler could interrupt the sweep itself.
-        signal.signal(number, lambda came, _frame: requests.append(came))
+        signal.signal(number, lambda got, _frame: requests.append(got))
     _bind_to_parent()
     if os.getppid() != parent:
         # It died before the kernel was asked to tell.

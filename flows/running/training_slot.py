@@ -5,12 +5,13 @@ last process of the training tree has ended, not when a lease runs out or a work
 so. A second training waits, and says for whom.
 """
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pipelines.base.locks import held_lock
 
 SLOT = "ENIGMA_TRAINING_SLOT"
 STAGES = ("train", "train_flow")
@@ -33,16 +34,13 @@ def training_slot(who: str, say: Callable[[str], None]) -> Iterator[int]:
     Yields:
         The file descriptor that holds the lock; hand it to the supervisor.
     """
-    descriptor = os.open(slot_path(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "r+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting: one training at a time on this machine, now: {stream.read().strip()}")
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    waited = []
+
+    def wait(holder: str) -> None:
+        waited.append(holder)
+        say(f"waiting: one training at a time on this machine, now process {holder}")
+
+    with held_lock(slot_path(), wait, task=who) as lock:
+        if waited:
             say("waiting is over")
-        stream.seek(0)
-        stream.truncate(0)
-        stream.write(f"{who}, process {os.getpid()}")
-        stream.flush()
-        yield stream.fileno()
+        yield lock

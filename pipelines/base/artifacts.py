@@ -136,10 +136,10 @@ def verify_manifest(directory: Path) -> dict[str, Any]:
     manifest = read_manifest(directory)
     for entry in manifest["files"]:
         path = directory / entry["path"]
-        came = sha256_file(path) if path.is_file() else "no such file"
-        if came != entry["sha256"]:
+        got = sha256_file(path) if path.is_file() else "no such file"
+        if got != entry["sha256"]:
             raise UserError(
-                f"{path}: expected sha256 {entry['sha256']}, came {came}",
+                f"{path}: expected sha256 {entry['sha256']}, got {got}",
                 "restore it with `dvc checkout --force`, or make it again with `dvc repro`",
             )
     if manifest_root(manifest["files"]) != manifest["root"]:

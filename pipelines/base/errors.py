@@ -4,11 +4,11 @@
 class UserError(Exception):
     """Something outside the code is wrong: input, configuration, machine.
 
-    The message says what was expected, what came, and how to mend it. It is
+    The message says what was expected, what was found, and how to fix it. It is
     printed without a traceback, and the process ends with exit code 1.
 
     Args:
-        problem: What came, beside what was expected.
+        problem: What was found, beside what was expected.
         fix: What the user can do about it, as a sentence.
     """
 
@@ -20,7 +20,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         """As it is printed."""
-        return f"{self.problem}\n  to mend it: {self.fix}"
+        return f"{self.problem}\n  to fix this: {self.fix}"
 
 
 class GateError(UserError):

@@ -92,7 +92,7 @@ def _check_worker(home: _Home, shard: Path) -> None:
     if installed_code() != home.code:
         raise UserError(
             f"worker on {host}: expected the code and the versions of numpy, pyarrow and "
-            "tokenizers of the stage, came others",
+            "tokenizers of the stage, got others",
             "install the same commit there with `-c constraints.txt`, and start the worker again",
         )
 
@@ -125,7 +125,7 @@ def _cluster(address: str) -> Iterator[tuple[Executor, _Home]]:
         threads = client.nthreads()
         if not threads or max(threads.values()) > 1:
             raise UserError(
-                f"{address}: expected workers of one thread, came "
+                f"{address}: expected workers of one thread, got "
                 f"{sorted(threads.values()) or 'none'} (threads of each)",
                 "start them with `dask worker --nworkers auto --nthreads 1`",
             )
@@ -135,7 +135,7 @@ def _cluster(address: str) -> Iterator[tuple[Executor, _Home]]:
                 yield pool, _Home(Path.cwd(), installed_code())
         except (CancelledError, KilledWorker) as error:
             raise UserError(
-                f"{address}: expected the cluster to finish the shards, came "
+                f"{address}: expected the cluster to finish the shards, got "
                 f"{type(error).__name__} ({error})",
                 "read the workers' logs (a shard may need more than their --memory-limit), then "
                 "run the same command to go on",

@@ -276,8 +276,8 @@ def _versions(client: Any) -> Any:
 
 def _figures(tags: dict[str, str]) -> str:
     if "bits_per_character" in tags:
-        return f"{tags['bits_per_character'][:6]} bits a character"
-    return f"{tags.get('test_nll_nats_per_dim', '')[:6]} nats a dimension"
+        return f"{tags['bits_per_character'][:6]} bits per character"
+    return f"{tags.get('test_nll_nats_per_dim', '')[:6]} nats per dimension"
 
 
 def _chosen(model: ModelName | None) -> list[str]:

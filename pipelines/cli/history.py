@@ -32,12 +32,12 @@ def show_history(name: str) -> None:
     console.print(tree)
     recorded = ledger.champions(entries, name)
     expected = recorded[-1] if recorded else None
-    came = aliased(connect(), name, CHAMPION)
-    if came != expected:
+    got = aliased(connect(), name, CHAMPION)
+    if got != expected:
         raise GateError(
             "ledger",
-            f"{name}: the ledger ends with version {expected}, the alias is at {came}",
+            f"{name}: the ledger ends with version {expected}, the alias is at {got}",
             "`enigma history --restore` puts the alias back; `enigma promote` records a move "
             "that left no line",
         )
-    console.print(f"champion of {name}: {came or '(none)'}, as the ledger says")
+    console.print(f"champion of {name}: {got or '(none)'}, as the ledger says")

@@ -59,7 +59,7 @@ def view(status: RunStatus, gpus: list[Gpu] | str, machine: str) -> Panel:
         ProgressBar(total=status.config.steps, completed=status.step, width=CURVE_WIDTH),
         "",
         figures(status),
-        Text(f"train loss, nats a token: {losses[0]:.3f} ... {losses[-1]:.3f}") if losses else "",
+        Text(f"train loss, nats per token: {losses[0]:.3f} ... {losses[-1]:.3f}") if losses else "",
         Text(draw(losses, CURVE_WIDTH, CURVE_HEIGHT), style="cyan"),
         gpu_table(gpus) if isinstance(gpus, list) else Text(f"GPU    {gpus}"),
         Text(f"CPU    {machine}"),

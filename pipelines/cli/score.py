@@ -45,7 +45,7 @@ def score(source: str, *, models: Path | None, output: Path | None, top: int) ->
         table for file in source_files(source) for table in file.read(file.path, 0)
     )
     if documents.num_rows == 0:
-        raise UserError(f"{source}: expected documents, came none", "name a file that has some")
+        raise UserError(f"{source}: expected documents, got none", "name a file that has some")
     with _directories(models) as (language_model, flow):
         scores = score_texts(language_model, flow, documents["text"].to_pylist())
     order = np.argsort(-scores.atypicality)

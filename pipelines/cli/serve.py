@@ -157,7 +157,7 @@ def serve(port: int) -> None:
             listener.bind((HOST, port))
         except OSError as error:
             raise UserError(
-                f"expected port {port} of {HOST} to be free, came: {error}",
+                f"expected port {port} of {HOST} to be free, got: {error}",
                 "stop what listens there, or choose another with --port",
             ) from None
         server = Server()

@@ -42,7 +42,7 @@ class SequenceOrder:
 
     def __post_init__(self) -> None:
         if self.num_sequences < 1:
-            msg = f"expected at least one sequence, came {self.num_sequences}"
+            msg = f"expected at least one sequence, got {self.num_sequences}"
             raise ValueError(msg)
 
     def sequence_at(self, position_B: Indices) -> Indices:

@@ -3,10 +3,10 @@
 A directory of shards holds, for each split `S`:
 
 * `S-00000.bin`, `S-00001.bin`, ...: (sequences, length) uint16, C order;
-* `S.sequences.parquet`, a row a sequence: `source_sequence` (its index before
+* `S.sequences.parquet`, a row per sequence: `source_sequence` (its index before
   anything was removed), `characters` and `unk_characters` (of the source text
   behind tokens 1..length-1, the ones that are predicted);
-* `S.documents.parquet`, a row a document in packing order: `id`, `title`,
+* `S.documents.parquet`, a row per document in packing order: `id`, `title`,
   `start_token`, `num_tokens` in the split's stream before anything was removed;
 * `manifest.json` with `sequence_length`, `vocabulary_size`, `eos_token_id` and
   `sequences` (a count a split).
@@ -53,7 +53,7 @@ class ShardWriter:
     Args:
         directory: Where the shards go.
         split: Name of the split.
-        sequence_length: Tokens a sequence.
+        sequence_length: Tokens per sequence.
         sequences_per_shard: A new file is begun after so many.
     """
 
@@ -76,10 +76,10 @@ class ShardWriter:
             ValueError: If the shape or dtype differs from the shard's.
         """
         if tokens_NL.ndim != 2 or tokens_NL.shape[1] != self._length:
-            msg = f"expected shape (N, {self._length}), came {tokens_NL.shape}"
+            msg = f"expected shape (N, {self._length}), got {tokens_NL.shape}"
             raise ValueError(msg)
         if tokens_NL.dtype != np.uint16:
-            msg = f"expected uint16, came {tokens_NL.dtype}"
+            msg = f"expected uint16, got {tokens_NL.dtype}"
             raise ValueError(msg)
         start = 0
         while start < len(tokens_NL):
@@ -96,7 +96,7 @@ class SequenceFiles:
 
     Args:
         paths: The files, in order.
-        sequence_length: Tokens a sequence.
+        sequence_length: Tokens per sequence.
 
     Raises:
         UserError: If a file does not hold whole sequences.
@@ -154,16 +154,16 @@ class ShardReader(SequenceFiles):
         expected = int(manifest["sequences"][split])
         if len(self) != expected:
             raise UserError(
-                f"{directory}: expected {expected} sequences of split {split}, came {len(self)}",
+                f"{directory}: expected {expected} sequences of split {split}, got {len(self)}",
                 "restore the files with `dvc checkout --force`, or run `dvc repro`",
             )
 
     def sequences(self) -> pa.Table:
-        """The table with a row a sequence."""
+        """The table with a row per sequence."""
         return pq.read_table(self.directory / f"{self.split}.sequences.parquet")
 
     def documents(self) -> pa.Table:
-        """The table with a row a document."""
+        """The table with a row per document."""
         return pq.read_table(self.directory / f"{self.split}.documents.parquet")
 
 
@@ -207,7 +207,7 @@ def _map_shard(path: Path, length: int) -> Tokens:
     row = TOKEN_DTYPE.itemsize * length
     if size == 0 or size % row:
         raise UserError(
-            f"{path}: expected whole sequences of {row} bytes, came {size} bytes",
+            f"{path}: expected whole sequences of {row} bytes, got {size} bytes",
             "restore the file with `dvc checkout --force`, or run `dvc repro`",
         )
     # As a plain array: every index of a memmap makes a memmap, which costs more than the row.

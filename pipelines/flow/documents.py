@@ -60,7 +60,7 @@ class Typical:
         spread = NORMAL_SPREAD * float(np.median(np.abs(values_P - median)))
         if not spread > 0:
             raise UserError(
-                f"expected held-out passages that differ, came {len(values_P)} of spread {spread}",
+                f"expected held-out passages that differ, got {len(values_P)} of spread {spread}",
                 "give the split `validation` more documents (params.yaml: clean.split)",
             )
         return cls(median, spread)
@@ -72,7 +72,7 @@ class Typical:
 
 @dataclass(frozen=True)
 class Scores:
-    """One row a document.
+    """One row per document.
 
     Args:
         atypicality: How far from typical, in standard deviations of both figures together;
@@ -97,7 +97,7 @@ class DocumentFlow:
 
     Args:
         flow: Over states with `NOISE_STD` of noise; scored without.
-        state: Of -log density in nats a dimension.
+        state: Of -log density in nats per dimension.
         loss: Of the language model's loss in nats.
     """
 

@@ -42,7 +42,7 @@ def draw_history(
         steps, [row.validation_nll_nats_per_dim for row in history],
         color=COLOURS["flow"], marker="o", markersize=4, label="flow, held-out states",
     )  # fmt: skip
-    axes.set(xlabel="optimiser step", ylabel="negative log-likelihood\n(nats a dimension)")
+    axes.set(xlabel="optimiser step", ylabel="negative log-likelihood\n(nats per dimension)")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(directory / "nll.png", dpi=120)
@@ -76,7 +76,7 @@ def draw_walk(walk: Walk, directory: Path) -> None:
         (walk.straight_nll_nats_per_dim, "Gaussian", "on the straight line"),
     ):
         axes.plot(walk.shares, nll_K, color=COLOURS[colour], marker="o", markersize=4, label=label)
-    axes.set(xlabel="share of the way", ylabel="negative log-likelihood\n(nats a dimension)")
+    axes.set(xlabel="share of the way", ylabel="negative log-likelihood\n(nats per dimension)")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(directory / "walk.png", dpi=120)

@@ -31,7 +31,7 @@ from pipelines.params import TrainFlowParams
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of the history; nats a dimension, in the space the states came in.
+    """One row of the history; nats per dimension, in the space the states came in.
 
     Args:
         step: Optimiser steps done.
@@ -183,7 +183,7 @@ def _batches(gaussian: Gaussian, train_ND: Tensor, params: TrainFlowParams) -> I
 
 
 def _nll_nats_per_dim(flow: EnigmaFlow, gaussian: Gaussian, white_ND: Tensor) -> float:
-    """Mean negative log-likelihood, in nats a dimension of the original space."""
+    """Mean negative log-likelihood, in nats per dimension of the original space."""
     was_training = flow.training
     flow.eval()
     with torch.no_grad():
@@ -204,7 +204,7 @@ def loss_nats(
         flow: The flow.
         white_BD: (B, D) whitened states with noise on them, where the flow is.
         base: A generator of the CPU for the samples' base points.
-        energy_weight: Nats a dimension for a unit of energy distance; 0 for likelihood alone.
+        energy_weight: Nats per dimension for a unit of energy distance; 0 for likelihood alone.
 
     Returns:
         Nats, a scalar.

@@ -50,13 +50,13 @@ class Gaussian:
         if num_states < 2 * num_dims:
             raise UserError(
                 f"a covariance of {num_dims} dimensions: expected at least {2 * num_dims} states, "
-                f"came {num_states}",
+                f"got {num_states}",
                 "ask for more states, or give the split more sequences",
             )
         exact_ND = states_ND.double()
         if not exact_ND.isfinite().all():
             raise UserError(
-                "expected finite hidden states, came NaN or infinity",
+                "expected finite hidden states, got NaN or infinity",
                 "train the language model again; its weights are damaged",
             )
         mean_D = exact_ND.mean(dim=0)

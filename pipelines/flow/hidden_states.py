@@ -63,7 +63,7 @@ def choose_positions(
     Args:
         seed: Seed of the choice.
         num_sequences: Sequences of the split.
-        sequence_length: Tokens a sequence.
+        sequence_length: Tokens per sequence.
         states: States wanted.
         states_per_sequence: States wanted of one sequence; each sequence costs
             a whole forward pass, however few of its states are kept.
@@ -77,7 +77,7 @@ def choose_positions(
     """
     if num_sequences == 0:
         raise UserError(
-            "expected sequences to take hidden states from, came an empty split",
+            "expected sequences to take hidden states from, got an empty split",
             "give this split more documents (params.yaml: clean.split)",
         )
     rng = np.random.default_rng(seed)

@@ -72,7 +72,7 @@ class Passages:
             tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             if not tokens:
                 raise UserError(
-                    f"document {number + 1} of {len(texts)}: expected text, came none",
+                    f"document {number + 1} of {len(texts)}: expected text, got none",
                     "drop documents that are empty or white space only",
                 )
             whole = max(1, len(tokens) // length)

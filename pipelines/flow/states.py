@@ -201,10 +201,10 @@ def check_language_model(directory: Path, weights_sha256: str) -> None:
     Raises:
         UserError: With both hashes.
     """
-    came = sha256_file(directory / "model.safetensors")
-    if came != weights_sha256:
+    got = sha256_file(directory / "model.safetensors")
+    if got != weights_sha256:
         raise UserError(
             f"the flow was fitted to states of a language model with the weights "
-            f"{weights_sha256[:12]}..., {directory} has {came[:12]}...",
+            f"{weights_sha256[:12]}..., {directory} has {got[:12]}...",
             "run `dvc repro train_flow`, which fits the flow to this model",
         )

@@ -174,7 +174,7 @@ def describe_documents(
             walk.states,
             {
                 "of the way": [f"{share:.0%}" for share in walk.shares.tolist()],
-                "nats a dimension": [f"{nll:.3f}" for nll in walk.nll_nats_per_dim.tolist()],
+                "nats per dimension": [f"{nll:.3f}" for nll in walk.nll_nats_per_dim.tolist()],
                 "on the straight line": [
                     f"{nll:.3f}" for nll in walk.straight_nll_nats_per_dim.tolist()
                 ],

@@ -25,11 +25,11 @@ class Comparison:
     """The difference candidate minus champion, lower is better.
 
     Args:
-        difference: In bits or nats a unit, over the whole evaluation set.
+        difference: In bits or nats per unit, over the whole evaluation set.
         low: Lower end of the 95 % interval.
         high: Upper end.
         drawn: What was drawn, with its number ("412 documents").
-        unit: Of the difference ("bits a character").
+        unit: Of the difference ("bits per character").
     """
 
     difference: float
@@ -74,7 +74,7 @@ def compare(champion: Losses, candidate: Losses, *, unit: str, nats_per_unit: fl
 
     same = np.array_equal(champion.document, candidate.document)
     if not (same and np.array_equal(champion.units, candidate.units)):
-        msg = "expected losses of the same items, came different ones"
+        msg = "expected losses of the same items, got different ones"
         raise ValueError(msg)
     delta_N = (candidate.loss_nats - champion.loss_nats) / nats_per_unit
     kind, delta_N, units_N = _clusters(candidate, delta_N)

@@ -63,7 +63,7 @@ class Losses:
             table = pq.read_table(path, schema=SCHEMA)
         except (FileNotFoundError, pa.ArrowException) as error:
             raise UserError(
-                f"expected losses in {path}, came: {error}", "run `dvc repro`, which makes it"
+                f"expected losses in {path}, got: {error}", "run `dvc repro`, which makes it"
             ) from None
         losses = cls(
             np.array(table["document"].to_pylist(), dtype=object),
@@ -72,7 +72,7 @@ class Losses:
         )
         if not (np.isfinite(losses.loss_nats).all() and losses.units.sum() > 0):
             raise UserError(
-                f"{path}: expected finite losses of at least one item, came {len(table)} rows",
+                f"{path}: expected finite losses of at least one item, got {len(table)} rows",
                 "run `dvc repro`; a loss that is not finite means a broken model",
             )
         return losses

@@ -1,4 +1,4 @@
-"""How well a model predicts text: nats a token, perplexity, bits a character.
+"""How well a model predicts text: nats per token, perplexity, bits per character.
 
 Tokens are a unit of one vocabulary; characters are the unit of the text. Bits a
 character are all bits spent on the predicted tokens, divided by the characters of

@@ -80,15 +80,15 @@ def downloaded(name: str, number: str) -> Iterator[Path]:
             )
         except store_errors() as error:
             raise UserError(
-                f"expected the files of {name} version {number}, came: {error}",
+                f"expected the files of {name} version {number}, got: {error}",
                 "see whether the MLflow store and its artifacts are there",
             ) from None
         artifacts = Path(stored) / "artifacts"
-        came = sha256_file(artifacts / "model" / WEIGHTS[name])
-        if came != expected:
+        got = sha256_file(artifacts / "model" / WEIGHTS[name])
+        if got != expected:
             raise GateError(
                 "weights",
-                f"{name} version {number}: registered with weights {expected}, stored are {came}",
+                f"{name} version {number}: registered with weights {expected}, stored are {got}",
                 "`enigma rollback` to a version that is whole, and register again",
             )
         yield artifacts

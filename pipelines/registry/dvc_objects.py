@@ -61,7 +61,7 @@ def read_lock(path: Path) -> dict[str, Stage]:
         }
     except (FileNotFoundError, YAMLError, KeyError, TypeError, AttributeError) as error:
         raise GateError(
-            LINEAGE, f"{path.name}: expected the lock of a finished `dvc repro`, came: {error!r}",
+            LINEAGE, f"{path.name}: expected the lock of a finished `dvc repro`, got: {error!r}",
             "run `dvc repro`, then `enigma register` again",
         ) from None  # fmt: skip
     return stages
@@ -77,7 +77,7 @@ def cache_directory() -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UserError(
-            f"expected a DVC repository in {Path.cwd()}, came: {done.stderr.strip()}",
+            f"expected a DVC repository in {Path.cwd()}, got: {done.stderr.strip()}",
             "run the command from the top of the repository",
         )
     return Path(done.stdout.strip())
@@ -120,10 +120,10 @@ def check_working_copy(output: Output, files: Mapping[str, Path]) -> None:
         here = Path(output.path, name)
         if not here.is_file() or here.samefile(stored):
             continue
-        expected, came = sha256_file(stored), sha256_file(here)
-        if came != expected:
+        expected, got = sha256_file(stored), sha256_file(here)
+        if got != expected:
             raise GateError(
-                LINEAGE, f"{here}: expected sha256 {expected}, came {came}",
+                LINEAGE, f"{here}: expected sha256 {expected}, got {got}",
                 "put it back with `dvc checkout --force`",
             )  # fmt: skip
 
@@ -138,9 +138,9 @@ def _stored(cache: Path, md5: str, called: str) -> Path:
     path = cache / "files" / "md5" / md5[:2] / md5[2:]
     if not path.is_file():
         raise GateError(LINEAGE, f"{called}: {path} is gone from DVC's cache", RESTORE)
-    came = md5_file(path)
-    if came != md5.removesuffix(DIRECTORY):
-        raise GateError(LINEAGE, f"{called}: expected md5 {md5}, came {came} ({path})", RESTORE)
+    got = md5_file(path)
+    if got != md5.removesuffix(DIRECTORY):
+        raise GateError(LINEAGE, f"{called}: expected md5 {md5}, got {got} ({path})", RESTORE)
     return path
 
 
@@ -148,11 +148,11 @@ def _check_manifest(called: str, files: Mapping[str, Path]) -> None:
     manifest = read_json(files[MANIFEST_NAME])
     for entry in manifest["files"]:
         stored = files.get(entry["path"])
-        came = sha256_file(stored) if stored else "no such file"
-        if came != entry["sha256"]:
+        got = sha256_file(stored) if stored else "no such file"
+        if got != entry["sha256"]:
             raise GateError(
                 LINEAGE,
-                f"{called}/{entry['path']}: the manifest has sha256 {entry['sha256']}, came {came}",
+                f"{called}/{entry['path']}: the manifest has sha256 {entry['sha256']}, got {got}",
                 RESTORE,
             )
     if manifest_root(manifest["files"]) != manifest["root"]:

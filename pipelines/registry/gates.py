@@ -151,7 +151,7 @@ def lm_gates(proof: Proof) -> list[Gate]:
             round_trip <= bounds["max_round_trip_error"],
             f"relative error {round_trip:.2e}, bound {bounds['max_round_trip_error']:.2e}",
         ),
-        Gate("baseline", ours < theirs, f"{ours:.4f} bits a character, {baseline} {theirs:.4f}"),
+        Gate("baseline", ours < theirs, f"{ours:.4f} bits per character, {baseline} {theirs:.4f}"),
         Gate(
             "perplexity",
             all(lowest < value < band.max_perplexity for value in perplexity.values()),
@@ -193,7 +193,7 @@ def flow_gates(client: Any, proof: Proof) -> list[Gate]:
         Gate(
             "gaussian",
             -math.inf < ours < theirs,
-            f"negative log-likelihood {ours:.4f} nats a dimension, Gaussian {theirs:.4f}",
+            f"negative log-likelihood {ours:.4f} nats per dimension, Gaussian {theirs:.4f}",
             "train the flow longer, or on more states",
         ),
         Gate(
@@ -209,9 +209,9 @@ def recorded_gates(proof: Proof, tags: Mapping[str, str]) -> list[Gate]:
     """What is stored must be what was registered."""
     files = {file: (tags.get(tag), proof.sha256.get(file)) for file, tag in RECORDED.items()}
     changed = [
-        f"{file}: registered as {expected}, stored as {came}"
-        for file, (expected, came) in files.items()
-        if expected != came
+        f"{file}: registered as {expected}, stored as {got}"
+        for file, (expected, got) in files.items()
+        if expected != got
     ]
     registered = tags.get("content_sha256")
     return [
@@ -233,13 +233,13 @@ def recorded_gates(proof: Proof, tags: Mapping[str, str]) -> list[Gate]:
 def _losses_gate(proof: Proof, mean_nats: float, scale: float) -> Gate:
     """The losses item by item must add up to the mean that the report states."""
     if proof.losses is None:
-        return Gate("losses", False, f"expected {LOSSES_FILE} among the proof, came none")
-    came = float(proof.losses.loss_nats.sum() / proof.losses.units.sum())
+        return Gate("losses", False, f"expected {LOSSES_FILE} among the proof, got none")
+    got = float(proof.losses.loss_nats.sum() / proof.losses.units.sum())
     stated = mean_nats * scale
     return Gate(
         "losses",
-        math.isclose(came, stated, rel_tol=1e-4, abs_tol=1e-6),
-        f"{came:.6f} nats a unit item by item, the report states {stated:.6f}",
+        math.isclose(got, stated, rel_tol=1e-4, abs_tol=1e-6),
+        f"{got:.6f} nats per unit item by item, the report states {stated:.6f}",
     )
 
 
@@ -256,7 +256,7 @@ def data_gates(proof: Proof) -> list[Gate]:
         "evaluation": _get(proof.evaluation, "evaluation_set", "shards_root"),
     }
     certified = proof.training.get("certificate_sha256")
-    came = proof.sha256["certificate.json"]
+    got = proof.sha256["certificate.json"]
     trained = proof.training.get("weights_sha256")
     evaluated = proof.evaluation.get("weights_sha256")
     passed = proof.certificate.get("passed")
@@ -266,8 +266,8 @@ def data_gates(proof: Proof) -> list[Gate]:
         Gate("shards", None not in roots.values() and len(set(roots.values())) == 1, f"{roots}"),
         Gate(
             "certificate_sha256",
-            came == certified,
-            f"trained with the certificate {certified}, the version has {came}",
+            got == certified,
+            f"trained with the certificate {certified}, the version has {got}",
         ),
         Gate(
             "weights",

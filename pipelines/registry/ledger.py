@@ -96,13 +96,13 @@ def _parse(lines: Sequence[str]) -> list[dict[str, Any]]:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(
-                f"{where}: expected JSON, came {line[:60]!r} ({error})",
+                f"{where}: expected JSON, got {line[:60]!r} ({error})",
                 "take that line out by hand; the others are whole",
             ) from None
         if entry.get("previous_sha256") != expected:
             raise UserError(
                 f"{where}: expected the hash {expected} of the line before, "
-                f"came {entry.get('previous_sha256')}",
+                f"got {entry.get('previous_sha256')}",
                 "a line was changed, taken out or put in: put the file back from a backup",
             )
         entries.append(entry)

@@ -93,7 +93,7 @@ def resolve(reference: str) -> tuple[str, str]:
     if match is None or match[1] not in MODELS:
         raise UserError(
             f"expected a reference such as {MODELS[0]}@champion or {MODELS[1]}/3, "
-            f"came {reference!r}",
+            f"got {reference!r}",
             "`enigma where` lists versions and aliases",
         )
     number = match[3] or aliased(connect(), match[1], match[2])
@@ -114,10 +114,10 @@ def _check_run(client: Any, run_id: str, version: Version, walk: Walk) -> None:
         run = client.get_run(run_id)
     except MlflowException as error:
         raise GateError(LINEAGE, f"run {run_id}: {error}", "restore the MLflow store") from None
-    expected, came = facts.get("shards_root"), run.data.tags.get("shards_root")
-    if came != expected:
+    expected, got = facts.get("shards_root"), run.data.tags.get("shards_root")
+    if got != expected:
         raise GateError(
-            LINEAGE, f"run {run_id}: expected shards_root {expected}, came {came}",
+            LINEAGE, f"run {run_id}: expected shards_root {expected}, got {got}",
             "the run of the training is gone from this store: register again after "
             "`dvc repro --force`",
         )  # fmt: skip
@@ -178,7 +178,7 @@ def _upstream(
     """The stage and everything before it, from the last to the first."""
     if last not in lock:
         raise GateError(
-            LINEAGE, f"{LOCK_FILE}: expected the stage {last}, came {', '.join(lock) or 'none'}",
+            LINEAGE, f"{LOCK_FILE}: expected the stage {last}, got {', '.join(lock) or 'none'}",
             "run `dvc repro`, then `enigma register` again",
         )  # fmt: skip
     order: dict[str, Stage] = {}
@@ -233,7 +233,7 @@ def _check_proof(version: Version, profile: str, out: Output, files: Mapping[str
         expected = carried.get(path)
         if expected is not None and sha256_file(stored) != expected:
             raise GateError(
-                LINEAGE, f"{path}: the version has sha256 {expected}, came {sha256_file(stored)}",
+                LINEAGE, f"{path}: the version has sha256 {expected}, got {sha256_file(stored)}",
                 "the version was registered from other outputs: register again",
             )  # fmt: skip
 

@@ -97,7 +97,7 @@ def check_parameters(lock: Path, params: Path) -> None:
             if profile == values["profile"] and values["profiles"][profile][section] != made_with:
                 raise UserError(
                     f"params.yaml: {name} is not what stage {stage} ran with: expected "
-                    f"{made_with}, came {values['profiles'][profile][section]}",
+                    f"{made_with}, got {values['profiles'][profile][section]}",
                     "run `dvc repro` with the parameters as they are now, or put them back",
                 )
 
@@ -122,12 +122,12 @@ def lm_material(workspace: Workspace) -> Material:
     if weights != training["weights_sha256"]:
         raise UserError(
             f"{directory / 'model.safetensors'}: expected sha256 {training['weights_sha256']}, "
-            f"came {weights}",
+            f"got {weights}",
             "restore it with `dvc checkout --force`, or run `dvc repro train`",
         )
     if evaluation.get("weights_sha256") != weights:
         raise UserError(
-            f"expected an evaluation of the weights {weights}, came one of "
+            f"expected an evaluation of the weights {weights}, got one of "
             f"{evaluation.get('weights_sha256')}",
             "run `dvc repro evaluate`",
         )
@@ -175,7 +175,7 @@ def flow_material(client: Any, workspace: Workspace) -> Material:
     weights = sha256_file(_existing(directory / "flow.safetensors"))
     if metrics.get("flow_weights_sha256") != weights:
         raise UserError(
-            f"expected samples of the flow {weights}, came those of "
+            f"expected samples of the flow {weights}, got those of "
             f"{metrics.get('flow_weights_sha256')}",
             "run `dvc repro sample_flow`",
         )
@@ -183,7 +183,7 @@ def flow_material(client: Any, workspace: Workspace) -> Material:
     lm_version = find_lm(client, training["lm_weights_sha256"])
     if lm_weights != training["lm_weights_sha256"] or lm_version is None:
         raise UserError(
-            f"expected a flow over a registered {LM}, came one over the weights "
+            f"expected a flow over a registered {LM}, got one over the weights "
             f"{training['lm_weights_sha256']}, while {workspace.language_model} has {lm_weights}",
             f"run `dvc repro`, then `enigma register --model {LM}` first",
         )

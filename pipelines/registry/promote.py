@@ -111,7 +111,7 @@ def rollback(name: str, *, to: str | None = None, reason: str) -> str:
         target = to or (earlier[-1] if earlier else None)
         if target is None or target not in earlier:
             raise UserError(
-                f"expected an earlier champion of {name}, came "
+                f"expected an earlier champion of {name}, got "
                 f"{f'version {to}' if to else 'none'}; the ledger has {earlier or 'none'}",
                 "`enigma history` lists them; a version that was never champion is promoted",
             )

@@ -45,7 +45,9 @@ def succession_gates(
     )
     if losses is None or candidate.losses is None:
         return [gate]
-    unit, nats = ("nats a dimension", 1.0) if name == FLOW else ("bits a character", NATS_PER_BIT)
+    unit, nats = (
+        ("nats per dimension", 1.0) if name == FLOW else ("bits per character", NATS_PER_BIT)
+    )
     found = compare(losses, candidate.losses, unit=unit, nats_per_unit=nats)
     holds = found.better or (allow_tie and not found.worse)
     fix = (

@@ -41,7 +41,7 @@ def nodes_asked_for(ranks: int) -> tuple[int, str]:
     nodes = int(text) if text.isdigit() else 0
     if nodes < 1 or ranks % nodes:
         raise UserError(
-            f"ENIGMA_NODES: expected a divisor of the {ranks} ranks, came {text!r}",
+            f"ENIGMA_NODES: expected a divisor of the {ranks} ranks, got {text!r}",
             "give every node the same number of ranks, or change train.ranks",
         )
     if nodes == 1:
@@ -50,7 +50,7 @@ def nodes_asked_for(ranks: int) -> tuple[int, str]:
     host, _, port = rendezvous.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(
-            f"ENIGMA_RENDEZVOUS: expected HOST:PORT for {nodes} nodes, came {rendezvous!r}",
+            f"ENIGMA_RENDEZVOUS: expected HOST:PORT for {nodes} nodes, got {rendezvous!r}",
             "name this machine as the others see it, and a free port: node0:29500",
         )
     return nodes, rendezvous

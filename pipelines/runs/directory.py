@@ -13,10 +13,8 @@ the same directory and go on; other inputs start afresh.
     lock            held by the launcher; its text is the launcher's process id
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ import psutil
 
 from pipelines.base.artifacts import read_json, write_json, write_text
 from pipelines.base.errors import UserError
+from pipelines.base.locks import held_lock
 from pipelines.params import ModelParams, TrainParams
 
 FINGERPRINT_DIGITS = 16
@@ -72,7 +71,7 @@ class Outcome:
         status: "finished"; "stopped" on request, to be gone on with; "failed" for
             a reason that another try would meet again.
         step: The last optimiser step.
-        problem: For "failed": what came, beside what was expected.
+        problem: For "failed": what was found, beside what was expected.
         fix: For "failed": what the user can do.
     """
 
@@ -124,21 +123,16 @@ class RunDirectory:
         Raises:
             UserError: If another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a+", encoding="utf-8") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                stream.seek(0)
-                raise UserError(
-                    f"{self.path}: expected no other training of this run, "
-                    f"but process {stream.read() or '(unknown)'} is at it",
-                    "wait until it has ended, or stop it: it saves a checkpoint first",
-                ) from None
-            stream.truncate(0)
-            stream.write(f"{os.getpid()} {socket.gethostname()}")
-            stream.flush()
-            yield stream.fileno()
+
+        def refuse(holder: str) -> None:
+            raise UserError(
+                f"{self.path}: expected no other training of this run, "
+                f"but process {holder} is already running it",
+                "wait until it has ended, or stop it: it saves a checkpoint first",
+            )
+
+        with held_lock(self.path / "lock", refuse) as descriptor:
+            yield descriptor
 
     def launcher_is_alive(self) -> bool:
         """Whether the process that holds the lock still runs.

@@ -80,7 +80,7 @@ def describe(record: dict[str, float], *, last_step: int) -> str:
         return (
             f"{where}: validation loss {record['validation_loss_nats']:.3f} nats, "
             f"perplexity {record['validation_perplexity']:,.1f}, "
-            f"{record['validation_bits_per_character']:.3f} bits a character"
+            f"{record['validation_bits_per_character']:.3f} bits per character"
         )
     speed = f", {record['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in record else ""
     return f"{where}: train loss {record['train_loss_nats']:.3f} nats{speed}"

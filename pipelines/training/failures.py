@@ -16,7 +16,7 @@ class NotFiniteError(TrainingFailure):
 
     def __init__(self, what: str, step: int) -> None:
         super().__init__(
-            f"step {step}: expected a finite {what}, came one that is not",
+            f"step {step}: expected a finite {what}, got one that is not",
             "lower train.learning_rate or train.max_gradient_norm; "
             "the last checkpoint before this is kept",
         )
@@ -28,7 +28,7 @@ class ExplodedError(TrainingFailure):
     def __init__(self, rise_nats: float, limit_nats: float, step: int) -> None:
         super().__init__(
             f"step {step}: expected a loss at most {limit_nats:g} nats above the lowest so far "
-            f"(train.max_loss_rise_nats), came one {rise_nats:.2f} nats above it",
+            f"(train.max_loss_rise_nats), got one {rise_nats:.2f} nats above it",
             "lower train.learning_rate or lengthen the warm-up; the last checkpoint before "
             "this is kept",
         )

@@ -25,7 +25,7 @@ def rise_nats(history: Records, record: Mapping[str, float]) -> float:
         record: A training record or an evaluation.
 
     Returns:
-        Nats a token; not above 0 for the lowest loss so far.
+        Nats per token; not above 0 for the lowest loss so far.
 
     Example:
         >>> history = [{"step": 1, "train_loss_nats": 6.0}, {"step": 2, "train_loss_nats": 4.0}]

@@ -37,8 +37,8 @@ COLUMNS = (
     "peak_memory_mib",
 )
 CURVES = (
-    ("loss.png", "loss (nats a token)", ("train_loss_nats", "validation_loss_nats")),
-    ("bits_per_character.png", "bits a character", ("validation_bits_per_character",)),
+    ("loss.png", "loss (nats per token)", ("train_loss_nats", "validation_loss_nats")),
+    ("bits_per_character.png", "bits per character", ("validation_bits_per_character",)),
     ("learning_rate.png", "learning rate", ("learning_rate",)),
     ("gradient_norm.png", "gradient norm", ("gradient_norm",)),
     ("tokens_per_s.png", "tokens/s", ("tokens_per_s",)),

@@ -77,7 +77,7 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         model: An `EnigmaForCausalLM`.
         args: What Trainer takes from the recipe; `output_dir` is where checkpoints go.
         recipe: The recipe.
-        plan: Which sequences a rank takes at a step.
+        plan: Which sequences per rank takes at a step.
         shards: The directory of the final shards.
         schedule: Says when to evaluate, to save and to end.
         average: The running average of the weights, if there is one.
@@ -138,7 +138,7 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         return_outputs: bool = False,  # noqa: ARG002 - Trainer's signature
         num_items_in_batch: torch.Tensor | None = None,  # noqa: ARG002
     ) -> torch.Tensor:
-        """Mean nats a token over tokens 1..L-1 of one micro-batch."""
+        """Mean nats per token over tokens 1..L-1 of one micro-batch."""
         ids_BL = inputs["input_ids"]
         loss: torch.Tensor = model(input_ids=ids_BL, labels=ids_BL).loss
         return loss

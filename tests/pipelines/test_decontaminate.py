@@ -132,7 +132,7 @@ def test_a_clean_corpus_passes_as_it_is(random_tokens, write_shards, tmp_path: P
 
 def test_a_window_longer_than_a_sequence_is_refused(planted, tmp_path: Path) -> None:
     params = DecontaminateParams(window_tokens=33, max_containment=0.15)
-    with pytest.raises(UserError, match="expected at most the sequence length 32, came 33"):
+    with pytest.raises(UserError, match="expected at most the sequence length 32, got 33"):
         decontaminate(params, planted[1], tmp_path / "shards", tmp_path / "overlap.json")
     assert not (tmp_path / "shards").exists()
 

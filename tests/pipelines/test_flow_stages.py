@@ -284,7 +284,7 @@ def test_a_loss_that_is_not_finite_publishes_nothing(evaluated: Workspace, set_p
 
 def test_too_few_states_are_refused(evaluated: Workspace, set_params: Any) -> None:
     set_params({"train_flow.train_states": 16})
-    with pytest.raises(UserError, match="expected at least 32 states, came 15"):
+    with pytest.raises(UserError, match="expected at least 32 states, got 15"):
         train_flow()
     assert not evaluated.flow.exists()
 

@@ -32,10 +32,10 @@ def test_the_published_configuration_is_kept() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        (".profile", "nowhere", "one of sanguo, wiki-zh, wiki-zh-published; came 'nowhere'"),
+        (".profile", "nowhere", "one of sanguo, wiki-zh, wiki-zh-published, got 'nowhere'"),
         (".profile", "x; touch pwned", "profile: String should match pattern"),
         ("train.ranks", 0, "profiles.sanguo.train.ranks"),
-        ("train.learning_rate", "2e-4", "valid number; came '2e-4'"),
+        ("train.learning_rate", "2e-4", "valid number, got '2e-4'"),
         ("train.learning_rat", 1e-3, "profiles.sanguo.train.learning_rat: Extra inputs"),
         ("model.d", 130, "multiple of num_heads"),
         ("ingest.source", "../elsewhere/*.parquet", "must stay in the workspace"),

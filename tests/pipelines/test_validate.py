@@ -143,7 +143,7 @@ def test_an_edited_copy_is_refused_too(data: Workspace, profile) -> None:
 def test_files_that_cannot_be_read_are_named(data: Workspace, profile) -> None:
     path = data.documents / "train.parquet"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="came a file that cannot be read"):
+    with pytest.raises(UserError, match="got a file that cannot be read"):
         run(profile, data)
     path.unlink()
     with pytest.raises(UserError, match=r"train\.parquet"):

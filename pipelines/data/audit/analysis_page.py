@@ -60,7 +60,7 @@ def _draw_lengths(axes: Any, data: Mapping[str, Any]) -> None:
     for split, values in data["lengths"].items():
         weights = np.full(len(values), 1 / max(len(values), 1))
         axes.hist(values, bins, weights=weights, histtype="step", label=split, color=COLOURS[split])
-    axes.set(xscale="log", xlabel="characters a document", ylabel="share of documents")
+    axes.set(xscale="log", xlabel="characters per document", ylabel="share of documents")
     axes.legend()
 
 
@@ -153,7 +153,7 @@ def _tables(splits: Mapping[str, Any]) -> list[str]:
     }
     return [
         _by_split("Splits", figures_of),
-        _by_split("Characters a document", lengths),
+        _by_split("Characters per document", lengths),
         _by_split("Share of characters by script", scripts),
         _by_split("Overlap: sequences before, removed and after", {**removed, **shared}),
     ]

@@ -37,7 +37,7 @@ def raw_table(directory: Path) -> "pd.DataFrame":
         directory: The output of `ingest`.
 
     Returns:
-        A row a file, columns `expectations.raw.COLUMNS`.
+        A row per file, columns `expectations.raw.COLUMNS`.
     """
     import pandas as pd
 
@@ -97,7 +97,7 @@ def documents_table(directory: Path) -> "pd.DataFrame":
         directory: The output of `clean`.
 
     Returns:
-        A row a split, columns `expectations.documents.COLUMNS`.
+        A row per split, columns `expectations.documents.COLUMNS`.
     """
     import pandas as pd
 
@@ -153,7 +153,7 @@ def shards_table(directory: Path) -> "pd.DataFrame":
         directory: The output of `decontaminate`.
 
     Returns:
-        A row a split, columns `expectations.shards.COLUMNS`. `files_changed` are
+        A row per split, columns `expectations.shards.COLUMNS`. `files_changed` are
         the files whose hash is not that of the manifest; an `_off` column is a
         difference to it.
     """
@@ -183,7 +183,7 @@ class ShardFiles:
     Args:
         directory: The final shards.
         split: Name of the split.
-        length: Tokens a sequence.
+        length: Tokens per sequence.
 
     Raises:
         UserError: If a file does not hold whole sequences.
@@ -197,7 +197,7 @@ class ShardFiles:
             size = path.stat().st_size
             if size == 0 or size % (TOKEN_DTYPE.itemsize * length):
                 raise UserError(
-                    f"{path}: expected whole sequences of {length} tokens, came {size} bytes",
+                    f"{path}: expected whole sequences of {length} tokens, got {size} bytes",
                     "restore the file with `dvc checkout --force`, or make it again with "
                     "`dvc repro`",
                 )

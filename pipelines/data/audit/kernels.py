@@ -52,7 +52,7 @@ def mark_windows(tokens_NL: Array, window_tokens: Int, bits: Array, shift: Any) 
 
     Args:
         tokens_NL: (N, L) uint16.
-        window_tokens: Tokens a window, at most 8.
+        window_tokens: Tokens per window, at most 8.
         bits: (2^k,) uint64, changed.
         shift: 64 - k.
     """
@@ -72,7 +72,7 @@ def collect_windows(
     Args:
         tokens_NL: (N, L) uint16.
         first: The sequence to begin with.
-        window_tokens: Tokens a window, at most 8.
+        window_tokens: Tokens per window, at most 8.
         bits: (2^k,) uint64, of `mark_windows`.
         shift: 64 - k.
         found_C3: (C, 3) uint64, written: the two words of a window, and the sequence;
@@ -144,7 +144,7 @@ def own_windows(
 
     Args:
         tokens_NL: (N, L) uint16.
-        window_tokens: Tokens a window, at most 8.
+        window_tokens: Tokens per window, at most 8.
         owner: The bit that says whose they are; below `TAKEN`.
         part: Which part is looked at.
         parts: How many there are.

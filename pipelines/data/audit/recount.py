@@ -50,11 +50,11 @@ def overlap_table(directory: Path, *, window_tokens: int, max_containment: float
 
     Args:
         directory: The final shards.
-        window_tokens: Tokens a window; at most the sequence length.
+        window_tokens: Tokens per window; at most the sequence length.
         max_containment: A sequence with a larger share of known windows is shared.
 
     Returns:
-        A row a pair and method, columns `expectations.overlap.COLUMNS`; `example`
+        A row per pair and method, columns `expectations.overlap.COLUMNS`; `example`
         names the first or worst thing shared, or is empty.
     """
     import pandas as pd
@@ -186,7 +186,7 @@ def known_windows(
     Args:
         blocks: (N', L) uint16 each, N sequences in all; gone through once.
         references: K of the same kind, gone through several times; K at most 7.
-        window_tokens: Tokens a window; at most L.
+        window_tokens: Tokens per window; at most L.
         use_numba: Whether to compile the loops (for windows of up to 8 tokens); by default
             if numba is installed.
         windows_a_table: How many windows are looked at at a time, about.

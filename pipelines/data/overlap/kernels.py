@@ -27,7 +27,7 @@ def hash_windows(tokens_NL: Array, window_tokens: Int, multiplier: Any, hashes_N
 
     Args:
         tokens_NL: (N, L) uint16.
-        window_tokens: Tokens a window; at most L.
+        window_tokens: Tokens per window; at most L.
         multiplier: Of `window_index.window_hashes`.
         hashes_NW: (N, W) uint64, written.
     """
@@ -58,7 +58,7 @@ def candidates(
     Args:
         tokens_NL: (N, L) uint16.
         first: The sequence to begin with.
-        window_tokens: Tokens a window; at most L.
+        window_tokens: Tokens per window; at most L.
         multiplier: Of `window_index.window_hashes`, whose hashes these are.
         words: (2^k,) uint64, the filter; its bits are those of `window_index.bits_of`.
         shift: 64 - k.

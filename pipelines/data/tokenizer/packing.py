@@ -101,7 +101,7 @@ def pack(stream_T: npt.NDArray[Any], length: int) -> tuple[npt.NDArray[Any], npt
 
     Args:
         stream_T: (T,) any dtype.
-        length: Tokens a sequence, L.
+        length: Tokens per sequence, L.
 
     Returns:
         (N, L) with N = T // L, and the T % L values that are left over.

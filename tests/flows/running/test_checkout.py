@@ -181,7 +181,7 @@ def test_a_second_run_of_a_profile_waits_for_the_first(repository: Path) -> None
 
 def test_an_unknown_profile_names_the_known_ones(repository: Path) -> None:
     with (
-        pytest.raises(UserError, match="one of sanguo, wiki-zh, wiki-zh-published; came 'wiki'"),
+        pytest.raises(UserError, match="one of sanguo, wiki-zh, wiki-zh-published, got 'wiki'"),
         open_checkout(repository, Settings(profile="wiki"), print),
     ):
         pytest.fail("must not open")

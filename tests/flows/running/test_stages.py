@@ -27,8 +27,8 @@ def test_a_stage_is_run_by_an_argument_list() -> None:
     ("lines", "reason", "explained"),
     [
         (
-            ["error: old", "ERROR: failed", "error: no rows", "  to mend it: add", "ERROR: x"],
-            "no rows\n  to mend it: add",
+            ["error: old", "ERROR: failed", "error: no rows", "  to fix this: add", "ERROR: x"],
+            "no rows\n  to fix this: add",
             True,
         ),
         (
@@ -41,7 +41,7 @@ def test_a_stage_is_run_by_an_argument_list() -> None:
             ["ERROR: 'data/p' is busy, it is being blocked by:", "  (PID 7): dvc repro"],
             """another DVC command is at work in this checkout \
 (ERROR: 'data/p' is busy, it is being blocked by:)
-  to mend it: wait until it has ended, then start this run again""",
+  to fix this: wait until it has ended, then start this run again""",
             True,
         ),
     ],

@@ -26,4 +26,4 @@ def clean_or_die(part: Part, directory: Path) -> None:
 
 def refuse(_item: int, _directory: Path) -> None:
     """Find fault with the input."""
-    raise UserError("expected text, came none", "add some")
+    raise UserError("expected text, got none", "add some")

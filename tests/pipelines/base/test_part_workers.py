@@ -129,7 +129,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
 
 def test_a_workers_refusal_arrives_as_it_was_said(cluster: Cluster, tmp_path: Path) -> None:
     cluster.have_workers(1)
-    with pytest.raises(UserError, match="expected text, came none") as caught:
+    with pytest.raises(UserError, match="expected text, got none") as caught:
         list(make_shards(refuse, [(1, tmp_path / "shard")], workers=1))
     assert caught.value.fix == "add some"
 
@@ -146,7 +146,7 @@ def test_what_would_change_the_bytes_is_refused(
         list(make_shards(write_worker, jobs, workers=1))
     cluster.kill_workers()
     cluster.have_workers(1, threads=2)
-    with pytest.raises(UserError, match=r"expected workers of one thread, came \[.*2\]"):
+    with pytest.raises(UserError, match=r"expected workers of one thread, got \[.*2\]"):
         list(make_shards(write_worker, jobs, workers=1))
     assert not jobs[0][1].exists()
 

@@ -89,7 +89,7 @@ def test_score_takes_the_champion_and_a_blank_document_is_a_mistake(
     crawl.write_text('{"id": "one", "text": " "}\n', encoding="utf-8")
     run = enigma("score", str(crawl))
     assert run.returncode == 1
-    assert "expected text, came none" in run.stderr
+    assert "expected text, got none" in run.stderr
 
 
 def test_chat_takes_turns_until_a_blank_line(store: Path, enigma: Any) -> None:
@@ -114,7 +114,7 @@ def test_history_and_dry_run(store: Path, enigma: Any) -> None:
     assert run.returncode == 0, run.stderr
     assert "promote (none) -> 1" in run.stdout
     assert "champion of enigma-lm: 1, as the ledger says" in run.stdout
-    assert "bits a character" in run.stdout
+    assert "bits per character" in run.stdout
 
 
 def test_rollback_goes_back_and_history_says_so(store: Path, enigma: Any) -> None:
@@ -142,7 +142,7 @@ def test_a_mistake_says_what_was_expected(workspace: Path, enigma: Any) -> None:
         run = enigma(*arguments)
         assert run.returncode == 1, (arguments, run)
         assert "error: expected" in run.stderr, (arguments, run)
-        assert "to mend it:" in run.stderr, (arguments, run)
+        assert "to fix this:" in run.stderr, (arguments, run)
 
 
 def test_a_mistake_has_no_traceback(workspace: Path, enigma: Any) -> None:

@@ -40,14 +40,14 @@ def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     make_shards(tmp_path, np.ones((6, 8), dtype=np.uint16), per_shard=4)
     path = tmp_path / "train-00001.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match="expected whole sequences of 16 bytes, came 31 bytes"):
+    with pytest.raises(UserError, match="expected whole sequences of 16 bytes, got 31 bytes"):
         ShardReader(tmp_path, "train")
 
 
 def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
     make_shards(tmp_path, np.ones((6, 8), dtype=np.uint16), per_shard=4)
     (tmp_path / "train-00001.bin").unlink()
-    with pytest.raises(UserError, match="expected 6 sequences of split train, came 4"):
+    with pytest.raises(UserError, match="expected 6 sequences of split train, got 4"):
         ShardReader(tmp_path, "train")
 
 

@@ -27,16 +27,16 @@ def model() -> EnigmaForCausalLM:
 def test_a_state_along_a_token_decodes_to_that_token(model) -> None:
     unit_VD = torch.nn.functional.normalize(torch.randn(VOCABULARY, 8))
     model.lm.head.weight.data.copy_(unit_VD)
-    came = decode(model, 1e3 * unit_VD, seed=0)
-    assert came.likeliest.tolist() == list(range(VOCABULARY))
-    assert came.sampled.tolist() == list(range(VOCABULARY))
-    assert came.mean_prediction.tolist() == pytest.approx([1 / VOCABULARY] * VOCABULARY)
-    assert came.entropy_nats == pytest.approx(0.0, abs=1e-6)
+    got = decode(model, 1e3 * unit_VD, seed=0)
+    assert got.likeliest.tolist() == list(range(VOCABULARY))
+    assert got.sampled.tolist() == list(range(VOCABULARY))
+    assert got.mean_prediction.tolist() == pytest.approx([1 / VOCABULARY] * VOCABULARY)
+    assert got.entropy_nats == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_state_that_says_nothing_is_uniform(model) -> None:
-    came = decode(model, torch.zeros(6, 8), seed=0)
-    assert came.entropy_nats == pytest.approx(math.log(VOCABULARY))
+    got = decode(model, torch.zeros(6, 8), seed=0)
+    assert got.entropy_nats == pytest.approx(math.log(VOCABULARY))
     again, other = (
         decode(model, torch.zeros(600, 8), seed=0),
         decode(model, torch.zeros(600, 8), seed=1),

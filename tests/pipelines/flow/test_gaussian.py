@@ -51,7 +51,7 @@ def test_parameters_survive_float32(states):
 
 
 def test_too_few_states_are_refused(states):
-    with pytest.raises(UserError, match="expected at least 12 states, came 11"):
+    with pytest.raises(UserError, match="expected at least 12 states, got 11"):
         Gaussian.fit(states[:11], noise_std=0.1)
 
 

@@ -39,16 +39,16 @@ def choose(seed: int = 0, states: int = 60, num_sequences: int = 40):
 
 def test_states_are_those_of_the_chosen_positions_with_their_next_tokens(reader):
     positions = choose()
-    came = collect(encode, reader, positions, batch_size=4, device=torch.device("cpu"))
-    assert came.states.shape == (60, 2)
-    assert came.states.dtype == torch.float32
+    got = collect(encode, reader, positions, batch_size=4, device=torch.device("cpu"))
+    assert got.states.shape == (60, 2)
+    assert got.states.dtype == torch.float32
     tokens = reader.gather(positions.sequences).astype(np.int64)
     for n in range(60):
         row, column = divmod(n, 4)
         offset = positions.offsets[row, column]
-        assert came.states[n, 0] == tokens[row, offset]
-        assert came.states[n, 1] == tokens[row, : offset + 1].sum()
-        assert came.next_tokens[n] == tokens[row, offset + 1]
+        assert got.states[n, 0] == tokens[row, offset]
+        assert got.states[n, 1] == tokens[row, : offset + 1].sum()
+        assert got.next_tokens[n] == tokens[row, offset + 1]
 
 
 def test_the_batch_size_changes_nothing(reader):

@@ -7,7 +7,7 @@ from pipelines.data.shards import ShardReader
 from pipelines.language_model.comparison import NATS_PER_BIT, Comparison, compare
 from pipelines.language_model.losses import Losses, documents_of
 
-BITS = {"unit": "bits a character", "nats_per_unit": NATS_PER_BIT}
+BITS = {"unit": "bits per character", "nats_per_unit": NATS_PER_BIT}
 
 
 def losses(seed: int, *, shift: float = 0.0, documents: int = 100, items: int = 400) -> Losses:

@@ -159,7 +159,7 @@ def test_the_ledger_records_every_move_and_rollback_goes_back(store: Path) -> No
     assert there["model"] == LM
     assert there["who"]
     assert "unigram" in there["why"]["baseline"]
-    assert "bits a character against the champion" in there["why"]["successor"]
+    assert "bits per character against the champion" in there["why"]["successor"]
     assert back["why"]["reason"] == "it speaks in riddles"
     assert len(there["evidence_sha256"]["certificate.json"]) == 64
     assert ledger.champions(ledger.read(), LM) == ["1"]

@@ -161,7 +161,7 @@ def test_an_evaluation_of_other_weights_is_refused(workspace: Path) -> None:
     write_finished_project(workspace, None)
     evaluation = workspace / "reports/sanguo/evaluate/evaluation.json"
     change_json(evaluation, "weights_sha256", "6" * 64)
-    with pytest.raises(UserError, match="came one of 6666"):
+    with pytest.raises(UserError, match="got one of 6666"):
         register(LM)
 
 
@@ -170,7 +170,7 @@ def test_samples_of_another_flow_are_refused(workspace: Path) -> None:
     assert register(LM) == "1"
     metrics = workspace / "reports/sanguo/sample_flow/metrics.json"
     change_json(metrics, "flow_weights_sha256", "6" * 64)
-    with pytest.raises(UserError, match="came those of 6666"):
+    with pytest.raises(UserError, match="got those of 6666"):
         register(FLOW)
 
 

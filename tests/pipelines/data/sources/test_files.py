@@ -115,10 +115,10 @@ def test_damage_behind_an_intact_footer_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({k: v for k, v in SMALL.items() if k != "title"}, "missing title; came id, url, text"),
-        ({**SMALL, "id": [1]}, "column id: expected string, came int64"),
-        ({**SMALL, "id": [""]}, "row 0: column id: expected a string, came an empty one"),
-        ({**SMALL, "text": pa.array([None], pa.string())}, "row 0: column text: .*came null"),
+        ({k: v for k, v in SMALL.items() if k != "title"}, "missing title, got id, url, text"),
+        ({**SMALL, "id": [1]}, "column id: expected string, got int64"),
+        ({**SMALL, "id": [""]}, "row 0: column id: expected a string, got an empty one"),
+        ({**SMALL, "text": pa.array([None], pa.string())}, "row 0: column text: .*got null"),
     ],
 )
 def test_a_wrong_schema_is_refused(tmp_path: Path, columns: dict, message: str) -> None:

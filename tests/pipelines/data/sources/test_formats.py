@@ -87,9 +87,9 @@ def test_json_lines_are_read(tmp_path: Path, end: str) -> None:
     ("line", "message"),
     [
         ("{", "line 2: expected a JSON object"),
-        ("[1]", "line 2: expected a JSON object, came list"),
-        ('{"id": "a"}', "line 2: text: expected a string, came nothing"),
-        ('{"id": 1, "text": "x"}', "line 2: id: expected a string, came int"),
+        ("[1]", "line 2: expected a JSON object, got list"),
+        ('{"id": "a"}', "line 2: text: expected a string, got nothing"),
+        ('{"id": 1, "text": "x"}', "line 2: id: expected a string, got int"),
         ('{"id": "", "text": "x"}', "line 2: id: expected a string"),
     ],
 )
@@ -111,7 +111,7 @@ def test_damaged_dumps_are_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,text\n")
-    with pytest.raises(UserError, match=r"came a\.csv"):
+    with pytest.raises(UserError, match=r"got a\.csv"):
         read(tmp_path / "a.csv")
 
 

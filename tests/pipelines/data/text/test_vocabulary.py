@@ -62,7 +62,7 @@ def test_decoding_writes_chinese_without_spaces(tokenizer, text: str, shown: str
 def test_a_vocabulary_of_the_wrong_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text("[PAD]\n[UNK]\n[SEP]\n", encoding="utf-8")
-    with pytest.raises(UserError, match="expected 21128 entries, came 3"):
+    with pytest.raises(UserError, match="expected 21128 entries, got 3"):
         load_tokenizer(str(path))
 
 
