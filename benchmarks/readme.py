@@ -4,7 +4,8 @@
     python -m benchmarks.readme --check   # exit 1 if a table is not what the files say
 
 A table stands between `<!-- results:NAME -->` and `<!-- end -->`, where NAME is the name
-of a results file. A missed target stays in the table as missed.
+of a results file, or `headlines` for the selection in `benchmarks/headlines.py`. A missed
+target stays in the table as missed.
 """
 
 import json
@@ -12,6 +13,8 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from benchmarks.headlines import HEADLINES, Headline
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -27,30 +30,57 @@ DOCUMENTS = (
 CHINESE = "README.zh-CN.md"
 BLOCK = re.compile(r"(<!-- results:(?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 HEADER = "| what | Enigma | peer | ratio | target | |\n|---|---|---|---|---|---|\n"
-CHINESE_HEADER = "| 项目 | Enigma | 对照 | 比值 | 目标 | |\n|---|---|---|---|---|---|\n"
+HEADLINES_HEADER = "| what | Enigma | peer | target | command |\n|---|---|---|---|---|\n"
+CHINESE_HEADLINES_HEADER = "| 项目 | Enigma | 对照 | 目标 | 命令 |\n|---|---|---|---|---|\n"
 VERDICT, CHINESE_VERDICT = ("met", "missed"), ("达到", "未达到")
 
 
 def table(name: str, document: str) -> str:
-    """The Markdown table of one results file."""
-    rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-    header = CHINESE_HEADER if document == CHINESE else HEADER
-    return header + "".join(_row(row, document) for row in rows)
+    """Return the Markdown table of one results file, or of the headlines."""
+    if name == "headlines":
+        header = CHINESE_HEADLINES_HEADER if document == CHINESE else HEADLINES_HEADER
+        return header + "".join(_headline(headline, document) for headline in HEADLINES)
+    return HEADER + "".join(_row(row) for row in _rows(name))
 
 
-def _row(row: dict[str, Any], document: str) -> str:
-    peer = "" if row["peer"] is None else f"{row['peer']}: {_figure(row['peer_value'])}"
-    ratio = "" if row["ratio"] is None else _figure(row["ratio"])
-    verdicts = CHINESE_VERDICT if document == CHINESE else VERDICT
-    verdict = "" if row["met"] is None else verdicts[0 if row["met"] else 1]
-    cells = (
+def _rows(name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))[
+        "rows"
+    ]
+    return rows
+
+
+def _row(row: dict[str, Any]) -> str:
+    return _line(
         row["name"],
         f"{_figure(row['value'])} {row['unit']}",
-        peer,
-        ratio,
+        "" if row["peer"] is None else f"{row['peer']}: {_figure(row['peer_value'])}",
+        "" if row["ratio"] is None else _figure(row["ratio"]),
         row["target"] or "",
-        verdict,
+        "" if row["met"] is None else VERDICT[0 if row["met"] else 1],
     )
+
+
+def _headline(headline: Headline, document: str) -> str:
+    language = 1 if document == CHINESE else 0
+    verdicts = CHINESE_VERDICT if document == CHINESE else VERDICT
+    row = next(
+        row
+        for row in _rows(headline.results)
+        if row["name"] == headline.row and headline.peer in (None, row["peer"])
+    )
+    peer, target = headline.peer_name, headline.target
+    wanted = row["target"] if target is None else target[language]
+    return _line(
+        headline.what[language],
+        f"{_figure(row['value'])} {headline.unit[language]}",
+        "" if peer is None else f"{peer[language]}: {_figure(row['peer_value'])}",
+        "" if row["met"] is None else f"{wanted}: {verdicts[0 if row['met'] else 1]}",
+        f"`{headline.command}`",
+    )
+
+
+def _line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
@@ -61,7 +91,7 @@ def _figure(value: float | None) -> str:
 
 
 def rewrite(text: str, document: str) -> str:
-    """The document with every table made anew."""
+    """Return the document with every table written from the results files."""
     return BLOCK.sub(lambda match: match[1] + table(match["name"], document) + match[3], text)
 
 
