@@ -33,6 +33,7 @@ HEADER = "| what | Enigma | peer | ratio | target | |\n|---|---|---|---|---|---|
 HEADLINES_HEADER = "| what | Enigma | peer | target | command |\n|---|---|---|---|---|\n"
 CHINESE_HEADLINES_HEADER = "| 项目 | Enigma | 对照 | 目标 | 命令 |\n|---|---|---|---|---|\n"
 VERDICT, CHINESE_VERDICT = ("met", "missed"), ("达到", "未达到")
+COLONS = (": ", "：")
 
 
 def table(name: str, document: str) -> str:
@@ -63,6 +64,7 @@ def _row(row: dict[str, Any]) -> str:
 
 def _headline(headline: Headline, document: str) -> str:
     language = 1 if document == CHINESE else 0
+    colon = COLONS[language]
     verdicts = CHINESE_VERDICT if document == CHINESE else VERDICT
     row = next(
         row
@@ -73,9 +75,9 @@ def _headline(headline: Headline, document: str) -> str:
     wanted = row["target"] if target is None else target[language]
     return _line(
         headline.what[language],
-        f"{_figure(row['value'])} {headline.unit[language]}",
-        "" if peer is None else f"{peer[language]}: {_figure(row['peer_value'])}",
-        "" if row["met"] is None else f"{wanted}: {verdicts[0 if row['met'] else 1]}",
+        f"{_figure(row['value'])} {headline.unit[language]}".strip(),
+        "" if peer is None else f"{peer[language]}{colon}{_figure(row['peer_value'])}",
+        "" if row["met"] is None else f"{wanted}{colon}{verdicts[0 if row['met'] else 1]}",
         f"`{headline.command}`",
     )
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli.commands import app
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")
 DOCUMENTS = (
@@ -15,6 +17,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     *(str(path.relative_to(REPOSITORY)) for path in sorted((REPOSITORY / "docs").rglob("*.md"))),
 )
+COMMANDS = {command.callback.__name__ for command in app.registered_commands if command.callback}
 ROOMS = "benchmarks|deploy|docs|enigma|expectations|flows|pipelines|tests"
 
 
@@ -52,6 +55,8 @@ def test_modules_paths_and_links_in_a_document_exist(document):
     files |= set(re.findall(rf"(?<![\w./-])(?:{ROOMS})/[\w./-]*\w", text))
     missing = {name for name in files if not (REPOSITORY / name).exists()}
     links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)
+    commands = re.findall(r"^enigma ([a-z]+)", "".join(fenced(document, "console")), re.MULTILINE)
+    missing |= {name for name in commands if name not in COMMANDS}
     missing |= {link for link in links if not (path.parent / link).exists()}
     assert not missing
 
