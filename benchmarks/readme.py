@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.headlines import HEADLINES, Headline
+from benchmarks.headlines import HEADLINES, Headline, Words
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -30,25 +30,27 @@ DOCUMENTS = (
 CHINESE = "README.zh-CN.md"
 BLOCK = re.compile(r"(<!-- results:(?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 HEADER = "| what | Enigma | peer | ratio | target | |\n|---|---|---|---|---|---|\n"
-HEADLINES_HEADER = "| what | Enigma | peer | target | command |\n|---|---|---|---|---|\n"
-CHINESE_HEADLINES_HEADER = "| 项目 | Enigma | 对照 | 目标 | 命令 |\n|---|---|---|---|---|\n"
-VERDICT, CHINESE_VERDICT = ("met", "missed"), ("达到", "未达到")
-COLONS = (": ", "：")
+MET, MISSED, COLON = Words("met", "达到"), Words("missed", "未达到"), Words(": ", "：")
+HEADLINES_HEADER = Words(
+    "| what | Enigma | peer | target | command |\n|---|---|---|---|---|\n",
+    "| 项目 | Enigma | 对照 | 目标 | 命令 |\n|---|---|---|---|---|\n",
+)
 
 
 def table(name: str, document: str) -> str:
     """Return the Markdown table of one results file, or of the headlines."""
     if name == "headlines":
-        header = CHINESE_HEADLINES_HEADER if document == CHINESE else HEADLINES_HEADER
-        return header + "".join(_headline(headline, document) for headline in HEADLINES)
+        language = 1 if document == CHINESE else 0
+        rows = "".join(_headline(headline, language) for headline in HEADLINES)
+        return HEADLINES_HEADER[language] + rows
     return HEADER + "".join(_row(row) for row in _rows(name))
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))[
-        "rows"
-    ]
-    return rows
+    results: dict[str, list[dict[str, Any]]] = json.loads(
+        (RESULTS / f"{name}.json").read_text(encoding="utf-8")
+    )
+    return results["rows"]
 
 
 def _row(row: dict[str, Any]) -> str:
@@ -58,14 +60,16 @@ def _row(row: dict[str, Any]) -> str:
         "" if row["peer"] is None else f"{row['peer']}: {_figure(row['peer_value'])}",
         "" if row["ratio"] is None else _figure(row["ratio"]),
         row["target"] or "",
-        "" if row["met"] is None else VERDICT[0 if row["met"] else 1],
+        "" if row["met"] is None else _verdict(row)[0],
     )
 
 
-def _headline(headline: Headline, document: str) -> str:
-    language = 1 if document == CHINESE else 0
-    colon = COLONS[language]
-    verdicts = CHINESE_VERDICT if document == CHINESE else VERDICT
+def _verdict(row: dict[str, Any]) -> Words:
+    return MET if row["met"] else MISSED
+
+
+def _headline(headline: Headline, language: int) -> str:
+    colon = COLON[language]
     row = next(
         row
         for row in _rows(headline.results)
@@ -77,7 +81,7 @@ def _headline(headline: Headline, document: str) -> str:
         headline.what[language],
         f"{_figure(row['value'])} {headline.unit[language]}".strip(),
         "" if peer is None else f"{peer[language]}{colon}{_figure(row['peer_value'])}",
-        "" if row["met"] is None else f"{wanted}{colon}{verdicts[0 if row['met'] else 1]}",
+        "" if row["met"] is None else f"{wanted}{colon}{_verdict(row)[language]}",
         f"`{headline.command}`",
     )
 
