@@ -4,7 +4,8 @@
     python -m benchmarks.readme --check   # exit 1 if a table is not what the files say
 
 A table stands between `<!-- results:NAME -->` and `<!-- end -->`, where NAME is the name
-of a results file. A missed target stays in the table as missed.
+of a results file, or `headlines` for the selection in `benchmarks/headlines.py`. A missed
+target stays in the table as missed.
 """
 
 import json
@@ -12,6 +13,8 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from benchmarks.headlines import HEADLINES, Headline, Words
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -27,30 +30,63 @@ DOCUMENTS = (
 CHINESE = "README.zh-CN.md"
 BLOCK = re.compile(r"(<!-- results:(?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 HEADER = "| what | Enigma | peer | ratio | target | |\n|---|---|---|---|---|---|\n"
-CHINESE_HEADER = "| 项目 | Enigma | 对照 | 比值 | 目标 | |\n|---|---|---|---|---|---|\n"
-VERDICT, CHINESE_VERDICT = ("met", "missed"), ("达到", "未达到")
+MET, MISSED, COLON = Words("met", "达到"), Words("missed", "未达到"), Words(": ", "：")
+HEADLINES_HEADER = Words(
+    "| what | Enigma | peer | target | command |\n|---|---|---|---|---|\n",
+    "| 项目 | Enigma | 对照 | 目标 | 命令 |\n|---|---|---|---|---|\n",
+)
 
 
 def table(name: str, document: str) -> str:
-    """The Markdown table of one results file."""
-    rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-    header = CHINESE_HEADER if document == CHINESE else HEADER
-    return header + "".join(_row(row, document) for row in rows)
+    """Return the Markdown table of one results file, or of the headlines."""
+    if name == "headlines":
+        language = 1 if document == CHINESE else 0
+        rows = "".join(_headline(headline, language) for headline in HEADLINES)
+        return HEADLINES_HEADER[language] + rows
+    return HEADER + "".join(_row(row) for row in _rows(name))
 
 
-def _row(row: dict[str, Any], document: str) -> str:
-    peer = "" if row["peer"] is None else f"{row['peer']}: {_figure(row['peer_value'])}"
-    ratio = "" if row["ratio"] is None else _figure(row["ratio"])
-    verdicts = CHINESE_VERDICT if document == CHINESE else VERDICT
-    verdict = "" if row["met"] is None else verdicts[0 if row["met"] else 1]
-    cells = (
+def _rows(name: str) -> list[dict[str, Any]]:
+    results: dict[str, list[dict[str, Any]]] = json.loads(
+        (RESULTS / f"{name}.json").read_text(encoding="utf-8")
+    )
+    return results["rows"]
+
+
+def _row(row: dict[str, Any]) -> str:
+    return _line(
         row["name"],
         f"{_figure(row['value'])} {row['unit']}",
-        peer,
-        ratio,
+        "" if row["peer"] is None else f"{row['peer']}: {_figure(row['peer_value'])}",
+        "" if row["ratio"] is None else _figure(row["ratio"]),
         row["target"] or "",
-        verdict,
+        "" if row["met"] is None else _verdict(row)[0],
     )
+
+
+def _verdict(row: dict[str, Any]) -> Words:
+    return MET if row["met"] else MISSED
+
+
+def _headline(headline: Headline, language: int) -> str:
+    colon = COLON[language]
+    row = next(
+        row
+        for row in _rows(headline.results)
+        if row["name"] == headline.row and headline.peer in (None, row["peer"])
+    )
+    peer, target = headline.peer_name, headline.target
+    wanted = row["target"] if target is None else target[language]
+    return _line(
+        headline.what[language],
+        f"{_figure(row['value'])} {headline.unit[language]}".strip(),
+        "" if peer is None else f"{peer[language]}{colon}{_figure(row['peer_value'])}",
+        "" if row["met"] is None else f"{wanted}{colon}{_verdict(row)[language]}",
+        f"`{headline.command}`",
+    )
+
+
+def _line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
@@ -61,7 +97,7 @@ def _figure(value: float | None) -> str:
 
 
 def rewrite(text: str, document: str) -> str:
-    """The document with every table made anew."""
+    """Return the document with every table written from the results files."""
     return BLOCK.sub(lambda match: match[1] + table(match["name"], document) + match[3], text)
 
 

@@ -3,7 +3,7 @@
     python docs/tutorial_machine.py            # two minutes on one core; pictures in docs/images
     python docs/tutorial_machine.py --steps 20 --out /tmp/pictures
 
-The cells (`# %%`) run one by one in an editor that knows them.
+Editors that support `# %%` cells run them one by one.
 """
 
 # %%
@@ -26,8 +26,8 @@ BITS = 16
 
 # %% [markdown]
 # ## A density in two dimensions
-# The flow carries two moons to a standard normal. What it learned is a density: it can be
-# evaluated everywhere, it integrates to 1, and sampling it costs as much as evaluating it.
+# The flow maps two moons to a standard normal. What it learns is a density: it can be evaluated
+# everywhere, it integrates to 1, and sampling it costs as much as evaluating it.
 
 
 # %%
@@ -90,9 +90,9 @@ def draw_flow(flow: EnigmaFlow, test: torch.Tensor, path: Path) -> None:
 
 # %% [markdown]
 # ## A sentence through the machine and back
-# Every character is 16 bits of its code point, a vector of -1 and 1. The machine is exact and its
-# return path undoes the way out: like the historical machine it deciphers with the very setting
-# that enciphered. Not close: the same 32 bits of every number.
+# Every character is the 16 bits of its code point, a vector of -1 and 1. The machine is exact and
+# its return path undoes the way out, so like the historical machine it deciphers with the setting
+# that enciphered: every number comes back with the same 32 bits.
 
 
 # %%
@@ -136,7 +136,7 @@ def draw_machine(path: Path) -> None:
         again = machine(cipher)
         wrong = other(cipher)
     differing = (plain.view(torch.int32) ^ again.view(torch.int32)).ne(0)
-    print(f"plain     {SENTENCE}\nthe machine's signs read as text: {from_bits(cipher)}")
+    print(f"plain     {SENTENCE}\nenciphered, read as text: {from_bits(cipher)}")
     print(f"same key  {from_bits(again)}   ({int(differing.sum())} numbers differ in any bit)")
     print(f"other key {from_bits(wrong)}")
     panels = {

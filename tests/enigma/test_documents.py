@@ -1,5 +1,6 @@
-"""The tutorial runs, and the documentation site builds without a warning."""
+"""The README's example and the tutorial run, and what the documents name exists."""
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -7,7 +8,57 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli.commands import app
+
 REPOSITORY = Path(__file__).resolve().parents[2]
+READMES = ("README.md", "README.zh-CN.md")
+DOCUMENTS = (
+    *READMES,
+    "CONTRIBUTING.md",
+    *(str(path.relative_to(REPOSITORY)) for path in sorted((REPOSITORY / "docs").rglob("*.md"))),
+)
+COMMANDS = {command.callback.__name__ for command in app.registered_commands if command.callback}
+ROOMS = "benchmarks|deploy|docs|enigma|expectations|flows|pipelines|tests"
+
+
+def fenced(document: str, language: str) -> list[str]:
+    """The code blocks of a language in a document."""
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", READMES)
+def test_the_example_of_the_readme_runs_in_eight_lines(document):
+    (example,) = fenced(document, "python")
+    assert len([line for line in example.splitlines() if line]) == 8
+    names: dict[str, object] = {}
+    exec(compile(example, document, "exec"), names)
+    assert names["logits"].shape == (1, 16, 21128)
+    assert names["log_density"].shape == (16,)
+
+
+def test_both_readmes_give_the_same_code_and_commands():
+    for language in ("python", "console"):
+        english, chinese = (
+            [re.sub(r"\s*#.*", "", block) for block in fenced(document, language)]
+            for document in READMES
+        )
+        assert english == chinese
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_modules_paths_and_links_in_a_document_exist(document):
+    path = REPOSITORY / document
+    text = path.read_text(encoding="utf-8")
+    modules = re.findall(rf"python -m ((?:{ROOMS})(?:\.\w+)+)", text)
+    files = {f"{module.replace('.', '/')}.py" for module in modules}
+    files |= set(re.findall(rf"(?<![\w./-])(?:{ROOMS})/[\w./-]*\w", text))
+    missing = {name for name in files if not (REPOSITORY / name).exists()}
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)
+    commands = re.findall(r"^enigma ([a-z]+)", "".join(fenced(document, "console")), re.MULTILINE)
+    missing |= {name for name in commands if name not in COMMANDS}
+    missing |= {link for link in links if not (path.parent / link).exists()}
+    assert not missing
 
 
 @pytest.mark.slow

@@ -1,0 +1,141 @@
+"""The rows of the README's table of results: which row of which file, and what made it."""
+
+from typing import NamedTuple
+
+QUALITY = "python -m benchmarks.language_model.quality data/wiki-zh/shards --tokens 153600"
+MEMORY = "python -m benchmarks.enigma.memory"
+ROUND_TRIP = "python -m benchmarks.enigma.round_trip"
+KILLS = "python -m benchmarks.training.kills"
+DENSITY = (
+    "python -m benchmarks.flow.density --language-model models/sanguo/lm"
+    " --shards data/sanguo/shards"
+)
+ODD_DOCUMENTS = (
+    "python -m benchmarks.flow.odd_documents --language-model models/sanguo/lm"
+    " --shards data/sanguo/shards --documents data/sanguo/documents/test.parquet"
+)
+DATA = "python -m benchmarks.data.speed --corpus wiki.parquet"
+
+
+class Words(NamedTuple):
+    """The same words in both languages of the READMEs."""
+
+    english: str
+    chinese: str
+
+
+class Headline(NamedTuple):
+    """One row of the table.
+
+    `row` and, where the file has several rows of that name, `peer` say which row of the results
+    file it is; `what`, `unit`, `peer_name` and `target` say how it reads.
+    """
+
+    results: str
+    row: str
+    command: str
+    what: Words
+    unit: Words
+    peer_name: Words | None = None
+    peer: str | None = None
+    target: Words | None = None
+
+
+BITS = Words("bits per character", "比特/字")
+MIB = Words("MiB", "MiB")
+GPT_2 = Words("GPT-2", "GPT-2")
+
+HEADLINES = (
+    Headline(
+        "lm_quality",
+        "(b) best recipe, test",
+        QUALITY,
+        Words(
+            "Test text, 2.0 M parameters, mean of 3 seeds",
+            "测试集，200 万参数，3 个随机种子的均值",
+        ),
+        BITS,
+        GPT_2,
+    ),
+    Headline(
+        "memory",
+        "peak, reversible, depth 16",
+        MEMORY,
+        Words("Peak memory of a training step, 16 layers", "16 层模型单步训练的内存峰值"),
+        MIB,
+        Words("plain", "普通反向传播"),
+        peer="plain",
+    ),
+    Headline(
+        "memory",
+        "step, reversible, depth 16",
+        MEMORY,
+        Words("Time of that step", "该步耗时"),
+        Words("ms", "ms"),
+        Words("plain", "普通反向传播"),
+        peer="plain",
+    ),
+    Headline(
+        "memory",
+        "peak, reversible, depth 32",
+        MEMORY,
+        Words("Peak memory, 32 layers", "32 层时的内存峰值"),
+        MIB,
+        Words("4 layers", "4 层"),
+    ),
+    Headline(
+        "round_trip",
+        "core, lifting rotors, exact mode, 1000 steps, float32, x to y to x",
+        ROUND_TRIP,
+        Words(
+            "Relative round-trip error of the core after 1,000 steps, exact mode",
+            "精确模式，训练 1,000 步后核心的往返相对误差",
+        ),
+        Words("", ""),
+    ),
+    Headline(
+        "flows",
+        "sets where the mean test loss is below every peer's",
+        DENSITY,
+        Words(
+            "Density: lowest test loss of seven flows, on the sets it was designed on",
+            "密度估计：七种流中测试损失最低（结构即在这些数据集上选定）",
+        ),
+        Words("of 5 sets", "/ 5 个数据集"),
+        target=Words(">= 4, within one s.e. on the rest", ">= 4，其余在一个标准误之内"),
+    ),
+    Headline(
+        "odd_documents",
+        "mean AUROC",
+        ODD_DOCUMENTS,
+        Words("Planted odd documents ranked above normal ones", "异常文档排在正常文档之前"),
+        Words("AUROC", "AUROC"),
+        Words("Gaussian of the same states", "同样状态的高斯分布"),
+        peer="Gaussian, same states",
+        target=Words(">= 0.95, above the Gaussian", ">= 0.95，且高于高斯分布"),
+    ),
+    Headline(
+        "data",
+        "text to ids, Wikipedia (11.3 MB)",
+        DATA,
+        Words("Text to token ids", "文本转词元 id"),
+        Words("MB/s", "MB/s"),
+        Words("`encode_batch_fast`", "`encode_batch_fast`"),
+        peer="encode_batch_fast",
+    ),
+    Headline(
+        "data",
+        "raw text to clean shards (ours also finds near duplicates and near overlap)",
+        DATA,
+        Words("Raw text to clean shards, 11.3 MB", "原始文本到干净分片，11.3 MB"),
+        Words("s", "s"),
+        Words("`datasets` and a set", "`datasets` 加集合"),
+    ),
+    Headline(
+        "kills",
+        "SIGKILL of the whole tree of dvc repro, weights equal bit for bit",
+        KILLS,
+        Words("Kills after which training ends with the same weights", "被强制终止后权重逐位一致"),
+        Words("of 20", "/ 20 次"),
+    ),
+)
