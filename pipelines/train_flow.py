@@ -6,7 +6,7 @@ States come from training sequences, early stopping looks at validation sequence
 flow is fitted to states whitened by the full-covariance Gaussian that it has to beat:
 before its first step it is that Gaussian, so what it gains is what is not Gaussian
 about the states. A second flow is over the mean states of passages, by which documents
-are scored (`pipelines/flow/documents.py`). A fit takes about a minute and is not
+are scored (`pipelines/flow/document_flow.py`). A fit takes about a minute and is not
 resumed: a killed one starts again, in the same MLflow run.
 """
 
@@ -31,10 +31,11 @@ from pipelines.base.code_hash import code_hash
 from pipelines.base.errors import GateError
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import Workspace
-from pipelines.flow.documents import DIRECTORY, fit_document_flow
+from pipelines.flow.document_flow import DIRECTORY, fit_document_flow
 from pipelines.flow.figures import draw_history
 from pipelines.flow.fit import Evaluation, Fit, fit_state_flow
-from pipelines.flow.states import StateFlow, collect_states, with_noise
+from pipelines.flow.hidden_states import collect_states, with_noise
+from pipelines.flow.state_flow import StateFlow
 from pipelines.language_model.published import load_language_model
 from pipelines.params import TrainFlowParams, load_params
 from pipelines.runs.directory import FINGERPRINT_DIGITS, RunDirectory

@@ -25,7 +25,7 @@ from benchmarks.flow.planted_documents import KINDS, plant
 from benchmarks.record import row, write
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import run_stage
-from pipelines.flow.documents import DocumentFlow, fit_document_flow
+from pipelines.flow.document_flow import DocumentFlow, fit_document_flow
 from pipelines.flow.passages import Floats, Passages, read_passages
 from pipelines.language_model.published import load_language_model
 from pipelines.params import load_params

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.flow.states import collect_states
+from pipelines.flow.hidden_states import collect_states
 from pipelines.language_model.published import load_language_model
 
 Noise = Callable[[Tensor, torch.Generator], Tensor]

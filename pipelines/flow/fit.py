@@ -25,7 +25,7 @@ from pipelines.base.errors import GateError
 from pipelines.base.run_stage import progress
 from pipelines.flow.energy import energy_distance
 from pipelines.flow.gaussian import Gaussian
-from pipelines.flow.states import STATES_PER_BATCH, StateFlow
+from pipelines.flow.state_flow import STATES_PER_BATCH, StateFlow
 from pipelines.params import TrainFlowParams
 
 

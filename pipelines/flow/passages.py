@@ -7,7 +7,8 @@ what is left over at the end of a longer document is not read.
 Shape legend: P passages, B passages of a batch, L length, D dimensions.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,35 +94,53 @@ class Passages:
         return means
 
 
+@torch.no_grad()
 def read_passages(model: "EnigmaForCausalLM", passages: Passages) -> Reading:
-    """Run the language model over passages; what it makes of one does not depend on the others.
+    """Run the language model over passages, each independent of the others.
 
     Args:
         model: In evaluation mode.
-        passages: What is read.
+        passages: What to read.
     """
-    # Passages of like length share a batch, and no state sees the padding behind it.
-    order: Indices = np.argsort([len(ids) for ids in passages.ids], kind="stable")
-    by_length = batches(order, PASSAGES_PER_BATCH)
-    states_PD = torch.empty(len(order), model.config.d)
-    loss_P = torch.empty(len(order), dtype=torch.float64)
-    with torch.no_grad():
-        for batch in progress(by_length, total=len(by_length), unit="batch", label="passages"):
-            ids = [torch.tensor(passages.ids[index]) for index in batch]
-            for index, (state_D, loss) in zip(batch, _read_batch(model, ids), strict=True):
-                states_PD[index], loss_P[index] = state_D, loss
+    states_PD = torch.empty(len(passages.ids), model.config.d)
+    loss_P = torch.empty(len(passages.ids), dtype=torch.float64)
+    for index, states_LD in _states(model, passages):
+        states_PD[index] = _mean(states_LD)
+        loss_P[index] = _loss_nats(model, states_LD, passages.ids[index])
     return Reading(states_PD, loss_P.numpy())
 
 
-def _read_batch(model: "EnigmaForCausalLM", ids: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
-    ids_BL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
-    states_BLD = model.lm.hidden_states(ids_BL)
-    for states_LD, ids_L in zip(states_BLD, ids, strict=True):
-        mine_LD = states_LD[: len(ids_L)]
-        logits_LV = model.lm.logits(mine_LD[:-1]).float()
-        loss = (
-            cross_entropy(logits_LV, ids_L[1:].to(model.device))
-            if len(ids_L) > 1
-            else torch.tensor(float(model.config.vocab_size)).log()
-        )
-        yield mine_LD.float().mean(dim=0).cpu(), loss.double().cpu()
+@torch.no_grad()
+def mean_states(model: "EnigmaForCausalLM", passages: Passages) -> Tensor:
+    """Return the states of `read_passages`, (P, D) float32, without the cost of the losses.
+
+    At the published vocabulary the logits cost more than the states.
+    """
+    states_PD = torch.empty(len(passages.ids), model.config.d)
+    for index, states_LD in _states(model, passages):
+        states_PD[index] = _mean(states_LD)
+    return states_PD
+
+
+def _states(model: "EnigmaForCausalLM", passages: Passages) -> Iterator[tuple[int, Tensor]]:
+    """Yield the index and the final states (L, D) of every passage, shortest first."""
+    # Passages of similar length share a batch, and no state sees the padding behind it.
+    order: Indices = np.argsort([len(ids) for ids in passages.ids], kind="stable")
+    by_length = batches(order, PASSAGES_PER_BATCH)
+    for batch in progress(by_length, total=len(by_length), unit="batch", label="passages"):
+        ids = [torch.tensor(passages.ids[index]) for index in batch]
+        ids_BL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
+        states_BLD = model.lm.hidden_states(ids_BL)
+        for index, ids_L, states_LD in zip(batch, ids, states_BLD, strict=True):
+            yield int(index), states_LD[: len(ids_L)]
+
+
+def _mean(states_LD: Tensor) -> Tensor:
+    return states_LD.float().mean(dim=0).cpu()
+
+
+def _loss_nats(model: "EnigmaForCausalLM", states_LD: Tensor, ids: list[int]) -> float:
+    if len(ids) == 1:
+        return math.log(model.config.vocab_size)
+    logits_LV = model.lm.logits(states_LD[:-1]).float()
+    return float(cross_entropy(logits_LV, torch.tensor(ids[1:], device=model.device)))

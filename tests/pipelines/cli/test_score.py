@@ -13,7 +13,7 @@ from pipelines.base.artifacts import read_json, sha256_file, write_json
 from pipelines.base.errors import UserError
 from pipelines.cli.score import score
 from pipelines.data.text.vocabulary import load_tokenizer
-from pipelines.flow.documents import DIRECTORY, DocumentFlow, Typical, fit_document_flow
+from pipelines.flow.document_flow import DIRECTORY, DocumentFlow, Typical, fit_document_flow
 from pipelines.flow.passages import Passages, read_passages
 from pipelines.language_model.published import model_config
 from pipelines.params import load_params

@@ -22,8 +22,9 @@ from pipelines.base.artifacts import read_json, write_json
 from pipelines.base.errors import UserError
 from pipelines.data.shards import ShardReader
 from pipelines.flow.fit import Evaluation, Fit, fit_state_flow
-from pipelines.flow.passages import Floats, Passages, Reading, read_passages
-from pipelines.flow.states import StateFlow, with_noise
+from pipelines.flow.hidden_states import with_noise
+from pipelines.flow.passages import Floats, Passages, Reading, mean_states, read_passages
+from pipelines.flow.state_flow import StateFlow
 from pipelines.params import TrainFlowParams
 
 if TYPE_CHECKING:
@@ -159,15 +160,17 @@ def fit_document_flow(
     Raises:
         UserError: If there are too few passages for a covariance.
     """
-    train = read_passages(model, Passages.of_split(ShardReader(shards, "train"), params.passages))
-    held_out = read_passages(
-        model, Passages.of_split(ShardReader(shards, "validation"), params.passages)
+    train, validation = (
+        Passages.of_split(ShardReader(shards, split), params.passages)
+        for split in ("train", "validation")
     )
+    train_PD = mean_states(model, train)
+    held_out = read_passages(model, validation)
     noisy_PD = with_noise(
         held_out.states, noise_std=NOISE_STD, split="validation passages", seed=params.seed
     )
     state_flow, result = fit_state_flow(
-        train.states,
+        train_PD,
         noisy_PD,
         # It scores; what it draws is looked at and not used.
         params=params.model_copy(update={"noise_std": NOISE_STD, "energy_weight": 0.0}),

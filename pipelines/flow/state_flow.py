@@ -1,18 +1,11 @@
-"""The states that a flow is fitted to, and the published flow that knows its whitening.
-
-The language model's final states are RMS-normalised: they lie on a sphere scaled by
-the norm's gains, a surface on which a density over all dimensions is infinite. So
-noise of a stated size is added, to train, held-out and test states alike (ADR 4).
+"""The published flow over hidden states, together with its whitening.
 
 Shape legend: N states, D dimensions.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-from zlib import crc32
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,15 +13,9 @@ from torch import Tensor
 from enigma.jacobian_logdet import EnigmaFlow, load_flow, save_flow
 from pipelines.base.artifacts import sha256_file
 from pipelines.base.errors import UserError
-from pipelines.data.shards import ShardReader
 from pipelines.flow.gaussian import Gaussian, standard_normal_log_prob
-from pipelines.flow.hidden_states import HiddenStates, choose_positions, collect
-
-if TYPE_CHECKING:
-    from enigma.modeling_enigma import EnigmaForCausalLM
 
 WHITENING_FILE = "whitening.safetensors"
-SEQUENCES_PER_BATCH = 8
 STATES_PER_BATCH = 1024
 
 
@@ -142,57 +129,6 @@ class StateFlow:
             ) from None
         gaussian = Gaussian(whitening["mean"].double(), whitening["factor"].double())
         return cls(flow.eval().to(device), gaussian)
-
-
-def collect_states(
-    model: "EnigmaForCausalLM",
-    shards: Path,
-    split: str,
-    *,
-    states: int,
-    states_per_sequence: int,
-    seed: int,
-) -> HiddenStates:
-    """Collect final hidden states of a split.
-
-    Args:
-        model: The language model in evaluation mode.
-        shards: The directory of the final shards.
-        split: Which split.
-        states: States wanted.
-        states_per_sequence: States taken of one sequence.
-        seed: Of the choice of positions.
-
-    Returns:
-        States (N, D) float32 with their next tokens; fewer than asked for where
-        the split is small.
-    """
-    reader = ShardReader(shards, split)
-    positions = choose_positions(
-        seed=_seed_for(f"{split} positions", seed),
-        num_sequences=len(reader),
-        sequence_length=reader.sequence_length,
-        states=states,
-        states_per_sequence=states_per_sequence,
-    )
-    return collect(
-        model.lm.hidden_states,
-        reader,
-        positions,
-        batch_size=SEQUENCES_PER_BATCH,
-        device=model.device,
-    )
-
-
-def with_noise(states_ND: Tensor, *, noise_std: float, split: str, seed: int) -> Tensor:
-    """Add white noise that is a function of the seed and the split; (N, D) float32."""
-    generator = torch.Generator().manual_seed(_seed_for(f"{split} noise", seed))
-    return states_ND + noise_std * torch.randn(states_ND.shape, generator=generator)
-
-
-def _seed_for(purpose: str, seed: int) -> int:
-    """One seed for each purpose, so that no two of them share their random numbers."""
-    return int(np.random.SeedSequence([seed, crc32(purpose.encode())]).generate_state(1)[0])
 
 
 def check_language_model(directory: Path, weights_sha256: str) -> None:
