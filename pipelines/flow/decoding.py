@@ -48,8 +48,9 @@ def decode(model: Any, states_ND: Tensor) -> Decoded:
     for batch_ND in torch.split(states_ND, STATES_PER_BATCH):
         log_p_NV = next_token_log_p(model, batch_ND)
         p_NV = log_p_NV.exp()
-        total_V += p_NV.double().sum(dim=0)
-        entropy_nats -= float((p_NV * log_p_NV).double().sum())
+        # Summed over a batch in float32: converting all of it costs more than the head.
+        total_V += p_NV.sum(dim=0)
+        entropy_nats -= float((p_NV * log_p_NV).sum(dim=-1).double().sum())
         likeliest.append(p_NV.argmax(dim=-1))
     count = len(states_ND)
     return Decoded(total_V / count, entropy_nats / count, torch.cat(likeliest))
