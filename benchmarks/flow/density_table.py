@@ -1,7 +1,7 @@
 """The tables of `benchmarks/flow/density.py`, from the runs that are complete.
 
-`detail` has a row for each peer on each set, `summary` the targets: on each set the best peer, and
-the fastest spline. A set that lacks runs is named as missing and enters no comparison.
+`detail` has a row for each peer on each set, `summary` the targets: the best peer on each set, and
+the fastest spline. A set that lacks runs is reported as missing and is not compared.
 """
 
 import math
@@ -22,7 +22,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one model on one set at its best learning rate, one a seed."""
+    """The runs of one model on one set at its best learning rate, one per seed."""
 
     runs: list[Run]
 
@@ -69,7 +69,7 @@ def cells(runs: list[Run], name: str) -> dict[str, Cell]:
 
 
 def detail(runs: list[Run], timed: dict[str, Any]) -> Rows:
-    """A row a peer and set for the test loss, then speed and exactness of every model."""
+    """Return one row per peer and set for the test loss, then speed and exactness of each model."""
     rows = []
     for name in SETS:
         found = cells(runs, name)

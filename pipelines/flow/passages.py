@@ -1,8 +1,8 @@
 """Documents as points in the space of hidden states: the mean of a passage's final states.
 
-A passage has the length that the language model was trained on; a document is as many passages
-as fit into it, or one short one. A mean of few states lies farther out than a mean of many, so
-what is left over at the end of a longer document is not read.
+A passage has the length that the language model was trained on; a document is cut into as many
+whole passages as it holds, or is one short passage. A mean of few states lies farther out than a
+mean of many, so the remainder at the end of a longer document is not read.
 
 Shape legend: P passages, B passages of a batch, L length, D dimensions.
 """
@@ -34,12 +34,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a language model makes of passages.
+    """Mean states and losses of passages under a language model.
 
     Args:
         states: (P, D) float32, the mean final hidden state.
-        loss_nats: (P,) float64, the mean loss of a token; of a passage of one token, which
-            predicts nothing, that of a uniform guess.
+        loss_nats: (P,) float64, the mean loss per token. A passage of one token predicts
+            nothing; its loss is that of a uniform guess.
     """
 
     states: Tensor
@@ -48,12 +48,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Passages:
-    """Documents as token ids, cut.
+    """Documents as passages of token ids.
 
     Args:
         ids: P passages of 1 to L token ids.
-        documents: (P,) int64: the document of each.
-        num_documents: How many there are.
+        documents: (P,) int64, the document of each.
+        num_documents: Number of documents.
     """
 
     ids: list[list[int]]
@@ -74,7 +74,7 @@ class Passages:
             if not tokens:
                 raise UserError(
                     f"document {number + 1} of {len(texts)}: expected text, got none",
-                    "drop documents that are empty or white space only",
+                    "remove documents that are empty or only white space",
                 )
             whole = max(1, len(tokens) // length)
             ids += [tokens[start * length : (start + 1) * length] for start in range(whole)]
@@ -83,12 +83,12 @@ class Passages:
 
     @classmethod
     def of_split(cls, reader: ShardReader, at_most: int) -> "Passages":
-        """Take sequences spread over a split, each as a document of one passage."""
+        """Take evenly spaced sequences of a split, each as a document of one passage."""
         chosen: Indices = evenly_spaced(len(reader), at_most)
         return cls(reader.gather(chosen).tolist(), np.arange(len(chosen)), len(chosen))
 
     def mean_by_document(self, values_P: Floats) -> Floats:
-        """Average what belongs to passages over each document."""
+        """Average values of passages over each document."""
         sums = np.bincount(self.documents, weights=values_P, minlength=self.num_documents)
         means: Floats = sums / np.bincount(self.documents, minlength=self.num_documents)
         return means
@@ -96,11 +96,11 @@ class Passages:
 
 @torch.no_grad()
 def read_passages(model: "EnigmaForCausalLM", passages: Passages) -> Reading:
-    """Run the language model over passages, each independent of the others.
+    """Run the language model over passages; the result of one does not depend on the others.
 
     Args:
-        model: In evaluation mode.
-        passages: What to read.
+        model: The language model in evaluation mode.
+        passages: The passages to read.
     """
     states_PD = torch.empty(len(passages.ids), model.config.d)
     loss_P = torch.empty(len(passages.ids), dtype=torch.float64)
@@ -114,7 +114,7 @@ def read_passages(model: "EnigmaForCausalLM", passages: Passages) -> Reading:
 def mean_states(model: "EnigmaForCausalLM", passages: Passages) -> Tensor:
     """Return the states of `read_passages`, (P, D) float32, without the cost of the losses.
 
-    At the published vocabulary the logits cost more than the states.
+    With a vocabulary of 21,128 the logits cost more than the states.
     """
     states_PD = torch.empty(len(passages.ids), model.config.d)
     for index, states_LD in _states(model, passages):

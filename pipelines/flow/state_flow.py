@@ -34,7 +34,7 @@ class StateFlow:
     gaussian: Gaussian
 
     def to_base(self, states_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Carry states to the base of the flow.
+        """Map states to the base of the flow.
 
         Args:
             states_ND: (N, D) of any floating dtype.
@@ -62,18 +62,18 @@ class StateFlow:
         return self.gaussian.colour(torch.cat(white)).float()
 
     def log_prob(self, states_ND: Tensor) -> Tensor:
-        """Log density in nats, (N,) float64."""
+        """Return log densities in nats, (N,) float64."""
         base_ND, log_det_N = self.to_base(states_ND)
         return standard_normal_log_prob(base_ND.double()) + log_det_N
 
     def sample(self, count: int, *, seed: int, temperature: float = 1.0) -> Tensor:
-        """Draw states; the same for the same seed on every device.
+        """Draw states, the same for the same seed on every device.
 
         Args:
-            count: How many.
-            seed: Of the draw.
-            temperature: Scales the standard deviation of the base: below 1, states that the
-                flow finds more typical (Kingma and Dhariwal, "Glow", 2018, section 6).
+            count: Number of states.
+            seed: Seed of the draw.
+            temperature: Scales the standard deviation of the base; below 1 the states are
+                more typical of the flow (Kingma and Dhariwal, "Glow", 2018, section 6).
 
         Returns:
             (count, D) float32.
@@ -83,14 +83,14 @@ class StateFlow:
         return self.from_base(temperature * base_ND)
 
     def round_trip_error(self, states_ND: Tensor) -> float:
-        """How far states come back from where they are sent, the worse of both directions.
+        """Measure how exactly the flow inverts, in the worse of both directions.
 
         Args:
             states_ND: (N, D) states.
 
         Returns:
-            Of x -> z -> x and of z -> x -> z, the largest error of a coordinate,
-            relative to the largest coordinate. NaN if any value is not a number.
+            The largest error of a coordinate in x -> z -> x and in z -> x -> z, relative
+            to the largest coordinate. NaN if any value is NaN.
         """
         base_ND, _ = self.to_base(states_ND)
         back_ND = self.from_base(base_ND)
@@ -114,7 +114,7 @@ class StateFlow:
 
     @classmethod
     def load(cls, directory: Path, device: torch.device) -> "StateFlow":
-        """Read what `save` wrote; the flow goes to `device`.
+        """Read what `save` wrote, with the flow on `device`.
 
         Raises:
             UserError: If a file is missing.
@@ -124,8 +124,8 @@ class StateFlow:
             whitening = load_file(directory / WHITENING_FILE)
         except FileNotFoundError as error:
             raise UserError(
-                f"expected a flow in {directory}: {error}",
-                "run `dvc repro train_flow`, which makes it",
+                f"expected a flow in {directory}, got none: {error}",
+                "run `dvc repro train_flow`",
             ) from None
         gaussian = Gaussian(whitening["mean"].double(), whitening["factor"].double())
         return cls(flow.eval().to(device), gaussian)
@@ -140,7 +140,7 @@ def check_language_model(directory: Path, weights_sha256: str) -> None:
     got = sha256_file(directory / "model.safetensors")
     if got != weights_sha256:
         raise UserError(
-            f"the flow was fitted to states of a language model with the weights "
-            f"{weights_sha256[:12]}..., {directory} has {got[:12]}...",
+            f"{directory}: expected the language model that the flow was fitted to, with the "
+            f"weights {weights_sha256[:12]}..., got {got[:12]}...",
             "run `dvc repro train_flow`, which fits the flow to this model",
         )

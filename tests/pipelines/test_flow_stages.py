@@ -140,8 +140,11 @@ def test_the_same_inputs_give_the_same_bytes(fitted: Workspace, set_params: Any)
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"alarms": [{"name": "not_causal", "message": "it is not"}]}, "holds alarms: not_causal"),
-        ({"weights_sha256": "0" * 64}, "is of the weights 000000000000"),
+        (
+            {"alarms": [{"name": "not_causal", "message": "it is not"}]},
+            "expected no alarms, got not_causal",
+        ),
+        ({"weights_sha256": "0" * 64}, "got 000000000000"),
     ],
 )
 def test_an_evaluation_with_alarms_or_of_another_model_is_refused(
@@ -179,7 +182,7 @@ def plant(flow: Path, name: str, factor: float) -> None:
 
 
 def test_a_flow_that_does_not_invert_fails_the_stage(fitted: Workspace) -> None:
-    # So far from orthogonal that float32 cannot come back.
+    # So far from orthogonal that float32 cannot invert it.
     plant(fitted.flow, "enigma.rotors.layers.0.packed", 800.0)
     with pytest.raises(GateError, match="flow_round_trip"):
         sample_flow()

@@ -140,5 +140,5 @@ def test_a_flow_of_another_language_model_or_without_documents_is_refused(
     with pytest.raises(UserError, match="expected a flow over documents"):
         score(str(source), models=bare, output=None, top=1)
     write_json(bare / "flow" / "flow_training.json", {"lm_weights_sha256": "0" * 64})
-    with pytest.raises(UserError, match="the flow was fitted to states of"):
+    with pytest.raises(UserError, match="the language model that the flow was fitted to"):
         score(str(source), models=bare, output=None, top=1)
