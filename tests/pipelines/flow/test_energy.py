@@ -7,8 +7,10 @@ from pipelines.flow.energy import energy_distance
 from tests.pipelines.flow.points import points
 
 
-def test_it_is_that_of_the_definition() -> None:
-    first_ND, second_MD = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [4.0], [6.0]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_is_that_of_the_definition(dtype: torch.dtype) -> None:
+    first_ND = torch.tensor([[0.0], [1.0]], dtype=dtype)
+    second_MD = torch.tensor([[2.0], [4.0], [6.0]], dtype=dtype)
     # 2 x 3.5 between, 1 and 8 / 3 within.
     assert energy_distance(first_ND, second_MD).item() == pytest.approx(7 - 1 - 8 / 3)
 
