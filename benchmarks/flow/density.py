@@ -84,12 +84,12 @@ WIDTHS: dict[str, dict[str, tuple[int, int]]] = {
         "normflows RQS + LU": (27, 27),
     },
 }
-"""The two hidden widths of each model on each set; ours and RQS use only the first."""
+"""The two hidden widths of each model on each set; EnigmaFlow and RQS use only the first."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "torus": {"num_rev_blocks": 3, "num_bins": 9},
     "states": {"coupling": "affine"},
 }
-"""Settings of ours where not the defaults: on the torus no width of two blocks is within 1 % of all
+"""Our settings that are not defaults: on the torus no width of two blocks is within 1 % of all
 peers; on states it is the flow of `train_flow`."""
 
 
@@ -106,12 +106,12 @@ def train(name: str, data: FlowSet, spec: dict[str, Any]) -> dict[str, Any]:
     """Run one training from its seed to its results.
 
     Args:
-        name: Of the set.
+        name: Name of the set.
         data: The set.
         spec: `model`, `lr`, `seed`.
 
     Returns:
-        `spec` with losses in nats, and what the trained flow's inverse and log-determinant miss.
+        `spec` with losses in nats, and the errors of the inverse and of the log-determinant.
     """
     torch.manual_seed(spec["seed"])
     model = made(name, data, spec["model"])

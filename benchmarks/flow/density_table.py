@@ -49,13 +49,13 @@ class Cell:
 
 
 def best_lr(grid: list[Run]) -> float:
-    """The learning rate with the lowest validation loss; a loss that is not finite is None."""
+    """Return the learning rate of the lowest validation loss; None is a loss that is not finite."""
     finite = [run for run in grid if run["validation_nll_nats"] is not None]
     return float(min(finite, key=lambda run: run["validation_nll_nats"])["lr"])
 
 
 def cells(runs: list[Run], name: str) -> dict[str, Cell]:
-    """The complete cells of a set by model."""
+    """Return the complete cells of a set by model."""
     found = {}
     for model in MODELS:
         mine = [run for run in runs if (run["set"], run["model"]) == (name, model)]
@@ -89,7 +89,7 @@ def detail(runs: list[Run], timed: dict[str, Any]) -> Rows:
 
 
 def summary(runs: list[Run], timed: dict[str, Any]) -> Rows:
-    """The targets, met or missed."""
+    """Return the targets, met or missed."""
     rows, wins, ties = [], 0, 0
     complete = {name: cells(runs, name) for name in SETS}
     for name, found in complete.items():

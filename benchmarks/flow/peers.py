@@ -1,8 +1,8 @@
 """The flows that are compared: EnigmaFlow, and peers from zuko and normflows as they come.
 
 Settings are the packages' defaults except for the number of transforms, the hidden widths, random
-orders where the package offers them, and the domain of splines, [-5, 5] for all. Ours gets what its
-documentation asks for: whether the axes of the data have a meaning.
+orders where the package offers them, and the domain of splines, [-5, 5] for all. EnigmaFlow is told
+what its documentation asks for: whether the axes of the data have a meaning.
 """
 
 from collections.abc import Callable

@@ -179,10 +179,10 @@ def _log_mixture(x_ND: Tensor, centres_TD: Tensor, std: float) -> Tensor:
 
 
 def _states(language_model: Path, shards: Path) -> FlowSet:
-    """Final hidden states of a language model on the principal axes of the training states.
+    """Project a language model's final hidden states onto the widest principal axes.
 
-    In all dimensions they lie on a surface, and need noise to have a density (ADR 4); their
-    shadow on the widest axes has one.
+    In all dimensions they lie on a surface and need noise to have a density (ADR 4); their
+    projection has one without.
     """
     model = load_language_model(language_model)
     train, validation, test = (

@@ -1,4 +1,4 @@
-"""What states mean: the tokens that the language model's head predicts from them.
+"""Decoding of states: the tokens that the language model's head predicts from them.
 
 Shape legend: N states, D dimensions, V vocabulary.
 """

@@ -31,7 +31,7 @@ from pipelines.params import TrainFlowParams
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of the history; nats per dimension, in the space the states came in.
+    """One row of the history, in nats per dimension of the space before whitening.
 
     Args:
         step: Optimiser steps so far.

@@ -87,7 +87,7 @@ class Gaussian:
         return white_ND.double() @ self.factor.T + self.mean
 
     def log_prob(self, states_ND: Tensor) -> Tensor:
-        """Log density of each state in nats, (N,) float64."""
+        """Return the log density of each state in nats, (N,) float64."""
         return standard_normal_log_prob(self.whiten(states_ND)) - self.log_det
 
     def sample(self, count: int, *, seed: int) -> Tensor:
@@ -97,6 +97,6 @@ class Gaussian:
 
 
 def standard_normal_log_prob(white_ND: Tensor) -> Tensor:
-    """Log density of N(0, 1) in nats, (N,)."""
+    """Return the log density of N(0, 1) in nats, (N,)."""
     num_dims = white_ND.shape[-1]
     return -0.5 * (white_ND.square().sum(dim=-1) + num_dims * log(2 * pi))

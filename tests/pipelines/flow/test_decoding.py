@@ -1,4 +1,4 @@
-"""What the head reads from states, and how the comparison is counted."""
+"""The head decodes states, and the table shows the most frequent tokens."""
 
 import math
 

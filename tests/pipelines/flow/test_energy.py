@@ -8,14 +8,14 @@ from tests.pipelines.flow.points import points
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_it_is_that_of_the_definition(dtype: torch.dtype) -> None:
+def test_it_matches_the_definition(dtype: torch.dtype) -> None:
     first_ND = torch.tensor([[0.0], [1.0]], dtype=dtype)
     second_MD = torch.tensor([[2.0], [4.0], [6.0]], dtype=dtype)
     # 2 x 3.5 between, 1 and 8 / 3 within.
     assert energy_distance(first_ND, second_MD).item() == pytest.approx(7 - 1 - 8 / 3)
 
 
-def test_clouds_of_one_distribution_are_at_no_distance() -> None:
+def test_the_distance_of_equal_distributions_is_zero_on_average() -> None:
     found = [energy_distance(points(seed), points(seed + 100)).item() for seed in range(8)]
     assert min(found) < 0.0 < max(found), "it has no bias"
     assert max(abs(one) for one in found) < 0.02

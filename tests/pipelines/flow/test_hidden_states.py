@@ -1,4 +1,4 @@
-"""Hidden states are taken where the seed says, and nowhere else."""
+"""Hidden states are read at the positions that the seed determines."""
 
 import numpy as np
 import pytest

@@ -17,7 +17,7 @@ from pipelines.flow.quality import (
 from tests.pipelines.flow.points import points
 
 
-def test_the_classifier_tells_what_differs_and_nothing_else() -> None:
+def test_the_classifier_tells_apart_only_what_differs() -> None:
     assert two_sample_auc(points(0), points(1), seed=0) == pytest.approx(0.5, abs=0.06)
     assert two_sample_auc(points(0), points(1, mean=2.0), seed=0) > 0.97
     # Neither means nor widths differ here: only that the points lie on a sphere.
@@ -25,7 +25,7 @@ def test_the_classifier_tells_what_differs_and_nothing_else() -> None:
     assert two_sample_auc(points(0, count=2000), on_sphere_ND, seed=0) > 0.7
 
 
-def test_texts_alike_within_themselves_do_not_make_halves_differ_less() -> None:
+def test_sequences_of_similar_states_do_not_make_clouds_look_different() -> None:
     """States cluster by sequence: a classifier that saw half of each would know the other half."""
     of_sequence_SD = 5 * points(0, count=40)
     real_SKD = of_sequence_SD[:, None] + 0.01 * points(1, count=800).view(40, 20, 4)
@@ -52,7 +52,7 @@ def reading(probabilities: list[float]) -> Decoded:
     return Decoded(torch.tensor(probabilities, dtype=torch.float64), 0.5, tokens_N)
 
 
-def test_predictions_are_compared_with_what_truly_came() -> None:
+def test_predictions_are_compared_with_the_true_next_tokens() -> None:
     decoded = {
         "real": reading([0.5, 0.5, 0.0]),
         "flow": reading([0.5, 0.5, 0.0]),

@@ -21,7 +21,7 @@ def gaussian_flow() -> StateFlow:
 
 
 @given(seed=st.integers(0, 10_000))
-def test_a_turn_keeps_ends_pace_and_length(seed: int) -> None:
+def test_a_rotation_keeps_ends_speed_and_length(seed: int) -> None:
     start_D, end_D = torch.randn(
         2, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
@@ -34,12 +34,12 @@ def test_a_turn_keeps_ends_pace_and_length(seed: int) -> None:
     assert torch.allclose(cosines, cosines[0].expand(4))
 
 
-def test_a_turn_between_equal_directions_is_a_straight_line() -> None:
+def test_a_rotation_between_equal_directions_is_a_straight_line() -> None:
     path_KD = slerp(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 3.0]), torch.tensor([0.0, 0.5, 1]))
     assert path_KD.tolist() == [[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]]
 
 
-def test_the_way_through_the_base_stays_where_texts_lie(gaussian_flow: StateFlow) -> None:
+def test_the_path_through_the_base_stays_where_texts_are(gaussian_flow: StateFlow) -> None:
     ends_2D = torch.tensor([[20.0, 2.0, 0.0, 0.0], [-20.0, 0.0, 2.0, 0.0]])
     walk = walk_between(gaussian_flow, ends_2D, steps=5)
     assert torch.allclose(walk.states[[0, -1]], ends_2D, atol=1e-4)
