@@ -1,20 +1,19 @@
-"""Stage `sample_flow`: samples of the flow, decoded through the language model's head.
+"""Stage `sample_flow`: sample the flow, and decode the samples through the language model's head.
 
     python -m pipelines.sample_flow
 
-Test negative log-likelihood against the full-covariance Gaussian, round trip, and how
-far samples resemble real states: moments, energy distance, a two-sample classifier, decoded
-tokens, temperatures, documents, pictures. A round trip out of bounds fails the stage; losing
-against the Gaussian does not (promotion refuses it).
+Reports test negative log-likelihood against the full-covariance Gaussian, the round-trip error,
+and how far samples are from real states: moments, energy distance, a two-sample classifier,
+decoded tokens, temperatures, documents, figures. A round-trip error out of bounds fails the stage;
+losing to the Gaussian does not (promotion refuses it).
 
-Shape legend: N states, D dimensions, V vocabulary.
+Shape legend: N states, M samples, D dimensions.
 """
 
 import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,36 +28,39 @@ from pipelines.base.artifacts import (
 from pipelines.base.errors import GateError
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import Workspace
-from pipelines.flow.decoding import Decoded, decode, markdown
-from pipelines.flow.documents import DIRECTORY, DocumentFlow
+from pipelines.flow.clouds import Cloud, CloudReader
+from pipelines.flow.decoding import draw_tokens, token_table
+from pipelines.flow.document_flow import DIRECTORY, DocumentFlow
+from pipelines.flow.document_report import DocumentReport, describe_documents
+from pipelines.flow.evaluation_set import EvaluationSet, read_evaluation_set
 from pipelines.flow.figures import draw_samples, draw_walk
-from pipelines.flow.judged import JudgedStates, judged_states
 from pipelines.flow.quality import distances, divergences, moments, temperature_table
-from pipelines.flow.states import StateFlow, check_language_model
-from pipelines.flow.walk import DocumentReport, describe_documents
+from pipelines.flow.state_flow import StateFlow, check_language_model
 from pipelines.language_model.losses import LOSSES_FILE
 from pipelines.language_model.published import load_language_model
 from pipelines.params import SampleFlowParams, load_params
 from pipelines.tracking.store import RunLog
 
-if TYPE_CHECKING:
-    from enigma.modeling_enigma import EnigmaForCausalLM
-
 logger = logging.getLogger(__name__)
 
-Reading = tuple[Tensor, Decoded]
-"""(M, D) samples, and what the head reads from them."""
+LOGGED_METRICS = (
+    "test_nll_nats_per_dim",
+    "gaussian_test_nll_nats_per_dim",
+    "round_trip_error",
+    "energy_distance",
+    "two_sample_auc",
+    "true_jensen_shannon_bits",
+)
 
 
 def main() -> None:
     """Sample the flow of the profile in use; a bad round trip ends in exit code 1."""
     params = load_params()
-    workspace = Workspace(params.name)
-    sample_flow(workspace, params.profile.sample_flow)
+    sample_flow(Workspace(params.name), params.profile.sample_flow)
 
 
 def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
-    """Draw, compare, report.
+    """Sample, compare with real states, report.
 
     Args:
         workspace: Where shards, models and outputs are.
@@ -73,86 +75,68 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
     facts = read_json(workspace.flow / "flow_training.json")
     check_language_model(workspace.language_model, facts["lm_weights_sha256"])
     model = load_language_model(workspace.language_model)
-    state_flow = StateFlow.load(workspace.flow, model.device)
-    judged = judged_states(model, workspace.shards, params, noise_std=facts["noise_std"])
-    real_ND = judged.states
-    clouds = {
-        "real": real_ND,
-        "flow": state_flow.sample(params.samples, seed=params.seed),
-        "Gaussian": state_flow.gaussian.sample(params.samples, seed=params.seed),
-    }
-    check_samples(clouds["flow"])
-    decoded = {name: decode(model, cloud, seed=params.seed) for name, cloud in clouds.items()}
-    flow_N, gaussian_N = judged.log_likelihoods(state_flow)
     tokenizer = AutoTokenizer.from_pretrained(workspace.language_model)
-    flow = DocumentFlow.load(workspace.flow / DIRECTORY, model.device)
+    state_flow = StateFlow.load(workspace.flow, model.device)
+    document_flow = DocumentFlow.load(workspace.flow / DIRECTORY, model.device)
+    test = read_evaluation_set(model, workspace.shards, params, noise_std=facts["noise_std"])
+
+    reader = CloudReader(model, state_flow)
+    clouds = {
+        "real": reader.read(test.states),
+        "flow": reader.sample_flow(params.samples, seed=params.seed),
+        "Gaussian": reader.sample_gaussian(params.samples, seed=params.seed),
+    }
     documents = describe_documents(
-        model, tokenizer, flow, workspace.shards, passages=params.passages, seed=params.seed
-    )
-    metrics: dict[str, float] = {
-        **likelihoods(flow_N, gaussian_N, real_ND.shape[1]),
-        "round_trip_error": state_flow.round_trip_error(torch.cat((real_ND, clouds["flow"]))),
-        "max_round_trip_error": params.max_round_trip_error,
-        **moments(real_ND, clouds["flow"]),
-        **_distances(state_flow, judged, clouds, seed=params.seed),
-        **divergences(decoded, judged.next_tokens),
+        model, tokenizer, document_flow, workspace.shards,
+        passages=params.passages, seed=params.seed,
+    )  # fmt: skip
+    flow_N, gaussian_N = test.log_likelihoods(state_flow)
+    metrics = {
+        **likelihoods(flow_N, gaussian_N, test.states.shape[1]),
+        **_compare(state_flow, test, clouds, params),
         **documents.metrics,
         "samples": params.samples,
-        "test_states": len(real_ND),
+        "test_states": len(test.states),
         "noise_std": facts["noise_std"],
     }
-    names = {
-        "flow_weights_sha256": sha256_file(workspace.flow / "flow.safetensors"),
-        "evaluation_set_sha256": judged.evaluation_set_sha256,
-    }
     tables = {
-        "decoded.md": markdown(tokenizer, judged.next_tokens, decoded["real"], decoded["flow"]),
-        "temperatures.md": _temperatures(
-            model, state_flow, judged, params, (clouds["flow"], decoded["flow"])
-        ),
+        "decoded.md": _decoded(model, tokenizer, test, clouds, seed=params.seed),
+        "temperatures.md": _temperatures(reader, test, clouds, params),
         "documents.md": documents.markdown,
     }
     report = workspace.report("sample_flow")
-    judged.losses_of(flow_N, gaussian_N).write(report / LOSSES_FILE)
-    _write(report, metrics, names, tables, lambda directory: _draw(clouds, documents, directory))
+    hashes = {
+        "flow_weights_sha256": sha256_file(workspace.flow / "flow.safetensors"),
+        "evaluation_set_sha256": test.sha256,
+    }
+    test.losses_of(flow_N, gaussian_N).write(report / LOSSES_FILE)
+    write_json(report / "metrics.json", _none_for_nan(metrics) | hashes)
+    _publish_figures(report / "figures", clouds, documents, tables)
     _log(workspace.profile, facts["mlflow_run_id"], metrics, report)
-    _say(metrics)
     check_round_trip(metrics["round_trip_error"], params.max_round_trip_error)
 
 
-def _write(
-    report: Path,
-    metrics: dict[str, float],
-    names: dict[str, str],
-    tables: dict[str, str],
-    draw: Callable[[Path], None],
-) -> None:
-    numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-    write_json(report / "metrics.json", numbers | names)
-    with publish_directory(report / "figures") as figures:
-        draw(figures)
-        for name, text in tables.items():
-            write_text(figures / name, text)
+def likelihoods(flow_N: Tensor, gaussian_N: Tensor, num_dims: int) -> dict[str, float]:
+    """Return negative log-likelihoods in nats per dimension with standard errors.
 
+    Args:
+        flow_N: (N,) log densities of states under the flow, nats.
+        gaussian_N: (N,) likewise under its Gaussian.
+        num_dims: Dimensions of the states.
 
-def _draw(clouds: dict[str, Tensor], documents: DocumentReport, directory: Path) -> None:
-    draw_samples(clouds, directory)
-    draw_walk(documents.walk, directory)
-
-
-def check_samples(sampled_ND: Tensor) -> None:
-    """Refuse a flow whose samples are not numbers; nothing can be said about them.
-
-    Raises:
-        GateError: `flow_samples`.
+    Returns:
+        Mean and standard error of each, and of their difference state by state. States
+        of one sequence are not independent, so the errors are lower bounds.
     """
-    broken = int((~sampled_ND.isfinite().all(dim=1)).sum())
-    if broken:
-        raise GateError(
-            "flow_samples",
-            f"{broken} of {len(sampled_ND)} samples hold NaN or infinity",
-            "lower train_flow.learning_rate, or take fewer blocks",
-        )
+    found = {}
+    for name, values_N in (
+        ("test_nll", -flow_N / num_dims),
+        ("gaussian_test_nll", -gaussian_N / num_dims),
+        ("gain_over_gaussian", (flow_N - gaussian_N) / num_dims),
+    ):
+        found[f"{name}_nats_per_dim"] = float(values_N.mean())
+        found[f"{name}_standard_error"] = float(values_N.std() / math.sqrt(len(values_N)))
+    return found
 
 
 def check_round_trip(error: float, bound: float) -> None:
@@ -164,84 +148,74 @@ def check_round_trip(error: float, bound: float) -> None:
     if not error <= bound:
         raise GateError(
             "flow_round_trip",
-            f"relative error {error:.2e} is above {bound:.2e}",
-            "lower train_flow.learning_rate, or take fewer blocks",
+            f"expected a relative error of at most {bound:.2e}, got {error:.2e}",
+            "lower train_flow.learning_rate, or use fewer blocks (train_flow.num_blocks)",
         )
 
 
-def likelihoods(flow_N: Tensor, gaussian_N: Tensor, num_dims: int) -> dict[str, float]:
-    """Negative log-likelihood in nats per dimension with standard errors, flow and Gaussian.
-
-    Args:
-        flow_N: (N,) log densities of states by the flow, nats.
-        gaussian_N: (N,) by its Gaussian.
-        num_dims: Of the states.
-
-    Returns:
-        Mean and standard error of each, and of their difference state by state. States
-        of one sequence are not independent, so the errors are lower bounds.
-    """
-    figures = {}
-    for name, values_N in (
-        ("test_nll", -flow_N / num_dims),
-        ("gaussian_test_nll", -gaussian_N / num_dims),
-        ("gain_over_gaussian", (flow_N - gaussian_N) / num_dims),
-    ):
-        figures[f"{name}_nats_per_dim"] = float(values_N.mean())
-        figures[f"{name}_standard_error"] = float(values_N.std() / math.sqrt(len(values_N)))
-    return figures
-
-
-def _distances(
-    state_flow: StateFlow, judged: JudgedStates, clouds: dict[str, Tensor], *, seed: int
+def _compare(
+    state_flow: StateFlow, test: EvaluationSet, clouds: dict[str, Cloud], params: SampleFlowParams
 ) -> dict[str, float]:
-    """Compare clouds where no direction weighs more than another."""
-    white = {name: state_flow.gaussian.whiten(cloud_ND) for name, cloud_ND in clouds.items()}
-    real_SKD = white["real"].view(*judged.positions.offsets.shape, -1)
-    return distances(real_SKD, {"": white["flow"], "gaussian_": white["Gaussian"]}, seed=seed)
+    """Compare samples of the flow and of the Gaussian with real states."""
+    real, flow, gaussian = clouds["real"], clouds["flow"], clouds["Gaussian"]
+    real_white_SKD = real.white.view(*test.positions.offsets.shape, -1)
+    return {
+        "round_trip_error": state_flow.round_trip_error(torch.cat((real.states, flow.states))),
+        "max_round_trip_error": params.max_round_trip_error,
+        **moments(real.states, flow.states),
+        **distances(
+            real_white_SKD, {"": flow.white, "gaussian_": gaussian.white}, seed=params.seed
+        ),
+        **divergences({name: cloud.decoded for name, cloud in clouds.items()}, test.next_tokens),
+    }
+
+
+def _decoded(
+    model: Any, tokenizer: Any, test: EvaluationSet, clouds: dict[str, Cloud], *, seed: int
+) -> str:
+    """Tabulate the tokens that are read from real states and from samples."""
+    columns = {"true next token": test.next_tokens}
+    for title, name in (("real states", "real"), ("samples", "flow")):
+        columns[f"{title}, likeliest"] = clouds[name].decoded.likeliest
+        columns[f"{title}, drawn"] = draw_tokens(model, clouds[name].states, seed=seed)
+    return token_table(tokenizer, columns)
 
 
 def _temperatures(
-    model: "EnigmaForCausalLM",
-    state_flow: StateFlow,
-    judged: JudgedStates,
-    params: SampleFlowParams,
-    at_one: Reading,
+    reader: CloudReader, test: EvaluationSet, clouds: dict[str, Cloud], params: SampleFlowParams
 ) -> str:
-    """The table of temperatures, of which the samples of 1 have been read already."""
-
-    def read_at(temperature: float) -> Reading:
-        if temperature == 1:
-            return at_one
-        sampled_ND = state_flow.sample(params.samples, seed=params.seed, temperature=temperature)
-        return sampled_ND, decode(model, sampled_ND, seed=params.seed)
-
-    def whitened_at(temperature: float) -> Reading:
-        sampled_ND, decoded = read_at(temperature)
-        return state_flow.gaussian.whiten(sampled_ND), decoded
-
-    real_ND = state_flow.gaussian.whiten(judged.states)
-    rows = temperature_table(whitened_at, params.temperatures, real_ND, judged.next_tokens)
+    """Tabulate samples by temperature; those at temperature 1 are there already."""
+    samples = {
+        temperature: clouds["flow"]
+        if temperature == 1
+        else reader.sample_flow(params.samples, seed=params.seed, temperature=temperature)
+        for temperature in params.temperatures
+    }
+    rows = temperature_table(samples, clouds["real"].white, test.next_tokens)
     return f"# Samples by temperature\n\n{rows}"
 
 
+def _publish_figures(
+    directory: Path, clouds: dict[str, Cloud], documents: DocumentReport, tables: dict[str, str]
+) -> None:
+    with publish_directory(directory) as building:
+        draw_samples({name: cloud.states for name, cloud in clouds.items()}, building)
+        draw_walk(documents.walk, building)
+        for name, text in tables.items():
+            write_text(building / name, text)
+
+
+def _none_for_nan(metrics: dict[str, float]) -> dict[str, Any]:
+    """Replace what JSON cannot hold."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
 def _log(profile: str, run_id: str | None, metrics: dict[str, float], report: Path) -> None:
-    """Put the figures into the MLflow run of the fit."""
+    """Add the results to the MLflow run of the fit, and log a summary line."""
     run_log = RunLog.open(run_name=f"train_flow/{profile}", params={}, tags={}, run_id=run_id)
-    names = (
-        "test_nll_nats_per_dim",
-        "gaussian_test_nll_nats_per_dim",
-        "round_trip_error",
-        "energy_distance",
-        "two_sample_auc",
-        "true_jensen_shannon_bits",
-    )
-    run_log.log(0, {name: metrics[name] for name in names})
+    run_log.log(0, {name: metrics[name] for name in LOGGED_METRICS})
     run_log.artifact(report / "figures", "samples")
     run_log.finish("FINISHED")
-
-
-def _say(metrics: dict[str, float]) -> None:
     gain = metrics["gain_over_gaussian_nats_per_dim"]
     logger.info(
         "test: the flow %s the Gaussian by %.4f +- %.4f nats per dimension; round trip %.1e",

@@ -1,13 +1,12 @@
-"""Stage `train_flow`: normalizing flows over the language model's final hidden states.
+"""Stage `train_flow`: fit normalizing flows to the language model's final hidden states.
 
     python -m pipelines.train_flow
 
-States come from training sequences, early stopping looks at validation sequences. The
-flow is fitted to states whitened by the full-covariance Gaussian that it has to beat:
-before its first step it is that Gaussian, so what it gains is what is not Gaussian
-about the states. A second flow is over the mean states of passages, by which documents
-are scored (`pipelines/flow/documents.py`). A fit takes about a minute and is not
-resumed: a killed one starts again, in the same MLflow run.
+States are read from training sequences; early stopping uses validation sequences. The flow is
+fitted to states whitened by the full-covariance Gaussian that it has to beat: before its first
+step it is that Gaussian, so whatever it gains is not Gaussian. A second flow, over the mean states
+of passages, scores documents (`pipelines/flow/document_flow.py`). A fit takes about a minute and is
+not resumed: if it is killed, it starts again in the same MLflow run.
 """
 
 import csv
@@ -31,10 +30,11 @@ from pipelines.base.code_hash import code_hash
 from pipelines.base.errors import GateError
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import Workspace
-from pipelines.flow.documents import DIRECTORY, fit_document_flow
+from pipelines.flow.document_flow import DIRECTORY, fit_document_flow
 from pipelines.flow.figures import draw_history
 from pipelines.flow.fit import Evaluation, Fit, fit_state_flow
-from pipelines.flow.states import StateFlow, collect_states, with_noise
+from pipelines.flow.hidden_states import collect_states, with_noise
+from pipelines.flow.state_flow import StateFlow
 from pipelines.language_model.published import load_language_model
 from pipelines.params import TrainFlowParams, load_params
 from pipelines.runs.directory import FINGERPRINT_DIGITS, RunDirectory
@@ -50,12 +50,11 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Fit and publish the flow of the profile in use."""
     params = load_params()
-    workspace = Workspace(params.name)
-    train_flow(workspace, params.profile.train_flow)
+    train_flow(Workspace(params.name), params.profile.train_flow)
 
 
 def check_evaluation(path: Path, weights_sha256: str) -> None:
-    """Refuse a language model whose evaluation raised an alarm, or is another model's.
+    """Refuse a language model whose evaluation raised an alarm or is of other weights.
 
     Raises:
         GateError: `evaluation`.
@@ -64,13 +63,13 @@ def check_evaluation(path: Path, weights_sha256: str) -> None:
     if evaluation["alarms"]:
         names = ", ".join(alarm["name"] for alarm in evaluation["alarms"])
         raise GateError(
-            "evaluation", f"{path} holds alarms: {names}", "mend the language model first"
+            "evaluation", f"{path}: expected no alarms, got {names}", "fix the language model first"
         )
     if evaluation["weights_sha256"] != weights_sha256:
         raise GateError(
             "evaluation",
-            f"{path} is of the weights {evaluation['weights_sha256'][:12]}..., "
-            f"the language model has {weights_sha256[:12]}...",
+            f"{path}: expected the weights {weights_sha256[:12]}... of the language model, "
+            f"got {evaluation['weights_sha256'][:12]}...",
             "run `dvc repro evaluate` on this model",
         )
 
@@ -123,7 +122,7 @@ def train_flow(workspace: Workspace, params: TrainFlowParams) -> None:
 
 
 def lineage(workspace: Workspace) -> dict[str, str]:
-    """Which language model and which data the flow belongs to."""
+    """Return which language model and which data the flow is fitted to."""
     training = read_json(workspace.language_model / "training.json")
     return {
         "lm_fingerprint": training["fingerprint"],
@@ -135,13 +134,13 @@ def lineage(workspace: Workspace) -> dict[str, str]:
 def fit_states(
     model: "EnigmaForCausalLM", workspace: Workspace, params: TrainFlowParams, run_log: RunLog
 ) -> tuple[StateFlow, Fit, dict[str, float]]:
-    """Collect states and fit the flow to them; nothing is written.
+    """Collect states and fit the flow to them; nothing is written to disk.
 
     Args:
         model: The language model in evaluation mode.
-        workspace: Where shards are.
+        workspace: Where the shards are.
         params: The recipe.
-        run_log: Gets a record for each evaluation.
+        run_log: Records each evaluation.
 
     Returns:
         The flow, the course of the fit, and the metrics.
@@ -186,10 +185,10 @@ def fit_states(
 def _open_run(
     profile: str, runs: Path, facts: dict[str, str], params: TrainFlowParams
 ) -> tuple[RunDirectory, RunLog]:
-    """Open the MLflow run of these inputs: the same inputs find the same run again.
+    """Open the MLflow run of these inputs; the same inputs open the same run again.
 
-    A run of its own for every repetition would change `flow_training.json`, and with
-    it every stage and every registered version behind it, though nothing else differs.
+    A new run for every repetition would change `flow_training.json`, and with it every
+    later stage and registered version, although nothing else differs.
     """
     decisive = {
         **facts,
@@ -224,7 +223,7 @@ def _report(directory: Path, result: Fit, metrics: dict[str, float], run_log: Ru
 
 
 def _gain(course: Fit) -> dict[str, float]:
-    """How much the flow over passages gains; before its first step it is its Gaussian."""
+    """Return the gain of the flow over passages; before its first step it is its Gaussian."""
     best = course.best
     return {
         "validation_nll_nats_per_dim": best.validation_nll_nats_per_dim,

@@ -159,9 +159,9 @@ def _write_flow(directory: Path) -> None:
     import torch
 
     from enigma.jacobian_logdet import EnigmaFlow
-    from pipelines.flow.documents import DIRECTORY, DocumentFlow, Typical
+    from pipelines.flow.document_flow import DIRECTORY, DocumentFlow, Typical
     from pipelines.flow.gaussian import Gaussian
-    from pipelines.flow.states import StateFlow
+    from pipelines.flow.state_flow import StateFlow
 
     flow = EnigmaFlow.build(16, 1, coupling="affine", hidden_channels=8)
     whitening = Gaussian(torch.zeros(16).double(), torch.eye(16).double())

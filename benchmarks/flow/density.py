@@ -1,14 +1,15 @@
-"""How well EnigmaFlow estimates densities, beside the flows of zuko and normflows.
+"""Compare the density estimates of EnigmaFlow with those of flows from zuko and normflows.
 
     OMP_NUM_THREADS=1 python -m benchmarks.flow.density --language-model models/sanguo/lm \
         --shards data/sanguo/shards
 
-All have the same parameters (within 1 %), batch, steps, optimiser, schedule and data; the
-learning rate of each is the best of one grid on validation at seed 0; then come two more seeds.
-Every run keeps the weights of its best validation, and its test loss is of those. A run that is
-complete is one file under `runs/flows/`: interrupt, and the same command goes on. The files know
-the sizes and the recipe, not the code of the flow: delete them if that changes. Seconds are
-processor seconds. Without a language model the set "states" is left out.
+All have the same number of parameters (within 1 %), batch, steps, optimiser, schedule and data. The
+learning rate of each is the best on validation of one grid at seed 0; two more seeds follow. Every
+run keeps the weights of its best validation loss, and the test loss is measured with those. A
+complete run is one file under `runs/flows/`: an interrupted benchmark resumes with the same
+command. The name of the folder depends on sizes and recipe, not on the code of the flow: delete
+the files if that changes. Seconds are processor seconds. Without a language model the set "states"
+is skipped.
 """
 
 import argparse
@@ -83,17 +84,17 @@ WIDTHS: dict[str, dict[str, tuple[int, int]]] = {
         "normflows RQS + LU": (27, 27),
     },
 }
-"""The two hidden widths of each model on each set; ours and RQS take the first alone."""
+"""The two hidden widths of each model on each set; EnigmaFlow and RQS use only the first."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "torus": {"num_rev_blocks": 3, "num_bins": 9},
     "states": {"coupling": "affine"},
 }
-"""Of ours, where not the defaults: on the torus two blocks of no width are within 1 % of all peers;
-on states it is the flow of `train_flow`."""
+"""Our settings that are not defaults: on the torus no width of two blocks is within 1 % of all
+peers; on states it is the flow of `train_flow`."""
 
 
 def made(name: str, data: FlowSet, model: str) -> Model:
-    """A fresh flow of a set's size."""
+    """Make an untrained flow of a set's size."""
     widths = WIDTHS[name][model]
     if model != OURS:
         return make(model, data.dim, widths)
@@ -102,15 +103,15 @@ def made(name: str, data: FlowSet, model: str) -> Model:
 
 
 def train(name: str, data: FlowSet, spec: dict[str, Any]) -> dict[str, Any]:
-    """One run from its seed to its figures.
+    """Run one training from its seed to its results.
 
     Args:
-        name: Of the set.
+        name: Name of the set.
         data: The set.
         spec: `model`, `lr`, `seed`.
 
     Returns:
-        `spec` with losses in nats, and what the trained flow's inverse and log-determinant miss.
+        `spec` with losses in nats, and the errors of the inverse and of the log-determinant.
     """
     torch.manual_seed(spec["seed"])
     model = made(name, data, spec["model"])
@@ -148,7 +149,7 @@ def train(name: str, data: FlowSet, spec: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def mean_nll_nats(model: Model, x_ND: Tensor) -> float:
-    """Mean negative log-likelihood of a vector, in nats."""
+    """Return the mean negative log-likelihood per vector, in nats."""
     model.module.eval()
     total = sum(float(model.log_prob(part).double().sum()) for part in x_ND.split(2048))
     model.module.train()
@@ -156,7 +157,7 @@ def mean_nll_nats(model: Model, x_ND: Tensor) -> float:
 
 
 def exactness(model: Model, test_ND: Tensor) -> dict[str, float]:
-    """The largest error of a round trip, in standard deviations, and of a log-determinant."""
+    """Return the largest round-trip error in standard deviations, and log-determinant error."""
     model.module.eval()
     with torch.no_grad():
         x_ND = test_ND[:TIMED_VECTORS]
@@ -172,7 +173,7 @@ def exactness(model: Model, test_ND: Tensor) -> dict[str, float]:
 
 
 def speeds(name: str, data: FlowSet) -> dict[str, Any]:
-    """Vectors a second of each model, scoring and sampling, taking turns."""
+    """Return vectors per second of each model for scoring and sampling, measured in turns."""
     models = {model: made(name, data, model) for model in MODELS}
     for model in models.values():
         model.module.eval()
@@ -203,13 +204,13 @@ def all_runs(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
 
 def directory() -> Path:
-    """Where the runs of these sizes and this recipe are kept."""
+    """Return the folder of the runs of these sizes and this recipe."""
     text = json.dumps({"recipe": RECIPE, "widths": WIDTHS, "ours": SETTINGS}, sort_keys=True)
     return RUNS / hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def measure(name: str, data: FlowSet) -> None:
-    """Train and time what is not cached of one set."""
+    """Train and time whatever of one set is not cached."""
     check_sizes({model: made(name, data, model).parameters for model in MODELS}, name)
     place = directory() / name
 
@@ -225,7 +226,7 @@ def measure(name: str, data: FlowSet) -> None:
 
 
 def main() -> None:
-    """Measure set by set; write what is complete, interrupted or not."""
+    """Measure set by set; write what is complete, even if interrupted."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--language-model", type=Path, help="a published language model")
     parser.add_argument("--shards", type=Path, help="the final shards it was trained on")

@@ -1,7 +1,7 @@
 """The tables of `benchmarks/flow/density.py`, from the runs that are complete.
 
-`detail` has a row for each peer on each set, `summary` the targets: on each set the best peer, and
-the fastest spline. A set that lacks runs is named as missing and enters no comparison.
+`detail` has a row for each peer on each set, `summary` the targets: the best peer on each set, and
+the fastest spline. A set that lacks runs is reported as missing and is not compared.
 """
 
 import math
@@ -22,7 +22,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one model on one set at its best learning rate, one a seed."""
+    """The runs of one model on one set at its best learning rate, one per seed."""
 
     runs: list[Run]
 
@@ -49,13 +49,13 @@ class Cell:
 
 
 def best_lr(grid: list[Run]) -> float:
-    """The learning rate with the lowest validation loss; a loss that is not finite is None."""
+    """Return the learning rate of the lowest validation loss; None is a loss that is not finite."""
     finite = [run for run in grid if run["validation_nll_nats"] is not None]
     return float(min(finite, key=lambda run: run["validation_nll_nats"])["lr"])
 
 
 def cells(runs: list[Run], name: str) -> dict[str, Cell]:
-    """The complete cells of a set by model."""
+    """Return the complete cells of a set by model."""
     found = {}
     for model in MODELS:
         mine = [run for run in runs if (run["set"], run["model"]) == (name, model)]
@@ -69,7 +69,7 @@ def cells(runs: list[Run], name: str) -> dict[str, Cell]:
 
 
 def detail(runs: list[Run], timed: dict[str, Any]) -> Rows:
-    """A row a peer and set for the test loss, then speed and exactness of every model."""
+    """Return one row per peer and set for the test loss, then speed and exactness of each model."""
     rows = []
     for name in SETS:
         found = cells(runs, name)
@@ -89,7 +89,7 @@ def detail(runs: list[Run], timed: dict[str, Any]) -> Rows:
 
 
 def summary(runs: list[Run], timed: dict[str, Any]) -> Rows:
-    """The targets, met or missed."""
+    """Return the targets, met or missed."""
     rows, wins, ties = [], 0, 0
     complete = {name: cells(runs, name) for name in SETS}
     for name, found in complete.items():

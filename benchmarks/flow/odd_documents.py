@@ -1,14 +1,13 @@
-"""How well `enigma score` tells planted odd documents from normal ones.
+"""Measure how well `enigma score` tells planted odd documents from normal ones.
 
     OMP_NUM_THREADS=1 python -m benchmarks.flow.odd_documents --language-model models/sanguo/lm \
         --shards data/sanguo/shards --documents data/sanguo/documents/test.parquet
 
-The document flow is fitted as `train_flow` fits it, with the profile's parameters. Documents are
-pieces of the test split; of every second one an odd document of each kind is made
-(`benchmarks/flow/planted_documents.py`). AUROC: how often an odd document scores above a normal
-one, 0.5 by chance. The baselines are the language model's own loss, and the full-covariance
-Gaussian of the same mean states; the flow's and the loss's raw values show what each part finds
-alone.
+The document flow is fitted as in `train_flow`, with the profile's parameters. Documents are pieces
+of the test split; every second one is made into an odd document of each kind
+(`benchmarks/flow/planted_documents.py`). AUROC is how often an odd document scores above a normal
+one, 0.5 by chance. The baselines are the language model's own loss and the full-covariance Gaussian
+of the same mean states; the raw values of flow and loss show what each part finds alone.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from benchmarks.flow.planted_documents import KINDS, plant
 from benchmarks.record import row, write
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import run_stage
-from pipelines.flow.documents import DocumentFlow, fit_document_flow
+from pipelines.flow.document_flow import DocumentFlow, fit_document_flow
 from pipelines.flow.passages import Floats, Passages, read_passages
 from pipelines.language_model.published import load_language_model
 from pipelines.params import load_params
@@ -45,7 +44,7 @@ class Scorer:
     flow: DocumentFlow
 
     def scores(self, texts: list[str]) -> dict[str, Floats]:
-        """Every score and baseline by name, a value a document; higher is odder."""
+        """Return every score and baseline by name, one value per document; higher is odder."""
         passages = Passages.of_texts(self.tokenizer, texts, self.model.config.max_len)
         reading = read_passages(self.model, passages)
         found = self.flow.score(passages, reading)
@@ -61,7 +60,7 @@ class Scorer:
 
 
 def pieces(path: Path) -> list[str]:
-    """Whole pieces of `CHARACTERS` of every document of a parquet file."""
+    """Cut every document of a parquet file into whole pieces of `CHARACTERS`."""
     texts = pq.read_table(path, columns=["text"])["text"].to_pylist()
     return [
         text[start : start + CHARACTERS]
@@ -71,12 +70,12 @@ def pieces(path: Path) -> list[str]:
 
 
 def auroc(odd: Floats, normal: Floats) -> float:
-    """How often an odd document scores above a normal one; a tie counts half."""
+    """Return how often an odd document scores above a normal one; a tie counts half."""
     return float(mannwhitneyu(odd, normal).statistic) / (len(odd) * len(normal))
 
 
 def table(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """Rows of AUROC by kind, the means last.
+    """Return rows of AUROC by kind, the means last.
 
     Args:
         found: AUROC by kind and score.
@@ -110,14 +109,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--language-model", type=Path, required=True, help="a published one")
     parser.add_argument("--shards", type=Path, required=True, help="that it was trained on")
-    parser.add_argument("--documents", type=Path, required=True, help="parquet that it has not")
+    parser.add_argument("--documents", type=Path, required=True, help="parquet of unseen documents")
     arguments = parser.parse_args()
     texts = pieces(arguments.documents)
     if len(texts) < 2:
         raise UserError(
-            f"{arguments.documents}: expected documents of {2 * CHARACTERS} characters in all, "
-            f"got {len(texts)} pieces",
-            "name the test split of a profile, such as data/sanguo/documents/test.parquet",
+            f"{arguments.documents}: expected at least 2 pieces of {CHARACTERS} characters, "
+            f"got {len(texts)}",
+            "pass the test split of a profile, e.g. data/sanguo/documents/test.parquet",
         )
     model = load_language_model(arguments.language_model)
     flow, course = fit_document_flow(

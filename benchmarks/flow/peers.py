@@ -1,8 +1,8 @@
 """The flows that are compared: EnigmaFlow, and peers from zuko and normflows as they come.
 
-Settings are the packages' own defaults but for the number of transforms, the hidden widths,
-random orders where the package offers them, and a spline's domain, [-5, 5] for all. Ours is told
-what its documentation asks: whether the axes of the data mean something.
+Settings are the packages' defaults except for the number of transforms, the hidden widths, random
+orders where the package offers them, and the domain of splines, [-5, 5] for all. EnigmaFlow is told
+what its documentation asks for: whether the axes of the data have a meaning.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Model:
         to_base: (N, D) data to (N, D) of the standard normal.
         from_base: Its inverse.
         sample: A count to (count, D).
-        prepare: Takes (N, D) training data before the first step.
+        prepare: Called with (N, D) training data before the first step.
     """
 
     module: nn.Module
@@ -40,7 +40,7 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """Numbers that are learned; those that a mask holds at no effect do not count."""
+        """Number of learned parameters, without those that a mask disables."""
         masked = sum(
             int((~module.mask).sum())
             for module in self.module.modules()
@@ -53,15 +53,15 @@ Maker = Callable[[int, Widths], Model]
 
 
 def make(name: str, dim: int, widths: Widths) -> Model:
-    """A peer over `dim` channels with two hidden layers in each network.
+    """Make a peer over `dim` channels with two hidden layers in each network.
 
-    Where a package has one width for both (RQS + LU), it is the first.
+    Where a package has one width for both (RQS + LU), the first is used.
     """
     return _PEERS[name](dim, widths)
 
 
 def make_ours(dim: int, *, num_rev_blocks: int = 2, **settings: Any) -> Model:
-    """EnigmaFlow, likewise; the settings are those of `EnigmaFlow.build`."""
+    """Make an EnigmaFlow; the settings are those of `EnigmaFlow.build`."""
     flow = EnigmaFlow.build(dim, num_rev_blocks, **settings)
     return Model(
         flow,

@@ -1,6 +1,6 @@
-"""Odd documents, planted: what a crawl brings along and a corpus should not hold.
+"""Planted odd documents: what a crawl brings along and a corpus should not contain.
 
-Every kind is made of normal documents, or of real ones of another kind, cut to their length.
+Every kind is made from normal documents, or from real ones of another kind, cut to their length.
 """
 
 import random
@@ -26,7 +26,7 @@ def _repeated(text: str, generator: random.Random) -> str:
 
 
 def _another_script(text: str, generator: random.Random) -> str:
-    """Japanese syllables, the same for the same character."""
+    """Replace each character by a Japanese syllable, always the same one."""
     offset = generator.randrange(len(KANA))
     return "".join(chr(KANA[(ord(c) + offset) % len(KANA)]) if c.isalpha() else c for c in text)
 
@@ -37,7 +37,7 @@ def _truncated(text: str, generator: random.Random) -> str:
 
 
 def _mojibake(text: str, generator: random.Random) -> str:  # noqa: ARG001
-    """UTF-8 that was read as GBK."""
+    """Read UTF-8 as GBK."""
     return text.encode("utf-8").decode("gbk", errors="replace")[: len(text)]
 
 
@@ -52,7 +52,7 @@ def _piece(whole: str, text: str, generator: random.Random) -> str:
 
 
 def _reviews(text: str, generator: random.Random) -> str:
-    """Reviews of goods, one after another."""
+    """Cut a piece of product reviews."""
     return _piece(_joined(*REVIEWS), text, generator)
 
 
@@ -72,6 +72,6 @@ KINDS: dict[str, Callable[[str, random.Random], str]] = {
 
 
 def plant(kind: str, texts: list[str], seed: int) -> list[str]:
-    """Make an odd document of each text."""
+    """Make an odd document from each text."""
     generator = random.Random(seed)
     return [KINDS[kind](text, generator) for text in texts]

@@ -1,4 +1,4 @@
-"""Data that flows are compared on: what a pip install brings, and what has a known density.
+"""Data that flows are compared on: from installed packages, or with a known density.
 
 Shape legend: N vectors, D dimensions, T points on a curve or surface.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.flow.states import collect_states
+from pipelines.flow.hidden_states import collect_states
 from pipelines.language_model.published import load_language_model
 
 Noise = Callable[[Tensor, torch.Generator], Tensor]
@@ -30,11 +30,11 @@ class FlowSet:
 
     Args:
         train: (N, D) float32, without noise.
-        validation: (N, D) float32, noise added.
-        test: (N, D) float32, noise added.
-        noise: Adds to `train` what its density needs, anew for every batch.
-        entropy_nats: Mean of -log p over `test`, where p is known: the limit.
-        axes_matter: Whether a channel means something of its own.
+        validation: (N, D) float32, with noise.
+        test: (N, D) float32, with noise.
+        noise: Adds to `train` the noise that its density needs, fresh for every batch.
+        entropy_nats: Mean of -log p over `test` where p is known: the lower bound of the loss.
+        axes_matter: Whether a channel has a meaning of its own.
     """
 
     train: Tensor
@@ -51,12 +51,12 @@ class FlowSet:
 
 
 def load(name: str, language_model: Path | None, shards: Path | None) -> FlowSet:
-    """Make a set; the same every time.
+    """Make a set, the same every time.
 
     Args:
-        name: Of `SETS`.
-        language_model: A published language model; only "states" needs it.
-        shards: The final shards it was trained on; only "states" needs them.
+        name: One of `SETS`.
+        language_model: A published language model, for "states" only.
+        shards: The final shards it was trained on, for "states" only.
     """
     if name == "states":
         if language_model is None or shards is None:
@@ -74,7 +74,7 @@ def _split(data_ND: Tensor, noise: Noise) -> FlowSet:
 
 
 def _standardised(train: Tensor, validation: Tensor, test: Tensor, noise: Noise) -> FlowSet:
-    """Add noise to what is held out, and scale all by mean and deviation of noisy train."""
+    """Add noise to held-out data, and standardise all by noisy training data."""
     generator = torch.Generator().manual_seed(1)
     noisy_ND = noise(train.double(), generator)
     mean_D, std_D = noisy_ND.mean(dim=0), noisy_ND.std(dim=0)
@@ -113,14 +113,14 @@ def _magic() -> FlowSet:
 
 
 def _on_moons(angle_N: Tensor, second_N: Tensor) -> Tensor:
-    """Points of two interleaved half circles."""
+    """Return points of two interleaved half circles."""
     upper = torch.stack((angle_N.cos(), angle_N.sin()), dim=-1)
     lower = torch.stack((1 - angle_N.cos(), 0.5 - angle_N.sin()), dim=-1)
     return torch.where(second_N[:, None], lower, upper)
 
 
 def _moons() -> FlowSet:
-    """Two half circles in the plane with Gaussian noise."""
+    """Make two half circles in the plane with Gaussian noise."""
     generator = torch.Generator().manual_seed(0)
     count = sum(SYNTHETIC_SIZES)
     angle_N = math.pi * torch.rand(count, generator=generator, dtype=torch.float64)
@@ -132,7 +132,7 @@ def _moons() -> FlowSet:
 
 
 def _on_torus(angles_N2: Tensor) -> Tensor:
-    """Points of a torus in the first three of `TORUS_DIMS` dimensions."""
+    """Return points of a torus in the first three of `TORUS_DIMS` dimensions."""
     large, small = TORUS_RADII
     around_N, across_N = angles_N2.unbind(dim=-1)
     from_axis_N = large + small * across_N.cos()
@@ -142,7 +142,7 @@ def _on_torus(angles_N2: Tensor) -> Tensor:
 
 
 def _torus() -> FlowSet:
-    """A torus turned at random in six dimensions, with Gaussian noise in all of them."""
+    """Make a randomly rotated torus in six dimensions, with Gaussian noise in all of them."""
     generator = torch.Generator().manual_seed(0)
     angles_N2 = (
         2 * math.pi * torch.rand(sum(SYNTHETIC_SIZES), 2, generator=generator, dtype=torch.float64)
@@ -159,7 +159,7 @@ def _torus() -> FlowSet:
 def _known(
     clean_ND: Tensor, surface_TD: Tensor, noise_std: float, generator: torch.Generator
 ) -> FlowSet:
-    """A set whose density is a mean of Gaussians around equally likely points of a surface."""
+    """Make a set whose density is a mean of Gaussians around equally likely surface points."""
     noisy_ND = clean_ND + noise_std * torch.randn(
         clean_ND.shape, generator=generator, dtype=torch.float64
     )
@@ -171,7 +171,7 @@ def _known(
 
 
 def _log_mixture(x_ND: Tensor, centres_TD: Tensor, std: float) -> Tensor:
-    """Log density of equally likely Gaussians, (N,) in nats."""
+    """Return the log density of equally likely Gaussians, (N,) in nats."""
     num_points, num_dims = centres_TD.shape
     exponent_NT = -0.5 * (torch.cdist(x_ND, centres_TD) / std).square()
     log_norm = num_dims * math.log(std * math.sqrt(2 * math.pi)) + math.log(num_points)
@@ -179,10 +179,10 @@ def _log_mixture(x_ND: Tensor, centres_TD: Tensor, std: float) -> Tensor:
 
 
 def _states(language_model: Path, shards: Path) -> FlowSet:
-    """Final hidden states of a language model on the principal axes of the training states.
+    """Project a language model's final hidden states onto the widest principal axes.
 
-    In all dimensions they lie on a surface, and need noise to have a density (ADR 4); their
-    shadow on the widest axes has one.
+    In all dimensions they lie on a surface and need noise to have a density (ADR 4); their
+    projection has one without.
     """
     model = load_language_model(language_model)
     train, validation, test = (

@@ -1,7 +1,7 @@
 """How odd documents are, so that they are looked at before a language model learns from them.
 
 `enigma score FILE`: the flow in production, or one of a directory, scores every document of a
-file; the oddest come first. What the columns mean stands at `pipelines.flow.documents.Scores`.
+file; the oddest come first. What the columns mean stands at `pipelines.flow.document_flow.Scores`.
 """
 
 import json
@@ -18,9 +18,9 @@ import pyarrow as pa
 from pipelines.base.artifacts import read_json, write_text
 from pipelines.base.errors import UserError
 from pipelines.data.sources.files import source_files
-from pipelines.flow.documents import DIRECTORY, DocumentFlow, Scores
+from pipelines.flow.document_flow import DIRECTORY, DocumentFlow, Scores
 from pipelines.flow.passages import Passages, read_passages
-from pipelines.flow.states import check_language_model
+from pipelines.flow.state_flow import check_language_model
 from pipelines.language_model.published import load_language_model
 from pipelines.registry.champion import champion_version, downloaded
 from pipelines.registry.names import FLOW

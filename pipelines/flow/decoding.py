@@ -1,4 +1,4 @@
-"""What states mean: the tokens that the language model's head reads from them.
+"""Decoding of states: the tokens that the language model's head predicts from them.
 
 Shape legend: N states, D dimensions, V vocabulary.
 """
@@ -15,90 +15,75 @@ from pipelines.language_model.generation import readable
 
 SHOWN_TOKENS = 20
 STATES_PER_BATCH = 256
-# Below the smallest float32 probability; only 0 log 0 needs it.
-TINY = 1e-300
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What the head reads from a cloud of states.
+    """What the head reads from states.
 
     Args:
         mean_prediction: (V,) float64, the next-token distribution averaged over states.
-        entropy_nats: Of the distribution of one state, averaged over states.
-        likeliest: (N,) int64, the likeliest token of each state.
-        sampled: (N,) int64, a token drawn from the distribution of each state.
+        entropy_nats: Entropy of the distribution of one state, averaged over states.
+        likeliest: (N,) int64, the most probable token of each state.
     """
 
     mean_prediction: Tensor
     entropy_nats: float
     likeliest: Tensor
-    sampled: Tensor
 
 
-def decode(model: Any, states_ND: Tensor, *, seed: int) -> Decoded:
+def decode(model: Any, states_ND: Tensor) -> Decoded:
     """Read states through the head.
 
     Args:
         model: An `EnigmaForCausalLM` in evaluation mode.
         states_ND: (N, D) float32.
-        seed: Of the drawn tokens.
 
     Returns:
         Distributions and tokens, on the CPU.
     """
-    generator = torch.Generator().manual_seed(seed)
     total_V = torch.zeros(model.config.vocab_size, dtype=torch.float64)
     entropy_nats = 0.0
     likeliest: list[Tensor] = []
-    sampled: list[Tensor] = []
     for batch_ND in torch.split(states_ND, STATES_PER_BATCH):
         log_p_NV = next_token_log_p(model, batch_ND)
         p_NV = log_p_NV.exp()
-        total_V += p_NV.double().sum(dim=0)
-        entropy_nats -= float((p_NV * log_p_NV).double().sum())
+        # Summed over a batch in float32: converting all of it costs more than the head.
+        total_V += p_NV.sum(dim=0)
+        entropy_nats -= float((p_NV * log_p_NV).sum(dim=-1).double().sum())
         likeliest.append(p_NV.argmax(dim=-1))
-        sampled.append(torch.multinomial(p_NV, 1, generator=generator)[:, 0])
     count = len(states_ND)
-    return Decoded(total_V / count, entropy_nats / count, torch.cat(likeliest), torch.cat(sampled))
+    return Decoded(total_V / count, entropy_nats / count, torch.cat(likeliest))
+
+
+def draw_tokens(model: Any, states_ND: Tensor, *, seed: int) -> Tensor:
+    """Draw a next token from the distribution of each state, (N,) int64 on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [
+        torch.multinomial(next_token_log_p(model, batch_ND).exp(), 1, generator=generator)[:, 0]
+        for batch_ND in torch.split(states_ND, STATES_PER_BATCH)
+    ]
+    return torch.cat(drawn)
 
 
 @torch.no_grad()
 def next_token_log_p(model: Any, states_ND: Tensor) -> Tensor:
-    """Log probability of every next token in nats, (N, V) float32 on the CPU."""
+    """Return the log probability of every next token in nats, (N, V) float32 on the CPU."""
     logits_NV = model.lm.logits(states_ND.to(model.device))
     log_p_NV: Tensor = logits_NV.float().cpu().log_softmax(dim=-1)
     return log_p_NV
 
 
-def divergence_bits(first_V: Tensor, second_V: Tensor) -> float:
-    """Jensen-Shannon divergence of two distributions (Lin, 1991): 0 if equal, at most 1 bit."""
-    middle_V = (first_V + second_V) / 2
-    return sum(
-        0.5 * float((p_V * ((p_V + TINY) / (middle_V + TINY)).log2()).sum())
-        for p_V in (first_V, second_V)
-    )
-
-
-def markdown(tokenizer: Any, next_tokens_N: Tensor, real: Decoded, flow: Decoded) -> str:
+def token_table(tokenizer: Any, columns: dict[str, Tensor]) -> str:
     """Tabulate the most frequent tokens, most frequent first.
 
     Args:
         tokenizer: The language model's.
-        next_tokens_N: (N,) int64, what truly came after each real state.
-        real: The real states, decoded.
-        flow: The flow's samples, decoded.
+        columns: (N,) int64 tokens by title.
 
     Returns:
         A Markdown table with a title.
     """
-    columns = {
-        "true next token": next_tokens_N,
-        "real states, likeliest": real.likeliest,
-        "real states, drawn": real.sampled,
-        "samples, likeliest": flow.likeliest,
-        "samples, drawn": flow.sampled,
-    }
     cells = {name: _most_frequent(tokenizer, tokens_N) for name, tokens_N in columns.items()}
     ranks = range(1, max(len(column) for column in cells.values()) + 1)
     rows = table({"rank": [str(rank) for rank in ranks], **cells})
@@ -106,7 +91,7 @@ def markdown(tokenizer: Any, next_tokens_N: Tensor, real: Decoded, flow: Decoded
 
 
 def table(columns: dict[str, list[str]]) -> str:
-    """Write columns of cells as a Markdown table; short ones are filled up."""
+    """Format columns of cells as a Markdown table; short columns are padded."""
     rows = zip_longest(*columns.values(), fillvalue="")
     lines = [" | ".join(columns), " | ".join("---" for _ in columns), *map(" | ".join, rows)]
     return "".join(f"| {line} |\n" for line in lines)
@@ -123,6 +108,6 @@ def _most_frequent(tokenizer: Any, tokens_N: Tensor) -> list[str]:
 
 
 def cell(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Write tokens for a cell of a Markdown table; special ones only where there are no others."""
+    """Format tokens for a cell of a Markdown table; special ones only if there are no others."""
     text = readable(tokenizer, ids) or "".join(tokenizer.convert_ids_to_tokens(list(ids)))
     return text.replace("|", "&#124;")

@@ -1,4 +1,4 @@
-"""The pictures of a flow: its fit, and its samples beside real states.
+"""Figures of a flow: its fit, and its samples beside real states.
 
 Shape legend: N states, D dimensions, A principal axes.
 """
@@ -20,12 +20,12 @@ NUM_MARGINALS = 8
 def draw_history(
     history: Sequence[Evaluation], gaussian_nll_nats_per_dim: float, directory: Path
 ) -> None:
-    """Draw `nll.png`: the course of a fit, with the Gaussian as a line.
+    """Draw `nll.png`: the course of a fit, with the Gaussian as a horizontal line.
 
     Args:
         history: Evaluations of the fit.
-        gaussian_nll_nats_per_dim: Of the Gaussian, on the held-out states.
-        directory: Where the picture goes.
+        gaussian_nll_nats_per_dim: Loss of the Gaussian on the held-out states.
+        directory: Where to write the figure.
     """
     steps = [row.step for row in history]
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -53,7 +53,7 @@ def draw_samples(clouds: dict[str, Tensor], directory: Path) -> None:
 
     Args:
         clouds: (N, D) states by name; the names are those of `COLOURS`, "real" first.
-        directory: Where the pictures go.
+        directory: Where to write the figures.
     """
     mean_D = clouds["real"].mean(dim=0)
     axes_DA = torch.linalg.svd(clouds["real"] - mean_D, full_matrices=False).Vh.T
@@ -63,11 +63,11 @@ def draw_samples(clouds: dict[str, Tensor], directory: Path) -> None:
 
 
 def draw_walk(walk: Walk, directory: Path) -> None:
-    """Draw `walk.png`: how likely the states on the way between two texts are.
+    """Draw `walk.png`: the likelihood of the states on the path between two texts.
 
     Args:
-        walk: The way.
-        directory: Where the picture goes.
+        walk: The path.
+        directory: Where to write the figure.
     """
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -100,7 +100,7 @@ def _draw_projection(projected: dict[str, Tensor], path: Path) -> None:
 
 def _draw_marginals(projected: dict[str, Tensor], path: Path) -> None:
     num_dims = projected["real"].shape[1]
-    # From the widest axis to the narrowest, in equal strides.
+    # Evenly spaced from the widest axis to the narrowest.
     chosen = sorted({round(i) for i in torch.linspace(0, num_dims - 1, NUM_MARGINALS).tolist()})
     columns = (len(chosen) + 1) // 2
     figure = Figure(figsize=(2.5 * columns, 4.4), layout="constrained")
@@ -108,7 +108,7 @@ def _draw_marginals(projected: dict[str, Tensor], path: Path) -> None:
     for panel, axis in zip(panels.flat, chosen, strict=False):
         low, high = projected["real"][:, axis].quantile(torch.tensor([0.001, 0.999])).tolist()
         for name, points_NA in projected.items():
-            # Shares of all states, those outside the picture too.
+            # Shares of all states, including those outside the figure.
             share_N = torch.full((len(points_NA),), 1 / len(points_NA))
             panel.hist(
                 points_NA[:, axis], bins=40, range=(low, high), weights=share_N, histtype="step",

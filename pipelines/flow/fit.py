@@ -1,14 +1,14 @@
 """Fitting a flow to states, over the Gaussian that it has to beat.
 
-Likelihood alone does not make samples that look like states: in 128 dimensions a flow may gain a
-nat a dimension and still draw all its samples where no state is, for putting them right is worth
-a few nats in all (Theis et al., "A note on the evaluation of generative models", 2016, section
-3.2). So the energy distance between samples and states is part of the loss (ADR 11).
+Likelihood alone does not make samples look like states: in 128 dimensions a flow may gain a nat
+per dimension and still draw all its samples where no state is, because correcting them is worth
+only a few nats in total (Theis et al., "A note on the evaluation of generative models", 2016,
+section 3.2). So the energy distance between samples and states is part of the loss (ADR 11).
 
-Every batch gets fresh noise: the flow sees the density of noisy states itself and not one draw of
-it, which is worth several times the states (ADR 4).
+Every batch gets fresh noise: the flow is fitted to the density of noisy states and not to one
+draw of it, which is worth several times as many states (ADR 4).
 
-Shape legend: N states, B batch, D dimensions.
+Shape legend: N states, B states of a batch, H half a batch, D dimensions.
 """
 
 import copy
@@ -25,17 +25,17 @@ from pipelines.base.errors import GateError
 from pipelines.base.run_stage import progress
 from pipelines.flow.energy import energy_distance
 from pipelines.flow.gaussian import Gaussian
-from pipelines.flow.states import STATES_PER_BATCH, StateFlow
+from pipelines.flow.state_flow import STATES_PER_BATCH, StateFlow
 from pipelines.params import TrainFlowParams
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of the history; nats per dimension, in the space the states came in.
+    """One row of the history, in nats per dimension of the space before whitening.
 
     Args:
-        step: Optimiser steps done.
-        train_nll_nats_per_dim: On about as many train states as there are held-out ones.
+        step: Optimiser steps so far.
+        train_nll_nats_per_dim: On about as many training states as there are held-out ones.
         validation_nll_nats_per_dim: On the held-out states.
     """
 
@@ -46,11 +46,11 @@ class Evaluation:
 
 @dataclass
 class Fit:
-    """What came of a fit.
+    """The course of a fit.
 
     Args:
         history: Evaluations in order; the first is before the first step.
-        weights: Those of the best evaluation.
+        weights: The weights at the best evaluation.
     """
 
     history: list[Evaluation] = field(default_factory=list)
@@ -58,12 +58,12 @@ class Fit:
 
     @property
     def best(self) -> Evaluation:
-        """The evaluation with the lowest held-out loss; the earlier of two equals."""
+        """The evaluation with the lowest held-out loss, the earliest in a tie."""
         return min(self.history, key=lambda row: row.validation_nll_nats_per_dim)
 
     @property
     def evaluations_since_best(self) -> int:
-        """How many evaluations came after the best one."""
+        """Number of evaluations after the best one."""
         return len(self.history) - 1 - self.history.index(self.best)
 
     def add(self, row: Evaluation, flow: EnigmaFlow) -> None:
@@ -81,13 +81,13 @@ def fit_state_flow(
     device: torch.device,
     on_evaluation: Callable[[Evaluation], None],
 ) -> tuple[StateFlow, Fit]:
-    """Make a flow over states and the Gaussian that it has to beat, and fit both.
+    """Fit the Gaussian of the states, and a flow over it.
 
     Args:
         train_ND: (N, D) float32 states without noise.
-        validation_ND: (N, D) float32 states with the noise on them.
+        validation_ND: (N, D) float32 states with noise.
         params: The recipe.
-        device: Where the flow is.
+        device: Where the flow is trained.
         on_evaluation: Called with each row of the history.
 
     Returns:
@@ -104,7 +104,7 @@ def fit_state_flow(
         params.num_blocks,
         coupling=params.coupling,
         hidden_channels=params.hidden_channels,
-        # The axes of whitened states mean nothing.
+        # The axes of whitened states have no meaning of their own.
         axes_matter=False,
         seed=params.seed,
     ).to(device)
@@ -126,11 +126,10 @@ def fit(
     """Train with AdamW, a cosine schedule, clipping and early stopping on the likelihood.
 
     Args:
-        flow: Trained in place, where it is; it ends with the best weights, not with
-            the last.
-        gaussian: Whitens for the flow.
+        flow: Trained in place; it ends with the best weights, not with the last.
+        gaussian: Whitens the states for the flow.
         train_ND: (N, D) float32 states without noise.
-        validation_ND: (N, D) float32 states with the noise on them.
+        validation_ND: (N, D) float32 states with noise.
         params: The recipe.
         on_evaluation: Called with each row of the history.
 
@@ -171,7 +170,7 @@ def fit(
 
 
 def _batches(gaussian: Gaussian, train_ND: Tensor, params: TrainFlowParams) -> Iterator[Tensor]:
-    """Yield whitened states with fresh noise, (B, D) float32, for ever."""
+    """Yield whitened states with fresh noise, (B, D) float32, endlessly."""
     generator = torch.Generator().manual_seed(params.seed)
     white_ND = gaussian.whiten(train_ND).float()
     num_dims = white_ND.shape[1]
@@ -183,7 +182,7 @@ def _batches(gaussian: Gaussian, train_ND: Tensor, params: TrainFlowParams) -> I
 
 
 def _nll_nats_per_dim(flow: EnigmaFlow, gaussian: Gaussian, white_ND: Tensor) -> float:
-    """Mean negative log-likelihood, in nats per dimension of the original space."""
+    """Return the mean negative log-likelihood in nats per dimension of the original space."""
     was_training = flow.training
     flow.eval()
     with torch.no_grad():
@@ -198,21 +197,18 @@ def _nll_nats_per_dim(flow: EnigmaFlow, gaussian: Gaussian, white_ND: Tensor) ->
 def loss_nats(
     flow: EnigmaFlow, white_BD: Tensor, base: torch.Generator, energy_weight: float
 ) -> Tensor:
-    """What a step of `fit` descends.
+    """Return the loss that `fit` minimises, a scalar in nats.
 
     Args:
         flow: The flow.
-        white_BD: (B, D) whitened states with noise on them, where the flow is.
-        base: A generator of the CPU for the samples' base points.
-        energy_weight: Nats per dimension for a unit of energy distance; 0 for likelihood alone.
-
-    Returns:
-        Nats, a scalar.
+        white_BD: (B, D) whitened states with noise, on the flow's device.
+        base: CPU generator of the samples' base points.
+        energy_weight: Nats per dimension per unit of energy distance; 0 for likelihood alone.
     """
     nll_nats: Tensor = -flow.log_prob(white_BD).mean()
     if not energy_weight:
         return nll_nats
-    # Half as many samples as states: enough of them, and an inverse pass is not free.
+    # Half as many samples as states are enough, and an inverse pass is not free.
     base_HD = torch.randn(len(white_BD) // 2, white_BD.shape[1], generator=base)
     sampled_HD, _ = flow.inverse(base_HD.to(white_BD.device))
     distance = energy_distance(white_BD[: len(sampled_HD)], sampled_HD)
@@ -232,7 +228,8 @@ def _step(
     if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
         raise GateError(
             "finite_flow_loss",
-            f"at step {step} the loss was {loss.item()} nats and the gradient norm {norm.item()}",
+            f"expected a finite loss and gradient, got {loss.item()} nats and a norm of "
+            f"{norm.item()} at step {step}",
             "lower train_flow.learning_rate in params.yaml",
         )
     optimiser.step()

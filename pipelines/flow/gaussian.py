@@ -2,7 +2,7 @@
 
 Both uses are one object on purpose. The flow is fitted to the whitened states and
 starts as a rotation, so before its first step it *is* this Gaussian; whatever it
-gains, it gains by leaving the family.
+gains is not Gaussian.
 
 Shape legend: N states, D dimensions.
 """
@@ -31,33 +31,33 @@ class Gaussian:
 
     @classmethod
     def fit(cls, states_ND: Tensor, *, noise_std: float) -> "Gaussian":
-        """Maximum likelihood for states with white noise on them, averaged over the noise.
+        """Fit by maximum likelihood to states with white noise, averaged over the noise.
 
         Args:
             states_ND: (N, D) of any floating dtype, without the noise.
             noise_std: Standard deviation of the noise; its variance is added to the
-                diagonal of the covariance, which also keeps that invertible.
+                diagonal of the covariance, which also keeps the covariance invertible.
 
         Returns:
-            The Gaussian. Its numbers are rounded to float32, which is how they
-            are stored, so that it is the same before and after a file.
+            The Gaussian. Its parameters are rounded to float32, as they are stored, so
+            it is the same before and after a file.
 
         Raises:
-            UserError: If there are fewer than two states a dimension, or if a
+            UserError: If there are fewer than two states per dimension, or if a
                 state is not finite.
         """
         num_states, num_dims = states_ND.shape
         if num_states < 2 * num_dims:
             raise UserError(
-                f"a covariance of {num_dims} dimensions: expected at least {2 * num_dims} states, "
+                f"covariance of {num_dims} dimensions: expected at least {2 * num_dims} states, "
                 f"got {num_states}",
-                "ask for more states, or give the split more sequences",
+                "raise train_flow.train_states, or give the split more documents",
             )
         exact_ND = states_ND.double()
         if not exact_ND.isfinite().all():
             raise UserError(
                 "expected finite hidden states, got NaN or infinity",
-                "train the language model again; its weights are damaged",
+                "retrain the language model; its weights are damaged",
             )
         mean_D = exact_ND.mean(dim=0)
         centred_ND = exact_ND - mean_D
@@ -76,7 +76,7 @@ class Gaussian:
         return self.whiten_difference(states_ND.double() - self.mean)
 
     def whiten_difference(self, difference_ND: Tensor) -> Tensor:
-        """Map what is added to a state to what is added to its coordinates; (N, D) float64."""
+        """Map a difference of states to a difference of coordinates; (N, D) float64."""
         white_DN: Tensor = torch.linalg.solve_triangular(
             self.factor, difference_ND.double().T, upper=False
         )
@@ -87,7 +87,7 @@ class Gaussian:
         return white_ND.double() @ self.factor.T + self.mean
 
     def log_prob(self, states_ND: Tensor) -> Tensor:
-        """Log density of each state in nats, (N,) float64."""
+        """Return the log density of each state in nats, (N,) float64."""
         return standard_normal_log_prob(self.whiten(states_ND)) - self.log_det
 
     def sample(self, count: int, *, seed: int) -> Tensor:
@@ -97,6 +97,6 @@ class Gaussian:
 
 
 def standard_normal_log_prob(white_ND: Tensor) -> Tensor:
-    """Log density of N(0, 1) in nats, (N,)."""
+    """Return the log density of N(0, 1) in nats, (N,)."""
     num_dims = white_ND.shape[-1]
     return -0.5 * (white_ND.square().sum(dim=-1) + num_dims * log(2 * pi))

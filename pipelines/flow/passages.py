@@ -1,13 +1,14 @@
 """Documents as points in the space of hidden states: the mean of a passage's final states.
 
-A passage has the length that the language model was trained on; a document is as many passages
-as fit into it, or one short one. A mean of few states lies farther out than a mean of many, so
-what is left over at the end of a longer document is not read.
+A passage has the length that the language model was trained on; a document is cut into as many
+whole passages as it holds, or is one short passage. A mean of few states lies farther out than a
+mean of many, so the remainder at the end of a longer document is not read.
 
 Shape legend: P passages, B passages of a batch, L length, D dimensions.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a language model makes of passages.
+    """Mean states and losses of passages under a language model.
 
     Args:
         states: (P, D) float32, the mean final hidden state.
-        loss_nats: (P,) float64, the mean loss of a token; of a passage of one token, which
-            predicts nothing, that of a uniform guess.
+        loss_nats: (P,) float64, the mean loss per token. A passage of one token predicts
+            nothing; its loss is that of a uniform guess.
     """
 
     states: Tensor
@@ -47,12 +48,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Passages:
-    """Documents as token ids, cut.
+    """Documents as passages of token ids.
 
     Args:
         ids: P passages of 1 to L token ids.
-        documents: (P,) int64: the document of each.
-        num_documents: How many there are.
+        documents: (P,) int64, the document of each.
+        num_documents: Number of documents.
     """
 
     ids: list[list[int]]
@@ -73,7 +74,7 @@ class Passages:
             if not tokens:
                 raise UserError(
                     f"document {number + 1} of {len(texts)}: expected text, got none",
-                    "drop documents that are empty or white space only",
+                    "remove documents that are empty or only white space",
                 )
             whole = max(1, len(tokens) // length)
             ids += [tokens[start * length : (start + 1) * length] for start in range(whole)]
@@ -82,46 +83,64 @@ class Passages:
 
     @classmethod
     def of_split(cls, reader: ShardReader, at_most: int) -> "Passages":
-        """Take sequences spread over a split, each as a document of one passage."""
+        """Take evenly spaced sequences of a split, each as a document of one passage."""
         chosen: Indices = evenly_spaced(len(reader), at_most)
         return cls(reader.gather(chosen).tolist(), np.arange(len(chosen)), len(chosen))
 
     def mean_by_document(self, values_P: Floats) -> Floats:
-        """Average what belongs to passages over each document."""
+        """Average values of passages over each document."""
         sums = np.bincount(self.documents, weights=values_P, minlength=self.num_documents)
         means: Floats = sums / np.bincount(self.documents, minlength=self.num_documents)
         return means
 
 
+@torch.no_grad()
 def read_passages(model: "EnigmaForCausalLM", passages: Passages) -> Reading:
-    """Run the language model over passages; what it makes of one does not depend on the others.
+    """Run the language model over passages; the result of one does not depend on the others.
 
     Args:
-        model: In evaluation mode.
-        passages: What is read.
+        model: The language model in evaluation mode.
+        passages: The passages to read.
     """
-    # Passages of like length share a batch, and no state sees the padding behind it.
-    order: Indices = np.argsort([len(ids) for ids in passages.ids], kind="stable")
-    by_length = batches(order, PASSAGES_PER_BATCH)
-    states_PD = torch.empty(len(order), model.config.d)
-    loss_P = torch.empty(len(order), dtype=torch.float64)
-    with torch.no_grad():
-        for batch in progress(by_length, total=len(by_length), unit="batch", label="passages"):
-            ids = [torch.tensor(passages.ids[index]) for index in batch]
-            for index, (state_D, loss) in zip(batch, _read_batch(model, ids), strict=True):
-                states_PD[index], loss_P[index] = state_D, loss
+    states_PD = torch.empty(len(passages.ids), model.config.d)
+    loss_P = torch.empty(len(passages.ids), dtype=torch.float64)
+    for index, states_LD in _states(model, passages):
+        states_PD[index] = _mean(states_LD)
+        loss_P[index] = _loss_nats(model, states_LD, passages.ids[index])
     return Reading(states_PD, loss_P.numpy())
 
 
-def _read_batch(model: "EnigmaForCausalLM", ids: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
-    ids_BL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
-    states_BLD = model.lm.hidden_states(ids_BL)
-    for states_LD, ids_L in zip(states_BLD, ids, strict=True):
-        mine_LD = states_LD[: len(ids_L)]
-        logits_LV = model.lm.logits(mine_LD[:-1]).float()
-        loss = (
-            cross_entropy(logits_LV, ids_L[1:].to(model.device))
-            if len(ids_L) > 1
-            else torch.tensor(float(model.config.vocab_size)).log()
-        )
-        yield mine_LD.float().mean(dim=0).cpu(), loss.double().cpu()
+@torch.no_grad()
+def mean_states(model: "EnigmaForCausalLM", passages: Passages) -> Tensor:
+    """Return the states of `read_passages`, (P, D) float32, without the cost of the losses.
+
+    With a vocabulary of 21,128 the logits cost more than the states.
+    """
+    states_PD = torch.empty(len(passages.ids), model.config.d)
+    for index, states_LD in _states(model, passages):
+        states_PD[index] = _mean(states_LD)
+    return states_PD
+
+
+def _states(model: "EnigmaForCausalLM", passages: Passages) -> Iterator[tuple[int, Tensor]]:
+    """Yield the index and the final states (L, D) of every passage, shortest first."""
+    # Passages of similar length share a batch, and no state sees the padding behind it.
+    order: Indices = np.argsort([len(ids) for ids in passages.ids], kind="stable")
+    by_length = batches(order, PASSAGES_PER_BATCH)
+    for batch in progress(by_length, total=len(by_length), unit="batch", label="passages"):
+        ids = [torch.tensor(passages.ids[index]) for index in batch]
+        ids_BL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
+        states_BLD = model.lm.hidden_states(ids_BL)
+        for index, ids_L, states_LD in zip(batch, ids, states_BLD, strict=True):
+            yield int(index), states_LD[: len(ids_L)]
+
+
+def _mean(states_LD: Tensor) -> Tensor:
+    return states_LD.float().mean(dim=0).cpu()
+
+
+def _loss_nats(model: "EnigmaForCausalLM", states_LD: Tensor, ids: list[int]) -> float:
+    if len(ids) == 1:
+        return math.log(model.config.vocab_size)
+    logits_LV = model.lm.logits(states_LD[:-1]).float()
+    return float(cross_entropy(logits_LV, torch.tensor(ids[1:], device=model.device)))

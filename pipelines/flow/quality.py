@@ -1,20 +1,22 @@
-"""How far a cloud of samples is from real states.
+"""How far samples are from real states.
 
 Shape legend: N states, K states of each of S sequences, M samples, D dimensions, V vocabulary.
 """
-
-from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.flow.decoding import Decoded, divergence_bits, table
+from pipelines.flow.clouds import Cloud
+from pipelines.flow.decoding import Decoded, table
 from pipelines.flow.energy import energy_distance
+
+# Below the smallest float32 probability; only 0 log 0 needs it.
+TINY = 1e-300
 
 
 def moments(real_ND: Tensor, sampled_MD: Tensor) -> dict[str, float]:
-    """Mean and width of samples beside those of real states, averaged over dimensions."""
+    """Compare mean and width of samples with those of real states, averaged over dimensions."""
     scale_D = real_ND.std(dim=0)
     difference_D = (sampled_MD.mean(dim=0) - real_ND.mean(dim=0)).abs()
     return {
@@ -24,18 +26,18 @@ def moments(real_ND: Tensor, sampled_MD: Tensor) -> dict[str, float]:
 
 
 def distances(real_SKD: Tensor, clouds: dict[str, Tensor], *, seed: int) -> dict[str, float]:
-    """Energy distance and two-sample AUC of each cloud, and what equal distributions would give.
+    """Measure energy distance and two-sample AUC of samples, and those of equal distributions.
 
     Args:
         real_SKD: (S, K, D) real states, K of each sequence.
         clouds: (M, D) samples by the prefix of their metrics.
-        seed: Of the classifier.
+        seed: Seed of the classifier.
 
     Returns:
-        `energy_distance` and `two_sample_auc` behind each prefix; behind `real_` those of the
+        `energy_distance` and `two_sample_auc` after each prefix; after `real_` those of the
         even sequences against the odd ones.
     """
-    # States of one sequence are alike: the halves of a cloud must not share sequences.
+    # States of one sequence resemble each other: the halves must not share sequences.
     even_ND, odd_ND = real_SKD[::2].flatten(0, 1), real_SKD[1::2].flatten(0, 1)
     pairs = {
         "real_": (even_ND, odd_ND),
@@ -49,17 +51,17 @@ def distances(real_SKD: Tensor, clouds: dict[str, Tensor], *, seed: int) -> dict
 
 
 def two_sample_auc(first_ND: Tensor, second_MD: Tensor, *, seed: int) -> float:
-    """How well a classifier tells two clouds apart (Lopez-Paz and Oquab, 2017).
+    """Measure how well a classifier tells two clouds apart (Lopez-Paz and Oquab, 2017).
 
     Args:
         first_ND: (N, D) states.
         second_MD: (M, D) states.
-        seed: Of the classifier, boosted trees: a small network took a Gaussian for real
-            states (0.56) where they did not (0.84).
+        seed: Seed of the classifier, boosted trees: a small network mistook a Gaussian for
+            real states (0.56) where they did not (0.84).
 
     Returns:
-        Area under the ROC curve on the half of each cloud that the classifier did not see,
-        the mean over first and last halves: 0.5 where it can't tell, 1 where it always can.
+        Area under the ROC curve on the half of each cloud that the classifier was not trained
+        on, averaged over both halves: 0.5 if it cannot tell them apart, 1 if it always can.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
@@ -77,11 +79,11 @@ def two_sample_auc(first_ND: Tensor, second_MD: Tensor, *, seed: int) -> float:
 
 
 def divergences(decoded: dict[str, Decoded], next_tokens_N: Tensor) -> dict[str, float]:
-    """How far what the head reads from samples is from what it reads from real states.
+    """Compare what the head reads from samples with what it reads from real states.
 
     Args:
-        decoded: Of "real", "flow" and "Gaussian".
-        next_tokens_N: (N,) int64, what truly came after each real state.
+        decoded: What it reads from "real", "flow" and "Gaussian".
+        next_tokens_N: (N,) int64, the true next token of each real state.
 
     Returns:
         Jensen-Shannon divergences in bits, and mean entropies in nats.
@@ -99,19 +101,24 @@ def divergences(decoded: dict[str, Decoded], next_tokens_N: Tensor) -> dict[str,
     return found
 
 
+def divergence_bits(first_V: Tensor, second_V: Tensor) -> float:
+    """Return the Jensen-Shannon divergence (Lin, 1991): 0 for equal distributions, at most 1."""
+    middle_V = (first_V + second_V) / 2
+    return sum(
+        0.5 * float((p_V * ((p_V + TINY) / (middle_V + TINY)).log2()).sum())
+        for p_V in (first_V, second_V)
+    )
+
+
 def temperature_table(
-    decode_at: Callable[[float], tuple[Tensor, Decoded]],
-    temperatures: Sequence[float],
-    real_ND: Tensor,
-    next_tokens_N: Tensor,
+    samples: dict[float, Cloud], real_white_ND: Tensor, next_tokens_N: Tensor
 ) -> str:
-    """Compare samples of several temperatures with real states, as a Markdown table.
+    """Compare samples at several temperatures with real states, as a Markdown table.
 
     Args:
-        decode_at: Gives samples (M, D) of a temperature, and what the head reads from them.
-        temperatures: Which.
-        real_ND: (N, D) real states, in the coordinates of the samples.
-        next_tokens_N: (N,) int64, what truly came after each.
+        samples: The samples by temperature.
+        real_white_ND: (N, D) whitened real states.
+        next_tokens_N: (N,) int64, the true next token of each.
     """
     columns: dict[str, list[str]] = {
         name: []
@@ -123,15 +130,14 @@ def temperature_table(
             "different likeliest tokens",
         )
     }
-    for temperature in temperatures:
-        sampled_MD, decoded = decode_at(temperature)
-        true_V = _frequencies(next_tokens_N, len(decoded.mean_prediction))
+    for temperature, cloud in samples.items():
+        true_V = _frequencies(next_tokens_N, len(cloud.decoded.mean_prediction))
         cells = (
             f"{temperature:g}",
-            f"{float(energy_distance(real_ND, sampled_MD)):.3f}",
-            f"{divergence_bits(true_V, decoded.mean_prediction):.3f}",
-            f"{decoded.entropy_nats:.2f}",
-            str(int((decoded.likeliest.bincount() > 0).sum())),
+            f"{float(energy_distance(real_white_ND, cloud.white)):.3f}",
+            f"{divergence_bits(true_V, cloud.decoded.mean_prediction):.3f}",
+            f"{cloud.decoded.entropy_nats:.2f}",
+            str(int((cloud.decoded.likeliest.bincount() > 0).sum())),
         )
         for column, cell in zip(columns.values(), cells, strict=True):
             column.append(cell)

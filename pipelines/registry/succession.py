@@ -87,13 +87,13 @@ def _lm_losses(artifacts: Path, workspace: Workspace, profile: Profile) -> tuple
 
 
 def _flow_losses(artifacts: Path, workspace: Workspace, profile: Profile) -> tuple[str, Losses]:
-    from pipelines.flow.judged import judged_states
-    from pipelines.flow.states import StateFlow
+    from pipelines.flow.evaluation_set import read_evaluation_set
+    from pipelines.flow.state_flow import StateFlow
     from pipelines.language_model.published import load_language_model
 
     model = load_language_model(artifacts / "language_model")
     state_flow = StateFlow.load(artifacts / "model", model.device)
-    judged = judged_states(
+    judged = read_evaluation_set(
         model, workspace.shards, profile.sample_flow, noise_std=profile.train_flow.noise_std
     )
-    return judged.evaluation_set_sha256, judged.losses_of(*judged.log_likelihoods(state_flow))
+    return judged.sha256, judged.losses_of(*judged.log_likelihoods(state_flow))

@@ -13,7 +13,7 @@ from pipelines.base.artifacts import read_json, sha256_file, write_json
 from pipelines.base.errors import UserError
 from pipelines.cli.score import score
 from pipelines.data.text.vocabulary import load_tokenizer
-from pipelines.flow.documents import DIRECTORY, DocumentFlow, Typical, fit_document_flow
+from pipelines.flow.document_flow import DIRECTORY, DocumentFlow, Typical, fit_document_flow
 from pipelines.flow.passages import Passages, read_passages
 from pipelines.language_model.published import model_config
 from pipelines.params import load_params
@@ -140,5 +140,5 @@ def test_a_flow_of_another_language_model_or_without_documents_is_refused(
     with pytest.raises(UserError, match="expected a flow over documents"):
         score(str(source), models=bare, output=None, top=1)
     write_json(bare / "flow" / "flow_training.json", {"lm_weights_sha256": "0" * 64})
-    with pytest.raises(UserError, match="the flow was fitted to states of"):
+    with pytest.raises(UserError, match="the language model that the flow was fitted to"):
         score(str(source), models=bare, output=None, top=1)

@@ -1,4 +1,4 @@
-"""What the head reads from states, and how the comparison is counted."""
+"""The head decodes states, and the table shows the most frequent tokens."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.data.text.vocabulary import load_tokenizer
-from pipelines.flow.decoding import Decoded, decode, divergence_bits, markdown
+from pipelines.flow.decoding import decode, draw_tokens, token_table
 
 VOCABULARY = 12
 
@@ -27,36 +27,27 @@ def model() -> EnigmaForCausalLM:
 def test_a_state_along_a_token_decodes_to_that_token(model) -> None:
     unit_VD = torch.nn.functional.normalize(torch.randn(VOCABULARY, 8))
     model.lm.head.weight.data.copy_(unit_VD)
-    got = decode(model, 1e3 * unit_VD, seed=0)
+    got = decode(model, 1e3 * unit_VD)
     assert got.likeliest.tolist() == list(range(VOCABULARY))
-    assert got.sampled.tolist() == list(range(VOCABULARY))
+    assert draw_tokens(model, 1e3 * unit_VD, seed=0).tolist() == list(range(VOCABULARY))
     assert got.mean_prediction.tolist() == pytest.approx([1 / VOCABULARY] * VOCABULARY)
     assert got.entropy_nats == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_state_that_says_nothing_is_uniform(model) -> None:
-    got = decode(model, torch.zeros(6, 8), seed=0)
-    assert got.entropy_nats == pytest.approx(math.log(VOCABULARY))
-    again, other = (
-        decode(model, torch.zeros(600, 8), seed=0),
-        decode(model, torch.zeros(600, 8), seed=1),
-    )
-    assert torch.equal(again.sampled, decode(model, torch.zeros(600, 8), seed=0).sampled)
-    assert not torch.equal(again.sampled, other.sampled)
-
-
-def test_divergence_runs_from_0_to_1_bit() -> None:
-    first, second = torch.tensor([0.5, 0.5, 0.0]).double(), torch.tensor([0.0, 0.0, 1.0]).double()
-    assert divergence_bits(first, first) == 0.0
-    assert divergence_bits(first, second) == pytest.approx(1.0)
-    assert divergence_bits(second, first) == pytest.approx(1.0)
+    nothing_ND = torch.zeros(600, 8)
+    assert decode(model, nothing_ND).entropy_nats == pytest.approx(math.log(VOCABULARY))
+    first, again, other = (draw_tokens(model, nothing_ND, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.unique().tolist() == list(range(VOCABULARY))
 
 
 def test_the_table_is_sorted_and_safe_for_markdown() -> None:
     tokenizer = load_tokenizer("bert-base-chinese")
     cao, bar, comma = tokenizer.convert_tokens_to_ids(["曹", "|", "，"])
     tokens_N = torch.tensor([cao, cao, bar, cao])
-    decoded = Decoded(torch.zeros(1), 0.0, tokens_N, torch.full((4,), comma))
-    lines = markdown(tokenizer, tokens_N, decoded, decoded).splitlines()
-    assert lines[4] == "| 1 | 曹 75.0% | 曹 75.0% | ， 100.0% | 曹 75.0% | ， 100.0% |"
-    assert lines[5] == "| 2 | &#124; 25.0% | &#124; 25.0% |  | &#124; 25.0% |  |"
+    columns = {"true": tokens_N, "drawn": torch.full((4,), comma)}
+    lines = token_table(tokenizer, columns).splitlines()
+    assert lines[4] == "| 1 | 曹 75.0% | ， 100.0% |"
+    assert lines[5] == "| 2 | &#124; 25.0% |  |"

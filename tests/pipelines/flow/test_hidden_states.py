@@ -1,4 +1,4 @@
-"""Hidden states are taken where the seed says, and nowhere else."""
+"""Hidden states are read at the positions that the seed determines."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from pipelines.base.artifacts import write_manifest
 from pipelines.base.errors import UserError
 from pipelines.data.shards import ShardReader, ShardWriter
-from pipelines.flow.hidden_states import choose_positions, collect
+from pipelines.flow.hidden_states import choose_positions, states_at, with_noise
 
 LENGTH = 16
 
@@ -39,7 +39,7 @@ def choose(seed: int = 0, states: int = 60, num_sequences: int = 40):
 
 def test_states_are_those_of_the_chosen_positions_with_their_next_tokens(reader):
     positions = choose()
-    got = collect(encode, reader, positions, batch_size=4, device=torch.device("cpu"))
+    got = states_at(encode, reader, positions, batch_size=4, device=torch.device("cpu"))
     assert got.states.shape == (60, 2)
     assert got.states.dtype == torch.float32
     tokens = reader.gather(positions.sequences).astype(np.int64)
@@ -53,7 +53,7 @@ def test_states_are_those_of_the_chosen_positions_with_their_next_tokens(reader)
 
 def test_the_batch_size_changes_nothing(reader):
     first, second = (
-        collect(encode, reader, choose(), batch_size=size, device=torch.device("cpu"))
+        states_at(encode, reader, choose(), batch_size=size, device=torch.device("cpu"))
         for size in (1, 7)
     )
     assert torch.equal(first.states, second.states)
@@ -80,5 +80,15 @@ def test_a_small_split_gives_more_of_each_sequence_and_then_fewer_states(num_seq
 
 
 def test_an_empty_split_is_refused():
-    with pytest.raises(UserError, match="empty split"):
+    with pytest.raises(UserError, match="got an empty split"):
         choose(num_sequences=0)
+
+
+def test_noise_is_a_function_of_seed_and_split():
+    zeros_ND = torch.zeros(1000, 4)
+    first = with_noise(zeros_ND, noise_std=0.3, split="test", seed=0)
+    assert torch.equal(first, with_noise(zeros_ND, noise_std=0.3, split="test", seed=0))
+    assert first.std() == pytest.approx(0.3, rel=0.05)
+    for split, seed in (("validation", 0), ("test", 1)):
+        other = with_noise(zeros_ND, noise_std=0.3, split=split, seed=seed)
+        assert abs(float((first * other).mean())) < 0.01

@@ -1,37 +1,35 @@
-"""Equal clouds are told to be equal, others are not."""
+"""Samples of one distribution look equal, others do not."""
 
 import math
 
 import pytest
 import torch
 
+from pipelines.flow.clouds import Cloud
 from pipelines.flow.decoding import Decoded
 from pipelines.flow.quality import (
     distances,
+    divergence_bits,
     divergences,
     temperature_table,
     two_sample_auc,
 )
+from tests.pipelines.flow.points import points
 
 
-def cloud(seed: int, *, mean: float = 0.0, count: int = 600) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return mean + torch.randn(count, 4, generator=generator)
-
-
-def test_the_classifier_tells_what_differs_and_nothing_else() -> None:
-    assert two_sample_auc(cloud(0), cloud(1), seed=0) == pytest.approx(0.5, abs=0.06)
-    assert two_sample_auc(cloud(0), cloud(1, mean=2.0), seed=0) > 0.97
+def test_the_classifier_tells_apart_only_what_differs() -> None:
+    assert two_sample_auc(points(0), points(1), seed=0) == pytest.approx(0.5, abs=0.06)
+    assert two_sample_auc(points(0), points(1, mean=2.0), seed=0) > 0.97
     # Neither means nor widths differ here: only that the points lie on a sphere.
-    on_sphere_ND = 2 * torch.nn.functional.normalize(cloud(1, count=2000))
-    assert two_sample_auc(cloud(0, count=2000), on_sphere_ND, seed=0) > 0.7
+    on_sphere_ND = 2 * torch.nn.functional.normalize(points(1, count=2000))
+    assert two_sample_auc(points(0, count=2000), on_sphere_ND, seed=0) > 0.7
 
 
-def test_texts_alike_within_themselves_do_not_make_halves_differ_less() -> None:
+def test_sequences_of_similar_states_do_not_make_clouds_look_different() -> None:
     """States cluster by sequence: a classifier that saw half of each would know the other half."""
-    of_sequence_SD = 5 * cloud(0, count=40)
-    real_SKD = of_sequence_SD[:, None] + 0.01 * cloud(1, count=800).view(40, 20, 4)
-    other_SKD = 5 * cloud(2, count=40)[:, None] + 0.01 * cloud(3, count=800).view(40, 20, 4)
+    of_sequence_SD = 5 * points(0, count=40)
+    real_SKD = of_sequence_SD[:, None] + 0.01 * points(1, count=800).view(40, 20, 4)
+    other_SKD = 5 * points(2, count=40)[:, None] + 0.01 * points(3, count=800).view(40, 20, 4)
     found = distances(real_SKD, {"": other_SKD.flatten(0, 1)}, seed=0)
     assert 0.2 < found["two_sample_auc"] < 0.8
     assert found["energy_distance"] < found["real_energy_distance"] + 1.0
@@ -42,12 +40,19 @@ def test_texts_alike_within_themselves_do_not_make_halves_differ_less() -> None:
     }
 
 
+def test_divergence_runs_from_0_to_1_bit() -> None:
+    first, second = torch.tensor([0.5, 0.5, 0.0]).double(), torch.tensor([0.0, 0.0, 1.0]).double()
+    assert divergence_bits(first, first) == 0.0
+    assert divergence_bits(first, second) == pytest.approx(1.0)
+    assert divergence_bits(second, first) == pytest.approx(1.0)
+
+
 def reading(probabilities: list[float]) -> Decoded:
     tokens_N = torch.tensor([0, 0, 1])
-    return Decoded(torch.tensor(probabilities, dtype=torch.float64), 0.5, tokens_N, tokens_N)
+    return Decoded(torch.tensor(probabilities, dtype=torch.float64), 0.5, tokens_N)
 
 
-def test_predictions_are_compared_with_what_truly_came() -> None:
+def test_predictions_are_compared_with_the_true_next_tokens() -> None:
     decoded = {
         "real": reading([0.5, 0.5, 0.0]),
         "flow": reading([0.5, 0.5, 0.0]),
@@ -60,10 +65,11 @@ def test_predictions_are_compared_with_what_truly_came() -> None:
 
 
 def test_every_temperature_is_a_row() -> None:
-    def decode_at(temperature: float) -> tuple[torch.Tensor, Decoded]:
-        return temperature * cloud(1), reading([0.5, 0.5])
-
-    text = temperature_table(decode_at, [0.5, 1.0], cloud(0), torch.tensor([0, 1]))
+    samples = {
+        temperature: Cloud(white_ND, white_ND, reading([0.5, 0.5]))
+        for temperature, white_ND in ((0.5, 0.5 * points(1)), (1.0, points(1)))
+    }
+    text = temperature_table(samples, points(0), torch.tensor([0, 1]))
     half, whole = ([cell.strip() for cell in row.split("|")] for row in text.splitlines()[2:])
     assert (half[1], whole[1]) == ("0.5", "1")
     assert float(half[2]) > float(whole[2])

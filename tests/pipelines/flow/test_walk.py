@@ -1,4 +1,4 @@
-"""A walk through the base of a flow, and what is near it."""
+"""A walk through the base of a flow."""
 
 import pytest
 import torch
@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from enigma.jacobian_logdet import EnigmaFlow
 from pipelines.flow.gaussian import Gaussian
-from pipelines.flow.passages import Passages
-from pipelines.flow.states import StateFlow
-from pipelines.flow.walk import Neighbourhood, farthest_apart, slerp, walk_between
+from pipelines.flow.state_flow import StateFlow
+from pipelines.flow.walk import slerp, walk_between
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def gaussian_flow() -> StateFlow:
 
 
 @given(seed=st.integers(0, 10_000))
-def test_a_turn_keeps_ends_pace_and_length(seed: int) -> None:
+def test_a_rotation_keeps_ends_speed_and_length(seed: int) -> None:
     start_D, end_D = torch.randn(
         2, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
@@ -35,12 +34,12 @@ def test_a_turn_keeps_ends_pace_and_length(seed: int) -> None:
     assert torch.allclose(cosines, cosines[0].expand(4))
 
 
-def test_a_turn_between_equal_directions_is_a_straight_line() -> None:
+def test_a_rotation_between_equal_directions_is_a_straight_line() -> None:
     path_KD = slerp(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 3.0]), torch.tensor([0.0, 0.5, 1]))
     assert path_KD.tolist() == [[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]]
 
 
-def test_the_way_through_the_base_stays_where_texts_lie(gaussian_flow: StateFlow) -> None:
+def test_the_path_through_the_base_stays_where_texts_are(gaussian_flow: StateFlow) -> None:
     ends_2D = torch.tensor([[20.0, 2.0, 0.0, 0.0], [-20.0, 0.0, 2.0, 0.0]])
     walk = walk_between(gaussian_flow, ends_2D, steps=5)
     assert torch.allclose(walk.states[[0, -1]], ends_2D, atol=1e-4)
@@ -48,22 +47,3 @@ def test_the_way_through_the_base_stays_where_texts_lie(gaussian_flow: StateFlow
     nll_K, straight_K = walk.nll_nats_per_dim, walk.straight_nll_nats_per_dim
     assert torch.allclose(nll_K, nll_K[0].expand(5), atol=1e-4), "as typical as its ends"
     assert straight_K[2] < nll_K[2] - 0.3, "the straight line leads through the middle"
-
-
-def test_the_nearest_passage_is_measured_in_white_coordinates(gaussian_flow: StateFlow) -> None:
-    states_PD = torch.tensor([[9.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]])
-    passages = Passages.of_texts(str_tokenizer, ["甲", "乙"], 4)
-    distances_N, indices_N = Neighbourhood(passages, states_PD, gaussian_flow).nearest(
-        torch.zeros(1, 4)
-    )
-    assert indices_N.tolist() == [0]
-    assert distances_N.item() == pytest.approx(0.9)
-
-
-def str_tokenizer(text: str, **_options: object) -> dict[str, list[int]]:
-    return {"input_ids": [ord(character) for character in text]}
-
-
-def test_the_two_ends_are_the_farthest_apart() -> None:
-    points_PD = torch.tensor([[0.0, 0.0], [5.0, 0.0], [1.0, 1.0], [-4.0, 0.0]])
-    assert farthest_apart(points_PD) == (1, 3)

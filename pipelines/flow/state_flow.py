@@ -1,18 +1,11 @@
-"""The states that a flow is fitted to, and the published flow that knows its whitening.
-
-The language model's final states are RMS-normalised: they lie on a sphere scaled by
-the norm's gains, a surface on which a density over all dimensions is infinite. So
-noise of a stated size is added, to train, held-out and test states alike (ADR 4).
+"""The published flow over hidden states, together with its whitening.
 
 Shape legend: N states, D dimensions.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-from zlib import crc32
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,15 +13,9 @@ from torch import Tensor
 from enigma.jacobian_logdet import EnigmaFlow, load_flow, save_flow
 from pipelines.base.artifacts import sha256_file
 from pipelines.base.errors import UserError
-from pipelines.data.shards import ShardReader
 from pipelines.flow.gaussian import Gaussian, standard_normal_log_prob
-from pipelines.flow.hidden_states import HiddenStates, choose_positions, collect
-
-if TYPE_CHECKING:
-    from enigma.modeling_enigma import EnigmaForCausalLM
 
 WHITENING_FILE = "whitening.safetensors"
-SEQUENCES_PER_BATCH = 8
 STATES_PER_BATCH = 1024
 
 
@@ -47,7 +34,7 @@ class StateFlow:
     gaussian: Gaussian
 
     def to_base(self, states_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Carry states to the base of the flow.
+        """Map states to the base of the flow.
 
         Args:
             states_ND: (N, D) of any floating dtype.
@@ -75,18 +62,18 @@ class StateFlow:
         return self.gaussian.colour(torch.cat(white)).float()
 
     def log_prob(self, states_ND: Tensor) -> Tensor:
-        """Log density in nats, (N,) float64."""
+        """Return log densities in nats, (N,) float64."""
         base_ND, log_det_N = self.to_base(states_ND)
         return standard_normal_log_prob(base_ND.double()) + log_det_N
 
     def sample(self, count: int, *, seed: int, temperature: float = 1.0) -> Tensor:
-        """Draw states; the same for the same seed on every device.
+        """Draw states, the same for the same seed on every device.
 
         Args:
-            count: How many.
-            seed: Of the draw.
-            temperature: Scales the standard deviation of the base: below 1, states that the
-                flow finds more typical (Kingma and Dhariwal, "Glow", 2018, section 6).
+            count: Number of states.
+            seed: Seed of the draw.
+            temperature: Scales the standard deviation of the base; below 1 the states are
+                more typical of the flow (Kingma and Dhariwal, "Glow", 2018, section 6).
 
         Returns:
             (count, D) float32.
@@ -96,14 +83,14 @@ class StateFlow:
         return self.from_base(temperature * base_ND)
 
     def round_trip_error(self, states_ND: Tensor) -> float:
-        """How far states come back from where they are sent, the worse of both directions.
+        """Measure how exactly the flow inverts, in the worse of both directions.
 
         Args:
             states_ND: (N, D) states.
 
         Returns:
-            Of x -> z -> x and of z -> x -> z, the largest error of a coordinate,
-            relative to the largest coordinate. NaN if any value is not a number.
+            The largest error of a coordinate in x -> z -> x and in z -> x -> z, relative
+            to the largest coordinate. NaN if any value is NaN.
         """
         base_ND, _ = self.to_base(states_ND)
         back_ND = self.from_base(base_ND)
@@ -127,7 +114,7 @@ class StateFlow:
 
     @classmethod
     def load(cls, directory: Path, device: torch.device) -> "StateFlow":
-        """Read what `save` wrote; the flow goes to `device`.
+        """Read what `save` wrote, with the flow on `device`.
 
         Raises:
             UserError: If a file is missing.
@@ -137,62 +124,11 @@ class StateFlow:
             whitening = load_file(directory / WHITENING_FILE)
         except FileNotFoundError as error:
             raise UserError(
-                f"expected a flow in {directory}: {error}",
-                "run `dvc repro train_flow`, which makes it",
+                f"expected a flow in {directory}, got none: {error}",
+                "run `dvc repro train_flow`",
             ) from None
         gaussian = Gaussian(whitening["mean"].double(), whitening["factor"].double())
         return cls(flow.eval().to(device), gaussian)
-
-
-def collect_states(
-    model: "EnigmaForCausalLM",
-    shards: Path,
-    split: str,
-    *,
-    states: int,
-    states_per_sequence: int,
-    seed: int,
-) -> HiddenStates:
-    """Collect final hidden states of a split.
-
-    Args:
-        model: The language model in evaluation mode.
-        shards: The directory of the final shards.
-        split: Which split.
-        states: States wanted.
-        states_per_sequence: States taken of one sequence.
-        seed: Of the choice of positions.
-
-    Returns:
-        States (N, D) float32 with their next tokens; fewer than asked for where
-        the split is small.
-    """
-    reader = ShardReader(shards, split)
-    positions = choose_positions(
-        seed=_seed_for(f"{split} positions", seed),
-        num_sequences=len(reader),
-        sequence_length=reader.sequence_length,
-        states=states,
-        states_per_sequence=states_per_sequence,
-    )
-    return collect(
-        model.lm.hidden_states,
-        reader,
-        positions,
-        batch_size=SEQUENCES_PER_BATCH,
-        device=model.device,
-    )
-
-
-def with_noise(states_ND: Tensor, *, noise_std: float, split: str, seed: int) -> Tensor:
-    """Add white noise that is a function of the seed and the split; (N, D) float32."""
-    generator = torch.Generator().manual_seed(_seed_for(f"{split} noise", seed))
-    return states_ND + noise_std * torch.randn(states_ND.shape, generator=generator)
-
-
-def _seed_for(purpose: str, seed: int) -> int:
-    """One seed for each purpose, so that no two of them share their random numbers."""
-    return int(np.random.SeedSequence([seed, crc32(purpose.encode())]).generate_state(1)[0])
 
 
 def check_language_model(directory: Path, weights_sha256: str) -> None:
@@ -204,7 +140,7 @@ def check_language_model(directory: Path, weights_sha256: str) -> None:
     got = sha256_file(directory / "model.safetensors")
     if got != weights_sha256:
         raise UserError(
-            f"the flow was fitted to states of a language model with the weights "
-            f"{weights_sha256[:12]}..., {directory} has {got[:12]}...",
+            f"{directory}: expected the language model that the flow was fitted to, with the "
+            f"weights {weights_sha256[:12]}..., got {got[:12]}...",
             "run `dvc repro train_flow`, which fits the flow to this model",
         )

@@ -1,4 +1,4 @@
-"""The test states that flows are judged on, and what a flow loses on each sequence of them.
+"""The test states that flows are evaluated on, and the loss of a flow on each sequence.
 
 Shape legend: N states, S sequences, D dimensions.
 """
@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from pipelines.data.shards import ShardReader
-from pipelines.flow.hidden_states import Positions
-from pipelines.flow.states import StateFlow, collect_states, with_noise
+from pipelines.flow.hidden_states import Positions, collect_states, with_noise
+from pipelines.flow.state_flow import StateFlow
 from pipelines.language_model.losses import Losses, documents_of
 from pipelines.params import SampleFlowParams
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class JudgedStates:
-    """States of the split `test` with the noise that their density is defined with.
+class EvaluationSet:
+    """States of the split `test`, with the noise that their density needs.
 
     Args:
-        states: (N, D) float32, sequence after sequence.
+        states: (N, D) float32, sequence by sequence.
         next_tokens: (N,) int64.
-        positions: Where they were taken.
+        positions: Where they were read.
         reader: The split.
-        noise: What decides about the noise.
+        noise: What determines the noise.
     """
 
     states: Tensor
@@ -41,29 +41,29 @@ class JudgedStates:
     noise: dict[str, float]
 
     @property
-    def evaluation_set_sha256(self) -> str:
-        """Names the states by tokens, places and noise, whatever the language model."""
+    def sha256(self) -> str:
+        """Identifies the states by tokens, positions and noise, whatever the language model."""
         digest = hashlib.sha256(self.reader.gather(self.positions.sequences).tobytes())
         digest.update(self.positions.offsets.tobytes())
         digest.update(json.dumps(self.noise, sort_keys=True).encode())
         return digest.hexdigest()
 
     def log_likelihoods(self, state_flow: StateFlow) -> tuple[Tensor, Tensor]:
-        """Log densities of the states in nats, (N,) by a flow and (N,) by its Gaussian."""
+        """Return log densities in nats, (N,) under a flow and (N,) under its Gaussian."""
         return state_flow.log_prob(self.states), state_flow.gaussian.log_prob(self.states)
 
     def losses_of(self, flow_N: Tensor, gaussian_N: Tensor) -> Losses:
-        """How much worse than the Gaussian a flow is, by sequence, in nats.
+        """Return how much worse than its Gaussian a flow is on each sequence, in nats.
 
-        States of another language model have another scale, which moves both densities
-        alike: so flows are compared by what they gain over the Gaussian of their own states.
+        The states of another language model have another scale, which shifts both densities
+        alike. So flows are compared by their gain over the Gaussian of their own states.
 
         Args:
-            flow_N: (N,) as `log_likelihoods` gives them.
+            flow_N: (N,) from `log_likelihoods`.
             gaussian_N: (N,) likewise.
 
         Returns:
-            Losses spread over the dimensions of the states.
+            Losses whose units are the dimensions of the states.
         """
         loss_S = (gaussian_N - flow_N).view(len(self.positions.sequences), -1).sum(dim=1)
         dimensions = float(self.positions.offsets.shape[1] * self.states.shape[1])
@@ -74,16 +74,16 @@ class JudgedStates:
         )
 
 
-def judged_states(
+def read_evaluation_set(
     model: "EnigmaForCausalLM", shards: Path, params: SampleFlowParams, *, noise_std: float
-) -> JudgedStates:
-    """Collect the states that the parameters ask for.
+) -> EvaluationSet:
+    """Collect the test states that the parameters ask for.
 
     Args:
         model: The language model in evaluation mode.
         shards: The directory of the final shards.
-        params: How many, and the seed.
-        noise_std: As the flow was fitted with.
+        params: Number of states, and the seed.
+        noise_std: The noise that the flow was fitted with.
     """
     collected = collect_states(
         model,
@@ -93,7 +93,7 @@ def judged_states(
         states_per_sequence=params.states_per_sequence,
         seed=params.seed,
     )
-    return JudgedStates(
+    return EvaluationSet(
         with_noise(collected.states, noise_std=noise_std, split="test", seed=params.seed),
         collected.next_tokens,
         collected.positions,

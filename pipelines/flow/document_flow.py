@@ -1,11 +1,11 @@
-"""How typical a document is of what the language model was trained on.
+"""How typical a document is of the language model's training text.
 
-A likelihood alone misranks: what is simpler than the training text is likelier than it (Nalisnick
-et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So two figures of a document
+A likelihood alone misranks: text simpler than the training text is more likely than it (Nalisnick
+et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So two values of a document
 are compared with those of held-out passages, and both too high and too low are odd (as in
 Nalisnick et al., "Detecting Out-of-Distribution Inputs to Deep Generative Models Using
-Typicality", 2019): the density of its mean state under a flow, which sees what a document is
-about and how much it varies, and the language model's loss, which sees the order of its tokens.
+Typicality", 2019): the density of its mean state under a flow, which depends on its topic and how
+much it varies, and the language model's loss, which depends on the order of its tokens.
 
 Shape legend: P passages, D dimensions.
 """
@@ -22,8 +22,9 @@ from pipelines.base.artifacts import read_json, write_json
 from pipelines.base.errors import UserError
 from pipelines.data.shards import ShardReader
 from pipelines.flow.fit import Evaluation, Fit, fit_state_flow
-from pipelines.flow.passages import Floats, Passages, Reading, read_passages
-from pipelines.flow.states import StateFlow, with_noise
+from pipelines.flow.hidden_states import with_noise
+from pipelines.flow.passages import Floats, Passages, Reading, mean_states, read_passages
+from pipelines.flow.state_flow import StateFlow
 from pipelines.params import TrainFlowParams
 
 if TYPE_CHECKING:
@@ -32,18 +33,18 @@ if TYPE_CHECKING:
 DIRECTORY = "documents"
 TYPICAL_FILE = "typical.json"
 NOISE_STD = 0.01
-"""Added to mean states of RMS up to 1; their narrowest axes are about as wide."""
+"""Added to mean states of RMS up to 1, whose narrowest axes are about as wide."""
 NORMAL_SPREAD = 1.4826
-"""Standard deviation of a normal distribution over its median absolute deviation."""
+"""Ratio of standard deviation to median absolute deviation in a normal distribution."""
 
 
 @dataclass(frozen=True)
 class Typical:
-    """Where a figure lies over held-out passages.
+    """The typical range of a value over held-out passages.
 
     Args:
         median: Its median.
-        spread: Its median absolute deviation as a standard deviation.
+        spread: Its median absolute deviation, scaled to a standard deviation.
     """
 
     median: float
@@ -54,34 +55,35 @@ class Typical:
         """Measure it.
 
         Raises:
-            UserError: If more than half of the values are equal, so that there is no spread.
+            UserError: If more than half of the values are equal: there is no spread then.
         """
         median = float(np.median(values_P))
         spread = NORMAL_SPREAD * float(np.median(np.abs(values_P - median)))
         if not spread > 0:
             raise UserError(
-                f"expected held-out passages that differ, got {len(values_P)} of spread {spread}",
+                f"expected held-out passages that differ, got {len(values_P)} with a spread of "
+                f"{spread}",
                 "give the split `validation` more documents (params.yaml: clean.split)",
             )
         return cls(median, spread)
 
     def deviations(self, values: Floats) -> Floats:
-        """How many spreads values lie from the median."""
+        """Return the distance of values from the median, in spreads."""
         return (values - self.median) / self.spread
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One row per document.
+    """Scores of documents, one value per document.
 
     Args:
-        atypicality: How far from typical, in standard deviations of both figures together;
-            below 2 for most normal documents, without a limit above.
-        state_deviation: Of -log density of the mean state, in standard deviations.
-        loss_deviation: Of the language model's loss, in standard deviations.
-        likelihood_ratio_nats_per_dim: How much likelier the flow finds the mean state than the
-            Gaussian does: what the flow has learned beyond mean and covariance.
-        loss_nats: The language model's loss of a token.
+        atypicality: How far from typical, in standard deviations of both values together;
+            below 2 for most normal documents, unbounded above.
+        state_deviation: Deviation of -log density of the mean state, in standard deviations.
+        loss_deviation: Deviation of the language model's loss, in standard deviations.
+        likelihood_ratio_nats_per_dim: Log density of the mean state under the flow less that
+            under the Gaussian: what the flow has learned beyond mean and covariance.
+        loss_nats: The language model's loss per token.
     """
 
     atypicality: Floats
@@ -93,12 +95,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class DocumentFlow:
-    """A flow over mean states, and what is typical of held-out passages.
+    """A flow over mean states, and the typical values of held-out passages.
 
     Args:
-        flow: Over states with `NOISE_STD` of noise; scored without.
-        state: Of -log density in nats per dimension.
-        loss: Of the language model's loss in nats.
+        flow: Fitted to states with `NOISE_STD` of noise; documents are scored without noise.
+        state: Typical -log density in nats per dimension.
+        loss: Typical loss of the language model in nats per token.
     """
 
     flow: StateFlow
@@ -110,7 +112,7 @@ class DocumentFlow:
 
         Args:
             passages: The documents.
-            reading: What the language model under this flow makes of them.
+            reading: States and losses of them, from the language model under this flow.
         """
         num_dims = reading.states.shape[1]
         flow_P = self.flow.log_prob(reading.states).numpy() / num_dims
@@ -122,7 +124,7 @@ class DocumentFlow:
         return Scores(np.hypot(state, loss), state, loss, ratio, loss_nats)
 
     def save(self, directory: Path) -> None:
-        """Write it."""
+        """Write the flow and the typical values."""
         self.flow.save(directory)
         typical = {"state": asdict(self.state), "loss": asdict(self.loss)}
         write_json(directory / TYPICAL_FILE, typical)
@@ -132,7 +134,7 @@ class DocumentFlow:
         """Read what `save` wrote.
 
         Raises:
-            UserError: If it is not there.
+            UserError: If a file of the flow is missing.
         """
         flow = StateFlow.load(directory, device)
         typical = read_json(directory / TYPICAL_FILE)
@@ -150,26 +152,28 @@ def fit_document_flow(
     Args:
         model: The language model in evaluation mode.
         shards: The final shards.
-        params: The recipe; `passages` says how many are read.
+        params: The recipe; `passages` is the number of passages to read.
         on_evaluation: Called with each row of the history.
 
     Returns:
-        The flow with what is typical of validation passages, and the course of the fit.
+        The flow with the typical values of validation passages, and the course of the fit.
 
     Raises:
         UserError: If there are too few passages for a covariance.
     """
-    train = read_passages(model, Passages.of_split(ShardReader(shards, "train"), params.passages))
-    held_out = read_passages(
-        model, Passages.of_split(ShardReader(shards, "validation"), params.passages)
+    train, validation = (
+        Passages.of_split(ShardReader(shards, split), params.passages)
+        for split in ("train", "validation")
     )
+    train_PD = mean_states(model, train)
+    held_out = read_passages(model, validation)
     noisy_PD = with_noise(
         held_out.states, noise_std=NOISE_STD, split="validation passages", seed=params.seed
     )
     state_flow, result = fit_state_flow(
-        train.states,
+        train_PD,
         noisy_PD,
-        # It scores; what it draws is looked at and not used.
+        # This flow is for scoring; its samples are shown and not used.
         params=params.model_copy(update={"noise_std": NOISE_STD, "energy_weight": 0.0}),
         device=model.device,
         on_evaluation=on_evaluation,

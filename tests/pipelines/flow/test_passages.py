@@ -1,0 +1,35 @@
+"""Passages are read alike with and without their losses."""
+
+import numpy as np
+import pytest
+import torch
+
+from enigma.configuration_enigma import EnigmaConfig
+from enigma.modeling_enigma import EnigmaForCausalLM
+from pipelines.flow.passages import Passages, mean_states, read_passages
+
+
+@pytest.fixture
+def model() -> EnigmaForCausalLM:
+    config = EnigmaConfig(
+        vocab_size=50, d=8, num_rev_blocks=1, num_rotors=1, num_heads=2, num_transformer_layers=1,
+        conv1x1_positions=4, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return EnigmaForCausalLM(config).eval()
+
+
+def test_states_are_the_same_without_the_losses(model: EnigmaForCausalLM) -> None:
+    passages = Passages([[5, 6, 7, 8], [9], [10, 11]], np.arange(3), 3)
+    reading = read_passages(model, passages)
+    assert torch.equal(mean_states(model, passages), reading.states)
+    assert not reading.states.requires_grad
+
+
+def test_the_loss_is_that_of_the_language_model(model: EnigmaForCausalLM) -> None:
+    ids = [5, 6, 7, 8, 9, 10]
+    ids_1L = torch.tensor([ids])
+    with torch.no_grad():
+        expected = model(input_ids=ids_1L, labels=ids_1L).loss.item()
+    reading = read_passages(model, Passages([ids], np.arange(1), 1))
+    assert reading.loss_nats[0] == pytest.approx(expected, rel=1e-5)
