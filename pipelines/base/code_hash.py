@@ -18,6 +18,8 @@ from pipelines.base.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOMS = ("enigma", "expectations", "pipelines")
+# Templates decide the bytes of a page as modules do.
+CODE_SUFFIXES = (".py", ".j2")
 # What else the bytes of a part come from.
 VERSIONED = ("numpy", "pyarrow", "tokenizers")
 
@@ -64,7 +66,7 @@ def code_hash(stage: str, *, without: Collection[str] = (), repository: Path = R
     files = {
         path.relative_to(repository).as_posix(): path
         for dep in code_deps(stage, repository)
-        for path in _python_files(repository / dep)
+        for path in _code_files(repository / dep)
     }
     return _hash_lines(
         f"{name} {sha256_file(path)}\n" for name, path in files.items() if name not in without
@@ -83,14 +85,16 @@ def installed_code() -> str:
     room = REPOSITORY / "pipelines"
     return _hash_lines(
         [
-            *(f"{path.relative_to(room)} {sha256_file(path)}\n" for path in _python_files(room)),
+            *(f"{path.relative_to(room)} {sha256_file(path)}\n" for path in _code_files(room)),
             *(f"{name} {version(name)}\n" for name in VERSIONED),
         ]
     )
 
 
-def _python_files(path: Path) -> list[Path]:
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+def _code_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.suffix in CODE_SUFFIXES)
 
 
 def _hash_lines(lines: Iterable[str]) -> str:
