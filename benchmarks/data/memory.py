@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.record import row, write
-from pipelines.base.packaged_data import packaged_file
+from pipelines.base.downloads import packaged_file
 from pipelines.data.text.documents import RAW_SCHEMA
 from tests.support import REPOSITORY, change_params
 
@@ -31,7 +31,7 @@ STAGES = ("ingest", "clean", "tokenize", "decontaminate", "validate")
 SIZES_MB = (20, 200, 2000)
 REPLACED = 0.4
 DOCUMENT_CHARACTERS = (400, 1600)
-DOCUMENTS_A_BLOCK = 2000
+DOCUMENTS_PER_BLOCK = 2000
 HELD_OUT = 0.025
 MAX_GROWTH = 1.2
 MAX_BYTES = 1e9
@@ -69,8 +69,8 @@ def _blocks(points: npt.NDArray[np.uint32], generator: np.random.Generator) -> I
     """Yield texts: passages of the novel with characters replaced by others of it."""
     line_end = ord("\n")
     while True:
-        sizes = generator.integers(*DOCUMENT_CHARACTERS, DOCUMENTS_A_BLOCK)
-        starts = generator.integers(0, len(points) - DOCUMENT_CHARACTERS[1], DOCUMENTS_A_BLOCK)
+        sizes = generator.integers(*DOCUMENT_CHARACTERS, DOCUMENTS_PER_BLOCK)
+        starts = generator.integers(0, len(points) - DOCUMENT_CHARACTERS[1], DOCUMENTS_PER_BLOCK)
         ends = np.cumsum(sizes)
         at = np.repeat(starts - (ends - sizes), sizes) + np.arange(ends[-1])
         text = points[at]

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.record import median_times_s, row
 
 TRAIN, VALIDATION, SHARED, LENGTH = 1_200_000, 60_000, 52, 256
-ROWS_A_SHARD = 65_536
+ROWS_PER_SHARD = 65_536
 
 
 def write_sequences(directory: Path) -> None:
@@ -21,8 +21,8 @@ def write_sequences(directory: Path) -> None:
     validation = generator.integers(0, 21128, (VALIDATION, LENGTH), dtype=np.uint16)
     validation.tofile(directory / "validation.bin")
     with (directory / "train.bin").open("wb") as stream:
-        for start in range(0, TRAIN, ROWS_A_SHARD):
-            count = min(ROWS_A_SHARD, TRAIN - start)
+        for start in range(0, TRAIN, ROWS_PER_SHARD):
+            count = min(ROWS_PER_SHARD, TRAIN - start)
             block = generator.integers(0, 21128, (count, LENGTH), dtype=np.uint16)
             if start == 0:
                 block[1000 : 1000 + SHARED] = validation[:SHARED]
@@ -42,10 +42,10 @@ def ours(directory: Path) -> int:
     reference = fixed_binary(read(directory / "validation.bin"))
     shared = 0
     # Read into one buffer: mapped pages would cost a fault each, and count as memory.
-    buffer = np.empty((ROWS_A_SHARD, LENGTH), "<u2")
+    buffer = np.empty((ROWS_PER_SHARD, LENGTH), "<u2")
     with (directory / "train.bin").open("rb", buffering=0) as stream:
-        for start in range(0, TRAIN, ROWS_A_SHARD):
-            block = buffer[: min(ROWS_A_SHARD, TRAIN - start)]
+        for start in range(0, TRAIN, ROWS_PER_SHARD):
+            block = buffer[: min(ROWS_PER_SHARD, TRAIN - start)]
             stream.readinto(memoryview(block).cast("B"))
             shared += int(np.count_nonzero(exact_matches(fixed_binary(block), reference) >= 0))
     return shared
@@ -64,8 +64,8 @@ def streamed_tuples(directory: Path) -> int:
     train = read(directory / "train.bin")
     return sum(
         tuple(sequence) in validation
-        for start in range(0, TRAIN, ROWS_A_SHARD)
-        for sequence in train[start : start + ROWS_A_SHARD].tolist()
+        for start in range(0, TRAIN, ROWS_PER_SHARD)
+        for sequence in train[start : start + ROWS_PER_SHARD].tolist()
     )
 
 

@@ -23,7 +23,7 @@ FULL = 120_000_000
 SHARES = (0.0025, 0.005, 0.01)
 HELD_OUT = 60_000
 # A token stands for one character of three bytes, nearly.
-BYTES_A_SEQUENCE = 256 * 3
+BYTES_PER_SEQUENCE = 256 * 3
 MAX_VALIDATE_S, MAX_VALIDATE_BYTES = 60, 2e9
 PUBLISHED = FULL // 100
 
@@ -34,7 +34,7 @@ def measure(sequences: int, held_out: float) -> dict[str, Usage]:
         directory = Path(name)
         (directory / "source").mkdir()
         source = directory / "source" / "text.parquet"
-        documents = write_text(source, sequences * BYTES_A_SEQUENCE)
+        documents = write_text(source, sequences * BYTES_PER_SEQUENCE)
         print(f"{sequences} sequences, {documents} documents", flush=True)
         return run_stages(directory, source, held_out)
 

@@ -29,7 +29,7 @@ from benchmarks.data.overlap import overlap
 from benchmarks.data.recall import recall
 from benchmarks.record import RESULTS, median_times_s, row, write
 from pipelines.base.artifacts import write_json
-from pipelines.base.packaged_data import packaged_file
+from pipelines.base.downloads import packaged_file
 from pipelines.data.cleaning.minhash import minhash_signatures
 from pipelines.data.cleaning.near_duplicates import ArraySignatures, UnionFind, join_by_signatures
 from pipelines.data.order import SequenceOrder

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import UserError
 
-SEQUENCES_A_BLOCK = 8192
+SEQUENCES_PER_BLOCK = 8192
 TOKEN_DTYPE = np.dtype("<u2")
 
 SEQUENCE_SCHEMA = pa.schema(
@@ -181,10 +181,10 @@ def read_blocks(path: Path, length: int) -> Iterator[Tokens]:
     """Read a file of sequences some at a time.
 
     Yields:
-        (N, L) uint16, N at most `SEQUENCES_A_BLOCK`.
+        (N, L) uint16, N at most `SEQUENCES_PER_BLOCK`.
     """
     with path.open("rb") as stream:
-        while (block := np.fromfile(stream, TOKEN_DTYPE, SEQUENCES_A_BLOCK * length)).size:
+        while (block := np.fromfile(stream, TOKEN_DTYPE, SEQUENCES_PER_BLOCK * length)).size:
             yield block.reshape(-1, length)
 
 

@@ -130,9 +130,9 @@ def test_the_split_has_the_fractions_asked_for() -> None:
     assert names != [split_of(f"document {index}", other) for index in range(20_000)]
 
 
-def test_an_empty_split_says_how_to_mend_it(write_raw, prose, profile, tmp_path: Path) -> None:
+def test_an_empty_split_says_how_to_fix_it(write_raw, prose, profile, tmp_path: Path) -> None:
     raw = write_raw([prose(0, 80), prose(1, 80)])
-    with pytest.raises(UserError, match="got none of 2 documents") as caught:
+    with pytest.raises(UserError, match="got none of 2 in validation, test") as caught:
         clean(profile.clean, raw, tmp_path / "documents")
     assert "raise the fraction, or change split.seed" in caught.value.fix
     assert not (tmp_path / "documents").exists()

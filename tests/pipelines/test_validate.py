@@ -299,7 +299,7 @@ def test_windows_are_counted_alike_with_and_without_numba(window: int) -> None:
         for options in (
             {"use_numba": False},
             {"use_numba": True},
-            {"use_numba": True, "windows_a_table": 5},
+            {"use_numba": True, "windows_per_table": 5},
         )
     )
     assert compiled.tolist() == plain.tolist() == in_parts.tolist()

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 # Sequences, and rows of a table, that are read at a time.
 BLOCK = 8192
-ROWS_A_BATCH = 1024
+ROWS_PER_BATCH = 1024
 
 
 def raw_table(directory: Path) -> "pd.DataFrame":
@@ -73,7 +73,7 @@ class _Keys:
         self.nulls = 0 if name in file.schema_arrow.names else int(file.metadata.num_rows)
         keys = [np.empty(0, np.uint64)]
         if not self.nulls:
-            for batch in file.iter_batches(ROWS_A_BATCH, columns=[name]):
+            for batch in file.iter_batches(ROWS_PER_BATCH, columns=[name]):
                 column = batch.column(0).cast(pa.string())
                 self.nulls += column.null_count
                 keys.append(hash_keys(column.drop_null()))
@@ -84,7 +84,7 @@ def _count_texts(file: pq.ParquetFile) -> Row:
     if "text" not in file.schema_arrow.names:
         return {"null_texts": file.metadata.num_rows, "empty_texts": 0}
     nulls = empty = 0
-    for batch in file.iter_batches(ROWS_A_BATCH, columns=["text"]):
+    for batch in file.iter_batches(ROWS_PER_BATCH, columns=["text"]):
         nulls += batch.column(0).null_count
         empty += _count(pc.equal(pc.utf8_length(batch.column(0)), 0))
     return {"null_texts": nulls, "empty_texts": empty}
@@ -138,7 +138,7 @@ def documents_table(directory: Path) -> "pd.DataFrame":
 
 def _measure_texts(file: pq.ParquetFile) -> Row:
     nulls, shortest = 0, None
-    for batch in file.iter_batches(ROWS_A_BATCH, columns=["text"]):
+    for batch in file.iter_batches(ROWS_PER_BATCH, columns=["text"]):
         texts = batch.column(0)
         nulls += texts.null_count
         lengths = [pc.min(pc.utf8_length(texts)).as_py(), shortest]

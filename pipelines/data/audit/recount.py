@@ -25,7 +25,7 @@ from pipelines.base.workspace import SPLITS
 from pipelines.data.audit.evidence import ShardFiles
 from pipelines.data.shards import Tokens, fixed_binary
 from pipelines.data.text.arrays import hash_keys
-from pipelines.data.text.compilation import have_numba
+from pipelines.data.text.compiled import have_numba
 from pipelines.data.text.normalisation import title_key
 from pipelines.data.text.vocabulary import decode_text, load_tokenizer
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-NAMES_A_BATCH = 8192
+NAMES_PER_BATCH = 8192
 # 34 bytes each while they are looked at, behind a filter of 4 MB that a processor keeps near.
-WINDOWS_A_TABLE, TABLE_FILTER_BITS = 1 << 21, 25
+WINDOWS_PER_TABLE, TABLE_FILTER_BITS = 1 << 21, 25
 # 64 MB: 33 million windows of references let 1.5 % of the others through.
 FILTER_BITS = 29
 # 24 bytes each.
-WINDOWS_A_READ = 1 << 19
+WINDOWS_PER_READ = 1 << 19
 # Tokens of 16 bits in two words of 64.
 WORD_TOKENS = 8
 
@@ -176,7 +176,7 @@ def known_windows(
     window_tokens: int,
     *,
     use_numba: bool | None = None,
-    windows_a_table: int = WINDOWS_A_TABLE,
+    windows_per_table: int = WINDOWS_PER_TABLE,
 ) -> npt.NDArray[np.int64]:
     """Count the windows that occur in references: the tokens themselves and no hash of them.
 
@@ -189,7 +189,7 @@ def known_windows(
         window_tokens: Tokens per window; at most L.
         use_numba: Whether to compile the loops (for windows of up to 8 tokens); by default
             if numba is installed.
-        windows_a_table: How many windows are looked at at a time, about.
+        windows_per_table: How many windows are looked at at a time, about.
 
     Returns:
         (K, N) int64, how many windows of each sequence each reference has.
@@ -198,9 +198,9 @@ def known_windows(
         return np.stack([_by_arrow(blocks, known, window_tokens) for known in references])
     with TemporaryFile() as spill:
         sequences, collected = _collect(blocks, references, window_tokens, spill)
-        parts = max(1, -(-collected // windows_a_table))
+        parts = max(1, -(-collected // windows_per_table))
         # A part may have more than its share, and a table that is full is searched for ever.
-        slots = 1 << (int(1.3 * min(collected, windows_a_table)) + 64).bit_length()
+        slots = 1 << (int(1.3 * min(collected, windows_per_table)) + 64).bit_length()
         counts_KN = np.zeros((len(references), sequences), np.int64)
         for part in range(parts):
             _count(spill, references, window_tokens, counts_KN, part=(part, parts), slots=slots)
@@ -224,7 +224,7 @@ def _collect(
     for known in references:
         for block_NL in known:
             kernels.mark_windows(block_NL, window_tokens, bits, shift)
-    found_C3 = np.empty((WINDOWS_A_READ, 3), np.uint64)
+    found_C3 = np.empty((WINDOWS_PER_READ, 3), np.uint64)
     sequences = collected = 0
     for block_NL in blocks:
         row = 0
@@ -271,7 +271,7 @@ def _filter(bits: int) -> tuple[npt.NDArray[np.uint64], np.uint64]:
 
 def _read(spill: IO[bytes]) -> Iterator[npt.NDArray[np.uint64]]:
     spill.seek(0)
-    while (found := np.fromfile(spill, np.uint64, 3 * WINDOWS_A_READ)).size:
+    while (found := np.fromfile(spill, np.uint64, 3 * WINDOWS_PER_READ)).size:
         yield found.reshape(-1, 3)
 
 
@@ -304,7 +304,7 @@ class _Names:
 
     def _batches(self) -> Iterator[list[str]]:
         with pq.ParquetFile(self._path, pre_buffer=False) as file:
-            for batch in file.iter_batches(NAMES_A_BATCH, columns=[self._column]):
+            for batch in file.iter_batches(NAMES_PER_BATCH, columns=[self._column]):
                 names = batch.column(0).to_pylist()
                 yield [title_key(name) for name in names] if self._column == "title" else names
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.data.text.arrays import utf8_views
-from pipelines.data.text.compilation import have_numba
+from pipelines.data.text.compiled import have_numba
 from pipelines.params import NearDuplicateParams
 
 Signatures = npt.NDArray[np.uint32]
@@ -20,7 +20,7 @@ Shingles = npt.NDArray[np.uint64]
 
 # Fixed, so that the same text has the same signature in every run.
 HASH_SEED = 20_231_101
-SHINGLES_A_BLOCK = 2048
+SHINGLES_PER_BLOCK = 2048
 
 
 def minhash_signatures(
@@ -51,8 +51,8 @@ def minhash_signatures(
     for document, text in enumerate(texts):
         hashes_S = shingles(text.as_py(), params.shingle_characters)
         short_S = (hashes_S >> np.uint64(32)).astype(np.uint32)
-        for start in range(0, len(short_S), SHINGLES_A_BLOCK):
-            block_S = short_S[start : start + SHINGLES_A_BLOCK]
+        for start in range(0, len(short_S), SHINGLES_PER_BLOCK):
+            block_S = short_S[start : start + SHINGLES_PER_BLOCK]
             permuted_HS = a_H[:, None] * block_S[None, :] + b_H[:, None]
             lowest_H = signatures_DH[document]
             np.minimum(lowest_H, permuted_HS.min(axis=1), out=lowest_H)

@@ -26,7 +26,7 @@ TextsOf = Callable[[Indices], pa.Array]
 # Signatures estimate the Jaccard similarity; pairs further than this many standard
 # errors below the bound are not looked at again.
 ESTIMATE_SIGMAS = 4.0
-PAIRS_A_BLOCK = 4096
+PAIRS_PER_BLOCK = 4096
 
 
 class SignatureSource(Protocol):
@@ -135,8 +135,8 @@ def join_by_signatures(
         members, buckets = _buckets(signatures.band(start, start + params.rows_per_band))
         for pairs_P2 in _rounds(members, buckets, sets):
             likely = _likely(pairs_P2, signatures, params.min_jaccard)
-            for at in range(0, len(likely), PAIRS_A_BLOCK):
-                joined += _verify(likely[at : at + PAIRS_A_BLOCK], texts_of, params, sets)
+            for at in range(0, len(likely), PAIRS_PER_BLOCK):
+                joined += _verify(likely[at : at + PAIRS_PER_BLOCK], texts_of, params, sets)
     return joined
 
 
@@ -178,8 +178,8 @@ def _likely(pairs_P2: Indices, signatures: SignatureSource, min_jaccard: float) 
     """The pairs whose signatures do not rule them out."""
     slack = ESTIMATE_SIGMAS * (min_jaccard * (1 - min_jaccard) / signatures.num_hashes) ** 0.5
     kept = [np.empty((0, 2), np.int64)]
-    for at in range(0, len(pairs_P2), PAIRS_A_BLOCK):
-        block = pairs_P2[at : at + PAIRS_A_BLOCK]
+    for at in range(0, len(pairs_P2), PAIRS_PER_BLOCK):
+        block = pairs_P2[at : at + PAIRS_PER_BLOCK]
         agreement = (signatures.rows(block[:, 0]) == signatures.rows(block[:, 1])).mean(axis=1)
         kept.append(block[agreement >= min_jaccard - slack])
     return np.concatenate(kept)

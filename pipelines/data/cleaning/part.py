@@ -31,7 +31,7 @@ from pipelines.params import CleanParams
 
 DIGEST_BYTES = 16
 TITLE_BYTES = 8
-ROWS_A_BATCH = 1024
+ROWS_PER_BATCH = 1024
 KEPT_SCHEMA = pa.schema(
     [
         *RAW_SCHEMA,
@@ -86,7 +86,7 @@ def clean_part(part: Part, directory: Path) -> None:
         pa.ipc.new_file(dropped_file, DROPPED_SCHEMA) as dropped,
         pq.ParquetFile(part.path, pre_buffer=False) as parquet,
     ):
-        for batch in parquet.iter_batches(ROWS_A_BATCH, columns=RAW_SCHEMA.names):
+        for batch in parquet.iter_batches(ROWS_PER_BATCH, columns=RAW_SCHEMA.names):
             stay, go = _sort_out(batch.to_pylist(), row, part.params, removed)
             row += batch.num_rows
             reasons.update(document["reason"] for document in go)

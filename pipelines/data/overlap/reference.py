@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.overlap.window_index import MULTIPLIER, WINDOWS_A_BLOCK, Hashes, WindowIndex
+from pipelines.data.overlap.window_index import MULTIPLIER, WINDOWS_PER_BLOCK, Hashes, WindowIndex
 from pipelines.data.shards import TOKEN_DTYPE, SequenceFiles, Tokens, fixed_binary
 
 KEY_TOKENS = 4
@@ -50,7 +50,7 @@ class Reference:
         splits: (M, L) uint16 a split, in memory or in files; where several have a sequence,
             a match names the first.
         window_tokens: Tokens per window; at most L.
-        windows_a_block: How many windows are looked at at a time, about.
+        windows_per_block: How many windows are looked at at a time, about.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Reference:
         splits: Mapping[str, Tokens | SequenceFiles],
         window_tokens: int,
         *,
-        windows_a_block: int = WINDOWS_A_BLOCK,
+        windows_per_block: int = WINDOWS_PER_BLOCK,
     ) -> None:
         self._window_tokens = window_tokens
         self._splits = splits
         self._ends = np.cumsum([len(sequences) for sequences in splits.values()])
         windows = sum(block.shape[0] * self._num_windows(block) for block in self._sequences())
         self._index = WindowIndex(
-            self._sequences(), windows, window_tokens, windows_a_block=windows_a_block
+            self._sequences(), windows, window_tokens, windows_per_block=windows_per_block
         )
 
     def _num_windows(self, tokens_NL: Tokens) -> int:

@@ -19,20 +19,20 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.data.shards import Tokens
-from pipelines.data.text.compilation import have_numba
+from pipelines.data.text.compiled import have_numba
 
 Hashes = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 # 12 bytes each while they are looked at, and some 40 while they are sorted.
-WINDOWS_A_BLOCK = 3 << 18
+WINDOWS_PER_BLOCK = 3 << 18
 # Each is a file while they are sorted out.
 MAX_BLOCKS = 512
 # 32 MB: with two bits per window, 33 million windows let 5 % of the others through.
-BITS_A_WINDOW, MAX_FILTER_BITS = 16, 28
-SEQUENCES_A_STEP = 1024
-CANDIDATES_A_STEP = 1 << 20
+BITS_PER_WINDOW, MAX_FILTER_BITS = 16, 28
+SEQUENCES_PER_STEP = 1024
+CANDIDATES_PER_STEP = 1 << 20
 RECORD = np.dtype([("hash", "<u8"), ("owner", "<i4")])
 
 
@@ -43,7 +43,7 @@ class WindowIndex:
         blocks: (N', L) uint16 each, N sequences in all; gone through once.
         num_windows: How many windows they have in all.
         window_tokens: Tokens per window; at most L.
-        windows_a_block: How many are looked at at a time, about.
+        windows_per_block: How many are looked at at a time, about.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class WindowIndex:
         num_windows: int,
         window_tokens: int,
         *,
-        windows_a_block: int = WINDOWS_A_BLOCK,
+        windows_per_block: int = WINDOWS_PER_BLOCK,
     ) -> None:
         self._window_tokens = window_tokens
-        bits = min(max((BITS_A_WINDOW * num_windows).bit_length(), 10), MAX_FILTER_BITS)
+        bits = min(max((BITS_PER_WINDOW * num_windows).bit_length(), 10), MAX_FILTER_BITS)
         self._filter = np.zeros(1 << (bits - 6), np.uint64)
         self._shift = np.uint64(64 - (bits - 6))
-        self._num_blocks = min(max(1, -(-num_windows // windows_a_block)), MAX_BLOCKS)
+        self._num_blocks = min(max(1, -(-num_windows // windows_per_block)), MAX_BLOCKS)
         self._file: IO[bytes] = TemporaryFile()  # noqa: SIM115 - it lives as long as this object
         weakref.finalize(self, self._file.close)
         self._places: list[tuple[int, int]] = []
@@ -69,8 +69,8 @@ class WindowIndex:
             files = [stack.enter_context(TemporaryFile()) for _ in range(self._num_blocks)]
             start = 0
             for block_NL in blocks:
-                for at in range(0, len(block_NL), SEQUENCES_A_STEP):
-                    few_NL = block_NL[at : at + SEQUENCES_A_STEP]
+                for at in range(0, len(block_NL), SEQUENCES_PER_STEP):
+                    few_NL = block_NL[at : at + SEQUENCES_PER_STEP]
                     hashes_NW = window_hashes(few_NL, self._window_tokens)
                     self._sort_out(hashes_NW, start, files)
                     start += len(few_NL)
@@ -143,9 +143,9 @@ class WindowIndex:
     ) -> Iterator[tuple[Hashes, npt.NDArray[np.int32]]]:
         """Yield what the filter lets through: hashes, and the rows whose windows they are."""
         if not have_numba(use_numba):
-            for at in range(0, len(tokens_NL), SEQUENCES_A_STEP):
+            for at in range(0, len(tokens_NL), SEQUENCES_PER_STEP):
                 hashes_NW = window_hashes(
-                    tokens_NL[at : at + SEQUENCES_A_STEP], self._window_tokens
+                    tokens_NL[at : at + SEQUENCES_PER_STEP], self._window_tokens
                 )
                 bits_NW = bits_of(hashes_NW)
                 rows, columns = np.nonzero(
@@ -155,7 +155,7 @@ class WindowIndex:
             return
         from pipelines.data.overlap import kernels as window_kernels
 
-        hashes_C = np.empty(max(CANDIDATES_A_STEP, tokens_NL.shape[1]), np.uint64)
+        hashes_C = np.empty(max(CANDIDATES_PER_STEP, tokens_NL.shape[1]), np.uint64)
         rows_C = np.empty(len(hashes_C), np.int32)
         row = 0
         while row < len(tokens_NL):

@@ -16,13 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.base.downloads import hub_access, packaged_file
 from pipelines.base.errors import UserError
-from pipelines.base.hub import hub_access
-from pipelines.base.packaged_data import packaged_file
 from pipelines.data.sources.formats import read_json_lines, read_wikipedia_dump
 from pipelines.data.text.documents import RAW_SCHEMA
 
-BATCH_ROWS = 1024
+ROWS_PER_TABLE = 1024
 Reader = Callable[[Path, int], Iterator[pa.Table]]
 HUB_SOURCE = re.compile(r"hf:([\w.-]+)/([\w.-]+)/([\w.-]+)")
 
@@ -36,13 +35,13 @@ class SourceFile:
         path: Where it is.
         read: Yields the file's documents as tables of `RAW_SCHEMA`, but for so many at its
             start.
-        is_ours: Whether it is a local file that may be moved into quarantine.
+        is_local: Whether it is a local file that may be moved into quarantine.
     """
 
     name: str
     path: Path
     read: Reader
-    is_ours: bool = False
+    is_local: bool = False
 
 
 def source_files(source: str) -> Iterator[SourceFile]:
@@ -117,7 +116,7 @@ def _local_files(source: str) -> Iterator[SourceFile]:
                 f"ingest.source: expected {', '.join(FORMATS)}, got {path.name}",
                 "name files of these kinds, or convert the file",
             )
-        yield SourceFile(path.name, path, reader, is_ours=True)
+        yield SourceFile(path.name, path, reader, is_local=True)
 
 
 def _reader(path: Path) -> Reader | None:
@@ -144,7 +143,7 @@ def read_parquet(path: Path, skip: int = 0) -> Iterator[pa.Table]:
             _check_schema(path, parquet.schema_arrow)
             groups, first_row = _groups_after(parquet.metadata, skip)
             for batch in parquet.iter_batches(
-                BATCH_ROWS, row_groups=groups, columns=RAW_SCHEMA.names
+                ROWS_PER_TABLE, row_groups=groups, columns=RAW_SCHEMA.names
             ):
                 wanted = batch.slice(max(skip - first_row, 0))
                 first_row += batch.num_rows

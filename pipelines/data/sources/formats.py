@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipelines.base.errors import UserError
 from pipelines.data.text.documents import RAW_SCHEMA
 
-ROWS_A_TABLE = 1024
+ROWS_PER_TABLE = 1024
 ARTICLES = 0
 REDIRECT = re.compile(r"^\s*#(?:REDIRECT|重定向)", re.IGNORECASE)
 
@@ -165,7 +165,7 @@ def _tables(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
     waiting: list[dict[str, Any]] = []
     for row in rows:
         waiting.append(row)
-        if len(waiting) == ROWS_A_TABLE:
+        if len(waiting) == ROWS_PER_TABLE:
             yield pa.Table.from_pylist(waiting, schema=RAW_SCHEMA)
             waiting = []
     if waiting:

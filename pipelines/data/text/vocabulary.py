@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.base.downloads import hub_access, packaged_file
 from pipelines.base.errors import UserError
-from pipelines.base.hub import hub_access
-from pipelines.base.packaged_data import packaged_file
 
 if TYPE_CHECKING:
     from transformers import BertTokenizerFast

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.data.text.arrays import text_array, utf8_views
-from pipelines.data.text.compilation import have_numba
+from pipelines.data.text.compiled import have_numba
 from pipelines.data.tokenizer.code_points import CHUNK, SPACE, code_point_table, is_provable
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ MAX_CHUNK_BYTES = 1 << 22
 BATCH_BYTES = 1 << 22
 # A full stop stands alone, so nothing reaches across it.
 SEPARATOR = "。"
-CHUNKS_A_CALL = 2048
+CHUNKS_PER_CALL = 2048
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,8 @@ class _Chunks:
         """Ask the tokenizer about new chunks."""
         if not chunks:
             return
-        groups = range(0, len(chunks), CHUNKS_A_CALL)
-        stream = _concatenate([self._ask(chunks[at : at + CHUNKS_A_CALL]) for at in groups])
+        groups = range(0, len(chunks), CHUNKS_PER_CALL)
+        stream = _concatenate([self._ask(chunks[at : at + CHUNKS_PER_CALL]) for at in groups])
         starts = len(self._ids) + np.cumsum(stream.lengths) - stream.lengths
         self._spans = np.concatenate([self._spans, np.stack([starts, stream.lengths], axis=1)])
         self._ids = np.concatenate([self._ids, stream.ids])

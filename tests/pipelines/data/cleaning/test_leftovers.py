@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.base.artifacts import read_manifest
+from pipelines.base.downloads import packaged_file
 from pipelines.base.errors import UserError
-from pipelines.base.packaged_data import packaged_file
 from pipelines.clean import clean
 from pipelines.data.cleaning.leftovers import KEPT_PIECES, RULES, Removed, remove_leftovers
 from pipelines.data.cleaning.part import clean_text, refusals

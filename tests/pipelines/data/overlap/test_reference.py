@@ -34,12 +34,12 @@ def test_containment_equals_a_count_by_hand(seed: int, window: int, size: int) -
     windows = 3 * (9 - window + 1)
     counts = [
         WindowIndex([reference_ML], windows, window, **options).count(train_NL, use_numba=flag)
-        for options in ({}, {"windows_a_block": 7})
+        for options in ({}, {"windows_per_block": 7})
         for flag in (True, False)
     ]
     assert all(count.tolist() == counts[0].tolist() for count in counts)
     found = Reference({"test": reference_ML}, window).matches(train_NL, max_containment=0.3)
-    in_blocks = Reference({"test": reference_ML}, window, windows_a_block=7)
+    in_blocks = Reference({"test": reference_ML}, window, windows_per_block=7)
     assert in_blocks.matches(train_NL, max_containment=0.3) == found
     expected = {}
     for row, sequence in enumerate(train_NL):

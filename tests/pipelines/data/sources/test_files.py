@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.base.downloads import packaged_file
 from pipelines.base.errors import UserError
-from pipelines.base.packaged_data import packaged_file
 from pipelines.data.sources.files import source_files
 from pipelines.data.text.documents import RAW_SCHEMA
 from tests.support import REPOSITORY
@@ -241,7 +241,10 @@ def test_a_broken_download_from_the_hub_is_resumed(workspace: Path, set_params, 
     ("source", "message"),
     [
         ("hf:owner/data/fr", "expected parquet files of config 'fr', found none; configs: en, zh"),
-        ("hf:owner/nothing/zh", "the Hugging Face hub knows no dataset owner/nothing"),
+        (
+            "hf:owner/nothing/zh",
+            "expected dataset owner/nothing on the Hugging Face Hub",
+        ),
     ],
 )
 def test_what_the_hub_does_not_have_is_named(
@@ -260,7 +263,7 @@ def test_no_network_for_the_hub_says_how_to_go_on(workspace: Path, set_params) -
     # Port 9 (discard) of this machine: nobody listens.
     run = run_ingest(workspace, "http://127.0.0.1:9")
     assert run.returncode == 1
-    assert "could not get dataset wikimedia/wikipedia from the Hugging Face hub" in run.stderr
+    assert "could not download dataset wikimedia/wikipedia from the Hugging Face Hub" in run.stderr
     assert "set ingest.source to their path or glob" in run.stderr
     assert "Traceback" not in run.stderr
     assert list((workspace / "data" / "sanguo").iterdir()) == []

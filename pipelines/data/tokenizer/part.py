@@ -26,14 +26,14 @@ from pipelines.data.text.vocabulary import (
 )
 from pipelines.data.tokenizer.fast import FastTokenizer, TokenStream
 
-DOCUMENTS_A_BLOCK = 16_384
-DOCUMENTS_A_BATCH = 1024
+DOCUMENTS_PER_PART = 16_384
+DOCUMENTS_PER_BATCH = 1024
 CHARACTERS_DTYPE = np.dtype("<i4")
-BLOCK_SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("num_tokens", pa.int64())])
+PART_SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("num_tokens", pa.int64())])
 
 
 @dataclass(frozen=True)
-class DocumentBlock:
+class Part:
     """What a worker needs to know.
 
     Args:
@@ -49,20 +49,17 @@ class DocumentBlock:
     vocabulary_sha256: str
 
 
-def document_blocks(path: Path, vocabulary: str, vocabulary_sha256: str) -> list[DocumentBlock]:
-    """Cut the documents of a split into blocks of about `DOCUMENTS_A_BLOCK`."""
+def document_parts(path: Path, vocabulary: str, vocabulary_sha256: str) -> list[Part]:
+    """Cut the documents of a split into blocks of about `DOCUMENTS_PER_PART`."""
     metadata = pq.read_metadata(path)
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     blocks: dict[int, list[int]] = {}
     for group, end in enumerate(np.cumsum(sizes).tolist()):
-        blocks.setdefault((end - 1) // DOCUMENTS_A_BLOCK, []).append(group)
-    return [
-        DocumentBlock(path, tuple(groups), vocabulary, vocabulary_sha256)
-        for groups in blocks.values()
-    ]
+        blocks.setdefault((end - 1) // DOCUMENTS_PER_PART, []).append(group)
+    return [Part(path, tuple(groups), vocabulary, vocabulary_sha256) for groups in blocks.values()]
 
 
-def tokenize_block(block: DocumentBlock, directory: Path) -> None:
+def tokenize_part(block: Part, directory: Path) -> None:
     """Tokenize the documents of one block.
 
     Args:
@@ -78,16 +75,16 @@ def tokenize_block(block: DocumentBlock, directory: Path) -> None:
         pq.ParquetFile(block.path, pre_buffer=False) as parquet,
         (directory / "ids.bin").open("wb") as ids,
         (directory / "characters.bin").open("wb") as characters,
-        pq.ParquetWriter(directory / "documents.parquet", BLOCK_SCHEMA) as documents,
+        pq.ParquetWriter(directory / "documents.parquet", PART_SCHEMA) as documents,
     ):
         for batch in parquet.iter_batches(
-            DOCUMENTS_A_BATCH, row_groups=list(block.groups), columns=["id", "title", "text"]
+            DOCUMENTS_PER_BATCH, row_groups=list(block.groups), columns=["id", "title", "text"]
         ):
             stream = tokenizer.encode(batch["text"])
             stream.ids.astype(TOKEN_DTYPE, copy=False).tofile(ids)
             stream.characters.astype(CHARACTERS_DTYPE, copy=False).tofile(characters)
             columns = [batch["id"], batch["title"], pa.array(stream.lengths)]
-            documents.write_batch(pa.record_batch(columns, schema=BLOCK_SCHEMA))
+            documents.write_batch(pa.record_batch(columns, schema=PART_SCHEMA))
             of_unknown = stream.characters[stream.ids == UNK_TOKEN_ID]
             counts += (
                 len(stream),
@@ -125,7 +122,7 @@ def read_tokens(directory: Path) -> Iterator[tuple[pa.Table, TokenStream]]:
         (directory / "ids.bin").open("rb") as ids,
         (directory / "characters.bin").open("rb") as characters,
     ):
-        for batch in documents.iter_batches(DOCUMENTS_A_BATCH):
+        for batch in documents.iter_batches(DOCUMENTS_PER_BATCH):
             lengths = batch["num_tokens"].to_numpy()
             size = int(lengths.sum())
             stream = TokenStream(
