@@ -19,9 +19,9 @@ from pipelines.base.errors import GateError, UserError
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import SPLITS, Workspace
 from pipelines.data.audit.evidence import documents_table, raw_table, shards_table
+from pipelines.data.audit.pages import render_validation
 from pipelines.data.audit.recount import overlap_table
 from pipelines.data.audit.suites import SuiteResult, run_suites
-from pipelines.data.audit.validation_page import render_page
 from pipelines.params import DecontaminateParams, ValidateParams, load_params
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def validate(
         passed = not any(check.refuses for result in results for check in result.checks)
         certificate = make_certificate(workspace, results, passed=passed)
         tables["overlap"].to_parquet(building / "evidence.parquet")
-        write_text(building / "index.html", render_page(certificate, results, refusals(results)))
+        page = render_validation(certificate, results, refusals(results))
+        write_text(building / "index.html", page)
         write_json(building / CERTIFICATE_NAME, certificate)
     if not passed:
         raise refusal(results, failed)

@@ -25,8 +25,9 @@ from pipelines.base.artifacts import (
 )
 from pipelines.base.run_stage import progress
 from pipelines.base.workspace import SPLITS, Workspace
-from pipelines.data.audit.analysis_page import draw_figures, render_analysis
 from pipelines.data.audit.evidence import shards_table
+from pipelines.data.audit.figures import draw_figures
+from pipelines.data.audit.pages import render_analysis
 from pipelines.data.text.scripts import HAN, HANGUL, KANA
 from pipelines.params import load_params
 
