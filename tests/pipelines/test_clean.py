@@ -13,7 +13,7 @@ from pipelines.base.artifacts import read_manifest, verify_manifest
 from pipelines.base.errors import UserError
 from pipelines.base.workspace import SPLITS
 from pipelines.clean import clean, split_of
-from pipelines.data.cleaning.part import refusals
+from pipelines.data.cleaning.part import drop_reasons
 from pipelines.data.text.normalisation import normalise, title_key
 from pipelines.params import CleanParams, SplitParams
 
@@ -154,5 +154,5 @@ def test_an_empty_text_takes_nothing_from_its_neighbours(profile) -> None:
     params = profile.clean.model_copy(update={"min_characters": 1})
     texts = ["", "三国", "", "kana かな", "", "english", ""]
     reasons = ["short", "", "short", "not_chinese", "short", "not_chinese", "short"]
-    assert refusals(texts, params) == reasons
-    assert refusals([""], params) == ["short"]
+    assert drop_reasons(texts, params) == reasons
+    assert drop_reasons([""], params) == ["short"]

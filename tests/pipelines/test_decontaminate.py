@@ -17,7 +17,7 @@ PARAMS = DecontaminateParams(window_tokens=8, max_containment=0.15)
 
 
 def everything(directory: Path, split: str) -> np.ndarray:
-    return np.concatenate(list(ShardReader(directory, split).blocks()))
+    return np.concatenate(list(ShardReader(directory, split)))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def backend():
 
 
 def everything(directory: Path, split: str) -> np.ndarray:
-    return np.concatenate(list(ShardReader(directory, split).blocks()))
+    return np.concatenate(list(ShardReader(directory, split)))
 
 
 @pytest.mark.parametrize("split", SPLITS)

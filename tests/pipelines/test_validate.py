@@ -153,7 +153,7 @@ def test_files_that_cannot_be_read_are_named(data: Workspace, profile) -> None:
 def test_a_shard_cut_off_is_named(data: Workspace, profile) -> None:
     path = data.shards / "train-00000.bin"
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(UserError, match="expected whole sequences of 256 tokens"):
+    with pytest.raises(UserError, match="expected whole sequences of 512 bytes"):
         run(profile, data)
 
 

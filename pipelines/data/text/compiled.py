@@ -1,12 +1,12 @@
-"""Whether loops are compiled: numba is optional, and each of them has a NumPy twin."""
+"""Whether loops are compiled: numba is optional, and each loop has a NumPy twin."""
 
 from importlib.util import find_spec
 
 
-def have_numba(asked: bool | None) -> bool:
+def have_numba(wanted: bool | None) -> bool:
     """Whether to compile.
 
     Args:
-        asked: Yes or no; None for yes where numba is installed.
+        wanted: Yes or no; by default, if numba is installed.
     """
-    return find_spec("numba") is not None if asked is None else asked
+    return find_spec("numba") is not None if wanted is None else wanted

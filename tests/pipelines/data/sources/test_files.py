@@ -81,7 +81,7 @@ def test_wider_files_and_other_string_types_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nothing/*.parquet", "nothing matches 'nothing/\\*.parquet'"),
+        ("nothing/*.parquet", "found none for 'nothing"),
         ("packaged:shuihu", "expected packaged:sanguo"),
         ("hf:wikipedia", "expected hf:<owner>/<dataset>/<config>"),
     ],
@@ -115,7 +115,7 @@ def test_damage_behind_an_intact_footer_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({k: v for k, v in SMALL.items() if k != "title"}, "missing title, got id, url, text"),
+        ({k: v for k, v in SMALL.items() if k != "title"}, "got id, url, text \\(missing title"),
         ({**SMALL, "id": [1]}, "column id: expected string, got int64"),
         ({**SMALL, "id": [""]}, "row 0: column id: expected a string, got an empty one"),
         ({**SMALL, "text": pa.array([None], pa.string())}, "row 0: column text: .*got null"),
