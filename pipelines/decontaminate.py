@@ -149,8 +149,8 @@ def _copy_documents(
     """Copy the table of documents without those whose title a later split has.
 
     Returns:
-        By sequence that holds a part of such a document the split; and the titles that are
-        left, of a split that others are compared with.
+        For each sequence that holds a part of such a document, the later split; and the keys
+        of the remaining titles, for a split that others are compared with.
     """
     by_title: dict[int, str] = {}
     left: set[str] = set()
@@ -184,7 +184,7 @@ def _copy_clean(
     removed: pq.ParquetWriter,
     counts: Counts,
 ) -> None:
-    """Copy a split without the sequences that were found; write those aside."""
+    """Copy a split without the sequences that were found; keep those in `removed.parquet`."""
     writer = ShardWriter(
         directory,
         reader.split,
@@ -211,7 +211,7 @@ def _copy_clean(
 def _with_titles(
     matches: list[Match], by_title: dict[int, str], start: int, count: int
 ) -> list[Match]:
-    """Add the sequences of shared documents that are no match otherwise, in order."""
+    """Add the sequences of documents with a shared title that do not match otherwise, in order."""
     known = {match.sequence for match in matches}
     also = [
         Match(sequence - start, split, -1, "title", 0.0)
@@ -260,7 +260,7 @@ def _copy_sequences(reader: ShardReader, keep: npt.NDArray[np.bool_], directory:
 def overlap_report(
     params: DecontaminateParams, before: dict[str, int], counts: Counts
 ) -> dict[str, Any]:
-    """Count what the published system counted, a split and a method at a time.
+    """Count what the published system counted, per split and method.
 
     Args:
         params: The section `decontaminate`.
@@ -269,7 +269,7 @@ def overlap_report(
 
     Returns:
         For every split `before`, `removed`, `after`, `removed_percent`, and in
-        `shared_with` the sequences by the split they match best and the method.
+        `shared_with` the sequences by the split that they match best and by method.
     """
     report: dict[str, Any] = {
         "window_tokens": params.window_tokens,

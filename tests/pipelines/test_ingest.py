@@ -53,7 +53,7 @@ def test_the_same_source_gives_the_same_bytes(write_corpus, tmp_path: Path) -> N
     assert read_manifest(tmp_path / "a")["root"] == read_manifest(tmp_path / "b")["root"]
 
 
-def test_an_empty_corpus_is_refused_and_what_was_there_stays(write_corpus, tmp_path: Path) -> None:
+def test_an_empty_corpus_is_refused_and_the_old_output_stays(write_corpus, tmp_path: Path) -> None:
     ingest(settings(write_corpus(["文"])), tmp_path / "raw")
     before = read_manifest(tmp_path / "raw")
     with pytest.raises(UserError, match="expected documents, got no row from"):

@@ -118,7 +118,7 @@ def test_a_split_shorter_than_a_sequence_gives_no_sequence(
 
 
 def test_many_batches_give_the_stream_of_one(sanguo: Path, profile, tmp_path: Path) -> None:
-    """The rest of a batch goes on in the next one, also across shards."""
+    """The rest of a batch continues in the next one, also across token shards."""
     import pipelines.data.tokenizer.part as module
 
     params = profile.tokenize.model_copy(update={"sequences_per_shard": 10})

@@ -16,7 +16,6 @@ from pipelines.base.artifacts import read_json, read_manifest, write_json, write
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.workspace import Workspace
 from pipelines.data.audit.evidence import documents_table, shards_table
-from pipelines.decontaminate import decontaminate
 from pipelines.validate import validate
 from tests.support import REPOSITORY
 
@@ -24,18 +23,14 @@ WIDTH = 512
 
 
 @pytest.fixture
-def data(sanguo: Path, profile, workspace: Path) -> Workspace:
+def data(sanguo: Path, workspace: Path) -> Workspace:
     """The finished novel in a working directory that a test may change."""
-    place = Workspace("sanguo")
-    shutil.copytree(sanguo / "raw", place.raw)
-    shutil.copytree(sanguo / "documents", place.documents)
-    decontaminate(
-        profile.decontaminate,
-        sanguo / "tokens",
-        place.shards,
-        place.report("decontaminate") / "overlap.json",
-    )
-    return place
+    novel = Workspace("sanguo")
+    # Copies, as tests write into the files.
+    shutil.copytree(sanguo / "raw", novel.raw)
+    shutil.copytree(sanguo / "documents", novel.documents)
+    shutil.copytree(sanguo / "shards", novel.shards)
+    return novel
 
 
 def plant(directory: Path, row: int, sequence: bytes) -> None:
@@ -46,20 +41,20 @@ def plant(directory: Path, row: int, sequence: bytes) -> None:
 
 
 def seal(directory: Path) -> None:
-    """Write the manifest anew, so that only the recount can notice."""
+    """Write a new manifest, so that only the recount can notice a change."""
     manifest = read_manifest(directory)
     facts = {key: manifest[key] for key in manifest if key not in ("stage", "root", "files")}
     write_manifest(directory, stage=manifest["stage"], facts=facts)
 
 
-def run(profile, place: Workspace) -> None:
-    validate(profile.validation, profile.decontaminate, place)
+def run(profile, workspace: Workspace) -> None:
+    validate(profile.validation, profile.decontaminate, workspace)
 
 
 def test_good_data_gets_a_certificate(data: Workspace, profile) -> None:
     report = data.report("validate")
-    # What an earlier refusal left is gone once the data are good.
-    report.with_name("validate-failed").mkdir()
+    # What an earlier refusal left is deleted once the data are good.
+    report.with_name("validate-failed").mkdir(parents=True)
     run(profile, data)
     certificate = read_json(report / "certificate.json")
     assert certificate["passed"] is True
@@ -101,7 +96,7 @@ def test_one_planted_duplicate_is_named(data: Workspace, profile, sealed: bool) 
     assert "suite `overlap`: expect_column_values_to_be_between(column='shared'" in message
     assert "train sequence 7 is in validation sequence 3: 却说单福正与玄德" in message
     assert ("files_changed" in message) is not sealed
-    # The old certificate is gone; the report is where DVC does not delete it.
+    # The old certificate is gone; DVC does not delete the report here.
     assert not data.report("validate").exists()
     failed = data.report("validate-failed")
     assert read_json(failed / "certificate.json")["passed"] is False
@@ -148,7 +143,7 @@ def test_files_that_cannot_be_read_are_named(data: Workspace, profile) -> None:
         run(profile, data)
 
 
-def test_a_shard_cut_off_is_named(data: Workspace, profile) -> None:
+def test_a_truncated_shard_is_named(data: Workspace, profile) -> None:
     path = data.shards / "train-00000.bin"
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(UserError, match="expected whole sequences of 512 bytes"):
@@ -181,9 +176,7 @@ def test_shard_evidence_counts_from_the_bytes(data: Workspace) -> None:
     assert rows.loc["train", "files_changed"] == 0
 
 
-def test_sequences_that_repeat_inside_a_split_are_counted_and_refused(
-    data: Workspace, profile
-) -> None:
+def test_sequences_that_repeat_in_a_split_are_counted_and_refused(data: Workspace, profile) -> None:
     train = (data.shards / "train-00000.bin").read_bytes()
     for row in range(100, 140):
         plant(data.shards, row, train[:WIDTH])
