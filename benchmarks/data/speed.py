@@ -215,8 +215,8 @@ def near_duplicate_corpus(corpus: Path, count: int) -> tuple[list[str], list[tup
     for index in range(count):
         if index % 20 == 19:
             characters = list(documents[index - 7])
-            for place in generator.sample(range(len(characters)), round(0.05 * len(characters))):
-                characters[place] = chr(generator.randrange(0x4E00, 0x9F00))
+            for position in generator.sample(range(len(characters)), round(0.05 * len(characters))):
+                characters[position] = chr(generator.randrange(0x4E00, 0x9F00))
             pairs.append((index - 7, index))
             documents.append("".join(characters))
             continue

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.ingest as ingest_module
-from pipelines.base.code_hash import code_hash
 from pipelines.base.errors import UserError
 from pipelines.base.part_workers import map_parts
 from pipelines.base.resumable_parts import resumable
@@ -174,33 +173,6 @@ def test_later_stages_resume_after_a_kill_with_two_workers(
     assert kept == made
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
     assert not work.exists()
-
-
-def test_other_code_gives_another_hash(tmp_path: Path) -> None:
-    (tmp_path / "dvc.yaml").write_text(
-        "stages:\n  clean:\n    deps: [pipelines/clean.py, pipelines/data, data/raw]\n"
-    )
-    names = ("clean.py", "data/rules.py", "data/page.html.j2", "a.py")
-    files = [tmp_path / "pipelines" / name for name in names]
-    for path in files:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
-    before = code_hash("clean", repository=tmp_path)
-    files[-1].write_text("a file that the stage does not depend on")
-    assert code_hash("clean", repository=tmp_path) == before
-    for path in files[:-1]:
-        path.write_text("x = 1")
-        after = code_hash("clean", repository=tmp_path)
-        assert after != before
-        before = after
-    before = code_hash("clean", repository=tmp_path, without=["pipelines/clean.py"])
-    files[0].write_text("x = 2")
-    assert code_hash("clean", repository=tmp_path, without=["pipelines/clean.py"]) == before
-
-
-def test_code_without_its_repository_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dvc\.yaml"):
-        code_hash("clean", repository=tmp_path)
 
 
 def test_another_number_of_parts_is_refused(tmp_path: Path) -> None:

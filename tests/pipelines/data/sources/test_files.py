@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.base.downloads import packaged_file
 from pipelines.base.errors import UserError
 from pipelines.data.sources.files import source_files
 from pipelines.data.text.documents import RAW_SCHEMA
@@ -38,17 +37,6 @@ def test_the_packaged_novel_is_whole() -> None:
     assert sum(len(text) for text in table["text"].to_pylist()) == 599_828
     assert table["title"][0].as_py() == "第一回 宴桃园豪杰三结义\u3000斩黄巾英雄首立功"
     assert table["id"][119].as_py() == "sanguo-120"
-
-
-def test_packaged_data_is_found_without_being_imported() -> None:
-    packaged_file("cn_clip", "clip", "vocab.txt")
-    assert "cn_clip" not in sys.modules
-
-
-@pytest.mark.parametrize("package", ["no_such_package", "cn_clip"])
-def test_missing_packaged_data_says_what_to_install(package: str) -> None:
-    with pytest.raises(UserError, match="requirements-data"):
-        packaged_file(package, "no", "such.file")
 
 
 def test_a_path_a_directory_and_a_glob_name_the_same_file(
