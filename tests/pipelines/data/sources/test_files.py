@@ -246,7 +246,7 @@ def test_what_the_hub_does_not_have_is_named(
 
 
 @pytest.mark.slow
-def test_no_network_for_the_hub_says_how_to_go_on(workspace: Path, set_params) -> None:
+def test_without_the_network_the_message_says_how_to_continue(workspace: Path, set_params) -> None:
     set_params({"ingest.source": "hf:wikimedia/wikipedia/20231101.zh"})
     # Port 9 (discard) of this machine: nobody listens.
     run = run_ingest(workspace, "http://127.0.0.1:9")
