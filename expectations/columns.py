@@ -1,4 +1,4 @@
-"""Expectations that every evidence table must meet before its values mean anything."""
+"""Expectations that every evidence table must meet before its values have a meaning."""
 
 from great_expectations import expectations as gxe
 from great_expectations.expectations.expectation import Expectation
@@ -7,8 +7,8 @@ from great_expectations.expectations.expectation import Expectation
 def complete(columns: tuple[str, ...]) -> list[Expectation]:
     """Expect exactly these columns, without a null.
 
-    Every other expectation on values skips nulls, and passes on a table that is
-    empty: a suite needs these and an expectation on the number of rows.
+    All other expectations on values skip nulls and pass on an empty table, so a suite
+    needs these and an expectation on the number of rows.
 
     Args:
         columns: Names of the columns, in order.

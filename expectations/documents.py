@@ -6,7 +6,7 @@ from great_expectations import expectations as gxe
 from expectations.columns import complete, zero
 from expectations.splits import whole_splits
 
-# A row per split.
+# One row per split.
 COLUMNS = (
     "split",
     "documents",
@@ -25,14 +25,14 @@ MAX_SIGMAS = 5.0
 
 
 def documents_suite(*, min_characters: int) -> ExpectationSuite:
-    """The suite `documents`, over a table with a row per split.
+    """The suite `documents`, over a table with one row per split.
 
     Args:
         min_characters: The fewest characters of a document.
 
     Returns:
-        The suite. Clusters are assigned to splits by a hash, so their number is
-        binomial: the observed fraction may be off by a few standard deviations.
+        The suite. A hash assigns clusters to splits, so their number is binomial: the
+        observed fraction may differ by a few standard deviations.
     """
     sigmas = "deviation_sigmas"
     return ExpectationSuite(

@@ -5,7 +5,7 @@ from great_expectations import expectations as gxe
 
 from expectations.columns import complete, zero
 
-# A row a (pair of splits, method).
+# One row per pair of splits and method.
 COLUMNS = (
     "pair",
     "method",
@@ -19,15 +19,15 @@ METHODS = ("exact_sequence", "near_containment", "document_id", "title")
 
 
 def overlap_suite(*, max_containment: float) -> ExpectationSuite:
-    """The suite `overlap`, over a table with a row per pair of splits and method.
+    """The suite `overlap`, over a table with one row per pair of splits and method.
 
     Args:
         max_containment: The largest share of a sequence's windows that another
             split may have.
 
     Returns:
-        The suite. It wants every pair with every method, and that each of them
-        compared something: "nothing shared" is true of an empty table as well.
+        The suite. It expects every pair with every method, and that each of them compared
+        something: "nothing shared" is true of an empty table as well.
     """
     return ExpectationSuite(
         name="overlap",

@@ -5,7 +5,7 @@ from great_expectations import expectations as gxe
 
 from expectations.columns import complete, zero
 
-# A row a parquet file.
+# One row per parquet file.
 COLUMNS = (
     "file",
     "schema",
@@ -19,7 +19,7 @@ SCHEMA = "id: string, url: string, title: string, text: string"
 
 
 def raw_suite() -> ExpectationSuite:
-    """The suite `raw`, over a table with a row a parquet file."""
+    """The suite `raw`, over a table with one row per parquet file."""
     return ExpectationSuite(
         name="raw",
         expectations=[
@@ -29,7 +29,7 @@ def raw_suite() -> ExpectationSuite:
             gxe.ExpectColumnValuesToBeInSet(column="schema", value_set=[SCHEMA]),
             gxe.ExpectColumnValuesToBeBetween(column="documents", min_value=1),
             *zero("null_ids", "repeated_ids", "null_texts"),
-            # `clean` drops them; many of them say that an extractor went wrong.
+            # `clean` drops them; many of them are a sign of a faulty extractor.
             gxe.ExpectColumnValuesToBeBetween(
                 column="empty_texts", min_value=0, max_value=0, severity="warning"
             ),

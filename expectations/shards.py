@@ -9,7 +9,7 @@ from great_expectations.expectations.row_conditions import Column
 from expectations.columns import complete, zero
 from expectations.splits import whole_splits
 
-# A row per split.
+# One row per split.
 COLUMNS = (
     "split",
     "sequences",
@@ -35,15 +35,15 @@ def shards_suite(
     max_unk_rate: float,
     max_drift_bits: float,
 ) -> ExpectationSuite:
-    """The suite `shards`, over a table with a row per split.
+    """The suite `shards`, over a table with one row per split.
 
     Args:
         min_sequences: The fewest sequences of each split.
         sequence_length: Tokens per sequence.
-        vocabulary_size: Ids are below it.
+        vocabulary_size: Every id must be below it.
         max_unk_rate: The largest share of tokens that are [UNK], in [0, 1].
-        max_drift_bits: The largest Jensen-Shannon divergence of the tokens of a split from
-            those of train, in [0, 1]. In Chinese nearly every token is a character.
+        max_drift_bits: The largest Jensen-Shannon divergence between the tokens of a split
+            and those of train, in [0, 1]. In Chinese nearly every token is a character.
 
     Returns:
         The suite.
@@ -70,7 +70,7 @@ def shards_suite(
             gxe.ExpectColumnValuesToBeBetween(
                 column="unk_rate", min_value=0.0, max_value=max_unk_rate
             ),
-            # A sequence that stands twice in its split: one is a curiosity, many are a fault.
+            # One sequence that occurs twice in its split is a curiosity, many are a fault.
             gxe.ExpectColumnValuesToBeBetween(
                 column="duplicate_rate", min_value=0.0, max_value=MAX_DUPLICATE_RATE
             ),

@@ -7,9 +7,9 @@ Writes `train.parquet`, `validation.parquet`, `test.parquet` (`id`, `url`, `titl
 Near duplicates, and documents of one title (passages of one article), form a
 cluster. A cluster is kept, but never straddles splits.
 
-Parts of the corpus are cleaned one by one (`pipelines/data/cleaning/part.py`, in as many
-processes as `workers` says), compared by keys that are small (`corpus_index.py`)
-and copied to their split: memory does not grow with the text.
+Parts of the corpus are cleaned one by one (`pipelines/data/cleaning/part.py`) in `workers`
+processes, compared by small keys (`corpus_index.py`) and copied to their split: memory does
+not grow with the text.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 
 from pipelines.base.artifacts import publish_directory, read_json, read_manifest, write_manifest
 from pipelines.base.errors import UserError
-from pipelines.base.resumable_parts import shard_work
+from pipelines.base.part_workers import map_parts
+from pipelines.base.resumable_parts import resumable
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.base.workspace import SPLITS, Workspace
 from pipelines.data.cleaning.corpus_index import CorpusIndex
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 
 DOCUMENT_SCHEMA = RAW_SCHEMA.append(pa.field("cluster", pa.string()))
 DROPPED = len(SPLITS)
-ROWS_A_GROUP = 4096
+ROWS_PER_GROUP = 4096
 
 
 def clean(
@@ -74,16 +75,13 @@ def clean(
         "rules": [NORMALISATION, LEFTOVERS],
     }
     with (
-        shard_work(
-            work or output.with_name(f".{output.name}-work"),
-            stage="clean",
-            fingerprint=fingerprint,
-            shards=len(files),
-            workers=workers,
-        ) as shards,
+        resumable(
+            output, work, stage="clean", fingerprint=fingerprint, parts=len(files)
+        ) as unfinished,
         publish_directory(output) as building,
     ):
-        parts = shards.map("clean", clean_part, [Part(path, params) for path in files])
+        raw_parts = [Part(path, params) for path in files]
+        parts = map_parts(clean_part, raw_parts, unfinished, label="clean", workers=workers)
         facts = _assemble(parts, params, building)
         write_manifest(building, stage="clean", facts=facts)
     log.info("documents %s, dropped %s", facts["documents"], facts["dropped"])
@@ -91,13 +89,13 @@ def clean(
 
 @dataclass(frozen=True)
 class _Decisions:
-    """Where every document of D goes; narrow, as there may be millions.
+    """The split and cluster of D documents, in narrow types, as there may be millions.
 
     Args:
-        split_D: Its split as a place in `SPLITS`, or `DROPPED`.
+        split_D: Index of the split in `SPLITS`, or `DROPPED`.
         names: Ids of the clusters.
-        name_of_D: Its cluster's place in `names`.
-        facts: What the manifest says of it.
+        name_of_D: Index of the cluster in `names`.
+        facts: What the manifest says about them.
     """
 
     split_D: npt.NDArray[np.uint8]
@@ -131,8 +129,8 @@ def _decide(index: CorpusIndex, params: CleanParams) -> _Decisions:
     owners, near_pairs = index.clusters(kept, params)
     clusters, cluster_of = np.unique(owners, return_inverse=True)
     names = index.ids(clusters)
-    home = _homes(names, params.split)
-    split_of_kept = home[cluster_of]
+    split_of_cluster = _splits_of_clusters(names, params.split)
+    split_of_kept = split_of_cluster[cluster_of]
     documents = np.bincount(split_of_kept, minlength=len(SPLITS))
     _check_splits(documents, len(clusters), params.split)
     split_D = np.full(len(index), DROPPED, np.uint8)
@@ -141,7 +139,7 @@ def _decide(index: CorpusIndex, params: CleanParams) -> _Decisions:
     name_of_D[kept] = cluster_of
     facts = {
         "documents": _by_split(documents),
-        "clusters": _by_split(np.bincount(home, minlength=len(SPLITS))),
+        "clusters": _by_split(np.bincount(split_of_cluster, minlength=len(SPLITS))),
         "near_duplicate_pairs": near_pairs,
         "clusters_of_several": int(np.count_nonzero(np.bincount(cluster_of) > 1)),
     }
@@ -152,20 +150,22 @@ def _by_split(counts: npt.NDArray[np.int64]) -> dict[str, int]:
     return dict(zip(SPLITS, counts.tolist(), strict=True))
 
 
-def _homes(clusters: pa.Array, params: SplitParams) -> npt.NDArray[np.uint8]:
-    """The split of every cluster, as its place in `SPLITS`."""
-    homes = np.empty(len(clusters), np.uint8)
-    for start in range(0, len(clusters), ROWS_A_GROUP):  # all names at once are large in Python
-        names = clusters.slice(start, ROWS_A_GROUP).to_pylist()
-        homes[start : start + len(names)] = [SPLITS.index(split_of(name, params)) for name in names]
-    return homes
+def _splits_of_clusters(clusters: pa.Array, params: SplitParams) -> npt.NDArray[np.uint8]:
+    """The split of every cluster, as its index in `SPLITS`."""
+    split_of_cluster = np.empty(len(clusters), np.uint8)
+    for start in range(0, len(clusters), ROWS_PER_GROUP):  # all names are large in Python
+        names = clusters.slice(start, ROWS_PER_GROUP).to_pylist()
+        split_of_cluster[start : start + len(names)] = [
+            SPLITS.index(split_of(name, params)) for name in names
+        ]
+    return split_of_cluster
 
 
 def split_of(cluster: str, params: SplitParams) -> str:
     """Choose the split of a cluster by a stable hash.
 
-    The choice depends on the seed and the cluster alone: when the corpus grows,
-    a document stays where it was.
+    The choice depends only on the seed and the cluster: a document keeps its split when the
+    corpus grows.
 
     Args:
         cluster: The smallest document id of the cluster.
@@ -187,18 +187,18 @@ def _check_splits(counts: npt.NDArray[np.int64], clusters: int, params: SplitPar
     empty = [split for split, count in zip(SPLITS, counts.tolist(), strict=True) if count == 0]
     if empty:
         raise UserError(
-            f"expected documents in every split; {', '.join(empty)} got none of "
-            f"{int(counts.sum())} documents in {clusters} clusters (validation_fraction "
+            f"expected documents in every split, got none of {int(counts.sum())} in "
+            f"{', '.join(empty)} ({clusters} clusters, validation_fraction "
             f"{params.validation_fraction}, test_fraction {params.test_fraction})",
-            "take more documents, raise the fraction, or change split.seed in params.yaml "
-            "(documents of one title or of nearly one text stay together)",
+            "use more documents, raise the fraction, or change split.seed in params.yaml "
+            "(documents with the same title or nearly the same text stay together)",
         )
 
 
 def _write_documents(
     parts: Sequence[Path], decisions: _Decisions, directory: Path
 ) -> dict[str, int]:
-    """Copy every document to its split; return the characters of each."""
+    """Copy every document to its split; return the characters of each split."""
     characters = dict.fromkeys(SPLITS, 0)
     writers = [
         pq.ParquetWriter(directory / f"{name}.parquet", DOCUMENT_SCHEMA, compression="zstd")
@@ -217,7 +217,7 @@ def _write_documents(
                 chosen = table.filter(pa.array(here == which)).cast(DOCUMENT_SCHEMA)
                 characters[name] += pc.sum(pc.utf8_length(chosen["text"])).as_py() or 0
                 tables.append(chosen)
-                if sum(map(len, tables)) >= ROWS_A_GROUP:
+                if sum(map(len, tables)) >= ROWS_PER_GROUP:
                     writers[which].write_table(pa.concat_tables(tables))
                     tables.clear()
     for tables, writer in zip(waiting, writers, strict=True):
@@ -230,7 +230,7 @@ def _write_documents(
 def _write_dropped(
     parts: Sequence[Path], index: CorpusIndex, directory: Path
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Keep what was dropped or cut out; count it by reason and by rule."""
+    """Keep what was dropped or cut out; return the counts by reason and by rule."""
     dropped: Counter[str] = Counter()
     removed: Counter[str] = Counter()
     pieces = []
@@ -249,7 +249,7 @@ def _write_dropped(
             removed.update(facts["removed"])
             pieces.append(pq.read_table(part / "removed.parquet"))
     samples = pa.concat_tables(pieces).to_pandas()
-    # The first of each rule, whatever the parts are.
+    # The first of each rule, however the corpus is divided into parts.
     samples = samples.groupby("rule", sort=False).head(KEPT_PIECES)
     table = pa.Table.from_pandas(samples, REMOVED_SCHEMA, preserve_index=False)
     pq.write_table(table, directory / "removed.parquet", compression="zstd")

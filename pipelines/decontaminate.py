@@ -1,10 +1,10 @@
 """Drop every sequence that occurs in a later split: `python -m pipelines.decontaminate`.
 
-A sequence goes if a later split has it (`exact`), has most of its wording (`near`), or has
-a document of the same title as one of which it holds a part (`title`).
-Train loses what occurs in validation or test; validation loses what occurs in
-test, as it chooses the checkpoint. Test is never touched: what it measures must
-not depend on the rest. What was dropped is kept in `removed.parquet`.
+A sequence is removed if a later split has it (`exact`), has most of its wording (`near`), or
+has a document with the same title as one that it holds a part of (`title`). Train loses what
+occurs in validation or test; validation loses what occurs in test, as it chooses the
+checkpoint. Test is never changed: what it measures must not depend on the rest. What was
+removed is kept in `removed.parquet`.
 """
 
 import logging
@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from pipelines.base.artifacts import publish_directory, read_manifest, write_json, write_manifest
 from pipelines.base.errors import UserError
-from pipelines.base.resumable_parts import shard_work
+from pipelines.base.part_workers import map_parts
+from pipelines.base.resumable_parts import resumable
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.base.workspace import SPLITS, Workspace
 from pipelines.data.overlap.matches import Lookup, find_shared, read_matches
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 # What each split must not share a sequence with.
 LATER_SPLITS = {"validation": ("test",), "train": ("validation", "test")}
 METHODS = ("exact", "near", "title")
-# Facts of `tokenize` that describe the shards still.
+# Facts of `tokenize` that still describe the shards.
 KEPT_FACTS = (
     "sequence_length",
     "sequences_per_shard",
@@ -64,9 +65,9 @@ REMOVED_SCHEMA = pa.schema(
         ("text", pa.string()),
     ]
 )
-ROWS_A_BATCH = 8192
+ROWS_PER_BATCH = 8192
 
-# How many sequences of a split are shared, by the later split and the method.
+# Removed sequences by split, later split and method.
 Counts = Counter[tuple[str, str, str]]
 
 
@@ -86,12 +87,12 @@ def decontaminate(
         tokens: The output of `tokenize`.
         output: The directory to publish; layout in `pipelines/data/shards.py`.
         report: The JSON file with the counts, before and after.
-        work: Where finished shards are kept if the stage is killed; by default beside `output`.
+        work: Where finished parts are kept if the stage is killed; by default beside `output`.
         workers: Processes; the output does not depend on it.
 
     Raises:
         UserError: If a window would be longer than a sequence, or an unfinished run has
-            another number of shards.
+            another number of parts.
     """
     manifest = read_manifest(tokens)
     length = int(manifest["sequence_length"])
@@ -104,13 +105,13 @@ def decontaminate(
     facts = {name: manifest[name] for name in KEPT_FACTS}
     counts: Counts = Counter()
     with (
-        shard_work(
-            work or output.with_name(f".{output.name}-work"),
+        resumable(
+            output,
+            work,
             stage="decontaminate",
             fingerprint={"tokens": manifest["root"], "params": params.model_dump()},
-            shards=sum(len(shard_paths(tokens, split)) for split in LATER_SPLITS),
-            workers=workers,
-        ) as shards,
+            parts=sum(len(shard_paths(tokens, split)) for split in LATER_SPLITS),
+        ) as unfinished,
         publish_directory(output) as building,
     ):
         titles: dict[str, set[str]] = {}
@@ -122,8 +123,10 @@ def decontaminate(
                 reader = ShardReader(tokens, split)
                 later = LATER_SPLITS.get(split, ())
                 by_title, titles[split] = _copy_documents(reader, titles, later, building)
-                lookups = [Lookup(path, building, later, length, params) for path in reader.paths]
-                found = shards.map(f"shared-{split}", find_shared, lookups) if later else []
+                paths = reader.paths if later else []
+                lookups = [Lookup(path, building, later, length, params) for path in paths]
+                label = f"shared-{split}"
+                found = map_parts(find_shared, lookups, unfinished, label=label, workers=workers)
                 _copy_clean(
                     reader,
                     found,
@@ -146,8 +149,8 @@ def _copy_documents(
     """Copy the table of documents without those whose title a later split has.
 
     Returns:
-        By sequence that holds a part of such a document the split; and the titles that are
-        left, of a split that others are compared with.
+        For each sequence that holds a part of such a document, the later split; and the keys
+        of the remaining titles, for a split that others are compared with.
     """
     by_title: dict[int, str] = {}
     left: set[str] = set()
@@ -156,7 +159,7 @@ def _copy_documents(
         pq.ParquetFile(reader.directory / name, pre_buffer=False) as source,
         pq.ParquetWriter(directory / name, DOCUMENT_SCHEMA, compression="zstd") as target,
     ):
-        for batch in source.iter_batches(ROWS_A_BATCH):
+        for batch in source.iter_batches(ROWS_PER_BATCH):
             keys = [title_key(title) for title in batch["title"].to_pylist()]
             found = [next((split for split in later if key in titles[split]), None) for key in keys]
             for row in np.flatnonzero([split is not None for split in found]).tolist():
@@ -181,7 +184,7 @@ def _copy_clean(
     removed: pq.ParquetWriter,
     counts: Counts,
 ) -> None:
-    """Copy a split without the sequences that were found; write those aside."""
+    """Copy a split without the sequences that were found; keep those in `removed.parquet`."""
     writer = ShardWriter(
         directory,
         reader.split,
@@ -208,7 +211,7 @@ def _copy_clean(
 def _with_titles(
     matches: list[Match], by_title: dict[int, str], start: int, count: int
 ) -> list[Match]:
-    """Add the sequences of shared documents that are no match otherwise, in order."""
+    """Add the sequences of documents with a shared title that do not match otherwise, in order."""
     known = {match.sequence for match in matches}
     also = [
         Match(sequence - start, split, -1, "title", 0.0)
@@ -248,7 +251,7 @@ def _copy_sequences(reader: ShardReader, keep: npt.NDArray[np.bool_], directory:
         pq.ParquetFile(reader.directory / name, pre_buffer=False) as source,
         pq.ParquetWriter(directory / name, SEQUENCE_SCHEMA, compression="zstd") as target,
     ):
-        for batch in source.iter_batches(ROWS_A_BATCH):
+        for batch in source.iter_batches(ROWS_PER_BATCH):
             mine = pa.array(keep[start : start + batch.num_rows])
             target.write_table(pa.Table.from_batches([batch], SEQUENCE_SCHEMA).filter(mine))
             start += batch.num_rows
@@ -257,7 +260,7 @@ def _copy_sequences(reader: ShardReader, keep: npt.NDArray[np.bool_], directory:
 def overlap_report(
     params: DecontaminateParams, before: dict[str, int], counts: Counts
 ) -> dict[str, Any]:
-    """Count what the published system counted, a split and a method at a time.
+    """Count what the published system counted, per split and method.
 
     Args:
         params: The section `decontaminate`.
@@ -266,7 +269,7 @@ def overlap_report(
 
     Returns:
         For every split `before`, `removed`, `after`, `removed_percent`, and in
-        `shared_with` the sequences by the split they match best and the method.
+        `shared_with` the sequences by the split that they match best and by method.
     """
     report: dict[str, Any] = {
         "window_tokens": params.window_tokens,

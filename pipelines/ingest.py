@@ -1,9 +1,10 @@
 """Source to raw parquet: `python -m pipelines.ingest`.
 
 Writes `part-00000.parquet`, ... (`id`, `url`, `title`, `text`) and a manifest. A killed
-stage goes on behind its last whole file. DVC
-notices a changed byte in `sources/`. Of a file elsewhere it knows the name alone: after you
-have changed it, run `dvc repro --force ingest`.
+stage resumes after its last complete file.
+
+DVC notices a changed byte in `sources/`. For a file elsewhere it knows only the name: after a
+change there, run `dvc repro --force ingest`.
 """
 
 import logging
@@ -27,7 +28,7 @@ from pipelines.base.artifacts import (
     write_manifest,
 )
 from pipelines.base.errors import UserError
-from pipelines.base.resumable_parts import place, shard_work
+from pipelines.base.resumable_parts import link_or_copy, part_directory, resumable
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.base.workspace import Workspace
 from pipelines.data.sources.files import SourceFile, source_files
@@ -39,8 +40,9 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
-PART = "documents.parquet"
-ROWS_A_GROUP = 2048
+DOCUMENTS_NAME = "documents.parquet"
+FACTS_NAME = "facts.json"
+ROWS_PER_GROUP = 2048
 
 
 def ingest(params: IngestParams, output: Path, *, work: Path | None = None) -> None:
@@ -49,33 +51,35 @@ def ingest(params: IngestParams, output: Path, *, work: Path | None = None) -> N
     Args:
         params: The section `ingest`.
         output: The directory to publish.
-        work: Where finished files are kept if the stage is killed; by default beside `output`.
+        work: Where finished parts are kept if the stage is killed; by default beside `output`.
 
     Raises:
-        UserError: If the source cannot be read, is empty, or repeats an id.
+        UserError: If the source cannot be read, is empty, or repeats an id, or an unfinished
+            run has another number of documents per file.
     """
     bad: list[BadFile] = []
     settings = params.model_dump(exclude={"documents_per_file"})
     with (
-        shard_work(
-            work or output.with_name(f".{output.name}-work"),
+        resumable(
+            output,
+            work,
             stage="ingest",
             fingerprint=settings,
-            shards=params.documents_per_file,
-            workers=1,
-            unit="documents a file",
-        ) as shards,
+            parts=params.documents_per_file,
+            unit="documents per file",
+        ) as unfinished,
         publish_directory(output) as building,
     ):
-        parts, sources = _write_parts(params, shards.directory, bad)
+        parts, sources = _write_parts(params, unfinished, bad)
         rows = sum(part["rows"] for part in parts)
         if rows == 0:
             raise UserError(
-                f"ingest.source: expected documents, {params.source!r} has no row",
+                f"ingest.source: expected documents, got no row from {params.source!r}",
                 "name a source that is not empty",
             )
         for part in parts:
-            place(_part_directory(shards.directory, part["number"]) / PART, building / part["path"])
+            written = part_directory(unfinished, "part", part["number"])
+            link_or_copy(written / DOCUMENTS_NAME, building / part["path"])
         _check_ids([building / part["path"] for part in parts])
         facts = {
             "source": params.source,
@@ -102,24 +106,24 @@ class BadFile:
     problem: str
 
     def facts(self) -> dict[str, Any]:
-        """How the manifest names it."""
+        """The entry in the manifest."""
         return {"name": self.file.name, "sha256": self.sha256, "problem": self.problem}
 
     def move(self) -> None:
-        """Put a file of ours into `quarantine/` beside it; one of a cache stays."""
-        if self.file.is_ours:
-            shelf = self.file.path.parent / "quarantine"
-            shelf.mkdir(exist_ok=True)
-            self.file.path.rename(shelf / self.file.path.name)
+        """Move a local file into `quarantine/` beside it; a file in a cache stays."""
+        if self.file.is_local:
+            quarantine = self.file.path.parent / "quarantine"
+            quarantine.mkdir(exist_ok=True)
+            self.file.path.rename(quarantine / self.file.path.name)
 
 
 class _Documents:
-    """The documents of a source, taken some at a time, and from which files they came.
+    """The documents of a source, read in pieces, and the files that they came from.
 
     Args:
         params: The section `ingest`.
-        done: What was taken of the files before this run, in order.
-        bad: Where files that cannot be read are noted.
+        done: What earlier runs took from the files, in order.
+        bad: Files that cannot be read are added to it.
     """
 
     def __init__(self, params: IngestParams, done: list[Row], bad: list[BadFile]) -> None:
@@ -128,10 +132,10 @@ class _Documents:
         self._waiting: list[tuple[Row, pa.Table]] = []
 
     def take(self, rows: int) -> Iterator[pa.Table]:
-        """Yield so many rows, or all that are left, as tables of `ROWS_A_GROUP`."""
+        """Yield the next rows, at most `rows`, as tables of `ROWS_PER_GROUP`."""
         while rows and not self.is_empty():
             pieces: list[pa.Table] = []
-            wanted = min(rows, ROWS_A_GROUP)
+            wanted = min(rows, ROWS_PER_GROUP)
             while wanted and not self.is_empty():
                 file, table = self._waiting.pop()
                 pieces.append(table.slice(0, wanted))
@@ -143,7 +147,7 @@ class _Documents:
             yield pa.concat_tables(pieces)
 
     def is_empty(self) -> bool:
-        """Whether nothing is left; reads on to know."""
+        """Whether nothing is left; reads the next table to find out."""
         if not self._waiting:
             self._waiting = list(islice(self._tables, 1))
         return not self._waiting
@@ -168,12 +172,12 @@ class _Documents:
 
 
 def _problem(file: SourceFile) -> str:
-    """What is wrong with a file; it is read once for that, as no part of a bad one is taken."""
+    """Say what is wrong with a file; read it whole first, as no part of a bad one is used."""
     try:
         for _ in file.read(file.path, 0):
             pass
     except UserError as error:
-        # Without the place on this machine: the manifest goes elsewhere.
+        # Without this machine's path: the manifest leaves the machine.
         return error.problem.replace(str(file.path), file.name)
     return ""
 
@@ -183,8 +187,8 @@ def _check_budget(params: IngestParams, bad: list[BadFile]) -> None:
         names = ", ".join(entry.file.name for entry in bad)
         raise UserError(
             f"expected at most {params.max_bad_files} bad files (ingest.max_bad_files), "
-            f"got {len(bad)}: {names}; the last: {bad[-1].problem}",
-            "mend the files, or raise the budget in params.yaml",
+            f"got {len(bad)}: {names}; the last one: {bad[-1].problem}",
+            "repair the files, or raise ingest.max_bad_files in params.yaml",
         )
 
 
@@ -194,15 +198,13 @@ def _write_parts(
     """Write files of `documents_per_file` rows, after those that an earlier run finished.
 
     Returns:
-        The facts of each, and what was taken of the files of the source.
+        The facts of each, and what was taken from the files of the source.
     """
-    parts: list[Row] = []
-    while (facts := _part_directory(work, len(parts)) / "facts.json").is_file():
-        parts.append(read_json(facts))
+    parts = _finished_parts(work)
     if parts and not _is_unchanged(params, parts[-1]["files"]):
-        log.warning("the source has changed since the unfinished run: begun afresh")
+        log.warning("the source has changed since the unfinished run: starting over")
         for part in parts:
-            shutil.rmtree(_part_directory(work, part["number"]))
+            shutil.rmtree(part_directory(work, "part", part["number"]))
         parts = []
     documents = _Documents(params, parts[-1]["files"] if parts else [], bad)
     remaining = params.max_documents
@@ -220,8 +222,15 @@ def _write_parts(
     return parts, documents.files
 
 
+def _finished_parts(work: Path) -> list[Row]:
+    parts: list[Row] = []
+    while (facts := part_directory(work, "part", len(parts)) / FACTS_NAME).is_file():
+        parts.append(read_json(facts))
+    return parts
+
+
 def _is_unchanged(params: IngestParams, done: list[Row]) -> bool:
-    """Whether the files that an unfinished run has read still have their bytes."""
+    """Whether the files that an unfinished run has read still hold the same bytes."""
     digests = {file["name"]: file["sha256"] for file in done}
     here = {}
     for file in source_files(params.source):
@@ -234,8 +243,8 @@ def _is_unchanged(params: IngestParams, done: list[Row]) -> bool:
 
 def _write_part(documents: _Documents, size: int, work: Path, number: int) -> Row:
     rows = characters = 0
-    with publish_directory(_part_directory(work, number)) as building:
-        with pq.ParquetWriter(building / PART, RAW_SCHEMA, compression="zstd") as writer:
+    with publish_directory(part_directory(work, "part", number)) as building:
+        with pq.ParquetWriter(building / DOCUMENTS_NAME, RAW_SCHEMA, compression="zstd") as writer:
             for table in documents.take(size):
                 writer.write_table(table)
                 rows += table.num_rows
@@ -247,29 +256,25 @@ def _write_part(documents: _Documents, size: int, work: Path, number: int) -> Ro
             "characters": characters,
             "files": documents.files,
         }
-        write_json(building / "facts.json", facts)
+        write_json(building / FACTS_NAME, facts)
     return facts
 
 
-def _part_directory(work: Path, number: int) -> Path:
-    return work / f"part-{number:05d}"
-
-
 def _check_ids(paths: list[Path]) -> None:
-    """Refuse an id that occurs twice; of all ids only hashes are held."""
+    """Refuse an id that occurs twice; only hashes of the ids are held in memory."""
     keys = np.sort(np.concatenate([hash_keys(_ids(path)) for path in paths]))
-    twice = keys[1:][keys[1:] == keys[:-1]]
-    if not len(twice):
+    repeated_keys = keys[1:][keys[1:] == keys[:-1]]
+    if not len(repeated_keys):
         return
-    ids = [ids.filter(pa.array(np.isin(hash_keys(ids), twice))) for ids in map(_ids, paths)]
+    ids = [ids.filter(pa.array(np.isin(hash_keys(ids), repeated_keys))) for ids in map(_ids, paths)]
     counts = pc.value_counts(pa.concat_arrays(ids))
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         example = repeated[0].as_py()
         raise UserError(
-            f"expected every id once; {len(repeated)} ids occur several times, "
-            f"{example['values']!r} {example['counts']} times",
-            "give every document its own id (is a file matched twice by the source?)",
+            f"expected every id once, got {example['values']!r} {example['counts']} times "
+            f"({len(repeated)} repeated ids)",
+            "give every document its own id (does ingest.source match a file twice?)",
         )
 
 

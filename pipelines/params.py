@@ -1,8 +1,8 @@
 """The only schema of `params.yaml`.
 
-Strict: a wrong type, an unknown key or a value out of range is refused, and the
-message names the field, what was expected and what came. There are no defaults
-here: `params.yaml` is the only source of values.
+Strict: a wrong type, an unknown key or a value out of range is refused, and the message
+names the field, what was expected and what it got. There are no defaults here:
+`params.yaml` is the only source of values.
 """
 
 import os
@@ -33,17 +33,17 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def stays_in_the_workspace(path: str) -> str:
-    """Refuse a relative path that leads out of the workspace; elsewhere must be absolute.
+    """Refuse a relative path out of the workspace.
 
     Raises:
-        ValueError: With the remedy.
+        ValueError: If it leaves the workspace.
 
     Example:
         >>> stays_in_the_workspace("texts/../more/*.parquet")
         'texts/../more/*.parquet'
     """
     if Path(os.path.normpath(path)).parts[:1] == (os.pardir,):
-        msg = "a relative path must stay in the workspace: spell another place absolutely"
+        msg = "a relative path must stay in the workspace: write an absolute path for other places"
         raise ValueError(msg)
     return path
 
@@ -129,7 +129,7 @@ class MinSequences(_Section):
 
 
 class ValidateParams(_Section):
-    """Bounds that the final shards must keep."""
+    """Bounds for the final shards."""
 
     min_sequences: MinSequences
     max_unk_rate: Probability
@@ -154,7 +154,7 @@ class ModelParams(_Section):
     @model_validator(mode="after")
     def _check_exactness(self) -> "ModelParams":
         if self.exact and self.rotor_form != "lifting":
-            msg = "exact: true needs rotor_form: lifting, as a PLU rotor solves a system"
+            msg = "exact: true needs rotor_form: lifting, as a PLU rotor solves a linear system"
             raise ValueError(msg)
         return self
 
@@ -167,7 +167,7 @@ class ModelParams(_Section):
 
 
 class TrainParams(_Section):
-    """The recipe; lengths in optimiser steps, sizes in sequences."""
+    """The training recipe; lengths in optimiser steps, sizes in sequences."""
 
     ranks: PositiveInt
     seed: Seed
@@ -193,7 +193,7 @@ class TrainParams(_Section):
 
     @property
     def sequences_per_step(self) -> int:
-        """Sequences that all ranks together take in one optimiser step."""
+        """Sequences that all ranks together read in one optimiser step."""
         return self.ranks * self.batch_size * self.gradient_accumulation_steps
 
     @model_validator(mode="after")
@@ -208,7 +208,7 @@ class TrainParams(_Section):
 
 
 class EvaluateParams(_Section):
-    """Alarms; an alarm fails the stage."""
+    """Sizes and alarms of the evaluation; an alarm fails the stage."""
 
     batch_size: PositiveInt
     max_sequences: PositiveInt
@@ -222,7 +222,7 @@ class EvaluateParams(_Section):
 
 
 class TrainFlowParams(_Section):
-    """The flows over the LM's final hidden states, and over their means by passage."""
+    """The flows over the LM's final hidden states, and over their means per passage."""
 
     seed: Seed
     train_states: PositiveInt
@@ -272,7 +272,7 @@ class PromoteParams(_Section):
 class Profile(_Section):
     """One complete configuration of the pipeline.
 
-    `workers` are the processes of the data stages; what they write does not depend on it.
+    `workers` is the number of processes of the data stages; their output does not depend on it.
     """
 
     workers: PositiveInt
@@ -290,7 +290,7 @@ class Profile(_Section):
 
 
 class Params(_Section):
-    """`params.yaml`: the profiles, and which of them is in use."""
+    """`params.yaml`: the profiles, and the name of the one in use."""
 
     name: Annotated[str, Field(alias="profile", pattern=PROFILE_PATTERN)]
     profiles: dict[str, Profile]
@@ -340,7 +340,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 def _explain(error: ValidationError) -> str:
-    """One line a field: where, what was expected, what came."""
+    """Write one line per field: where it is, what was expected, what it got."""
     lines = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"]) or "(top level)"

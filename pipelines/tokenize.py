@@ -1,10 +1,11 @@
 """Clean documents to packed sequences: `python -m pipelines.tokenize`.
 
-The documents of a split, each followed by [SEP], form one stream that is cut
-into sequences of one length; what does not fill the last one is dropped and
-counted. The layout of the output is described in `pipelines/data/shards.py`. Documents are
-tokenized block by block (`pipelines/data/tokenizer/block.py`), in as many processes as `workers`
-says; finished blocks are kept if the stage is killed.
+The documents of a split, each followed by [SEP], form one stream that is cut into sequences
+of one length; a last one that is not full is dropped and counted. `pipelines/data/shards.py`
+describes the layout of the output.
+
+Documents are tokenized in parts (`pipelines/data/tokenizer/part.py`) by `workers` processes;
+finished parts are kept if the stage is killed.
 """
 
 import logging
@@ -20,7 +21,8 @@ from pipelines.base.artifacts import (
     sha256_file,
     write_manifest,
 )
-from pipelines.base.resumable_parts import shard_work
+from pipelines.base.part_workers import map_parts
+from pipelines.base.resumable_parts import resumable
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import SPLITS, Workspace
 from pipelines.data.text.vocabulary import (
@@ -29,8 +31,8 @@ from pipelines.data.text.vocabulary import (
     VOCABULARY_SIZE,
     vocabulary_file,
 )
-from pipelines.data.tokenizer.block import document_blocks, read_tokens, tokenize_block
 from pipelines.data.tokenizer.packing import Packer
+from pipelines.data.tokenizer.part import document_parts, read_tokens, tokenize_part
 from pipelines.params import TokenizeParams, load_params
 
 log = logging.getLogger(__name__)
@@ -50,35 +52,41 @@ def tokenize(
         params: The section `tokenize`.
         documents: The output of `clean`.
         output: The directory to publish.
-        work: Where finished shards are kept if the stage is killed; by default beside `output`.
+        work: Where finished parts are kept if the stage is killed; by default beside `output`.
         workers: Processes; the output does not depend on it.
 
     Raises:
-        UserError: If the vocabulary cannot be had, or an unfinished run has another number of
-            shards.
+        UserError: If the vocabulary cannot be found, or an unfinished run has another number
+            of parts.
     """
     vocabulary = sha256_file(vocabulary_file(params.vocabulary))
-    blocks = {
-        split: document_blocks(documents / f"{split}.parquet", params.vocabulary, vocabulary)
+    parts = {
+        split: document_parts(documents / f"{split}.parquet", params.vocabulary, vocabulary)
         for split in SPLITS
     }
     with (
-        shard_work(
-            work or output.with_name(f".{output.name}-work"),
+        resumable(
+            output,
+            work,
             stage="tokenize",
             fingerprint={
                 "documents": read_manifest(documents)["root"],
                 "params": params.model_dump(),
                 "vocabulary": vocabulary,
             },
-            shards=sum(map(len, blocks.values())),
-            workers=workers,
-        ) as shards,
+            parts=sum(map(len, parts.values())),
+        ) as unfinished,
         publish_directory(output) as building,
     ):
         counts = {
             split: _pack_split(
-                shards.map(f"tokenize-{split}", tokenize_block, blocks[split]),
+                map_parts(
+                    tokenize_part,
+                    parts[split],
+                    unfinished,
+                    label=f"tokenize-{split}",
+                    workers=workers,
+                ),
                 Packer(building, split, params),
             )
             for split in SPLITS
@@ -97,13 +105,13 @@ def tokenize(
     log.info("sequences %s", facts["sequences"])
 
 
-def _pack_split(shards: Sequence[Path], packer: Packer) -> dict[str, Any]:
+def _pack_split(parts: Sequence[Path], packer: Packer) -> dict[str, Any]:
     """Write the sequences and side tables of one split; return its counts."""
     totals: Counter[str] = Counter()
-    for shard in shards:
-        for table, stream in read_tokens(shard):
+    for part in parts:
+        for table, stream in read_tokens(part):
             packer.append(table, stream.ids, stream.characters, stream.lengths)
-        totals.update(read_json(shard / "facts.json"))
+        totals.update(read_json(part / "facts.json"))
     dropped = packer.close()
     return {
         "sequences": packer.num_sequences,

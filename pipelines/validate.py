@@ -1,9 +1,9 @@
 """The gate before training: `python -m pipelines.validate`.
 
 Counts again from the final files, lets Great Expectations judge the counts, and
-publishes the certificate without which nothing trains. When the gate refuses,
-there is no certificate; the report is left in `reports/<profile>/validate-failed`,
-which DVC does not own and so does not delete.
+publishes the certificate without which nothing trains. If the gate refuses, there is
+no certificate; the report stays in `reports/<profile>/validate-failed`, which DVC does
+not own and therefore does not delete.
 """
 
 import logging
@@ -19,9 +19,9 @@ from pipelines.base.errors import GateError, UserError
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import SPLITS, Workspace
 from pipelines.data.audit.evidence import documents_table, raw_table, shards_table
+from pipelines.data.audit.pages import render_validation
 from pipelines.data.audit.recount import overlap_table
 from pipelines.data.audit.suites import SuiteResult, run_suites
-from pipelines.data.audit.validation_page import render_page
 from pipelines.params import DecontaminateParams, ValidateParams, load_params
 
 if TYPE_CHECKING:
@@ -44,17 +44,17 @@ def validate(
 
     Args:
         params: The section `validate`.
-        overlap_params: The section `decontaminate`: what counts as near.
+        overlap_params: The section `decontaminate`, which defines near overlap.
         workspace: Where the files are, and where the report goes.
 
     Raises:
         GateError: If a critical expectation fails; it names the suite, the
             expectation, what was observed, and a shared sequence.
-        UserError: If files are missing or cut off.
+        UserError: If files are missing or truncated.
     """
     output = workspace.report("validate")
     failed = output.with_name(f"{output.name}-failed")
-    # An old certificate must not outlive the data it was given for.
+    # An old certificate must not outlive its data.
     for stale in (output, failed):
         if stale.exists():
             shutil.rmtree(stale)
@@ -65,7 +65,8 @@ def validate(
         passed = not any(check.refuses for result in results for check in result.checks)
         certificate = make_certificate(workspace, results, passed=passed)
         tables["overlap"].to_parquet(building / "evidence.parquet")
-        write_text(building / "index.html", render_page(certificate, results, refusals(results)))
+        page = render_validation(certificate, results, refusals(results))
+        write_text(building / "index.html", page)
         write_json(building / CERTIFICATE_NAME, certificate)
     if not passed:
         raise refusal(results, failed)
@@ -76,7 +77,7 @@ def validate(
 def collect_evidence(
     overlap_params: DecontaminateParams, workspace: Workspace
 ) -> "dict[str, pd.DataFrame]":
-    """The evidence for each suite, counted from the files.
+    """Count the evidence for each suite from the files.
 
     Raises:
         UserError: If a file is missing or damaged.
@@ -94,7 +95,7 @@ def collect_evidence(
         }
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(
-            f"expected the whole output of the earlier stages, got a file that cannot be read "
+            f"expected the complete output of the earlier stages, got a file that cannot be read "
             f"({str(error).splitlines()[0]})",
             "restore it with `dvc checkout --force`, or make it again with `dvc repro`",
         ) from error
@@ -103,7 +104,7 @@ def collect_evidence(
 def make_suites(
     params: ValidateParams, overlap_params: DecontaminateParams, workspace: Workspace
 ) -> "list[ExpectationSuite]":
-    """The four suites with the bounds of this profile."""
+    """Build the four suites with the bounds of this profile."""
     from expectations.documents import documents_suite
     from expectations.overlap import overlap_suite
     from expectations.raw import raw_suite
@@ -127,7 +128,7 @@ def make_suites(
 def make_certificate(
     workspace: Workspace, results: list[SuiteResult], *, passed: bool
 ) -> dict[str, Any]:
-    """State what was judged, by what, and how it came out; without a timestamp."""
+    """State what was judged, by what, and the result; without a timestamp."""
     evidence = {result.name: result.evidence for result in results}
     sequences = evidence["shards"].set_index("split")["sequences"]
     overlap: dict[str, dict[str, Any]] = {}
@@ -174,17 +175,17 @@ def refusals(results: list[SuiteResult]) -> list[str]:
         for example in result.evidence["example"]
         if example
     ]
-    # An equal sequence is a near one as well, and is named once.
+    # An equal sequence is also a near one; name it once.
     return [*failed, *dict.fromkeys(examples)]
 
 
 def refusal(results: list[SuiteResult], report: Path) -> GateError:
-    """The error of a refused gate, with where the report is."""
+    """Make the error of a refused gate, with the path of the report."""
     reasons = refusals(results)
     return GateError(
         GATE,
         "\n  " + "\n  ".join(reasons),
-        f"read {report / 'index.html'}; then correct the data or the stage that made it "
+        f"read {report / 'index.html'}; then correct the data or the stage that made them "
         "(a bound that is too tight is in params.yaml under `validate`)",
     )
 
@@ -193,7 +194,7 @@ def main() -> None:
     """Run the stage for the profile in use."""
     params = load_params()
     profile = params.profile
-    # It tells of its own internals at level INFO, from its import onwards.
+    # It logs its internals at level INFO from its import on.
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     validate(profile.validation, profile.decontaminate, Workspace(params.name))
 

@@ -1,4 +1,4 @@
-"""Text to clean shards: our stages beside the pipeline that most people would write."""
+"""Compare our stages from text to clean shards with the pipeline that most people write."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ LENGTH = 256
 
 
 def end_to_end(corpus: Path) -> list[dict[str, Any]]:
-    """Raw parquet to decontaminated sequences on disk."""
+    """Turn raw parquet into decontaminated sequences on disk."""
     import datasets
 
     datasets.disable_progress_bars()

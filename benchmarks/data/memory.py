@@ -1,8 +1,8 @@
-"""Peak memory and processor time of every data stage, from 20 MB to 2 GB of text.
+"""Measure peak memory and processor time of every data stage, from 20 MB to 2 GB of text.
 
 `python -m benchmarks.data.memory [--sizes 20 200 2000]` (megabytes of UTF-8). The text is the
-packaged novel streamed again and again with four characters in ten replaced, so that no
-sequence is nearly another. Each stage runs as it does under DVC, in a process of its own.
+packaged novel, streamed repeatedly with four characters in ten replaced: no two sequences are
+near duplicates. Each stage runs as it does under DVC, in a process of its own.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.record import row, write
-from pipelines.base.packaged_data import packaged_file
+from pipelines.base.downloads import packaged_file
 from pipelines.data.text.documents import RAW_SCHEMA
 from tests.support import REPOSITORY, change_params
 
@@ -31,14 +31,14 @@ STAGES = ("ingest", "clean", "tokenize", "decontaminate", "validate")
 SIZES_MB = (20, 200, 2000)
 REPLACED = 0.4
 DOCUMENT_CHARACTERS = (400, 1600)
-DOCUMENTS_A_BLOCK = 2000
+DOCUMENTS_PER_BLOCK = 2000
 HELD_OUT = 0.025
 MAX_GROWTH = 1.2
 MAX_BYTES = 1e9
 
 
 def write_text(path: Path, num_bytes: int, seed: int = 0) -> int:
-    """Write a parquet file of documents with so many bytes of text.
+    """Write a parquet file of documents with `size` bytes of text.
 
     Returns:
         The number of documents.
@@ -66,11 +66,11 @@ def write_text(path: Path, num_bytes: int, seed: int = 0) -> int:
 
 
 def _blocks(points: npt.NDArray[np.uint32], generator: np.random.Generator) -> Iterator[list[str]]:
-    """Yield texts: passages of the novel with characters replaced by others of it."""
+    """Yield passages of the novel with some characters replaced by others from it."""
     line_end = ord("\n")
     while True:
-        sizes = generator.integers(*DOCUMENT_CHARACTERS, DOCUMENTS_A_BLOCK)
-        starts = generator.integers(0, len(points) - DOCUMENT_CHARACTERS[1], DOCUMENTS_A_BLOCK)
+        sizes = generator.integers(*DOCUMENT_CHARACTERS, DOCUMENTS_PER_BLOCK)
+        starts = generator.integers(0, len(points) - DOCUMENT_CHARACTERS[1], DOCUMENTS_PER_BLOCK)
         ends = np.cumsum(sizes)
         at = np.repeat(starts - (ends - sizes), sizes) + np.arange(ends[-1])
         text = points[at]
@@ -83,7 +83,7 @@ def _blocks(points: npt.NDArray[np.uint32], generator: np.random.Generator) -> I
 
 
 class Usage(NamedTuple):
-    """What one process took; other programs on the machine disturb neither."""
+    """The resources of one process; neither depends on other programs on the machine."""
 
     peak_bytes: float
     processor_s: float
@@ -116,7 +116,7 @@ def _run(stage: str, directory: Path) -> Usage:
         stderr=subprocess.PIPE,
         text=True,
     )
-    # Not `wait`: only wait4 tells what this one child has used.
+    # Not `wait`: only wait4 returns the usage of this one child.
     message = process.stderr.read() if process.stderr else ""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -1,4 +1,4 @@
-"""Exact overlap of 1.2 M train and 60 k validation sequences of 256 tokens."""
+"""Find the exact overlap of 1.2 M train and 60 k validation sequences of 256 tokens."""
 
 import json
 import subprocess
@@ -12,17 +12,17 @@ import numpy as np
 from benchmarks.record import median_times_s, row
 
 TRAIN, VALIDATION, SHARED, LENGTH = 1_200_000, 60_000, 52, 256
-ROWS_A_SHARD = 65_536
+ROWS_PER_SHARD = 65_536
 
 
 def write_sequences(directory: Path) -> None:
-    """Random sequences; 52 of validation, as many as were published, are in train."""
+    """Write random sequences; 52 of validation, the published number, are in train."""
     generator = np.random.default_rng(0)
     validation = generator.integers(0, 21128, (VALIDATION, LENGTH), dtype=np.uint16)
     validation.tofile(directory / "validation.bin")
     with (directory / "train.bin").open("wb") as stream:
-        for start in range(0, TRAIN, ROWS_A_SHARD):
-            count = min(ROWS_A_SHARD, TRAIN - start)
+        for start in range(0, TRAIN, ROWS_PER_SHARD):
+            count = min(ROWS_PER_SHARD, TRAIN - start)
             block = generator.integers(0, 21128, (count, LENGTH), dtype=np.uint16)
             if start == 0:
                 block[1000 : 1000 + SHARED] = validation[:SHARED]
@@ -30,22 +30,22 @@ def write_sequences(directory: Path) -> None:
 
 
 def read(path: Path) -> np.ndarray:
-    """Map sequences of a file."""
+    """Map the sequences of a file."""
     return np.memmap(path, dtype="<u2", mode="r").reshape(-1, LENGTH)
 
 
 def ours(directory: Path) -> int:
-    """Count by `pipelines.data.overlap.reference`, a shard at a time."""
+    """Count with `pipelines.data.overlap.reference`, shard by shard."""
     from pipelines.data.overlap.reference import exact_matches
     from pipelines.data.shards import fixed_binary
 
     reference = fixed_binary(read(directory / "validation.bin"))
     shared = 0
-    # Read into one buffer: mapped pages would cost a fault each, and count as memory.
-    buffer = np.empty((ROWS_A_SHARD, LENGTH), "<u2")
+    # Read into one buffer: mapped pages cost a fault each, and count as memory.
+    buffer = np.empty((ROWS_PER_SHARD, LENGTH), "<u2")
     with (directory / "train.bin").open("rb", buffering=0) as stream:
-        for start in range(0, TRAIN, ROWS_A_SHARD):
-            block = buffer[: min(ROWS_A_SHARD, TRAIN - start)]
+        for start in range(0, TRAIN, ROWS_PER_SHARD):
+            block = buffer[: min(ROWS_PER_SHARD, TRAIN - start)]
             stream.readinto(memoryview(block).cast("B"))
             shared += int(np.count_nonzero(exact_matches(fixed_binary(block), reference) >= 0))
     return shared
@@ -59,13 +59,13 @@ def sets_of_tuples(directory: Path) -> int:
 
 
 def streamed_tuples(directory: Path) -> int:
-    """Count with one set of tuples, train looked up in it block by block: its kindest form."""
+    """Count with one set of tuples and look train up block by block: the peer at its best."""
     validation = {tuple(sequence) for sequence in read(directory / "validation.bin").tolist()}
     train = read(directory / "train.bin")
     return sum(
         tuple(sequence) in validation
-        for start in range(0, TRAIN, ROWS_A_SHARD)
-        for sequence in train[start : start + ROWS_A_SHARD].tolist()
+        for start in range(0, TRAIN, ROWS_PER_SHARD)
+        for sequence in train[start : start + ROWS_PER_SHARD].tolist()
     )
 
 
@@ -73,12 +73,12 @@ METHODS = {"ours": ours, "streamed_tuples": streamed_tuples}
 
 
 def overlap(_corpus: Path) -> list[dict[str, Any]]:
-    """Time and memory."""
+    """Measure time and memory."""
     with TemporaryDirectory() as name:
         directory = Path(name)
         write_sequences(directory)
         if not ours(directory) == streamed_tuples(directory) == SHARED:
-            raise ValueError("the counts differ")
+            raise ValueError("expected equal counts, got different ones")
         times_s = median_times_s([lambda: ours(directory)], repeats=5)
         times_s += median_times_s([lambda: streamed_tuples(directory)], repeats=3)
         memory_mb = {method: _memory_mb(method, directory) for method in METHODS}
@@ -107,14 +107,14 @@ def overlap(_corpus: Path) -> list[dict[str, Any]]:
 
 
 def _memory_mb(method: str, directory: Path) -> float:
-    """Peak memory of a fresh process less that of its imports."""
+    """Measure the peak memory of a fresh process minus that of its imports."""
     command = [sys.executable, "-m", "benchmarks.data.overlap", method, str(directory)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(run.stdout))
 
 
 def main() -> None:
-    """Print the memory that one method takes."""
+    """Print the memory that one method uses."""
     import pyarrow.compute  # noqa: F401 - its memory is not the method's
 
     import pipelines.data.overlap.reference  # noqa: F401
@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def _peak_mb() -> float:
-    """Peak resident memory since the last call, mapped pages included; Linux."""
+    """Peak resident memory since the last call, with mapped pages; Linux only."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak_kb = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")

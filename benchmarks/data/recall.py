@@ -1,4 +1,4 @@
-"""How much of what is planted from the held-out split `decontaminate` finds, by kind of plant."""
+"""Measure how many planted copies of held-out text `decontaminate` finds, by kind of copy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ LENGTH, PLANTS, EXCERPT = 256, 500, 60
 
 
 def recall(corpus: Path) -> list[dict[str, Any]]:
-    """Plant copies of held-out text among train sequences and look for them."""
+    """Plant copies of held-out text among train sequences, and look for them."""
     params = load_params().profile.decontaminate
     texts = pq.read_table(corpus, columns=["text"])["text"]
     stream = FastTokenizer(load_tokenizer("bert-base-chinese").backend_tokenizer).encode(texts)

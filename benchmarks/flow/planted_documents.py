@@ -6,7 +6,7 @@ Every kind is made from normal documents, or from real ones of another kind, cut
 import random
 from collections.abc import Callable
 
-from pipelines.base.packaged_data import packaged_file
+from pipelines.base.downloads import packaged_file
 
 TRUNCATED_CHARACTERS = 40
 REPEATED_CHARACTERS = 12

@@ -1,8 +1,8 @@
-"""Which code decides the bytes of a stage, as one hash.
+"""Hash the code that decides the bytes of a stage.
 
 The table is `dvc.yaml`: the deps of a stage that are code. DVC re-runs a stage by it, a
-training run is named by it, and unfinished work is resumed only if it still holds. A test
-per stage proves that the table names all that the stage imports.
+training run is named by it, and unfinished work is resumed only while it is unchanged. One
+test per stage proves that the table names everything that the stage imports.
 """
 
 import hashlib
@@ -18,7 +18,9 @@ from pipelines.base.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOMS = ("enigma", "expectations", "pipelines")
-# What else the bytes of a part come from.
+# Templates decide the bytes of a page as modules do.
+CODE_SUFFIXES = (".py", ".j2")
+# Packages that also decide the bytes of a part.
 VERSIONED = ("numpy", "pyarrow", "tokenizers")
 
 
@@ -38,7 +40,7 @@ def code_deps(stage: str, repository: Path = REPOSITORY) -> list[str]:
     path = repository / "dvc.yaml"
     if not path.is_file():
         raise UserError(
-            f"expected dvc.yaml in {repository}, found none: it says which code makes a stage",
+            f"expected dvc.yaml in {repository}, found none (it lists the code of every stage)",
             "install Enigma from its repository with `pip install --editable .`",
         )
     return [dep for dep in _deps(path)[stage] if dep.split("/")[0] in ROOMS]
@@ -64,7 +66,7 @@ def code_hash(stage: str, *, without: Collection[str] = (), repository: Path = R
     files = {
         path.relative_to(repository).as_posix(): path
         for dep in code_deps(stage, repository)
-        for path in _python_files(repository / dep)
+        for path in _code_files(repository / dep)
     }
     return _hash_lines(
         f"{name} {sha256_file(path)}\n" for name, path in files.items() if name not in without
@@ -73,9 +75,9 @@ def code_hash(stage: str, *, without: Collection[str] = (), repository: Path = R
 
 @lru_cache
 def installed_code() -> str:
-    """Hash this room and the packages that decide bytes, as they were when this was first asked.
+    """Hash `pipelines` and the packages that decide bytes, as of the first call.
 
-    A worker that lives long keeps the code that it has loaded, whatever the files say since.
+    A long-lived worker keeps the code that it has loaded, even if the files change.
 
     Returns:
         64 hexadecimal digits.
@@ -83,14 +85,16 @@ def installed_code() -> str:
     room = REPOSITORY / "pipelines"
     return _hash_lines(
         [
-            *(f"{path.relative_to(room)} {sha256_file(path)}\n" for path in _python_files(room)),
+            *(f"{path.relative_to(room)} {sha256_file(path)}\n" for path in _code_files(room)),
             *(f"{name} {version(name)}\n" for name in VERSIONED),
         ]
     )
 
 
-def _python_files(path: Path) -> list[Path]:
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+def _code_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.suffix in CODE_SUFFIXES)
 
 
 def _hash_lines(lines: Iterable[str]) -> str:

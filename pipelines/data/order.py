@@ -1,9 +1,9 @@
-"""The order in which training sees its sequences: a pure function, nothing to store.
+"""The order in which training reads its sequences: a pure function, with nothing to store.
 
 A stream position maps to (epoch, position in the epoch), and a Feistel permutation
-keyed by (seed, epoch) maps that to a sequence. So the batch of a rank is a function
-of (seed, optimiser step, rank, world size), resuming needs one integer, and no rank
-ever holds a list of shuffled indices.
+keyed by (seed, epoch) maps that to a sequence. The batch of a rank is therefore a function
+of (seed, optimiser step, rank, world size), resuming needs one integer, and no rank holds
+a list of shuffled indices.
 
 The permutation is a balanced Feistel network (Luby and Rackoff, "How to construct
 pseudorandom permutations from pseudorandom functions", 1988) on the smallest power
@@ -54,20 +54,20 @@ class SequenceOrder:
 
         Returns:
             (B,) int64, each in [0, num_sequences). Within an epoch each
-            sequence comes exactly once.
+            sequence occurs exactly once.
         """
-        epoch_B, place_B = np.divmod(position_B, self.num_sequences)
+        epoch_B, offset_B = np.divmod(position_B, self.num_sequences)
         sequence_B = np.empty_like(position_B)
         for epoch in np.unique(epoch_B):
             mine = epoch_B == epoch
-            sequence_B[mine] = self._permute(place_B[mine], int(epoch))
+            sequence_B[mine] = self._permute(offset_B[mine], int(epoch))
         return sequence_B
 
-    def _permute(self, place_B: Indices, epoch: int) -> Indices:
+    def _permute(self, offset_B: Indices, epoch: int) -> Indices:
         half_bits = max(1, ((self.num_sequences - 1).bit_length() + 1) // 2)
         keys = _round_keys(self.seed, epoch)
-        value_B = _feistel(place_B.astype(np.uint64), keys, half_bits)
-        # The power of 4 is below four times the number of sequences: few walks are needed.
+        value_B = _feistel(offset_B.astype(np.uint64), keys, half_bits)
+        # The power of 4 is below four times the number of sequences: walks are short.
         while (outside_B := value_B >= self.num_sequences).any():
             value_B[outside_B] = _feistel(value_B[outside_B], keys, half_bits)
         return value_B.astype(np.int64)
@@ -75,7 +75,7 @@ class SequenceOrder:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which stream positions a rank takes at a step; the ranks are disjoint and cover all.
+    """The stream positions of a rank at a step; the ranks are disjoint and cover all.
 
     The positions of an optimiser step are the same for every way to divide the
     same number of sequences over ranks and micro-batches.
@@ -94,18 +94,18 @@ class BatchPlan:
 
     @property
     def sequences_per_step(self) -> int:
-        """Sequences that all ranks together take in one optimiser step."""
+        """Sequences that all ranks together read in one optimiser step."""
         return self.batch_size * self.world_size * self.gradient_accumulation_steps
 
     def steps(self, epochs: int) -> int:
-        """Optimiser steps after which every sequence has come at least `epochs` times.
+        """The fewest optimiser steps that read every sequence at least `epochs` times.
 
-        The last step is filled up from the epoch that would follow.
+        The last step is filled from the next epoch.
         """
         return -(-epochs * self.order.num_sequences // self.sequences_per_step)
 
     def epochs_at(self, step: int) -> float:
-        """How often each sequence has come, on average, after `step` optimiser steps."""
+        """How often each sequence was read, on average, after `step` optimiser steps."""
         return step * self.sequences_per_step / self.order.num_sequences
 
     def batch(self, step: int, micro_step: int, rank: int) -> Indices:
@@ -125,11 +125,11 @@ class BatchPlan:
 
 
 def evenly_spaced(num_sequences: int, at_most: int) -> Indices:
-    """A fixed subset that spreads over the whole split.
+    """Choose a fixed subset that is spread over the whole split.
 
     Args:
         num_sequences: How many there are.
-        at_most: How many to take; all are taken if there are fewer.
+        at_most: How many to choose; all, if there are fewer.
 
     Returns:
         Ascending int64 indices without repeats.

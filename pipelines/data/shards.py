@@ -3,13 +3,13 @@
 A directory of shards holds, for each split `S`:
 
 * `S-00000.bin`, `S-00001.bin`, ...: (sequences, length) uint16, C order;
-* `S.sequences.parquet`, a row per sequence: `source_sequence` (its index before
+* `S.sequences.parquet`, one row per sequence: `source_sequence` (its index before
   anything was removed), `characters` and `unk_characters` (of the source text
   behind tokens 1..length-1, the ones that are predicted);
-* `S.documents.parquet`, a row per document in packing order: `id`, `title`,
+* `S.documents.parquet`, one row per document in packing order: `id`, `title`,
   `start_token`, `num_tokens` in the split's stream before anything was removed;
 * `manifest.json` with `sequence_length`, `vocabulary_size`, `eos_token_id` and
-  `sequences` (a count a split).
+  `sequences` (one count per split).
 
 Shape legend: N sequences, L length, B batch.
 """
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import UserError
 
-SEQUENCES_A_BLOCK = 8192
+SEQUENCES_PER_BLOCK = 8192
 TOKEN_DTYPE = np.dtype("<u2")
 
 SEQUENCE_SCHEMA = pa.schema(
@@ -54,7 +54,7 @@ class ShardWriter:
         directory: Where the shards go.
         split: Name of the split.
         sequence_length: Tokens per sequence.
-        sequences_per_shard: A new file is begun after so many.
+        sequences_per_shard: Sequences per file.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ShardWriter:
 
 
 class SequenceFiles:
-    """Sequences in files of raw tokens, memory-mapped.
+    """Sequences in files of raw tokens; iterate over them in blocks, or gather some by index.
 
     Args:
         paths: The files, in order.
@@ -123,20 +123,20 @@ class SequenceFiles:
         """
         shard_B = self._starts.searchsorted(indices_B, side="right") - 1
         batch_BL = np.empty((len(indices_B), self.sequence_length), dtype=np.uint16)
-        # A set of a list is three times as fast as np.unique for a batch.
+        # For a batch, a set of a list is three times as fast as np.unique.
         for shard in set(shard_B.tolist()):
             mine = (shard_B == shard).nonzero()[0]
             batch_BL[mine] = self._shards[shard].take(indices_B[mine] - self._starts[shard], axis=0)
         return batch_BL
 
-    def blocks(self) -> Iterator[Tokens]:
-        """Yield all sequences some at a time, read and not mapped: what is used up is let go."""
+    def __iter__(self) -> Iterator[Tokens]:
+        """Yield all sequences in blocks, read and not mapped, so that memory stays flat."""
         for path in self.paths:
             yield from read_blocks(path, self.sequence_length)
 
 
 class ShardReader(SequenceFiles):
-    """All sequences of one split, memory-mapped.
+    """All sequences of one split.
 
     Args:
         directory: A directory of shards with its manifest.
@@ -159,11 +159,11 @@ class ShardReader(SequenceFiles):
             )
 
     def sequences(self) -> pa.Table:
-        """The table with a row per sequence."""
+        """The table with one row per sequence."""
         return pq.read_table(self.directory / f"{self.split}.sequences.parquet")
 
     def documents(self) -> pa.Table:
-        """The table with a row per document."""
+        """The table with one row per document."""
         return pq.read_table(self.directory / f"{self.split}.documents.parquet")
 
 
@@ -178,13 +178,13 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
 
 
 def read_blocks(path: Path, length: int) -> Iterator[Tokens]:
-    """Read a file of sequences some at a time.
+    """Read a file of sequences block by block.
 
     Yields:
-        (N, L) uint16, N at most `SEQUENCES_A_BLOCK`.
+        (N, L) uint16, N at most `SEQUENCES_PER_BLOCK`.
     """
     with path.open("rb") as stream:
-        while (block := np.fromfile(stream, TOKEN_DTYPE, SEQUENCES_A_BLOCK * length)).size:
+        while (block := np.fromfile(stream, TOKEN_DTYPE, SEQUENCES_PER_BLOCK * length)).size:
             yield block.reshape(-1, length)
 
 
@@ -208,7 +208,7 @@ def _map_shard(path: Path, length: int) -> Tokens:
     if size == 0 or size % row:
         raise UserError(
             f"{path}: expected whole sequences of {row} bytes, got {size} bytes",
-            "restore the file with `dvc checkout --force`, or run `dvc repro`",
+            "restore the file with `dvc checkout --force`, or make it again with `dvc repro`",
         )
-    # As a plain array: every index of a memmap makes a memmap, which costs more than the row.
+    # A plain array: indexing a memmap makes another memmap, which costs more than the row.
     return np.asarray(np.memmap(path, dtype=TOKEN_DTYPE, mode="r")).reshape(-1, length)

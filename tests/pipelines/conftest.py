@@ -1,4 +1,4 @@
-"""Corpora and shards that the tests of the data path share."""
+"""Corpora, shards and a registered project that several test files share."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from pipelines.base.workspace import SPLITS
 from pipelines.clean import clean
 from pipelines.data.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
 from pipelines.data.text.documents import RAW_SCHEMA
+from pipelines.decontaminate import decontaminate
 from pipelines.ingest import ingest
 from pipelines.params import Profile, load_params
 from pipelines.registry.names import MODELS
@@ -37,7 +38,7 @@ def profile() -> Profile:
 
 @pytest.fixture
 def prose() -> Callable[[int, int], str]:
-    """Call it as `prose(seed, characters)`: random Chinese characters, no two texts alike."""
+    """Call it as `prose(seed, characters)`: random Chinese characters, different for each seed."""
 
     def write(seed: int, characters: int) -> str:
         generator = random.Random(seed)
@@ -69,7 +70,7 @@ def write_corpus(tmp_path: Path) -> WriteCorpus:
 
 @pytest.fixture
 def write_raw(write_corpus: WriteCorpus, profile: Profile, tmp_path: Path) -> WriteCorpus:
-    """Call it as `write_corpus`; the corpus is ingested, and the raw directory comes back."""
+    """Call it as `write_corpus`: ingests the corpus, and returns the raw directory."""
 
     def write(texts: Sequence[str], titles: Sequence[str] | None = None) -> Path:
         source = str(write_corpus(texts, titles))
@@ -96,7 +97,7 @@ def raw_parts(
 
 @pytest.fixture
 def write_shards(tmp_path: Path) -> WriteShards:
-    """Call it as `write_shards({"train": tokens_NL, ...})`: a directory like `tokenize`'s."""
+    """Call it as `write_shards({"train": tokens_NL, ...})`: a directory as `tokenize` writes it."""
 
     def write(splits: dict[str, np.ndarray], name: str = "tokens") -> Path:
         directory = tmp_path / name
@@ -151,11 +152,17 @@ def random_tokens() -> Callable[[int, int], np.ndarray]:
 
 @pytest.fixture(scope="session")
 def sanguo(tmp_path_factory: pytest.TempPathFactory, profile: Profile) -> Path:
-    """The novel as `raw`, `documents` and `tokens`; tests only read it."""
+    """The novel as `raw`, `documents`, `tokens`, `shards` and `overlap.json`; only read it."""
     directory = tmp_path_factory.mktemp("sanguo")
     ingest(profile.ingest, directory / "raw")
     clean(profile.clean, directory / "raw", directory / "documents")
     tokenize(profile.tokenize, directory / "documents", directory / "tokens")
+    decontaminate(
+        profile.decontaminate,
+        directory / "tokens",
+        directory / "shards",
+        directory / "overlap.json",
+    )
     return directory
 
 
@@ -182,7 +189,7 @@ def registered_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(registered_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in the registered project; leave it as it was."""
+    """Work in the registered project; a test must leave it unchanged."""
     monkeypatch.chdir(registered_project)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registered_project}/mlflow.db")
     return registered_project

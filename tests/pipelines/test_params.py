@@ -51,7 +51,7 @@ def test_bad_values_name_the_field(
     with pytest.raises(UserError) as error:
         load_params(path)
     assert expected in str(error.value)
-    assert "to mend it" in str(error.value)
+    assert "to fix this" in str(error.value)
 
 
 def test_a_missing_field_is_named(workspace: Path) -> None:

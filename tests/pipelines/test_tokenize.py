@@ -26,7 +26,7 @@ def backend():
 
 
 def everything(directory: Path, split: str) -> np.ndarray:
-    return np.concatenate(list(ShardReader(directory, split).blocks()))
+    return np.concatenate(list(ShardReader(directory, split)))
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -118,12 +118,12 @@ def test_a_split_shorter_than_a_sequence_gives_no_sequence(
 
 
 def test_many_batches_give_the_stream_of_one(sanguo: Path, profile, tmp_path: Path) -> None:
-    """The rest of a batch goes on in the next one, also across shards."""
-    import pipelines.data.tokenizer.block as module
+    """The rest of a batch continues in the next one, also across token shards."""
+    import pipelines.data.tokenizer.part as module
 
     params = profile.tokenize.model_copy(update={"sequences_per_shard": 10})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "DOCUMENTS_A_BATCH", 2)
+        patch.setattr(module, "DOCUMENTS_PER_BATCH", 2)
         tokenize(params, sanguo / "documents", tmp_path / "tokens")
     for split in ("validation", "test"):
         assert np.array_equal(

@@ -1,10 +1,9 @@
-"""Small tables that say what the files on disk are, for the suites of `expectations`.
+"""Small tables of facts about the files on disk, for the suites of `expectations`.
 
-Everything is counted again from the files: no number of an earlier stage's
-manifest is believed, and none of its code is asked.
+Everything is counted again from the files: no number in the manifest of an earlier stage is
+trusted, and none of its code is used but the format of the shards.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.base.artifacts import read_manifest, sha256_file
-from pipelines.base.errors import UserError
 from pipelines.base.workspace import SPLITS
-from pipelines.data.shards import TOKEN_DTYPE, Tokens
+from pipelines.data.shards import SequenceFiles, shard_paths
 from pipelines.data.text.arrays import hash_keys
 
 if TYPE_CHECKING:
@@ -25,9 +23,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-# Sequences, and rows of a table, that are read at a time.
-BLOCK = 8192
-ROWS_A_BATCH = 1024
+ROWS_PER_BATCH = 1024
 
 
 def raw_table(directory: Path) -> "pd.DataFrame":
@@ -37,7 +33,7 @@ def raw_table(directory: Path) -> "pd.DataFrame":
         directory: The output of `ingest`.
 
     Returns:
-        A row per file, columns `expectations.raw.COLUMNS`.
+        One row per file, columns `expectations.raw.COLUMNS`.
     """
     import pandas as pd
 
@@ -62,18 +58,18 @@ def raw_table(directory: Path) -> "pd.DataFrame":
 
 
 class _Keys:
-    """A column of strings as hashes of 64 bits: a corpus of strings does not fit into memory.
+    """A column of strings as hashes of 64 bits, as a corpus of strings does not fit into memory.
 
     Args:
         file: An open parquet file.
-        name: The column; where there is none, every row counts as null.
+        name: The column; if it is missing, every row counts as null.
     """
 
     def __init__(self, file: pq.ParquetFile, name: str) -> None:
         self.nulls = 0 if name in file.schema_arrow.names else int(file.metadata.num_rows)
         keys = [np.empty(0, np.uint64)]
         if not self.nulls:
-            for batch in file.iter_batches(ROWS_A_BATCH, columns=[name]):
+            for batch in file.iter_batches(ROWS_PER_BATCH, columns=[name]):
                 column = batch.column(0).cast(pa.string())
                 self.nulls += column.null_count
                 keys.append(hash_keys(column.drop_null()))
@@ -84,20 +80,20 @@ def _count_texts(file: pq.ParquetFile) -> Row:
     if "text" not in file.schema_arrow.names:
         return {"null_texts": file.metadata.num_rows, "empty_texts": 0}
     nulls = empty = 0
-    for batch in file.iter_batches(ROWS_A_BATCH, columns=["text"]):
+    for batch in file.iter_batches(ROWS_PER_BATCH, columns=["text"]):
         nulls += batch.column(0).null_count
         empty += _count(pc.equal(pc.utf8_length(batch.column(0)), 0))
     return {"null_texts": nulls, "empty_texts": empty}
 
 
 def documents_table(directory: Path) -> "pd.DataFrame":
-    """Count the clean documents of each split, and how the split came out.
+    """Count the clean documents of each split, and compare the split with its configuration.
 
     Args:
         directory: The output of `clean`.
 
     Returns:
-        A row per split, columns `expectations.documents.COLUMNS`.
+        One row per split, columns `expectations.documents.COLUMNS`.
     """
     import pandas as pd
 
@@ -138,7 +134,7 @@ def documents_table(directory: Path) -> "pd.DataFrame":
 
 def _measure_texts(file: pq.ParquetFile) -> Row:
     nulls, shortest = 0, None
-    for batch in file.iter_batches(ROWS_A_BATCH, columns=["text"]):
+    for batch in file.iter_batches(ROWS_PER_BATCH, columns=["text"]):
         texts = batch.column(0)
         nulls += texts.null_count
         lengths = [pc.min(pc.utf8_length(texts)).as_py(), shortest]
@@ -153,9 +149,9 @@ def shards_table(directory: Path) -> "pd.DataFrame":
         directory: The output of `decontaminate`.
 
     Returns:
-        A row per split, columns `expectations.shards.COLUMNS`. `files_changed` are
-        the files whose hash is not that of the manifest; an `_off` column is a
-        difference to it.
+        One row per split, columns `expectations.shards.COLUMNS`. `files_changed`
+        counts the files whose hash differs from the manifest's; an `_off` column is a
+        difference from it.
     """
     import pandas as pd
 
@@ -164,7 +160,9 @@ def shards_table(directory: Path) -> "pd.DataFrame":
     manifest = read_manifest(directory)
     length = int(manifest["sequence_length"])
     scans = {
-        split: _Scan(ShardFiles(directory, split, length), manifest["vocabulary_size"])
+        split: _Scan(
+            SequenceFiles(shard_paths(directory, split), length), manifest["vocabulary_size"]
+        )
         for split in SPLITS
     }
     rows = [
@@ -177,66 +175,20 @@ def shards_table(directory: Path) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-class ShardFiles:
-    """The sequences of a split, read some at a time, whatever a manifest says of their number.
-
-    Args:
-        directory: The final shards.
-        split: Name of the split.
-        length: Tokens per sequence.
-
-    Raises:
-        UserError: If a file does not hold whole sequences.
-    """
-
-    def __init__(self, directory: Path, split: str, length: int) -> None:
-        self.length = length
-        self._paths = sorted(directory.glob(f"{split}-*.bin"))
-        self._sizes = []
-        for path in self._paths:
-            size = path.stat().st_size
-            if size == 0 or size % (TOKEN_DTYPE.itemsize * length):
-                raise UserError(
-                    f"{path}: expected whole sequences of {length} tokens, got {size} bytes",
-                    "restore the file with `dvc checkout --force`, or make it again with "
-                    "`dvc repro`",
-                )
-            self._sizes.append(size // (TOKEN_DTYPE.itemsize * length))
-
-    def __len__(self) -> int:
-        return sum(self._sizes)
-
-    def __iter__(self) -> Iterator[Tokens]:
-        for path in self._paths:
-            with path.open("rb") as stream:
-                while (block := np.fromfile(stream, TOKEN_DTYPE, BLOCK * self.length)).size:
-                    yield block.reshape(-1, self.length)
-
-    def sequence(self, index: int) -> Tokens:
-        """(L,) uint16, one sequence."""
-        for path, size in zip(self._paths, self._sizes, strict=True):
-            if index < size:
-                offset = index * TOKEN_DTYPE.itemsize * self.length
-                return np.fromfile(path, TOKEN_DTYPE, self.length, offset=offset)
-            index -= size
-        msg = f"no sequence {index}"
-        raise IndexError(msg)
-
-
 class _Scan:
-    """What one reading of a split tells: ids, their counts, and repeated sequences."""
+    """One pass over a split: the counts of its ids, and its repeated sequences."""
 
-    def __init__(self, files: ShardFiles, vocabulary_size: int) -> None:
+    def __init__(self, files: SequenceFiles, vocabulary_size: int) -> None:
         self.sequences = len(files)
-        # Ids that the vocabulary does not have come after it.
+        # Room for ids outside the vocabulary as well.
         self.tokens = np.zeros(max(vocabulary_size, 1 << 16), np.int64)
         odd = 2 * np.random.default_rng(0).integers(
-            2**63, size=files.length, dtype=np.uint64, endpoint=True
+            2**63, size=files.sequence_length, dtype=np.uint64, endpoint=True
         ) + np.uint64(1)
         keys = []
         for block in files:
             self.tokens += np.bincount(block.reshape(-1), minlength=len(self.tokens))
-            # Sequences that stand before in their split are told by a hash of 64 bits.
+            # Repeated sequences are recognised by a hash of 64 bits.
             keys.append((block * odd).sum(axis=1, dtype=np.uint64))
         self.repeated = len(_repeated(keys))
 
@@ -244,7 +196,7 @@ class _Scan:
 def divergence_bits(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float:
     """Jensen-Shannon divergence of two histograms (Lin, 1991), in [0, 1] bits.
 
-    1 if one of them is empty: nothing is known to be alike.
+    1 if one of them is empty.
     """
     if not a.sum() or not b.sum():
         return 1.0
@@ -274,7 +226,7 @@ def _shards_row(directory: Path, split: str, manifest: dict[str, Any], scan: _Sc
 
 
 def _files_changed(directory: Path, split: str, manifest: dict[str, Any]) -> int:
-    """Count the files of a split that are not what the manifest lists, or are not in it."""
+    """Count the files of a split that differ from the manifest, or are missing on either side."""
     listed = {
         entry["path"]: entry["sha256"]
         for entry in manifest["files"]
@@ -289,7 +241,7 @@ def _files_changed(directory: Path, split: str, manifest: dict[str, Any]) -> int
 
 
 def _repeated(keys: list[npt.NDArray[np.uint64]]) -> npt.NDArray[np.uint64]:
-    """The keys that stand before among those given, in order: each as often as it does so."""
+    """The second and later occurrences of every key, in order."""
     ordered = np.sort(np.concatenate([np.empty(0, np.uint64), *keys]))
     again: npt.NDArray[np.uint64] = ordered[1:][ordered[1:] == ordered[:-1]]
     return again

@@ -1,4 +1,4 @@
-"""The compiled loops of the recount: by the tokens themselves, not by a hash of them.
+"""The compiled loops of the recount, which compares tokens and not hashes.
 
 Shape legend: N sequences, L length, W windows, C collected windows.
 """
@@ -9,16 +9,16 @@ import numpy as np
 
 from pipelines.data.text.kernels import Array, Int, compiled, mix, two_bits
 
-# The bit of a slot that is not free, whoever has its window.
+# The bit of a slot that is not free, with or without an owner.
 TAKEN = np.uint8(1 << 7)
 
 
 @compiled
 def window_words(tokens_L: Array, start: Int, window_tokens: Int) -> tuple[Any, Any]:
-    """Pack the tokens of a window of up to 8 into two words: the tokens, not a hash of them."""
+    """Pack the tokens of a window of up to 8 into two words."""
     low, high = np.uint64(0), np.uint64(0)
     if window_tokens == 8:
-        # The usual case, without a loop.
+        # The common case, unrolled.
         for k in range(4):
             low = (low << np.uint64(16)) | np.uint64(tokens_L[start + k])
             high = (high << np.uint64(16)) | np.uint64(tokens_L[start + 4 + k])
@@ -32,7 +32,7 @@ def window_words(tokens_L: Array, start: Int, window_tokens: Int) -> tuple[Any, 
 
 @compiled
 def find_window(low: Any, high: Any, key: Any, words: Array, owners: Array) -> Int:
-    """Return the slot of a window, or the free slot where it would be; they are 2^k."""
+    """Return the slot of a window, or the free slot where it belongs; there are 2^k slots."""
     mask = np.int64(len(owners) - 1)
     slot = np.int64(key & np.uint64(mask))
     while owners[slot] and (words[slot, 0] != low or words[slot, 1] != high):
@@ -41,9 +41,9 @@ def find_window(low: Any, high: Any, key: Any, words: Array, owners: Array) -> I
 
 
 @compiled
-def is_in_part(key: Any, part: Int, parts: Int) -> Any:
-    """Whether a window is one of those that are looked at now; by bits that no slot is told by."""
-    return (key & np.uint64(0xFFFFFFFF)) * np.uint64(parts) >> np.uint64(32) == np.uint64(part)
+def is_in_pass(key: Any, number: Int, passes: Int) -> Any:
+    """Whether a window belongs to a pass; decided by other bits than its slot."""
+    return (key & np.uint64(0xFFFFFFFF)) * np.uint64(passes) >> np.uint64(32) == np.uint64(number)
 
 
 @compiled
@@ -67,19 +67,19 @@ def mark_windows(tokens_NL: Array, window_tokens: Int, bits: Array, shift: Any) 
 def collect_windows(
     tokens_NL: Array, first: Int, window_tokens: Int, bits: Array, shift: Any, found_C3: Array
 ) -> tuple[Int, Int]:
-    """Collect the windows that may be marked, sequence by sequence while there is room.
+    """Collect the windows that pass the filter, sequence by sequence while there is room.
 
     Args:
         tokens_NL: (N, L) uint16.
-        first: The sequence to begin with.
+        first: The sequence to start with.
         window_tokens: Tokens per window, at most 8.
         bits: (2^k,) uint64, of `mark_windows`.
         shift: 64 - k.
         found_C3: (C, 3) uint64, written: the two words of a window, and the sequence;
-            room for a sequence's windows at least.
+            room for at least the windows of one sequence.
 
     Returns:
-        The sequence to go on with, and how many windows were collected.
+        The sequence to continue with, and the number of windows collected.
     """
     num_windows = tokens_NL.shape[1] - window_tokens + 1
     found = 0
@@ -104,14 +104,14 @@ def collect_windows(
 
 @compiled
 def add_windows(
-    found_C3: Array, part: Int, parts: Int, words: Array, owners: Array, bits: Array, shift: Any
+    found_C3: Array, number: Int, passes: Int, words: Array, owners: Array, bits: Array, shift: Any
 ) -> None:
-    """Put the collected windows of a part into an open-addressing table, as nobody's so far.
+    """Put the collected windows of a pass into an open-addressing table, without owners.
 
     Args:
         found_C3: (C, 3) uint64, of `collect_windows`.
-        part: Which part is looked at.
-        parts: How many there are.
+        number: Which pass this is.
+        passes: How many there are.
         words: (2^k, 2) uint64, changed; more slots than windows.
         owners: (2^k,) uint8, changed; 0 for a free slot.
         bits: (2^j,) uint64, changed: a small filter of the windows in the table.
@@ -120,7 +120,7 @@ def add_windows(
     for c in range(len(found_C3)):
         low, high, _ = found_C3[c]
         key = mix(low ^ mix(high))
-        if is_in_part(key, part, parts):
+        if is_in_pass(key, number, passes):
             bits[key >> shift] |= two_bits(key)
             slot = find_window(low, high, key, words, owners)
             words[slot, 0] = low
@@ -133,21 +133,21 @@ def own_windows(
     tokens_NL: Array,
     window_tokens: Int,
     owner: Int,
-    part: Int,
-    parts: Int,
+    number: Int,
+    passes: Int,
     words: Array,
     owners: Array,
     bits: Array,
     shift: Any,
 ) -> None:
-    """Note which windows of a table some sequences have.
+    """Record which windows of a table occur in some sequences.
 
     Args:
         tokens_NL: (N, L) uint16.
         window_tokens: Tokens per window, at most 8.
-        owner: The bit that says whose they are; below `TAKEN`.
-        part: Which part is looked at.
-        parts: How many there are.
+        owner: The bit of these sequences; below `TAKEN`.
+        number: Which pass this is.
+        passes: How many there are.
         words: (2^k, 2) uint64, of `add_windows`.
         owners: (2^k,) uint8, changed.
         bits: (2^j,) uint64, of `add_windows`.
@@ -159,7 +159,7 @@ def own_windows(
             low, high = window_words(tokens_L, w, window_tokens)
             key = mix(low ^ mix(high))
             mine = two_bits(key)
-            if bits[key >> shift] & mine == mine and is_in_part(key, part, parts):
+            if bits[key >> shift] & mine == mine and is_in_pass(key, number, passes):
                 slot = find_window(low, high, key, words, owners)
                 if owners[slot]:
                     owners[slot] |= np.uint8(owner)
@@ -167,14 +167,14 @@ def own_windows(
 
 @compiled
 def count_windows(
-    found_C3: Array, part: Int, parts: Int, words: Array, owners: Array, counts_KN: Array
+    found_C3: Array, number: Int, passes: Int, words: Array, owners: Array, counts_KN: Array
 ) -> None:
-    """Add up the collected windows of every sequence that each owner has.
+    """Count, for every sequence, the collected windows that each owner has.
 
     Args:
         found_C3: (C, 3) uint64, of `collect_windows`.
-        part: Which part is looked at.
-        parts: How many there are.
+        number: Which pass this is.
+        passes: How many there are.
         words: (2^k, 2) uint64, of `add_windows`.
         owners: (2^k,) uint8, of `own_windows`.
         counts_KN: (K, N) int64, added to.
@@ -182,7 +182,7 @@ def count_windows(
     for c in range(len(found_C3)):
         low, high, n = found_C3[c]
         key = mix(low ^ mix(high))
-        if is_in_part(key, part, parts):
+        if is_in_pass(key, number, passes):
             found = owners[find_window(low, high, key, words, owners)]
             for k in range(len(counts_KN)):
                 counts_KN[k, n] += (found >> k) & 1

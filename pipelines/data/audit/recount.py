@@ -1,8 +1,8 @@
-"""What two splits share, counted from the final shards by other means than the filter's.
+"""Count what two splits share in the final shards, by other means than the filter.
 
-`pipelines/data/overlap/reference.py` removed with hashes and Arrow; here whole sequences are
-compared as bytes in a dictionary, and windows as the tokens themselves: if the
-filter has a fault, it is not repeated. What is compared stays in files.
+The filter (`pipelines/data/overlap/reference.py`) uses hashes and Arrow. Here whole sequences
+are compared as bytes in a dictionary, and windows as the tokens themselves, so a fault of the
+filter is not repeated. The data stay in files.
 
 Shape legend: N sequences, L length, K references.
 """
@@ -22,10 +22,9 @@ import pyarrow.parquet as pq
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.run_stage import progress
 from pipelines.base.workspace import SPLITS
-from pipelines.data.audit.evidence import ShardFiles
-from pipelines.data.shards import Tokens, fixed_binary
+from pipelines.data.shards import SequenceFiles, Tokens, fixed_binary, shard_paths
 from pipelines.data.text.arrays import hash_keys
-from pipelines.data.text.compilation import have_numba
+from pipelines.data.text.compiled import have_numba
 from pipelines.data.text.normalisation import title_key
 from pipelines.data.text.vocabulary import decode_text, load_tokenizer
 
@@ -34,13 +33,13 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-NAMES_A_BATCH = 8192
-# 34 bytes each while they are looked at, behind a filter of 4 MB that a processor keeps near.
-WINDOWS_A_TABLE, TABLE_FILTER_BITS = 1 << 21, 25
-# 64 MB: 33 million windows of references let 1.5 % of the others through.
+NAMES_PER_BATCH = 8192
+# 34 bytes each while they are compared, behind a filter of 4 MB that fits into a cache.
+WINDOWS_PER_TABLE, TABLE_FILTER_BITS = 1 << 21, 25
+# 64 MB: with 33 million windows of references, 1.5 % of the others pass.
 FILTER_BITS = 29
 # 24 bytes each.
-WINDOWS_A_READ = 1 << 19
+WINDOWS_PER_READ = 1 << 19
 # Tokens of 16 bits in two words of 64.
 WORD_TOKENS = 8
 
@@ -51,11 +50,11 @@ def overlap_table(directory: Path, *, window_tokens: int, max_containment: float
     Args:
         directory: The final shards.
         window_tokens: Tokens per window; at most the sequence length.
-        max_containment: A sequence with a larger share of known windows is shared.
+        max_containment: A sequence with a larger share of known windows counts as shared.
 
     Returns:
-        A row per pair and method, columns `expectations.overlap.COLUMNS`; `example`
-        names the first or worst thing shared, or is empty.
+        One row per pair and method, columns `expectations.overlap.COLUMNS`; `example`
+        names the first or worst match, or is empty.
     """
     import pandas as pd
 
@@ -63,7 +62,7 @@ def overlap_table(directory: Path, *, window_tokens: int, max_containment: float
 
     manifest = read_manifest(directory)
     length = int(manifest["sequence_length"])
-    files = {split: ShardFiles(directory, split, length) for split in SPLITS}
+    files = {split: SequenceFiles(shard_paths(directory, split), length) for split in SPLITS}
     names = {
         (split, column): _Names(directory / f"{split}.documents.parquet", column)
         for split in SPLITS
@@ -93,10 +92,10 @@ def overlap_table(directory: Path, *, window_tokens: int, max_containment: float
 
 
 class _Comparison:
-    """The sequences of one split beside those of others, all of them in files."""
+    """Compare the sequences of one split with those of others, all of them in files."""
 
     def __init__(
-        self, split: str, others: list[str], files: dict[str, ShardFiles], vocabulary: str
+        self, split: str, others: list[str], files: dict[str, SequenceFiles], vocabulary: str
     ) -> None:
         self._split = split
         self._others = others
@@ -104,7 +103,7 @@ class _Comparison:
         self._vocabulary = vocabulary
 
     def exact(self) -> list[Row]:
-        """Sequences that are equal, byte for byte, with each of the others."""
+        """Count the sequences that each of the others has, byte for byte."""
         rows: list[dict[bytes, int]] = [{} for _ in self._others]
         for known, other in zip(rows, self._others, strict=True):
             for row, (digest, _) in enumerate(_digests(self._files[other])):
@@ -114,7 +113,7 @@ class _Comparison:
             for known, found, other in zip(rows, pairs, self._others, strict=True):
                 if digest in known:
                     same = known[digest]
-                    if self._files[other].sequence(same).tobytes() == content:
+                    if self._sequence(other, same).tobytes() == content:
                         found.append((index, same))
         return [
             self._row(
@@ -127,10 +126,10 @@ class _Comparison:
         ]
 
     def near(self, window_tokens: int, max_containment: float) -> list[Row]:
-        """Sequences of whose windows too many occur in each of the others."""
+        """Count the sequences that have too many of their windows in each of the others."""
         files = self._files[self._split]
         references = [self._files[other] for other in self._others]
-        num_windows = files.length - window_tokens + 1
+        num_windows = files.sequence_length - window_tokens + 1
         counts_KN = known_windows(files, references, window_tokens)
         rows = []
         for other, counts_N in zip(self._others, counts_KN, strict=True):
@@ -140,14 +139,14 @@ class _Comparison:
             example = ""
             if shared:
                 like_N = known_windows(
-                    self._files[other], [[files.sequence(worst)[None]]], window_tokens
+                    self._files[other], [[self._sequence(self._split, worst)]], window_tokens
                 )
                 example = self._name(other, worst, int(like_N[0].argmax()))
             rows.append(self._row(other, shared, float(containment_N.max(initial=0.0)), example))
         return rows
 
     def _row(self, other: str, shared: int, max_containment: float, example: str) -> Row:
-        # With an empty side nothing was compared, and the gate shall say so.
+        # With an empty side nothing was compared, and the gate must report that.
         compared = len(self._files[self._split]) if len(self._files[other]) else 0
         return {
             "compared": compared,
@@ -157,13 +156,16 @@ class _Comparison:
         }
 
     def _name(self, other: str, index: int, other_index: int) -> str:
-        sequence = self._files[self._split].sequence(index)
-        text = decode_text(load_tokenizer(self._vocabulary), sequence)
+        sequence_1L = self._sequence(self._split, index)
+        text = decode_text(load_tokenizer(self._vocabulary), sequence_1L[0])
         return f"{self._split} sequence {index} is in {other} sequence {other_index}: {text}"
+
+    def _sequence(self, split: str, index: int) -> Tokens:
+        return self._files[split].gather(np.array([index]))
 
 
 def _digests(blocks: Iterable[Tokens]) -> Iterator[tuple[bytes, bytes]]:
-    """A hash of every sequence, and its bytes."""
+    """Yield a hash of every sequence, and its bytes."""
     for block_NL in blocks:
         for sequence in block_NL:
             content = sequence.tobytes()
@@ -176,20 +178,20 @@ def known_windows(
     window_tokens: int,
     *,
     use_numba: bool | None = None,
-    windows_a_table: int = WINDOWS_A_TABLE,
+    windows_per_table: int = WINDOWS_PER_TABLE,
 ) -> npt.NDArray[np.int64]:
-    """Count the windows that occur in references: the tokens themselves and no hash of them.
+    """Count the windows that occur in references, by the tokens themselves and not by a hash.
 
-    A filter rules nearly all windows out that no reference has. The others are kept in a file
-    and compared with the references, a part of them at a time, so that memory grows with neither.
+    A filter rules out nearly all windows that no reference has. The others are written to a
+    file and compared with the references in several passes: memory does not grow with either.
 
     Args:
-        blocks: (N', L) uint16 each, N sequences in all; gone through once.
-        references: K of the same kind, gone through several times; K at most 7.
+        blocks: (N', L) uint16 each, N sequences in all; read once.
+        references: K of the same kind, read several times; K at most 7.
         window_tokens: Tokens per window; at most L.
         use_numba: Whether to compile the loops (for windows of up to 8 tokens); by default
             if numba is installed.
-        windows_a_table: How many windows are looked at at a time, about.
+        windows_per_table: Approximate number of windows per pass.
 
     Returns:
         (K, N) int64, how many windows of each sequence each reference has.
@@ -198,12 +200,12 @@ def known_windows(
         return np.stack([_by_arrow(blocks, known, window_tokens) for known in references])
     with TemporaryFile() as spill:
         sequences, collected = _collect(blocks, references, window_tokens, spill)
-        parts = max(1, -(-collected // windows_a_table))
-        # A part may have more than its share, and a table that is full is searched for ever.
-        slots = 1 << (int(1.3 * min(collected, windows_a_table)) + 64).bit_length()
+        passes = max(1, -(-collected // windows_per_table))
+        # A pass may get more than its share, and a search in a full table never ends.
+        slots = 1 << (int(1.3 * min(collected, windows_per_table)) + 64).bit_length()
         counts_KN = np.zeros((len(references), sequences), np.int64)
-        for part in range(parts):
-            _count(spill, references, window_tokens, counts_KN, part=(part, parts), slots=slots)
+        for number in range(passes):
+            _count(spill, references, window_tokens, counts_KN, which=(number, passes), slots=slots)
     return counts_KN
 
 
@@ -213,7 +215,7 @@ def _collect(
     window_tokens: int,
     spill: IO[bytes],
 ) -> tuple[int, int]:
-    """Write the windows that may be known to a file.
+    """Write the windows that pass the filter to a file.
 
     Returns:
         The number of sequences, and of windows that were written.
@@ -224,7 +226,7 @@ def _collect(
     for known in references:
         for block_NL in known:
             kernels.mark_windows(block_NL, window_tokens, bits, shift)
-    found_C3 = np.empty((WINDOWS_A_READ, 3), np.uint64)
+    found_C3 = np.empty((WINDOWS_PER_READ, 3), np.uint64)
     sequences = collected = 0
     for block_NL in blocks:
         row = 0
@@ -245,33 +247,33 @@ def _count(
     window_tokens: int,
     counts_KN: npt.NDArray[np.int64],
     *,
-    part: tuple[int, int],
+    which: tuple[int, int],
     slots: int,
 ) -> None:
-    """Compare a part of the collected windows (which, of how many) with the references."""
+    """Compare the collected windows of one pass (which, of how many) with the references."""
     from pipelines.data.audit import kernels
 
     words, owners = np.empty((slots, 2), np.uint64), np.zeros(slots, np.uint8)
     bits, shift = _filter(TABLE_FILTER_BITS)
     for found_C3 in _read(spill):
-        kernels.add_windows(found_C3, *part, words, owners, bits, shift)
+        kernels.add_windows(found_C3, *which, words, owners, bits, shift)
     for number, known in enumerate(references):
         for block_NL in known:
             kernels.own_windows(
-                block_NL, window_tokens, 1 << number, *part, words, owners, bits, shift
+                block_NL, window_tokens, 1 << number, *which, words, owners, bits, shift
             )
     for found_C3 in _read(spill):
-        kernels.count_windows(found_C3, *part, words, owners, counts_KN)
+        kernels.count_windows(found_C3, *which, words, owners, counts_KN)
 
 
 def _filter(bits: int) -> tuple[npt.NDArray[np.uint64], np.uint64]:
-    """An empty filter, and by how much a key is shifted to find its word."""
+    """An empty filter, and the shift that turns a key into the index of its word."""
     return np.zeros(1 << (bits - 6), np.uint64), np.uint64(64 - (bits - 6))
 
 
 def _read(spill: IO[bytes]) -> Iterator[npt.NDArray[np.uint64]]:
     spill.seek(0)
-    while (found := np.fromfile(spill, np.uint64, 3 * WINDOWS_A_READ)).size:
+    while (found := np.fromfile(spill, np.uint64, 3 * WINDOWS_PER_READ)).size:
         yield found.reshape(-1, 3)
 
 
@@ -294,7 +296,7 @@ def _windows(tokens_NL: Tokens, window_tokens: int) -> pa.Array:
 
 
 class _Names:
-    """Ids or titles of a split's documents, as hashes of 64 bits; an empty one names nothing."""
+    """Ids or titles of a split's documents, as hashes of 64 bits; empty ones do not count."""
 
     def __init__(self, path: Path, column: str) -> None:
         self._path = path
@@ -304,7 +306,7 @@ class _Names:
 
     def _batches(self) -> Iterator[list[str]]:
         with pq.ParquetFile(self._path, pre_buffer=False) as file:
-            for batch in file.iter_batches(NAMES_A_BATCH, columns=[self._column]):
+            for batch in file.iter_batches(NAMES_PER_BATCH, columns=[self._column]):
                 names = batch.column(0).to_pylist()
                 yield [title_key(name) for name in names] if self._column == "title" else names
 

@@ -1,8 +1,8 @@
-"""What the data are, per split: `enigma analyze`.
+"""Describe the data of each split: `enigma analyze`.
 
 Reads the clean documents and the final shards of the profile in use, and writes
-`reports/<profile>/analyze/`: `analysis.json`, a page with plots that needs nothing from
-elsewhere, and the plots. A summary goes to the terminal, everything to MLflow.
+`reports/<profile>/analyze/`: `analysis.json`, plots, and a page that needs nothing from the
+network. Prints a summary, and logs everything to MLflow.
 """
 
 import unicodedata
@@ -25,8 +25,9 @@ from pipelines.base.artifacts import (
 )
 from pipelines.base.run_stage import progress
 from pipelines.base.workspace import SPLITS, Workspace
-from pipelines.data.audit.analysis_page import draw_figures, render_analysis
 from pipelines.data.audit.evidence import shards_table
+from pipelines.data.audit.figures import draw_figures
+from pipelines.data.audit.pages import render_analysis
 from pipelines.data.text.scripts import HAN, HANGUL, KANA
 from pipelines.params import load_params
 
@@ -45,7 +46,7 @@ def analyze(workspace: Workspace) -> dict[str, Any]:
         workspace: Where its files are.
 
     Returns:
-        What `analysis.json` holds.
+        The content of `analysis.json`.
 
     Raises:
         UserError: If a stage up to `decontaminate` has not run.
@@ -151,7 +152,7 @@ def _script(point: int) -> str:
 
 
 def print_summary(analysis: Mapping[str, Any]) -> None:
-    """Print what matters of an analysis as a table with a column a split."""
+    """Print a summary of an analysis as a table with one column per split."""
     from rich.console import Console
     from rich.table import Table
 

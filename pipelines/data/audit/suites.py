@@ -1,4 +1,4 @@
-"""Great Expectations at work: suites judge tables, and Data Docs show how."""
+"""Run the Great Expectations suites on tables, and build Data Docs of the results."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ SITE = "validate"
 
 @dataclass(frozen=True)
 class Check:
-    """One expectation and what came of it.
+    """One expectation and its result.
 
     Args:
         expectation: Its name in Great Expectations.
         arguments: Its arguments.
-        critical: Whether its failure refuses the data; else it is a warning.
+        critical: Whether a failure refuses the data; otherwise it is a warning.
         success: Whether the data met it.
-        observed: What was found, as text.
+        observed: What was observed, as text.
     """
 
     expectation: str
@@ -35,13 +35,13 @@ class Check:
 
     @property
     def sentence(self) -> str:
-        """The expectation with its arguments, as one reads it."""
+        """The expectation with its arguments, as text."""
         spelled = (f"{name}={value!r}" for name, value in self.arguments.items())
         return f"{self.expectation}({', '.join(spelled)})"
 
     @property
     def refuses(self) -> bool:
-        """Whether it stops the pipeline."""
+        """Whether the data are refused because of it."""
         return self.critical and not self.success
 
 
@@ -53,8 +53,8 @@ class SuiteResult:
         name: Of the suite.
         sha256: Hash of what it expects.
         evidence: The table that it judged.
-        checks: Its expectations and what came of them.
-        page: Its page of Data Docs, from the directory that holds them.
+        checks: Its expectations and their results.
+        page: Its page of Data Docs, relative to the directory that holds them.
     """
 
     name: str
@@ -67,11 +67,11 @@ class SuiteResult:
 def run_suites(
     suites: "list[ExpectationSuite]", tables: "dict[str, pd.DataFrame]", data_docs: Path
 ) -> list[SuiteResult]:
-    """Judge each table by the suite of its name, and build Data Docs.
+    """Judge each table by the suite with its name, and build Data Docs.
 
     Args:
         suites: The suites.
-        tables: The evidence by name of the suite.
+        tables: The evidence by the name of its suite.
         data_docs: Where the site goes.
 
     Returns:
@@ -96,13 +96,13 @@ def run_suites(
 
 
 def _page(data_docs: Path, suite: str) -> str:
-    """The page of a suite: without the network, the site's own index shows no link to it."""
+    """Find the page of a suite, to which the site's index shows no link without the network."""
     page = next(data_docs.glob(f"validations/{suite}/*/*/*.html"))
     return page.relative_to(data_docs.parent).as_posix()
 
 
 def _context(data_docs: Path) -> "AbstractDataContext":
-    """A context that lives in memory, phones nobody, and writes Data Docs to one place."""
+    """A context in memory, with analytics off, that writes Data Docs to one directory."""
     import great_expectations as gx
     from great_expectations.data_context.types import base
 
@@ -125,7 +125,7 @@ def _context(data_docs: Path) -> "AbstractDataContext":
 
 
 def suite_sha256(suite: "ExpectationSuite") -> str:
-    """Hash what a suite expects; ids and versions do not count."""
+    """Hash what a suite expects, without ids and versions."""
     expected = [
         {key: item[key] for key in ("type", "kwargs", "severity")}
         for item in suite.to_json_dict()["expectations"]
@@ -165,7 +165,7 @@ def _observed(result: dict[str, Any]) -> str:
     if "partial_missing_list" in details:
         unexpected, missing = details["partial_unexpected_list"], details["partial_missing_list"]
         return f"unexpected: {unexpected}, missing: {missing}"
-    # The expectation could not be computed at all, say for want of the column.
+    # The expectation could not be computed, for example without its column.
     info = result["exception_info"]
     causes = [info] if "exception_message" in info else list(info.values())
     return "; ".join(str(cause["exception_message"]) for cause in causes)

@@ -1,4 +1,4 @@
-"""All clean parts at once, in memory only by their keys; texts and signatures stay on disk.
+"""An index of all clean parts: keys in memory, texts and signatures on disk.
 
 Shape legend: D documents of all parts, H hash functions.
 """
@@ -18,14 +18,14 @@ from pipelines.params import CleanParams
 
 
 class CorpusIndex:
-    """The documents that `clean_part` let stay, in the order of the parts.
+    """The documents that `clean_part` kept, in the order of the parts.
 
     Args:
         parts: The directories that `clean_part` wrote.
         num_hashes: H, the height of a signature.
 
     Attributes:
-        repeated_D: (D,) bool, the documents whose text another one has that has a smaller id.
+        repeated_D: (D,) bool, whether a document with a smaller id has the same text.
     """
 
     def __init__(self, parts: Sequence[Path], num_hashes: int) -> None:
@@ -38,7 +38,7 @@ class CorpusIndex:
             sizes.append(0)
             for batch in read_arrow(part / "kept.arrow", ("id", "digest", "title_key")):
                 sizes[-1] += batch.num_rows
-                # Copies: the column of a batch holds on to all of the batch.
+                # Copies: a column keeps its whole batch in memory.
                 ids.append(batch["id"].take(pa.array(np.arange(batch.num_rows))))
                 digests.append(_words(batch["digest"]))
                 titles.append(_words(batch["title_key"]))
@@ -48,7 +48,7 @@ class CorpusIndex:
         self._titles_D = np.concatenate([np.empty((0, 1), np.uint64), *titles])[:, 0]
         self._is_named_D = np.concatenate([np.empty(0, np.bool_), *named])
         ranks = pc.rank(self._ids, sort_keys="ascending", tiebreaker="first")
-        self._rank_D = ranks.to_numpy().astype(np.int32)  # held as long as this object
+        self._rank_D = ranks.to_numpy().astype(np.int32)  # narrow, as it is kept
         self.repeated_D = _repeated(
             np.concatenate([np.empty((0, 2), np.uint64), *digests]), self._rank_D
         )
@@ -57,7 +57,7 @@ class CorpusIndex:
         return int(self._starts[-1])
 
     def bounds(self, part: int) -> tuple[int, int]:
-        """First document of a part, and of the next one."""
+        """The first document of a part, and of the next one."""
         return int(self._starts[part]), int(self._starts[part + 1])
 
     def ids(self, documents: Indices) -> pa.Array:
@@ -65,15 +65,15 @@ class CorpusIndex:
         return self._ids.take(pa.array(documents))
 
     def clusters(self, kept: Indices, params: CleanParams) -> tuple[Indices, int]:
-        """Join documents of one title, and near duplicates.
+        """Join documents with the same title, and near duplicates.
 
         Args:
             kept: Documents without exact duplicates.
             params: The section `clean`.
 
         Returns:
-            For each of `kept` the document of its cluster that has the smallest id, and how
-            many pairs of near duplicates were joined.
+            For each of `kept` the document of its cluster with the smallest id, and the number
+            of near-duplicate pairs that were joined.
         """
         sets = UnionFind(len(kept))
         self._join_titles(kept, sets)
@@ -97,7 +97,7 @@ class CorpusIndex:
 
 
 class _PartSignatures:
-    """Signatures and texts of the documents `kept`, read from the parts when they are asked for."""
+    """Signatures and texts of the documents `kept`, read from the parts on demand."""
 
     def __init__(
         self, parts: Sequence[Path], starts: Indices, num_hashes: int, kept: Indices
@@ -137,7 +137,7 @@ class _PartSignatures:
         return found
 
     def texts(self, documents: Indices) -> pa.Array:
-        """Texts of documents, in ascending order of them, as large strings."""
+        """Texts of documents, in ascending order of the documents, as large strings."""
         wanted = self._kept[documents]
         part_of = np.searchsorted(self._starts, wanted, side="right") - 1
         found = [pa.array([], pa.large_string())]
@@ -154,7 +154,7 @@ class _PartSignatures:
 
 
 def _map_arrow(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yield the record batches of a file that is mapped: only a few texts are wanted."""
+    """Yield the record batches of a mapped file: only a few texts are read."""
     with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
         for index in range(file.num_record_batches):
             yield file.get_batch(index)
@@ -171,7 +171,7 @@ def _repeated(
 
 
 def _words(keys: pa.Array) -> npt.NDArray[np.uint64]:
-    """Copy keys of 8 n bytes into (D, n) uint64; what stands where a key is null has no meaning."""
+    """Copy keys of 8 n bytes into (D, n) uint64; values for null keys are arbitrary."""
     words = keys.type.byte_width // 8
     found = np.frombuffer(keys.buffers()[1] or b"", np.uint64)
     return found[words * keys.offset :][: words * len(keys)].reshape(-1, words).copy()

@@ -12,8 +12,8 @@ from pipelines.data.text.kernels import Array, Int, compiled, decode, mix
 def shingle(data: Array, start: Int, stop: Int, length: Int, points: Array, hashes: Array) -> Int:
     """Hash every run of `length` code points of one document into `hashes`.
 
-    `points` is scratch. Both hold a value a byte of the document, and one at least. Returns
-    S, the number of hashes; a document shorter than `length` is one shingle.
+    `points` is scratch. Both have room for one value per byte of the document, and for at
+    least one. Returns S, the number of hashes; a document shorter than `length` is one shingle.
     """
     count = 0
     i = start
@@ -43,7 +43,7 @@ def minhash(
     Args:
         data: UTF-8 of all documents, uint8.
         offsets: (D + 1,) int64 into `data`.
-        length: Code points a shingle.
+        length: Code points per shingle.
         a_H: (H,) uint32, odd.
         b_H: (H,) uint32.
         signatures_DH: (D, H) uint32, written.
@@ -71,9 +71,9 @@ def shingle_sets(data: Array, offsets: Array, length: Int, sets: Array, starts: 
     Args:
         data: UTF-8 of all documents, uint8.
         offsets: (D + 1,) int64 into `data`.
-        length: Code points a shingle.
+        length: Code points per shingle.
         sets: uint64, as long as `data` and D together; written.
-        starts: (D + 1,) int64, where each set begins; written.
+        starts: (D + 1,) int64, the start of each set; written.
     """
     longest = 1
     for document in range(len(offsets) - 1):

@@ -1,6 +1,6 @@
-"""What extractors of Wikipedia leave behind: empty brackets, markup, tables, references.
+"""Remove what extractors of Wikipedia leave behind: empty brackets, markup, tables, references.
 
-Each rule looks for a character or two first, so text without them costs next to nothing.
+Each rule first looks for one or two characters, so text without them costs next to nothing.
 What a rule removes is counted, and the first pieces are kept.
 """
 
@@ -44,7 +44,7 @@ class Removed:
     pieces: list[tuple[str, str, str]] = field(default_factory=list)
 
     def add(self, document: str, rule: str, piece: str) -> None:
-        """Note one piece."""
+        """Record one piece."""
         self.counts[rule] += 1
         if self.counts[rule] <= KEPT_PIECES:
             self.pieces.append((document, rule, piece[:PIECE_CHARACTERS]))
@@ -56,10 +56,10 @@ class Rule:
 
     Args:
         name: How counts and samples name it.
-        signs: The rule is tried if the text has one of these.
-        pattern: What it looks for.
-        replacement: What stands there afterwards: a text, or made from the match.
-        nests: Whether what is left may match again.
+        signs: The rule is applied if the text has one of these.
+        pattern: What it removes.
+        replacement: What takes its place: a text, or a function of the match.
+        nests: Whether the result may match again.
     """
 
     name: str
@@ -144,7 +144,7 @@ RULES: Sequence[Rule] = (
     Rule(
         "empty brackets",
         ("（", "(", "「", "《", "【", "〈", "『"),
-        # A class first: the search skips to its characters, as it does not to alternatives.
+        # A character class first: the search skips to its characters, but not to alternatives.
         re.compile(
             rf"[（(「『《〈【](?:(?<=（)[{PUNCTUATION}]*）|(?<=\()[{PUNCTUATION}]*\)|"
             r"(?<=「)\s*」|(?<=『)\s*』|(?<=《)\s*》|(?<=〈)\s*〉|(?<=【)\s*】)"
@@ -160,7 +160,7 @@ RULES: Sequence[Rule] = (
     ),
 )  # fmt: skip
 
-# A sign's first character alone is found in half the time, and most texts do not have it.
+# The first character of a sign is found in half the time, and most texts lack it.
 SIGNS = tuple((rule, tuple((sign[0], sign) for sign in rule.signs)) for rule in RULES)
 
 
@@ -170,13 +170,13 @@ def remove_leftovers(document: str, text: str, removed: Removed) -> str:
     Args:
         document: The document's id, for the samples.
         text: A normalised text.
-        removed: Where counts and samples go.
+        removed: Counts and samples are added to it.
 
     Returns:
-        The text; it is to be normalised again if it changed.
+        The text; normalise it again if it changed.
     """
     for rule, signs in SIGNS:
-        # A loop: `any` of a generator costs more than all the searches.
+        # A loop, as `any` of a generator costs more than all the searches.
         for first, sign in signs:
             if first in text and sign in text:
                 text = _apply(rule, document, text, removed)
@@ -192,7 +192,7 @@ def _apply(rule: Rule, document: str, text: str, removed: Removed) -> str:
 
     while True:
         changed = rule.pattern.sub(replace, text)
-        # Templates and links nest: once more, until nothing is left.
+        # Templates and links nest: repeat until nothing changes.
         if changed == text or not rule.nests:
             return changed
         text = changed

@@ -1,8 +1,8 @@
 """Shingles of characters, their MinHash signatures and the true Jaccard similarity.
 
-MinHash: Broder, "On the resemblance and containment of documents" (1997). Characters,
-not words: Chinese has no spaces, and word-based tools fail on it. numba does the loops;
-without it NumPy gives the same numbers.
+MinHash: Broder, "On the resemblance and containment of documents" (1997). Characters and
+not words, as Chinese has no spaces. numba runs the loops; without it NumPy gives the same
+numbers.
 
 Shape legend: D documents, H hash functions, S shingles of one document, P pairs.
 """
@@ -12,15 +12,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.data.text.arrays import utf8_views
-from pipelines.data.text.compilation import have_numba
+from pipelines.data.text.compiled import have_numba
 from pipelines.params import NearDuplicateParams
 
 Signatures = npt.NDArray[np.uint32]
 Shingles = npt.NDArray[np.uint64]
 
-# Fixed, so that the same text has the same signature in every run.
+# Fixed: the same text has the same signature in every run.
 HASH_SEED = 20_231_101
-SHINGLES_A_BLOCK = 2048
+SHINGLES_PER_BLOCK = 2048
 
 
 def minhash_signatures(
@@ -51,8 +51,8 @@ def minhash_signatures(
     for document, text in enumerate(texts):
         hashes_S = shingles(text.as_py(), params.shingle_characters)
         short_S = (hashes_S >> np.uint64(32)).astype(np.uint32)
-        for start in range(0, len(short_S), SHINGLES_A_BLOCK):
-            block_S = short_S[start : start + SHINGLES_A_BLOCK]
+        for start in range(0, len(short_S), SHINGLES_PER_BLOCK):
+            block_S = short_S[start : start + SHINGLES_PER_BLOCK]
             permuted_HS = a_H[:, None] * block_S[None, :] + b_H[:, None]
             lowest_H = signatures_DH[document]
             np.minimum(lowest_H, permuted_HS.min(axis=1), out=lowest_H)
@@ -66,12 +66,12 @@ def jaccard_of_pairs(
     *,
     use_numba: bool | None = None,
 ) -> npt.NDArray[np.float64]:
-    """The true Jaccard similarity of pairs of documents.
+    """Compute the true Jaccard similarity of pairs of documents.
 
     Args:
         texts: D strings.
         pairs_P2: (P, 2) int64, indices of documents.
-        shingle_characters: Characters a shingle.
+        shingle_characters: Characters per shingle.
         use_numba: Whether to compile the loops; by default if numba is installed.
 
     Returns:
@@ -96,7 +96,7 @@ def shingles(text: str, length: int) -> Shingles:
 
     Args:
         text: The document; one shorter than `length` is a single shingle.
-        length: Characters a shingle.
+        length: Characters per shingle.
 
     Returns:
         (S,) uint64 in text order, with repeats.
@@ -110,7 +110,7 @@ def shingles(text: str, length: int) -> Shingles:
 
 
 def jaccard(a: Shingles, b: Shingles) -> float:
-    """Jaccard similarity of two sets.
+    """Compute the Jaccard similarity of two sets.
 
     Args:
         a: Sorted, without repeats.

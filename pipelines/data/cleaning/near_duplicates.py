@@ -1,8 +1,8 @@
 """Near-duplicate documents: banded MinHash, verified by true Jaccard similarity.
 
 Banding: Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", ch. 3. Signatures
-and similarity are in `pipelines/data/cleaning/minhash.py`. Signatures and texts may live on disk: a
-band is looked at at a time, and only the texts of candidates are read.
+and similarity are in `pipelines/data/cleaning/minhash.py`. Signatures and texts may be on disk:
+one band is read at a time, and only the texts of candidates.
 
 Shape legend: D documents, H hash functions (bands x rows), P pairs.
 """
@@ -23,10 +23,10 @@ Indices = npt.NDArray[np.int64]
 # Texts of documents by their ascending indices, as large strings.
 TextsOf = Callable[[Indices], pa.Array]
 
-# Signatures estimate the Jaccard similarity; pairs further than this many standard
-# errors below the bound are not looked at again.
+# Signatures estimate the Jaccard similarity; pairs more than this many standard errors
+# below the bound are not verified.
 ESTIMATE_SIGMAS = 4.0
-PAIRS_A_BLOCK = 4096
+PAIRS_PER_BLOCK = 4096
 
 
 class SignatureSource(Protocol):
@@ -65,7 +65,7 @@ class UnionFind:
     """Disjoint sets of the integers 0..n-1; the smallest member represents its set.
 
     Args:
-        n: How many integers, each at first alone.
+        n: Number of integers; each starts in a set of its own.
     """
 
     def __init__(self, n: int) -> None:
@@ -90,14 +90,14 @@ class UnionFind:
             roots = above
 
     def union(self, a: int, b: int) -> bool:
-        """Join the sets of two items; whether they were two."""
+        """Join the sets of two items, and return whether they were different sets."""
         low, high = sorted((self.find(a), self.find(b)))
         self._parent[high] = low
         return low != high
 
 
 def join_near_duplicates(texts: pa.Array, params: NearDuplicateParams, sets: UnionFind) -> int:
-    """Join every pair of documents whose shingles are at least `min_jaccard` alike.
+    """Join every pair of documents with a Jaccard similarity of at least `min_jaccard`.
 
     Args:
         texts: D strings.
@@ -105,7 +105,7 @@ def join_near_duplicates(texts: pa.Array, params: NearDuplicateParams, sets: Uni
         sets: The sets to join, of D members.
 
     Returns:
-        How many pairs were verified and joined two sets.
+        The number of pairs that were verified and joined two sets.
     """
     array = text_array(texts)
     source = ArraySignatures(minhash_signatures(array, params))
@@ -115,19 +115,19 @@ def join_near_duplicates(texts: pa.Array, params: NearDuplicateParams, sets: Uni
 def join_by_signatures(
     signatures: SignatureSource, texts_of: TextsOf, params: NearDuplicateParams, sets: UnionFind
 ) -> int:
-    """Join documents by signatures made before.
+    """Join documents by their signatures.
 
-    Pairs become candidates by sharing a band of their signatures, so a pair is
-    found with probability 1 - (1 - J^rows)^bands; no pair below the bound is joined.
+    Pairs that share a band of their signatures are candidates: a pair is found with
+    probability 1 - (1 - J^rows)^bands. No pair below the bound is joined.
 
     Args:
-        signatures: Of D documents.
-        texts_of: Gives the texts of candidates.
+        signatures: Signatures of D documents.
+        texts_of: Returns the texts of candidates.
         params: Shingle length, bands, rows and the bound.
         sets: The sets to join, of D members.
 
     Returns:
-        How many pairs were verified and joined two sets.
+        The number of pairs that were verified and joined two sets.
     """
     joined = 0
     for band in progress(range(params.bands), total=params.bands, unit="band", label="near"):
@@ -135,13 +135,13 @@ def join_by_signatures(
         members, buckets = _buckets(signatures.band(start, start + params.rows_per_band))
         for pairs_P2 in _rounds(members, buckets, sets):
             likely = _likely(pairs_P2, signatures, params.min_jaccard)
-            for at in range(0, len(likely), PAIRS_A_BLOCK):
-                joined += _verify(likely[at : at + PAIRS_A_BLOCK], texts_of, params, sets)
+            for at in range(0, len(likely), PAIRS_PER_BLOCK):
+                joined += _verify(likely[at : at + PAIRS_PER_BLOCK], texts_of, params, sets)
     return joined
 
 
 def _buckets(rows_DR: Signatures) -> tuple[Indices, Indices]:
-    """Documents that agree in all rows of a band with another, and their bucket's number."""
+    """Find documents that share all rows of a band with another, and number their buckets."""
     keys = np.zeros(len(rows_DR), dtype=np.uint64)
     for row in range(rows_DR.shape[1]):
         keys = mix(keys + rows_DR[:, row])
@@ -154,10 +154,10 @@ def _buckets(rows_DR: Signatures) -> tuple[Indices, Indices]:
 
 
 def _rounds(members: Indices, buckets: Indices, sets: UnionFind) -> Iterator[Indices]:
-    """Yield (P, 2) pairs: the first of every bucket beside each other member.
+    """Yield (P, 2) pairs of the first member of a bucket with each other member.
 
-    All pairs of a bucket are considered, but a bucket of one template costs one pass:
-    once its members are in one set, nothing is left to compare.
+    All pairs of a bucket are considered, but a bucket of one template takes one round:
+    nothing is left to compare once its members are in one set.
     """
     while len(members):
         roots = sets.find_all(members)
@@ -165,8 +165,8 @@ def _rounds(members: Indices, buckets: Indices, sets: UnionFind) -> Iterator[Ind
         sizes = np.diff(np.append(first, len(members)))
         is_apart = roots != np.repeat(roots[first], sizes)
         yield np.stack([np.repeat(members[first], sizes), members], axis=1)[is_apart]
-        # What was joined to the first may still be near to another: only buckets of one
-        # set are done.
+        # A member that was joined to the first may still be near to another one: only
+        # buckets with a single set are done.
         roots = sets.find_all(members)
         mixed = np.add.reduceat(roots != np.repeat(roots[first], sizes), first) > 0
         left = np.repeat(mixed, sizes)
@@ -175,11 +175,11 @@ def _rounds(members: Indices, buckets: Indices, sets: UnionFind) -> Iterator[Ind
 
 
 def _likely(pairs_P2: Indices, signatures: SignatureSource, min_jaccard: float) -> Indices:
-    """The pairs whose signatures do not rule them out."""
+    """Keep the pairs that their signatures do not rule out."""
     slack = ESTIMATE_SIGMAS * (min_jaccard * (1 - min_jaccard) / signatures.num_hashes) ** 0.5
     kept = [np.empty((0, 2), np.int64)]
-    for at in range(0, len(pairs_P2), PAIRS_A_BLOCK):
-        block = pairs_P2[at : at + PAIRS_A_BLOCK]
+    for at in range(0, len(pairs_P2), PAIRS_PER_BLOCK):
+        block = pairs_P2[at : at + PAIRS_PER_BLOCK]
         agreement = (signatures.rows(block[:, 0]) == signatures.rows(block[:, 1])).mean(axis=1)
         kept.append(block[agreement >= min_jaccard - slack])
     return np.concatenate(kept)
@@ -188,6 +188,6 @@ def _likely(pairs_P2: Indices, signatures: SignatureSource, min_jaccard: float) 
 def _verify(
     pairs_P2: Indices, texts_of: TextsOf, params: NearDuplicateParams, sets: UnionFind
 ) -> int:
-    documents, places = np.unique(pairs_P2, return_inverse=True)
-    alike = jaccard_of_pairs(texts_of(documents), places.reshape(-1, 2), params.shingle_characters)
+    documents, indices = np.unique(pairs_P2, return_inverse=True)
+    alike = jaccard_of_pairs(texts_of(documents), indices.reshape(-1, 2), params.shingle_characters)
     return sum(sets.union(a, b) for a, b in pairs_P2[alike >= params.min_jaccard].tolist())

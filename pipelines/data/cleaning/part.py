@@ -1,8 +1,8 @@
-"""One part of the raw corpus: normalised, freed of leftovers, filtered, and signed.
+"""Clean one part of the raw corpus: normalise, remove leftovers, filter and sign.
 
-kept.arrow       what may stay: `id`, `url`, `title`, `text`, and `digest`, `title_key`, `row`
-dropped.arrow    what may not, with the reason
-signatures.bin   (H, D) uint32, the MinHash signatures of what may stay, a hash a row
+kept.arrow       documents to keep: `id`, `url`, `title`, `text`, `digest`, `title_key`, `row`
+dropped.arrow    the others, with the reason
+signatures.bin   (H, D) uint32, the MinHash signatures of the kept ones, one hash per row
 removed.parquet  the first pieces that every rule removed
 facts.json       counts
 """
@@ -31,12 +31,12 @@ from pipelines.params import CleanParams
 
 DIGEST_BYTES = 16
 TITLE_BYTES = 8
-ROWS_A_BATCH = 1024
+ROWS_PER_BATCH = 1024
 KEPT_SCHEMA = pa.schema(
     [
         *RAW_SCHEMA,
         ("digest", pa.binary(DIGEST_BYTES)),
-        # Null for an empty title, which joins nothing.
+        # Null for an empty title, which joins no documents.
         ("title_key", pa.binary(TITLE_BYTES)),
         ("row", pa.int64()),
     ]
@@ -53,7 +53,7 @@ HAN_KIND, KANA_KIND, SPACE_KIND = 1, 2, 3
 
 @dataclass(frozen=True)
 class Part:
-    """What a worker needs to know.
+    """What a worker of `clean` needs to know.
 
     Args:
         path: A parquet file of raw documents.
@@ -72,7 +72,7 @@ def clean_part(part: Part, directory: Path) -> None:
         directory: Where the files described above go.
 
     Raises:
-        UserError: If OpenCC is asked for and not installed.
+        UserError: If OpenCC is needed and not installed.
     """
     params = part.params.near_duplicates
     removed = Removed()
@@ -86,12 +86,12 @@ def clean_part(part: Part, directory: Path) -> None:
         pa.ipc.new_file(dropped_file, DROPPED_SCHEMA) as dropped,
         pq.ParquetFile(part.path, pre_buffer=False) as parquet,
     ):
-        for batch in parquet.iter_batches(ROWS_A_BATCH, columns=RAW_SCHEMA.names):
-            stay, go = _sort_out(batch.to_pylist(), row, part.params, removed)
+        for batch in parquet.iter_batches(ROWS_PER_BATCH, columns=RAW_SCHEMA.names):
+            to_keep, to_drop = _divide(batch.to_pylist(), row, part.params, removed)
             row += batch.num_rows
-            reasons.update(document["reason"] for document in go)
-            dropped.write_batch(pa.RecordBatch.from_pylist(go, schema=DROPPED_SCHEMA))
-            table = pa.RecordBatch.from_pylist(stay, schema=KEPT_SCHEMA)
+            reasons.update(document["reason"] for document in to_drop)
+            dropped.write_batch(pa.RecordBatch.from_pylist(to_drop, schema=DROPPED_SCHEMA))
+            table = pa.RecordBatch.from_pylist(to_keep, schema=KEPT_SCHEMA)
             kept.write_batch(table)
             blocks.append(minhash_signatures(text_array(table["text"]), params).T)
     empty = np.empty((params.bands * params.rows_per_band, 0), np.uint32)
@@ -104,26 +104,26 @@ def clean_part(part: Part, directory: Path) -> None:
     write_json(directory / "facts.json", facts)
 
 
-def _sort_out(
+def _divide(
     documents: list[dict[str, Any]], first_row: int, params: CleanParams, removed: Removed
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Split documents into those that stay and those that go."""
+    """Divide documents into those to keep and those to drop."""
     texts = [clean_text(d["id"], d["text"], params, removed) for d in documents]
-    reasons = refusals(texts, params)
-    stay, go = [], []
+    reasons = drop_reasons(texts, params)
+    kept, dropped = [], []
     for row, (document, text, reason) in enumerate(zip(documents, texts, reasons, strict=True)):
         title = normalise(document["title"])
         if params.script == "simplified":
             title = to_simplified()(title)
         named = {**document, "title": title, "text": text, "row": first_row + row}
         if reason:
-            go.append({**named, "reason": reason})
+            dropped.append({**named, "reason": reason})
             continue
         key = title_key(title)
         named["digest"] = hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
         named["title_key"] = hashlib.sha256(key.encode()).digest()[:TITLE_BYTES] if key else None
-        stay.append(named)
-    return stay, go
+        kept.append(named)
+    return kept, dropped
 
 
 def clean_text(document: str, text: str, params: CleanParams, removed: Removed) -> str:
@@ -133,7 +133,7 @@ def clean_text(document: str, text: str, params: CleanParams, removed: Removed) 
         document: Its id, for the samples.
         text: The raw text.
         params: The section `clean`.
-        removed: Where counts and samples of what is removed go.
+        removed: Counts and samples of what is removed are added to it.
 
     Returns:
         The clean text.
@@ -147,11 +147,11 @@ def clean_text(document: str, text: str, params: CleanParams, removed: Removed) 
     return text
 
 
-def refusals(texts: list[str], params: CleanParams) -> list[str]:
-    """Say why each clean text is not wanted: `short`, `long`, `not_chinese`; "" if it is.
+def drop_reasons(texts: list[str], params: CleanParams) -> list[str]:
+    """Say why each clean text is dropped: `short`, `long`, `not_chinese`, or "" to keep it.
 
-    Chinese is told by its characters: enough Han among what is not white space, and not
-    so much kana as Japanese has.
+    A text is Chinese if, among the characters that are not white space, enough are Han and
+    fewer are kana than in Japanese.
     """
     spaces, han, kana = _counts(texts, (SPACE_KIND, HAN_KIND, KANA_KIND))
     reasons = []
@@ -180,7 +180,7 @@ def _kinds() -> npt.NDArray[np.uint8]:
 
 
 def _counts(texts: list[str], wanted: tuple[int, ...]) -> list[list[int]]:
-    """How many characters of each kind each text has."""
+    """Count the characters of each kind in each text."""
     points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4")
     kinds = _kinds()[points]
     lengths = np.array([len(text) for text in texts])
@@ -189,18 +189,18 @@ def _counts(texts: list[str], wanted: tuple[int, ...]) -> list[list[int]]:
     counts = np.zeros((len(wanted), len(texts)), np.int64)
     for row, kind in enumerate(wanted):
         if filled.any():
-            # Of an empty text `reduceat` would give the first character of the next.
+            # For an empty text, `reduceat` would return the first character of the next one.
             is_mine = (kinds == kind).view(np.uint8)
             counts[row, filled] = np.add.reduceat(is_mine, starts[filled], dtype=np.int64)
     return counts.tolist()
 
 
 def read_arrow(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Yield the record batches of an Arrow file, read one by one and not mapped.
+    """Read the record batches of an Arrow file one by one, without mapping it.
 
     Args:
         path: The file.
-        columns: Those that are wanted; all of them by default.
+        columns: The columns to read; all of them by default.
     """
     with pa.OSFile(str(path)) as source:
         schema = pa.ipc.open_file(source).schema

@@ -1,1 +1,1 @@
-"""What train shares with validation and test."""
+"""Find what a split shares with later splits."""

@@ -53,20 +53,20 @@ def candidates(
     hashes_C: Array,
     rows_C: Array,
 ) -> tuple[Int, Int]:
-    """Collect the windows that a filter lets through, sequence by sequence while there is room.
+    """Collect the windows that pass a filter, sequence by sequence while there is room.
 
     Args:
         tokens_NL: (N, L) uint16.
-        first: The sequence to begin with.
+        first: The sequence to start with.
         window_tokens: Tokens per window; at most L.
         multiplier: Of `window_index.window_hashes`, whose hashes these are.
         words: (2^k,) uint64, the filter; its bits are those of `window_index.bits_of`.
         shift: 64 - k.
-        hashes_C: (C,) uint64, written; room for a sequence's windows at least.
+        hashes_C: (C,) uint64, written; room for at least the windows of one sequence.
         rows_C: (C,) int32, written.
 
     Returns:
-        The sequence to go on with, and how many windows were collected.
+        The sequence to continue with, and the number of windows collected.
     """
     num_windows = tokens_NL.shape[1] - window_tokens + 1
     found = 0
@@ -75,8 +75,8 @@ def candidates(
             return n, found
         last = found + num_windows
         hash_sequence(tokens_NL[n], window_tokens, multiplier, hashes_C[found:last])
-        # Hashed before, so that nothing but looks at the filter is under way here; and written
-        # in any case and counted if it is one: no branch to guess wrong.
+        # All hashes are ready, so only reads of the filter are in flight here. Each window is
+        # written and then counted if it passes: there is no branch to mispredict.
         for w in range(found, last):
             key = hashes_C[w]
             bits = two_bits(key)

@@ -1,6 +1,6 @@
-"""The sequences of one shard that later splits have: what a worker of `decontaminate` finds.
+"""Find the sequences of one shard that later splits have; a worker of `decontaminate` does this.
 
-matches.parquet   a row per sequence: which, and what it matches
+matches.parquet   one row per such sequence, with what it matches
 """
 
 from dataclasses import asdict, dataclass
@@ -29,12 +29,12 @@ MATCH_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Lookup:
-    """What a worker needs to know.
+    """What a worker of `decontaminate` needs to know.
 
     Args:
         path: The shard whose sequences are looked up.
         reference: The directory with the clean shards of later splits.
-        splits: Those splits.
+        splits: The later splits.
         length: Tokens per sequence.
         params: The section `decontaminate`.
     """
@@ -47,7 +47,7 @@ class Lookup:
 
 
 def find_shared(lookup: Lookup, directory: Path) -> None:
-    """Write `matches.parquet`: the sequences of a shard that later splits have.
+    """Write the sequences of a shard that later splits have to `matches.parquet`.
 
     Args:
         lookup: The shard and what it is compared with.
@@ -56,7 +56,7 @@ def find_shared(lookup: Lookup, directory: Path) -> None:
     reference = _reference(
         lookup.reference, lookup.splits, lookup.length, lookup.params.window_tokens
     )
-    # Whole: every call goes through all of the reference.
+    # The whole shard at once: every call reads all of the reference.
     tokens_NL = np.fromfile(lookup.path, TOKEN_DTYPE).reshape(-1, lookup.length)
     matches = reference.matches(tokens_NL, max_containment=lookup.params.max_containment)
     table = pa.Table.from_pylist([asdict(match) for match in matches], schema=MATCH_SCHEMA)
@@ -67,7 +67,7 @@ def find_shared(lookup: Lookup, directory: Path) -> None:
 def _reference(
     directory: Path, splits: tuple[str, ...], length: int, window_tokens: int
 ) -> Reference:
-    """Made once in a process, not once a shard."""
+    """Built once per process, not once per shard."""
     files = {split: SequenceFiles(shard_paths(directory, split), length) for split in splits}
     return Reference(files, window_tokens)
 

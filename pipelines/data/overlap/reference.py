@@ -1,8 +1,8 @@
-"""Which sequences occur in other splits: exactly, or in most of their wording.
+"""Find sequences that occur in other splits, exactly or with most of their wording.
 
 Near overlap is containment (Broder, 1997): the share of a sequence's windows of a
-few tokens that occur somewhere in the reference. It sees a shifted or edited copy
-that no exact comparison can.
+few tokens that occur somewhere in the reference. It finds shifted and edited
+copies, which an exact comparison cannot.
 
 Shape legend: N sequences, M reference sequences, L length, W windows of a sequence.
 """
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.overlap.window_index import MULTIPLIER, WINDOWS_A_BLOCK, Hashes, WindowIndex
+from pipelines.data.overlap.window_index import MULTIPLIER, WINDOWS_PER_BLOCK, Hashes, WindowIndex
 from pipelines.data.shards import TOKEN_DTYPE, SequenceFiles, Tokens, fixed_binary
 
 KEY_TOKENS = 4
@@ -31,7 +31,7 @@ class Match:
         sequence: Its row among the sequences that were looked up.
         split: The reference split.
         matched: Row of the reference sequence: the equal one, or the one with
-            most of the windows; -1 for a title, which is no sequence's.
+            most of the windows; -1 for a title, which belongs to no sequence.
         method: `exact`, `near` or `title`.
         containment: Share of the windows that occur in the reference, in [0, 1].
     """
@@ -47,10 +47,10 @@ class Reference:
     """The sequences that training must not see.
 
     Args:
-        splits: (M, L) uint16 a split, in memory or in files; where several have a sequence,
+        splits: (M, L) uint16 per split, in memory or in files; if several have a sequence,
             a match names the first.
         window_tokens: Tokens per window; at most L.
-        windows_a_block: How many windows are looked at at a time, about.
+        windows_per_block: Approximate number of windows per block.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Reference:
         splits: Mapping[str, Tokens | SequenceFiles],
         window_tokens: int,
         *,
-        windows_a_block: int = WINDOWS_A_BLOCK,
+        windows_per_block: int = WINDOWS_PER_BLOCK,
     ) -> None:
         self._window_tokens = window_tokens
         self._splits = splits
         self._ends = np.cumsum([len(sequences) for sequences in splits.values()])
         windows = sum(block.shape[0] * self._num_windows(block) for block in self._sequences())
         self._index = WindowIndex(
-            self._sequences(), windows, window_tokens, windows_a_block=windows_a_block
+            self._sequences(), windows, window_tokens, windows_per_block=windows_per_block
         )
 
     def _num_windows(self, tokens_NL: Tokens) -> int:
@@ -73,7 +73,7 @@ class Reference:
 
     def _sequences(self) -> Iterator[Tokens]:
         for sequences in self._splits.values():
-            yield from [sequences] if isinstance(sequences, np.ndarray) else sequences.blocks()
+            yield from [sequences] if isinstance(sequences, np.ndarray) else sequences
 
     def matches(self, tokens_NL: Tokens, *, max_containment: float) -> list[Match]:
         """Find the sequences that occur in the reference.
@@ -83,7 +83,7 @@ class Reference:
             max_containment: A sequence with a larger share of known windows is near.
 
         Returns:
-            At most one match a sequence, exact before near, in the order of the rows.
+            At most one match per sequence, exact before near, in the order of the rows.
         """
         if not len(tokens_NL) or not len(self._ends) or not self._ends[-1]:
             return []
@@ -132,25 +132,25 @@ def exact_matches(sequences: pa.Array, reference: pa.Array) -> npt.NDArray[np.in
         (N,) int64, the first equal row of the reference, or -1.
     """
     keys_N, keys_M = _keys(sequences), _keys(reference)
-    # Equal sequences have equal keys. Most rows are ruled out by one bit of theirs.
+    # Equal sequences have equal keys. One bit per key rules out most rows.
     is_used = np.zeros(1 << KEY_BITS, dtype=bool)
     is_used[keys_M >> KEY_SHIFT] = True
     candidates = np.flatnonzero(is_used[keys_N >> KEY_SHIFT])
     rows = np.full(len(sequences), -1, dtype=np.int64)
-    places = np.flatnonzero(np.isin(keys_M, keys_N[candidates]))
-    if not len(places):
+    rows_M = np.flatnonzero(np.isin(keys_M, keys_N[candidates]))
+    if not len(rows_M):
         return rows
-    # What is left is compared in full.
+    # The rest is compared in full.
     found = pc.index_in(
-        sequences.take(pa.array(candidates)), value_set=reference.take(pa.array(places))
+        sequences.take(pa.array(candidates)), value_set=reference.take(pa.array(rows_M))
     )
     matched = pc.fill_null(found, -1).to_numpy(zero_copy_only=False)
-    rows[candidates] = np.where(matched >= 0, places[matched], -1)
+    rows[candidates] = np.where(matched >= 0, rows_M[matched], -1)
     return rows
 
 
 def _keys(sequences: pa.Array) -> Hashes:
-    """A few tokens of every sequence, spread over it, as one uint64."""
+    """Combine a few tokens of every sequence, spread over it, into one uint64."""
     width = sequences.type.byte_width // TOKEN_DTYPE.itemsize
     flat = np.frombuffer(sequences.buffers()[1], dtype=TOKEN_DTYPE)
     tokens_NL = flat[sequences.offset * width :][: len(sequences) * width].reshape(-1, width)

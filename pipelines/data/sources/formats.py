@@ -1,6 +1,6 @@
-"""Sources that are not parquet: JSON lines, and the XML dumps of Wikipedia.
+"""Read sources that are not parquet: JSON lines, and the XML dumps of Wikipedia.
 
-Both are read in constant memory and yield tables of `RAW_SCHEMA`.
+Both are read in constant memory, as tables of `RAW_SCHEMA`.
 """
 
 import bz2
@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipelines.base.errors import UserError
 from pipelines.data.text.documents import RAW_SCHEMA
 
-ROWS_A_TABLE = 1024
+ROWS_PER_TABLE = 1024
 ARTICLES = 0
 REDIRECT = re.compile(r"^\s*#(?:REDIRECT|重定向)", re.IGNORECASE)
 
@@ -32,11 +32,11 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_json_lines(path: Path, skip: int = 0) -> Iterator[pa.Table]:
-    """Read a file with a JSON object a line: `id` and `text`, perhaps `url` and `title`.
+    """Read a file with one JSON object per line: `id`, `text`, and optionally `url` and `title`.
 
     Args:
-        path: A `.jsonl` file, perhaps compressed.
-        skip: Documents at its start to leave out, unread.
+        path: A `.jsonl` file; it may be compressed.
+        skip: Documents to skip at its start, without parsing them.
 
     Yields:
         Tables of `RAW_SCHEMA`; a missing url or title is the empty string.
@@ -60,12 +60,12 @@ def _json_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(
             f"{path}: line {number}: expected a JSON object, got something else ({error})",
-            "correct the line (one object a line, UTF-8)",
+            "correct the line (one object per line, UTF-8)",
         ) from None
     if not isinstance(row, dict):
         raise UserError(
             f"{path}: line {number}: expected a JSON object, got {type(row).__name__}",
-            "write one object a line, with id and text",
+            "write one object per line, with id and text",
         )
     row = {"url": "", "title": "", **{key: row[key] for key in RAW_SCHEMA.names if key in row}}
     for name in RAW_SCHEMA.names:
@@ -81,18 +81,18 @@ def _json_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
 def read_wikipedia_dump(path: Path, skip: int = 0) -> Iterator[pa.Table]:
     """Read the articles of a `pages-articles` dump as plain text.
 
-    mwxml reads the XML, mwparserfromhell the wikitext: templates, tables, references and
-    files go, links keep their words. Redirects and other namespaces are left out.
+    mwxml reads the XML and mwparserfromhell the wikitext. Templates, tables, references and
+    files are removed, links keep their words. Redirects and other namespaces are skipped.
 
     Args:
-        path: An `.xml` file, perhaps compressed.
-        skip: Articles at its start to leave out; their wikitext is not parsed.
+        path: An `.xml` file; it may be compressed.
+        skip: Articles to skip at its start; their wikitext is not parsed.
 
     Yields:
         Tables of `RAW_SCHEMA`.
 
     Raises:
-        UserError: If the file is damaged or is no dump.
+        UserError: If the file is damaged or is not a dump.
     """
     import mwxml
     from mwxml.errors import MalformedXML
@@ -115,11 +115,11 @@ def _articles(dump: Any, skip: int) -> Iterator[dict[str, Any]]:
 
 
 def _pages(dump: Any) -> Iterator[tuple[Any, str]]:
-    """Articles that are no redirects, with their wikitext."""
+    """Yield articles that are not redirects, with their wikitext."""
     for page in dump:
         if page.namespace != ARTICLES or page.redirect:
             continue
-        # A `pages-articles` dump has one revision a page; of several the last is the page.
+        # A `pages-articles` dump has one revision per page; of several, the last one counts.
         text = ""
         for revision in page:
             text = revision.text or ""
@@ -128,11 +128,11 @@ def _pages(dump: Any) -> Iterator[tuple[Any, str]]:
 
 
 def plain_text(wikitext: str) -> str:
-    """The words of wikitext, without its markup."""
+    """Convert wikitext to plain text."""
     import mwparserfromhell
 
     code = mwparserfromhell.parse(wikitext, skip_style_tags=False)
-    # What `strip_code` would leave in the text as words.
+    # `strip_code` would leave the content of these in the text.
     for tag in code.filter_tags(recursive=True, matches=_is_unread):
         _remove(code, tag)
     for link in code.filter_wikilinks(recursive=True):
@@ -157,7 +157,7 @@ def _remove(code: Any, node: Any) -> None:
     try:
         code.remove(node)
     except ValueError:
-        # It was inside another one that is gone already.
+        # It was inside another one that has been removed.
         return
 
 
@@ -165,7 +165,7 @@ def _tables(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
     waiting: list[dict[str, Any]] = []
     for row in rows:
         waiting.append(row)
-        if len(waiting) == ROWS_A_TABLE:
+        if len(waiting) == ROWS_PER_TABLE:
             yield pa.Table.from_pylist(waiting, schema=RAW_SCHEMA)
             waiting = []
     if waiting:

@@ -1,4 +1,4 @@
-"""What a document is: the columns of a Wikipedia dump on the Hugging Face Hub."""
+"""The columns of a document: those of `wikimedia/wikipedia` on the Hugging Face Hub."""
 
 import pyarrow as pa
 

@@ -1,7 +1,7 @@
 """Loops that NumPy cannot express, compiled by numba.
 
-Only imported where numba is installed (`have_numba`); each has a NumPy twin beside
-its caller that gives the same result. The machine code is cached on disk.
+Import it only if numba is installed (`have_numba`). Each loop has a NumPy twin beside its
+caller with the same result. The machine code is cached on disk.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ Int = Any
 
 
 def compiled(function: F) -> F:
-    """Compile a function at its first call for the types that it is given."""
+    """Compile a function at its first call, for the types of its arguments."""
     result: F = numba.njit(cache=True, nogil=True)(function)
     return result
 
 
 @compiled
 def decode(data: Array, i: Int) -> tuple[Int, Int]:
-    """Read one code point of valid UTF-8; return it and where the next one begins."""
+    """Read one code point of valid UTF-8; return it and the start of the next one."""
     lead = np.int64(data[i])
     if lead < 0x80:
         return lead, i + 1
@@ -48,6 +48,6 @@ def mix(value: Any) -> Any:
 
 @compiled
 def two_bits(key: Any) -> Any:
-    """Return the bits of a window in its word of a filter."""
+    """Return the two bits that a window sets in its word of a filter."""
     one, last = np.uint64(1), np.uint64(63)
     return (one << (key & last)) | (one << ((key >> np.uint64(6)) & last))

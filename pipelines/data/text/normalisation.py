@@ -1,7 +1,7 @@
-"""One form for text that means the same; stated and versioned.
+"""Bring text that means the same into one form, by versioned rules.
 
 The manifest of `clean` carries `NORMALISATION` and `LEFTOVERS` (`data/cleaning/leftovers.py`):
-together they say which rules made a text.
+together they identify the rules that made a text.
 """
 
 import re
@@ -11,22 +11,22 @@ from functools import lru_cache
 
 from pipelines.base.errors import UserError
 
-# Change it with `normalise`.
+# Increase it with every change of `normalise`.
 NORMALISATION = 1
 LINE_END = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
-# All control characters but the newline, and the byte-order mark.
+# All control characters except the newline, and the byte-order mark.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
-# Any character that one of the two would change, or a tab.
+# Any character that one of the two above changes, or a tab.
 UNUSUAL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 BLANK_LINES = re.compile("\n{3,}")
 
 
 def normalise(text: str) -> str:
-    r"""Unify what carries no content; rules of version `NORMALISATION`.
+    r"""Normalise what carries no content, by the rules of version `NORMALISATION`.
 
-    Unicode NFC; every line end becomes \n and a tab a space; other control
-    characters go; lines lose the white space at their ends (U+3000 too), and
-    more than one blank line becomes one.
+    Unicode NFC; every line end becomes \n and a tab a space; other control characters are
+    removed; lines lose the white space at both ends (U+3000 too), and several blank lines
+    become one.
 
     Args:
         text: Any text.
@@ -45,7 +45,7 @@ def normalise(text: str) -> str:
 
 
 def title_key(title: str) -> str:
-    """What makes two titles one: compatibility forms, case and white space do not count."""
+    """Fold compatibility forms, case and white space: titles with equal keys are the same."""
     return " ".join(unicodedata.normalize("NFKC", title).casefold().split())
 
 
@@ -60,7 +60,7 @@ def to_simplified() -> Callable[[str], str]:
         import opencc
     except ImportError:
         raise UserError(
-            "clean.script: simplified needs OpenCC, which is not installed",
+            "clean.script: simplified: expected the package OpenCC, found none",
             "run `pip install -c constraints.txt .[opencc]`, or set clean.script to as_is",
         ) from None
     convert: Callable[[str], str] = opencc.OpenCC("t2s").convert

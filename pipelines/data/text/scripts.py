@@ -1,4 +1,4 @@
-"""The writing systems that the data path tells apart, as half-open ranges of code points."""
+"""The writing systems that the data path distinguishes, as half-open ranges of code points."""
 
 HAN = ((0x3005, 0x3008), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x323B0))
 KANA = ((0x3041, 0x3097), (0x30A1, 0x30FB), (0xFF66, 0xFF9E))

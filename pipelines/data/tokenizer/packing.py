@@ -1,4 +1,4 @@
-"""A stream of tokens cut into sequences of one length, with its side tables.
+"""Pack a stream of tokens into sequences of one length, and write its side tables.
 
 Shape legend: T tokens, D documents, N sequences, L sequence length.
 """
@@ -17,7 +17,7 @@ from pipelines.params import TokenizeParams
 
 
 class Packer:
-    """Writes one split as `pipelines/data/shards.py` describes it, batch by batch.
+    """Write one split in the layout of `pipelines/data/shards.py`, batch by batch.
 
     Args:
         directory: Where the files go.
@@ -53,7 +53,7 @@ class Packer:
         characters: npt.NDArray[np.int32],
         lengths: npt.NDArray[np.int64],
     ) -> None:
-        """Write the whole sequences of the stream so far; keep the rest for later.
+        """Write the complete sequences of the stream so far; keep the rest for the next call.
 
         Args:
             documents: D rows with `id` and `title`.
@@ -76,7 +76,7 @@ class Packer:
         )
         first = self.num_sequences
         self._writer.append(ids_NL)
-        # Token 0 is never predicted: its characters are nobody's to answer for.
+        # Token 0 is never predicted, so its characters do not count.
         unknown_NL = characters_NL * (ids_NL == UNK_TOKEN_ID)
         counts = {
             "source_sequence": np.arange(first, first + len(ids_NL)),
@@ -89,7 +89,7 @@ class Packer:
         """Finish the side tables.
 
         Returns:
-            The number of tokens that did not fill a sequence and are dropped.
+            The number of tokens that are dropped, as they do not fill a sequence.
         """
         self._sequences.close()
         self._documents.close()
@@ -97,7 +97,7 @@ class Packer:
 
 
 def pack(stream_T: npt.NDArray[Any], length: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Cut a stream into sequences without a copy.
+    """Divide a stream into sequences without a copy.
 
     Args:
         stream_T: (T,) any dtype.

@@ -1,4 +1,4 @@
-"""Shards that tell or end their worker: what `test_part_workers.py` has workers do."""
+"""Parts that name or kill their worker, for `test_part_workers.py`."""
 
 import os
 import signal
@@ -10,13 +10,13 @@ from pipelines.data.cleaning.part import Part, clean_part
 
 
 def write_worker(item: float, directory: Path) -> None:
-    """Write down which process made the shard, after so many seconds."""
+    """Wait for `item` seconds and write down which process made the part."""
     time.sleep(item)
     (directory / "process").write_text(str(os.getpid()), encoding="utf-8")
 
 
 def clean_or_die(part: Part, directory: Path) -> None:
-    """Clean a part; the first worker that has nearly done the fourth one dies of it."""
+    """Clean a part; the first worker that has nearly finished the fourth one is killed."""
     clean_part(part, directory)
     died = directory.parent.parent / "died"
     if part.path.name == "part-00003.parquet" and not died.exists():
@@ -25,5 +25,5 @@ def clean_or_die(part: Part, directory: Path) -> None:
 
 
 def refuse(_item: int, _directory: Path) -> None:
-    """Find fault with the input."""
+    """Refuse the input."""
     raise UserError("expected text, got none", "add some")

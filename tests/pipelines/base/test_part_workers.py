@@ -1,4 +1,4 @@
-"""Shards on a Dask cluster of two workers, as docs/operations.md starts one."""
+"""Parts on a Dask cluster of two workers, as docs/operations.md starts one."""
 
 import os
 import signal
@@ -12,9 +12,9 @@ import pytest
 from distributed import Client
 
 import pipelines.clean as clean_module
-from pipelines.base import part_workers as shard_pool
+from pipelines.base import part_workers
 from pipelines.base.errors import UserError
-from pipelines.base.part_workers import CLUSTER, make_shards
+from pipelines.base.part_workers import CLUSTER, map_parts
 from pipelines.clean import clean
 from pipelines.decontaminate import decontaminate
 from pipelines.tokenize import tokenize
@@ -34,7 +34,7 @@ class Cluster:
         self._scheduler = self._start("scheduler", "--host", self.address, "--no-dashboard")
 
     def have_workers(self, count: int, *, threads: int = 1) -> None:
-        """Start workers until there are so many."""
+        """Start workers until there are `count`."""
         self.workers = [worker for worker in self.workers if worker.poll() is None]
         options = ("--nthreads", str(threads), "--no-nanny", "--no-dashboard")
         while len(self.workers) < count:
@@ -71,7 +71,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """The stages of the test are sent to it."""
+    """A cluster that the stages of the test use."""
     monkeypatch.setenv(CLUSTER, running.address)
     return running
 
@@ -94,7 +94,7 @@ def test_a_cluster_writes_the_bytes_of_one_process(
 ) -> None:
     cluster.have_workers(2)
     here, there = tmp_path / "here", tmp_path / "there"
-    # Relative paths, as a stage has them: a worker follows them from the stage's directory.
+    # Relative paths, as a stage has them: a worker resolves them in the stage's directory.
     monkeypatch.chdir(tmp_path)
     run_stages(profile, raw_parts.relative_to(tmp_path), Path("there"))
     monkeypatch.delenv(CLUSTER)
@@ -104,16 +104,15 @@ def test_a_cluster_writes_the_bytes_of_one_process(
     assert not list(there.glob(".*"))
 
 
-def test_both_workers_make_shards(cluster: Cluster, tmp_path: Path) -> None:
+def test_both_workers_make_parts(cluster: Cluster, tmp_path: Path) -> None:
     cluster.have_workers(2)
-    shards = [tmp_path / f"shard-{number}" for number in range(6)]
-    list(make_shards(write_worker, [(0.2, shard) for shard in shards], workers=1))
-    assert {int((shard / "process").read_text()) for shard in shards} == {
+    parts = map_parts(write_worker, [0.2] * 6, tmp_path, label="part", workers=1)
+    assert {int((part / "process").read_text()) for part in parts} == {
         worker.pid for worker in cluster.workers
     }
 
 
-def test_a_worker_killed_in_the_middle_changes_nothing(
+def test_a_worker_killed_halfway_changes_nothing(
     raw_parts: Path, profile, cluster: Cluster, tmp_path: Path, monkeypatch
 ) -> None:
     cluster.have_workers(2)
@@ -127,38 +126,37 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_workers_refusal_arrives_as_it_was_said(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_error_of_a_worker_arrives_unchanged(cluster: Cluster, tmp_path: Path) -> None:
     cluster.have_workers(1)
     with pytest.raises(UserError, match="expected text, got none") as caught:
-        list(make_shards(refuse, [(1, tmp_path / "shard")], workers=1))
+        map_parts(refuse, [1], tmp_path, label="part", workers=1)
     assert caught.value.fix == "add some"
 
 
 def test_what_would_change_the_bytes_is_refused(
     cluster: Cluster, tmp_path: Path, monkeypatch
 ) -> None:
-    jobs = [(0.0, tmp_path / "shard")]
     cluster.have_workers(1)
     with pytest.raises(UserError, match=r"expected the directory .*elsewhere, found none"):
-        list(make_shards(write_worker, [(0.0, tmp_path / "elsewhere" / "s")], workers=1))
-    monkeypatch.setattr(shard_pool, "installed_code", lambda: "of another commit")
-    with pytest.raises(UserError, match="expected the code"):
-        list(make_shards(write_worker, jobs, workers=1))
+        map_parts(write_worker, [0.0], tmp_path / "elsewhere", label="part", workers=1)
+    monkeypatch.setattr(part_workers, "installed_code", lambda: "of another commit")
+    with pytest.raises(UserError, match="expected the stage's code"):
+        map_parts(write_worker, [0.0], tmp_path, label="part", workers=1)
     cluster.kill_workers()
     cluster.have_workers(1, threads=2)
-    with pytest.raises(UserError, match=r"expected workers of one thread, got \[.*2\]"):
-        list(make_shards(write_worker, jobs, workers=1))
-    assert not jobs[0][1].exists()
+    with pytest.raises(UserError, match=r"expected workers with one thread each, got \[.*2\]"):
+        map_parts(write_worker, [0.0], tmp_path, label="part", workers=1)
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_cluster_that_is_not_there(tmp_path: Path, monkeypatch) -> None:
+def test_a_missing_cluster_is_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv(CLUSTER, f"tcp://127.0.0.1:{free_port()}")
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
         pytest.raises(UserError, match="expected a Dask scheduler at"),
     ):
-        list(make_shards(write_worker, [(0.0, tmp_path / "shard")], workers=1))
+        map_parts(write_worker, [0.0], tmp_path, label="part", workers=1)
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UserError, match="expected the package distributed") as caught:
-        list(make_shards(write_worker, [(0.0, tmp_path / "shard")], workers=1))
+        map_parts(write_worker, [0.0], tmp_path, label="part", workers=1)
     assert ".[dask]" in caught.value.fix

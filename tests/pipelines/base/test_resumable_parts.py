@@ -1,4 +1,4 @@
-"""Shards of a stage: resumed after a kill, the same for any number of workers."""
+"""Parts of a stage: resumed after a kill, the same for any number of workers."""
 
 import importlib
 import os
@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.ingest as ingest_module
-from pipelines.base.code_hash import code_hash
 from pipelines.base.errors import UserError
-from pipelines.base.resumable_parts import shard_work
+from pipelines.base.part_workers import map_parts
+from pipelines.base.resumable_parts import resumable
 from pipelines.clean import clean
 from pipelines.ingest import ingest
 from pipelines.params import load_params
@@ -29,8 +29,8 @@ def content(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
-def kill_at_first_shard(script: str, work: Path) -> list[Path]:
-    """Run a stage until its first shard is there, and kill it."""
+def kill_at_first_part(script: str, work: Path) -> list[Path]:
+    """Run a stage until its first part is there, and kill it."""
     process = subprocess.Popen(
         [sys.executable, "-c", f"from pathlib import Path\n{script}"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
@@ -47,14 +47,14 @@ def kill_at_first_shard(script: str, work: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_a_killed_ingest_goes_on_behind_its_last_file(
+def test_a_killed_ingest_resumes_after_its_last_file(
     write_corpus, prose, profile, tmp_path: Path
 ) -> None:
     source = write_corpus([prose(seed, 200) for seed in range(2000)])
     params = profile.ingest.model_copy(update={"source": str(source), "documents_per_file": 20})
     ingest(params, tmp_path / "whole")
     output, work = tmp_path / "killed", tmp_path / "work"
-    finished = kill_at_first_shard(
+    finished = kill_at_first_part(
         "from pipelines.ingest import ingest; from pipelines.params import IngestParams\n"
         f"ingest(IngestParams.model_validate({params.model_dump()!r}),"
         f" Path({str(output)!r}), work=Path({str(work)!r}))\n",
@@ -62,18 +62,17 @@ def test_a_killed_ingest_goes_on_behind_its_last_file(
     )
     assert not output.exists()
     assert 0 < len(finished) < 100
-    made = {shard: (shard / "facts.json").stat().st_ino for shard in finished}
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         real = ingest_module._write_part
         patch.setattr(ingest_module, "_write_part", lambda *a: seen.append(a[3]) or real(*a))
         ingest(params, output, work=work)
-    assert seen == list(range(len(made), 100))
+    assert seen == list(range(len(finished), 100))
     assert content(output) == content(tmp_path / "whole")
     assert not work.exists()
 
 
-def test_a_source_that_changed_meanwhile_is_read_afresh(
+def test_a_source_that_changed_meanwhile_is_read_again(
     write_corpus, profile, tmp_path: Path
 ) -> None:
     write_corpus(["一", "二"], name="a.parquet")
@@ -100,12 +99,12 @@ def test_two_workers_write_the_bytes_of_one(raw_parts: Path, profile, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_killed_stage_goes_on_and_writes_the_same(
+def test_a_killed_stage_resumes_and_writes_the_same(
     raw_parts: Path, profile, tmp_path: Path
 ) -> None:
     clean(profile.clean, raw_parts, tmp_path / "whole")
     output, work = tmp_path / "killed", tmp_path / "work"
-    kill_at_first_shard(
+    kill_at_first_part(
         "from pipelines.clean import clean; from pipelines.params import load_params\n"
         f"clean(load_params(Path({str(REPOSITORY / 'params.yaml')!r})).profile.clean,"
         f" Path({str(raw_parts)!r}), Path({str(output)!r}), work=Path({str(work)!r}))\n",
@@ -113,7 +112,6 @@ def test_a_killed_stage_goes_on_and_writes_the_same(
     )
     assert not output.exists()
     finished = sorted(work.glob("clean-*"))
-    made = {shard: shard.stat().st_mtime_ns for shard in finished}
     seen = []
     import pipelines.clean as module
 
@@ -126,14 +124,14 @@ def test_a_killed_stage_goes_on_and_writes_the_same(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "clean_part", watched)
         clean(profile.clean, raw_parts, output, work=work)
-    assert len(seen) == PARTS - len(made)
+    assert len(seen) == PARTS - len(finished)
     assert content(output) == content(tmp_path / "whole")
     assert not work.exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["tokenize", "decontaminate"])
-def test_later_stages_go_on_after_a_kill_with_two_workers(
+def test_later_stages_resume_after_a_kill_with_two_workers(
     stage: str, sanguo: Path, profile, tmp_path: Path
 ) -> None:
     """The killed run had one worker; what it finished is not made again."""
@@ -141,7 +139,7 @@ def test_later_stages_go_on_after_a_kill_with_two_workers(
     params = getattr(profile, stage)
     source = sanguo / "documents"
     if stage == "decontaminate":
-        # In small shards, so that there is work for two.
+        # Small token shards give two workers something to do.
         small = profile.tokenize.model_copy(update={"sequences_per_shard": 300})
         tokenize(small, source, tmp_path / "tokens")
         source = tmp_path / "tokens"
@@ -153,7 +151,7 @@ def test_later_stages_go_on_after_a_kill_with_two_workers(
     getattr(module, stage)(params, *arguments("whole"))
     work = tmp_path / "work"
     paths = ", ".join(f"Path({str(path)!r})" for path in arguments("killed"))
-    finished = kill_at_first_shard(
+    finished = kill_at_first_part(
         f"from pipelines.{stage} import {stage}\n"
         f"from pipelines.params import {type(params).__name__} as P\n"
         f"{stage}(P.model_validate({params.model_dump()!r}), {paths}, work=Path({str(work)!r}))\n",
@@ -165,7 +163,7 @@ def test_later_stages_go_on_after_a_kill_with_two_workers(
     real = shutil.rmtree
 
     def watched(path, *args) -> None:
-        kept.update({shard: shard.stat().st_ino for shard in made if path == work})
+        kept.update({part: part.stat().st_ino for part in made if path == work})
         real(path, *args)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -177,65 +175,39 @@ def test_later_stages_go_on_after_a_kill_with_two_workers(
     assert not work.exists()
 
 
-def test_other_code_gives_another_hash(tmp_path: Path) -> None:
-    (tmp_path / "dvc.yaml").write_text(
-        "stages:\n  clean:\n    deps: [pipelines/clean.py, pipelines/data, data/raw]\n"
-    )
-    files = [tmp_path / "pipelines" / name for name in ("clean.py", "data/text/rules.py", "a.py")]
-    for path in files:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
-    before = code_hash("clean", repository=tmp_path)
-    files[2].write_text("a file that the stage does not depend on")
-    assert code_hash("clean", repository=tmp_path) == before
-    for path in files[:2]:
-        path.write_text("x = 1")
-        after = code_hash("clean", repository=tmp_path)
-        assert after != before
-        before = after
-    before = code_hash("clean", repository=tmp_path, without=["pipelines/clean.py"])
-    files[0].write_text("x = 2")
-    assert code_hash("clean", repository=tmp_path, without=["pipelines/clean.py"]) == before
-
-
-def test_code_without_its_repository_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dvc\.yaml"):
-        code_hash("clean", repository=tmp_path)
-
-
-def test_another_number_of_shards_is_refused(tmp_path: Path) -> None:
-    work = tmp_path / "work"
+def test_another_number_of_parts_is_refused(tmp_path: Path) -> None:
+    output = tmp_path / "output"
 
     def fail() -> None:
-        with shard_work(work, stage="clean", fingerprint={"a": 1}, shards=3, workers=1) as shards:
-            shards.map("x", lambda _, directory: (directory / "value").touch(), [1])
+        with resumable(output, None, stage="clean", fingerprint={"a": 1}, parts=3) as work:
+            (work / "x-00000").mkdir()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fail()
     with (
-        pytest.raises(UserError, match="unfinished run of 3 shards; this one has 4") as caught,
-        shard_work(work, stage="clean", fingerprint={"a": 1}, shards=4, workers=1),
+        pytest.raises(UserError, match="expected 3 parts, got 4") as caught,
+        resumable(output, None, stage="clean", fingerprint={"a": 1}, parts=4),
     ):
         pass
-    assert f"rm -r {work}" in caught.value.fix
+    assert f"rm -r {tmp_path / '.output-work'}" in caught.value.fix
 
 
-def test_other_settings_start_afresh(tmp_path: Path) -> None:
+def test_other_settings_start_over(tmp_path: Path) -> None:
     def write(item: int, directory: Path) -> None:
         (directory / "value").write_text(str(item))
 
     def begin() -> None:
-        with shard_work(work, stage="clean", fingerprint={"a": 1}, shards=2, workers=1) as shards:
-            shards.map("x", write, [1, 2])
+        with resumable(output, work, stage="clean", fingerprint={"a": 1}, parts=2):
+            map_parts(write, [1, 2], work, label="x", workers=1)
             raise KeyboardInterrupt
 
-    work = tmp_path / "work"
+    output, work = tmp_path / "output", tmp_path / "work"
     with pytest.raises(KeyboardInterrupt):
         begin()
     assert len(list(work.glob("x-*"))) == 2
-    with shard_work(work, stage="clean", fingerprint={"a": 2}, shards=2, workers=1) as shards:
-        made = shards.map("x", write, [3, 4])
+    with resumable(output, work, stage="clean", fingerprint={"a": 2}, parts=2):
+        made = map_parts(write, [3, 4], work, label="x", workers=1)
         assert [(path / "value").read_text() for path in made] == ["3", "4"]
     assert not work.exists()
 

@@ -60,7 +60,7 @@ def test_epochs_and_seeds_differ_and_look_random() -> None:
     second = SequenceOrder(num, 0).sequence_at(np.arange(num, 2 * num))
     other = SequenceOrder(num, 1).sequence_at(np.arange(num))
     for one, two in [(first, second), (first, other), (first, np.arange(num))]:
-        # Two random permutations agree at one place on average.
+        # Two random permutations agree at one position on average.
         assert np.sum(one == two) < 10
         assert abs(np.corrcoef(one, two)[0, 1]) < 0.1
     # Neighbours in the stream are not neighbours in the text.

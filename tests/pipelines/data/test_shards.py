@@ -33,7 +33,7 @@ def test_gather_equals_indexing(
     reader = ShardReader(directory, "train")
     indices_B = rng.integers(0, count, size=13)
     assert np.array_equal(reader.gather(indices_B), tokens_NL[indices_B])
-    assert np.array_equal(np.concatenate(list(reader.blocks())), tokens_NL)
+    assert np.array_equal(np.concatenate(list(reader)), tokens_NL)
 
 
 def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:

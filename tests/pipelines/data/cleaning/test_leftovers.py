@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.base.artifacts import read_manifest
+from pipelines.base.downloads import packaged_file
 from pipelines.base.errors import UserError
-from pipelines.base.packaged_data import packaged_file
 from pipelines.clean import clean
 from pipelines.data.cleaning.leftovers import KEPT_PIECES, RULES, Removed, remove_leftovers
-from pipelines.data.cleaning.part import clean_text, refusals
+from pipelines.data.cleaning.part import clean_text
 from pipelines.data.text.normalisation import normalise
 
 EXAMPLES = {
@@ -74,14 +74,6 @@ def test_samples_are_few_and_counts_are_whole(write_raw, prose, profile, tmp_pat
     samples = pq.read_table(tmp_path / "documents" / "removed.parquet").to_pylist()
     assert len(samples) == KEPT_PIECES
     assert samples[0] == {"id": "d0000", "rule": "empty brackets", "text": "（）"}
-
-
-def test_filters_say_why(profile) -> None:
-    params = profile.clean.model_copy(update={"max_characters": 200})
-    texts = ["短", "曹操起兵" * 20, "曹操起兵" * 60, "The quick brown fox. " * 5]
-    texts.append("これはにほんごのぶんしょうです、東京都千代田区。" * 4)
-    assert refusals(texts, params) == ["short", "", "long", "not_chinese", "not_chinese"]
-    assert refusals(["曹\u3000 \n操" * 20], params) == [""]
 
 
 def test_traditional_characters_are_converted_on_request(profile) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.data.overlap.reference import Match, Reference, exact_matches
-from pipelines.data.overlap.window_index import WindowIndex, window_hashes
+from pipelines.data.overlap.window_index import WindowIndex
 from pipelines.data.shards import fixed_binary
 
 Draw = Callable[[int, int], np.ndarray]
@@ -34,12 +34,12 @@ def test_containment_equals_a_count_by_hand(seed: int, window: int, size: int) -
     windows = 3 * (9 - window + 1)
     counts = [
         WindowIndex([reference_ML], windows, window, **options).count(train_NL, use_numba=flag)
-        for options in ({}, {"windows_a_block": 7})
+        for options in ({}, {"windows_per_block": 7})
         for flag in (True, False)
     ]
     assert all(count.tolist() == counts[0].tolist() for count in counts)
     found = Reference({"test": reference_ML}, window).matches(train_NL, max_containment=0.3)
-    in_blocks = Reference({"test": reference_ML}, window, windows_a_block=7)
+    in_blocks = Reference({"test": reference_ML}, window, windows_per_block=7)
     assert in_blocks.matches(train_NL, max_containment=0.3) == found
     expected = {}
     for row, sequence in enumerate(train_NL):
@@ -47,16 +47,6 @@ def test_containment_equals_a_count_by_hand(seed: int, window: int, size: int) -
         if share > 0.3:
             expected[row] = pytest.approx(share)
     assert {match.sequence: match.containment for match in found} == expected
-
-
-def test_equal_windows_hash_alike_and_others_apart(random_tokens: Draw) -> None:
-    tokens_NL = random_tokens(0, 500)
-    tokens_NL[1, 3:11] = tokens_NL[0, 20:28]
-    hashes_NW = window_hashes(tokens_NL, 8)
-    assert np.array_equal(hashes_NW, window_hashes(tokens_NL, 8, use_numba=False))
-    assert hashes_NW.shape == (500, 25)
-    assert hashes_NW[1, 3] == hashes_NW[0, 20]
-    assert len(np.unique(hashes_NW)) == 500 * 25 - 1
 
 
 def test_exact_matches_name_the_first_equal_row(random_tokens: Draw) -> None:

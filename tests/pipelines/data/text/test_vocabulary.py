@@ -114,6 +114,6 @@ def test_without_the_hub_the_message_names_the_package(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 1
-    assert "could not get vocabulary someone/else" in run.stderr
+    assert "could not download vocabulary someone/else" in run.stderr
     assert "requirements-data.txt" in run.stderr
     assert "Traceback" not in run.stderr

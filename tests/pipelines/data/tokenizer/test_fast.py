@@ -1,8 +1,6 @@
 """The fast tokenizer: the ids of Hugging Face's on every input, compiled or not."""
 
 import random
-import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from pipelines.data.text.vocabulary import load_tokenizer
 from pipelines.data.tokenizer import fast as fast_tokenizer
 from pipelines.data.tokenizer.code_points import (
-    CHUNK,
     SPACE,
-    cache_path,
-    code_point_table,
     is_provable,
 )
 from pipelines.data.tokenizer.fast import FastTokenizer
@@ -145,32 +140,6 @@ def test_another_kind_of_tokenizer_is_left_to_itself() -> None:
     stream = FastTokenizer(tokenizer, end=7).encode(["ab c", "a"])
     assert stream.ids.tolist() == [1, 2, 0, 7, 1, 7]
     assert stream.characters.tolist() == [1, 1, 1, 0, 1, 0]
-
-
-def test_the_table_knows_what_stands_alone(backend: Tokenizer) -> None:
-    table = code_point_table(backend)
-    vocabulary = backend.get_vocab()
-    for character in "中國，。！「a":
-        alone = unicodedata.category(character) in ("Lo", "Po", "Ps")
-        assert table[ord(character)] == (vocabulary[character] if alone else CHUNK)
-    assert table[0x3000] == table[0x2028] == table[ord("\n")] == SPACE
-    assert table[0x0301] == table[0x200D] == table[ord("か")] == CHUNK
-    # Han of all planes do, most of them as [UNK].
-    assert np.count_nonzero(table < CHUNK) > 80_000
-
-
-def test_a_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = load_tokenizer("bert-base-chinese").backend_tokenizer
-    expected = code_point_table(backend)
-    content = bytearray(cache_path(backend).read_bytes())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = cache_path(backend)
-    path.parent.mkdir()
-    whole = bytes(content)
-    content[5000] ^= 1
-    path.write_bytes(content)
-    assert np.array_equal(code_point_table(backend), expected)
-    assert path.read_bytes() == whole
 
 
 def test_a_fault_in_the_table_would_be_seen(backend: Tokenizer) -> None:

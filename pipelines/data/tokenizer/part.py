@@ -1,6 +1,6 @@
-"""The tokens of some documents, before they are packed: what a worker of `tokenize` makes.
+"""Tokenize some documents, before packing; a worker of `tokenize` does this.
 
-ids.bin            uint16, the documents one after another, each ended by [SEP]
+ids.bin            uint16, the documents one after another, each followed by [SEP]
 characters.bin     int32, source characters of each token
 documents.parquet  `id`, `title`, `num_tokens`
 facts.json         counts
@@ -26,19 +26,19 @@ from pipelines.data.text.vocabulary import (
 )
 from pipelines.data.tokenizer.fast import FastTokenizer, TokenStream
 
-DOCUMENTS_A_BLOCK = 16_384
-DOCUMENTS_A_BATCH = 1024
+DOCUMENTS_PER_PART = 16_384
+DOCUMENTS_PER_BATCH = 1024
 CHARACTERS_DTYPE = np.dtype("<i4")
-BLOCK_SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("num_tokens", pa.int64())])
+PART_SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("num_tokens", pa.int64())])
 
 
 @dataclass(frozen=True)
-class DocumentBlock:
-    """What a worker needs to know.
+class Part:
+    """What a worker of `tokenize` needs to know.
 
     Args:
         path: A parquet file of clean documents.
-        groups: Row groups of it.
+        groups: Its row groups to read.
         vocabulary: Name or path.
         vocabulary_sha256: Hash of its file.
     """
@@ -49,45 +49,42 @@ class DocumentBlock:
     vocabulary_sha256: str
 
 
-def document_blocks(path: Path, vocabulary: str, vocabulary_sha256: str) -> list[DocumentBlock]:
-    """Cut the documents of a split into blocks of about `DOCUMENTS_A_BLOCK`."""
+def document_parts(path: Path, vocabulary: str, vocabulary_sha256: str) -> list[Part]:
+    """Divide the documents of a split into parts of about `DOCUMENTS_PER_PART`."""
     metadata = pq.read_metadata(path)
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    blocks: dict[int, list[int]] = {}
+    parts: dict[int, list[int]] = {}
     for group, end in enumerate(np.cumsum(sizes).tolist()):
-        blocks.setdefault((end - 1) // DOCUMENTS_A_BLOCK, []).append(group)
-    return [
-        DocumentBlock(path, tuple(groups), vocabulary, vocabulary_sha256)
-        for groups in blocks.values()
-    ]
+        parts.setdefault((end - 1) // DOCUMENTS_PER_PART, []).append(group)
+    return [Part(path, tuple(groups), vocabulary, vocabulary_sha256) for groups in parts.values()]
 
 
-def tokenize_block(block: DocumentBlock, directory: Path) -> None:
-    """Tokenize the documents of one block.
+def tokenize_part(part: Part, directory: Path) -> None:
+    """Tokenize the documents of one part.
 
     Args:
-        block: Which they are.
+        part: The documents.
         directory: Where the files described above go.
 
     Raises:
-        UserError: If the vocabulary here is not the stage's.
+        UserError: If this machine's vocabulary is not the stage's.
     """
-    tokenizer = _tokenizer(block.vocabulary, block.vocabulary_sha256)
+    tokenizer = _tokenizer(part.vocabulary, part.vocabulary_sha256)
     counts = np.zeros(4, np.int64)
     with (
-        pq.ParquetFile(block.path, pre_buffer=False) as parquet,
+        pq.ParquetFile(part.path, pre_buffer=False) as parquet,
         (directory / "ids.bin").open("wb") as ids,
         (directory / "characters.bin").open("wb") as characters,
-        pq.ParquetWriter(directory / "documents.parquet", BLOCK_SCHEMA) as documents,
+        pq.ParquetWriter(directory / "documents.parquet", PART_SCHEMA) as documents,
     ):
         for batch in parquet.iter_batches(
-            DOCUMENTS_A_BATCH, row_groups=list(block.groups), columns=["id", "title", "text"]
+            DOCUMENTS_PER_BATCH, row_groups=list(part.groups), columns=["id", "title", "text"]
         ):
             stream = tokenizer.encode(batch["text"])
             stream.ids.astype(TOKEN_DTYPE, copy=False).tofile(ids)
             stream.characters.astype(CHARACTERS_DTYPE, copy=False).tofile(characters)
             columns = [batch["id"], batch["title"], pa.array(stream.lengths)]
-            documents.write_batch(pa.record_batch(columns, schema=BLOCK_SCHEMA))
+            documents.write_batch(pa.record_batch(columns, schema=PART_SCHEMA))
             of_unknown = stream.characters[stream.ids == UNK_TOKEN_ID]
             counts += (
                 len(stream),
@@ -101,21 +98,21 @@ def tokenize_block(block: DocumentBlock, directory: Path) -> None:
 
 @lru_cache(maxsize=1)
 def _tokenizer(vocabulary: str, expected_sha256: str) -> FastTokenizer:
-    """Made once in a process, not once a block."""
+    """Built once per process, not once per part."""
     got = sha256_file(vocabulary_file(vocabulary))
     if got != expected_sha256:
         raise UserError(
             f"vocabulary {vocabulary}: expected sha256 {expected_sha256}, got {got}",
-            "let every worker have the vocabulary of the stage (requirements-data.txt)",
+            "install the stage's vocabulary for every worker (requirements-data.txt)",
         )
     backend = load_tokenizer(vocabulary).backend_tokenizer
-    # An article about BERT says "[SEP]"; in a text that is no end of a document.
+    # An article about BERT may contain "[SEP]", which does not end a document there.
     backend.encode_special_tokens = True
     return FastTokenizer(backend, end=EOS_TOKEN_ID)
 
 
 def read_tokens(directory: Path) -> Iterator[tuple[pa.Table, TokenStream]]:
-    """Read a finished block.
+    """Read a finished part.
 
     Yields:
         Some documents (`id`, `title`) and their tokens.
@@ -125,7 +122,7 @@ def read_tokens(directory: Path) -> Iterator[tuple[pa.Table, TokenStream]]:
         (directory / "ids.bin").open("rb") as ids,
         (directory / "characters.bin").open("rb") as characters,
     ):
-        for batch in documents.iter_batches(DOCUMENTS_A_BATCH):
+        for batch in documents.iter_batches(DOCUMENTS_PER_BATCH):
             lengths = batch["num_tokens"].to_numpy()
             size = int(lengths.sum())
             stream = TokenStream(
