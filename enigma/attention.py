@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijection import KeyValueCache
-from enigma.dropped_attention import dropped_attention
-from enigma.linear import Linear
-from enigma.norm import rms_normalise
+from enigma.bijections.base import KeyValueCache
+from enigma.layers.dropped_attention import dropped_attention
+from enigma.layers.linear import Linear
+from enigma.layers.norm import rms_normalise
+from enigma.layers.squared_relu import squared_relu
 from enigma.reversible import CouplingStep
-from enigma.squared_relu import squared_relu
 
 __all__ = ["AttentionLayer", "CausalSelfAttention", "alibi_slopes", "position_channels"]
 
@@ -180,7 +180,7 @@ class AttentionLayer(nn.Module):
         use_alibi: see `CausalSelfAttention`.
         attention_dropout: see `CausalSelfAttention`.
         hidden_dropout: probability of dropping a channel of either branch in training.
-        exact: add on the grid of `enigma.exact`, where both streams must lie; the layer can then
+        exact: add on the grid of exact mode, where both streams must lie; the layer can then
             be undone bit for bit.
     """
 

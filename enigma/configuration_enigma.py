@@ -5,8 +5,8 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
+from enigma.bijections.machine import ReturnPath
 from enigma.invertible_conv1x1 import RotorForm
-from enigma.machine import ReturnPath
 from enigma.reversible import MemoryMode
 
 __all__ = ["EnigmaConfig"]
@@ -32,7 +32,7 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
         return_path: "reversed", "untied" or "inverse", see `enigma.model.Enigma`.
         rotor_form: "plu" or "lifting", see `enigma.invertible_conv1x1`.
         exact: compute on a grid, so that the model is bit-exactly invertible up to the head, see
-            `enigma.exact`.
+            `enigma.bijections.exact`.
         kernel_size: taps of the causal convolution in the coupling networks; 1 for none.
         learnable_plugboard: learn which channels are swapped.
         use_cache: keep keys and values while generating.

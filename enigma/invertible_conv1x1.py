@@ -12,8 +12,8 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from enigma.bijection import Bijection, Tokens
-from enigma.lifting import LiftingConv1x1
+from enigma.bijections.base import Bijection, Tokens
+from enigma.bijections.lifting import LiftingConv1x1
 from enigma.rotor import odometer, shift_channels
 
 __all__ = [
@@ -215,11 +215,11 @@ class InvertibleConv1x1Stack(Bijection):
     Args:
         num_channels: width D.
         num_layers: number of convolutions, 0 for the identity.
-        form: "plu" is `InvertibleConv1x1`, "lifting" is `enigma.lifting.LiftingConv1x1`.
+        form: "plu" is `InvertibleConv1x1`, "lifting" is `enigma.bijections.lifting.LiftingConv1x1`.
         start: see `InvertibleConv1x1`; of the PLU form only.
         first_seed: of the first convolution's rotation; the next takes the next number.
         max_log_scale: see `InvertibleConv1x1`; of the PLU form only.
-        exact: see `enigma.lifting.LiftingConv1x1`; of the lifting form only.
+        exact: see `enigma.bijections.lifting.LiftingConv1x1`; of the lifting form only.
 
     Raises:
         ValueError: for a negative number of layers, an unknown form, or an exact PLU form.

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijection import Tokens
-from enigma.channel_splines import ChannelSplines
-from enigma.coupling import CouplingKind
-from enigma.machine import Enigma
+from enigma.bijections.base import Tokens
+from enigma.bijections.machine import Enigma
+from enigma.couplings.channel_splines import ChannelSplines
+from enigma.couplings.coupling import CouplingKind
 
 __all__ = ["EnigmaFlow", "Prior", "jacobian_log_det", "load_flow", "save_flow"]
 
@@ -42,7 +42,7 @@ class EnigmaFlow(nn.Module):
         prior: "gaussian" is the standard normal. "uniform" squashes the machine's output by the
             logistic function into the unit cube, where the prior is uniform.
         marginal_bins: bins of the splines that bend every channel by itself first
-            (`enigma.channel_splines`), 0 for none.
+            (`enigma.couplings.channel_splines`), 0 for none.
 
     Raises:
         ValueError: for an unknown prior.

@@ -1,7 +1,7 @@
 """The language model: attention layers around the machine.
 
 Half of the attention layers, rounded up, stand before the machine and the others behind it.
-`Enigma` itself is in `enigma.machine`; both are imported from here.
+`Enigma` itself is in `enigma.bijections.machine`; both are imported from here.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from enigma.attention import AttentionLayer, position_channels
-from enigma.bijection import History, KeyValueCache, Tokens
-from enigma.causal_conv import CausalConv
-from enigma.exact import round_to_grid
+from enigma.bijections.base import History, KeyValueCache, Tokens
+from enigma.bijections.exact import round_to_grid
+from enigma.bijections.machine import Enigma, ReturnPath
+from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
 from enigma.invertible_conv1x1 import RotorForm
-from enigma.linear import Linear
-from enigma.machine import Enigma, ReturnPath
-from enigma.norm import rms_normalise
+from enigma.layers.causal_conv import CausalConv
+from enigma.layers.linear import Linear
+from enigma.layers.norm import rms_normalise
 from enigma.reversible import Checkpoint, MemoryMode, Step, run_steps
-from enigma.round_trip import RoundTripReport, core_round_trip_error
 from enigma.token_embedding import TokenEmbedding
 
 __all__ = ["Enigma", "EnigmaLM", "ReturnPath", "RoundTripReport", "core_round_trip_error"]
@@ -48,7 +48,7 @@ class EnigmaLM(nn.Module):
         hidden_dropout: see `enigma.attention.AttentionLayer`.
         return_path: see `Enigma`.
         rotor_form: see `Enigma`.
-        exact: compute both streams on the grid of `enigma.exact`, the attention layers too: then
+        exact: compute both streams on the grid of exact mode, the attention layers too: then
             the way through the whole model can be undone bit for bit. Needs lifting rotors.
         kernel_size: see `Enigma`.
         learnable_plugboard: see `Enigma`.

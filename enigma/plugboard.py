@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from enigma.bijection import Bijection, Tokens
+from enigma.bijections.base import Bijection, Tokens
 from enigma.simple_permutation import SimplePermutation
 
 __all__ = ["HISTORICAL_SHARE", "Plugboard"]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from enigma.bijection import Bijection, Tokens
-from enigma.exact import exact_add, laid_out
+from enigma.bijections.base import Bijection, Tokens
+from enigma.bijections.exact import exact_add, laid_out
 
 __all__ = ["Reflector"]
 
@@ -24,7 +24,7 @@ class Reflector(Bijection):
     Args:
         num_channels: width D.
         rank: dimension r of the mirrored subspace, from 1 to D.
-        exact: reflect by lifting on the grid of `enigma.exact`; then reflecting twice gives back
+        exact: reflect by lifting on the grid of exact mode; then reflecting twice gives back
             the same bits. Needs rank 1 and at least 2 channels.
 
     Raises:

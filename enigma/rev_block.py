@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from enigma.bijection import Bijection, Tokens
-from enigma.coupling import Activation, Coupling, CouplingKind
+from enigma.bijections.base import Bijection, Tokens
+from enigma.couplings.coupling import Activation, Coupling, CouplingKind
 from enigma.reversible import CouplingStep
 
 __all__ = ["RevBlock"]
@@ -27,15 +27,15 @@ class RevBlock(Bijection):
             "affine-spline".
         hidden_channels: width of the coupling networks; None takes 2 D.
         num_hidden_layers: depth of the coupling networks.
-        activation: see `enigma.coupling.CouplingNetwork`.
-        normalise: see `enigma.coupling.CouplingNetwork`.
+        activation: see `CouplingNetwork`.
+        normalise: see `CouplingNetwork`.
         kernel_size: taps of a causal convolution over the tokens, see
-            `enigma.coupling.CouplingNetwork`.
-        bias: see `enigma.coupling.CouplingNetwork`.
-        residual: see `enigma.coupling.CouplingNetwork`.
+            `CouplingNetwork`.
+        bias: see `CouplingNetwork`.
+        residual: see `CouplingNetwork`.
         num_bins: bins of a spline coupling.
         bound: half the domain of a spline coupling.
-        exact: see `enigma.coupling.Coupling`.
+        exact: see `Coupling`.
 
     Raises:
         ValueError: for a width below 2, an unknown coupling, or an exact one that is not additive.

@@ -16,7 +16,7 @@ What makes the gradients right, and not only nearly so:
 * a recomputation sees the random numbers and the autocast of the first pass;
 * the vector-Jacobian product runs outside autocast, as that of ordinary autograd does;
 * a branch reads a view of its stream, so that the contributions to a gradient are summed in one
-  order in every mode. With the streams on the grid of `enigma.exact`, where reconstruction is
+  order in every mode. With the streams on the grid of exact mode, where reconstruction is
   exact, the gradients then equal those of ordinary autograd bit for bit.
 """
 
@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from enigma.bijection import Bijection, Tokens
-from enigma.exact import exact_add
+from enigma.bijections.base import Bijection, Tokens
+from enigma.bijections.exact import exact_add
 
 __all__ = [
     "BijectionStep",
@@ -100,7 +100,7 @@ class CouplingStep(Step):
         g: the second branch, likewise.
         places: two streams, or one that is split.
         widths: of the halves of a single stream.
-        exact: add on the grid of `enigma.exact`.
+        exact: add on the grid of exact mode.
     """
 
     def __init__(

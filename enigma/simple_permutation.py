@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment  # the Hungarian method; torch has none
 from torch import Tensor, nn
 
-from enigma.bijection import Bijection, Tokens
+from enigma.bijections.base import Bijection, Tokens
 
 __all__ = ["SimplePermutation", "sinkhorn"]
 

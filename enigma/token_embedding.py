@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from enigma.linear import Embedding
-from enigma.norm import rms_normalise
+from enigma.layers.linear import Embedding
+from enigma.layers.norm import rms_normalise
 
 __all__ = ["TokenEmbedding"]
 

@@ -15,8 +15,8 @@ from transformers import GPT2LMHeadModel
 from benchmarks.peers import gpt2_config
 from benchmarks.record import median_times_s, row, write
 from enigma.configuration_enigma import EnigmaConfig
+from enigma.language_model.presets import PRESETS
 from enigma.modeling_enigma import EnigmaForCausalLM
-from enigma.presets import PRESETS
 
 PROMPT, NEW_TOKENS, REPEATS = 32, 256, 1
 TARGET = 5.0

@@ -17,13 +17,13 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.record import RESULTS, row, write
-from enigma.bijection import Tokens
-from enigma.coupling import COUPLINGS
+from enigma.bijections.base import Tokens
+from enigma.bijections.machine import Enigma
+from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
+from enigma.couplings.coupling import COUPLINGS
 from enigma.jacobian_logdet import jacobian_log_det
-from enigma.linear import Embedding
-from enigma.machine import Enigma
+from enigma.layers.linear import Embedding
 from enigma.rev_block import RevBlock
-from enigma.round_trip import RoundTripReport, core_round_trip_error
 
 WIDTH, BLOCKS, ROTORS, POSITIONS = 768, 6, 4, 16
 VOCABULARY, LENGTH, STEPS, LEARNING_RATE = 512, 64, 1000, 2e-4

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from enigma.bijection import Tokens
-from enigma.coupling import COUPLINGS
+from enigma.bijections.base import Tokens
+from enigma.bijections.lifting import LiftingConv1x1
+from enigma.couplings.coupling import COUPLINGS
 from enigma.invertible_conv1x1 import (
     DynamicInvertibleConv1x1Stack,
     InvertibleConv1x1,
     InvertibleConv1x1Stack,
 )
 from enigma.jacobian_logdet import jacobian_log_det
-from enigma.lifting import LiftingConv1x1
 from enigma.model import Enigma
 from enigma.plugboard import Plugboard
 from enigma.reflector import Reflector

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional
 
 from enigma.attention import CausalSelfAttention, alibi_slopes
-from enigma.causal_conv import CausalConv
 from enigma.causality import prove_causality
+from enigma.layers.causal_conv import CausalConv
 from enigma.model import EnigmaLM
 
 

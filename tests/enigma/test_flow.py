@@ -6,9 +6,9 @@ from itertools import combinations
 import pytest
 import torch
 
-from enigma.coupling import CouplingNetwork
+from enigma.bijections.machine import Enigma
+from enigma.couplings.coupling import CouplingNetwork
 from enigma.jacobian_logdet import EnigmaFlow, jacobian_log_det, load_flow, save_flow
-from enigma.machine import Enigma
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "uniform"])

@@ -6,11 +6,11 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from enigma.attention import CausalSelfAttention, alibi_slopes, position_channels
+from enigma.bijections.round_trip import core_round_trip_error
 from enigma.configuration_enigma import EnigmaConfig
+from enigma.layers.norm import rms_normalise
 from enigma.model import EnigmaLM
 from enigma.modeling_enigma import EnigmaForCausalLM
-from enigma.norm import rms_normalise
-from enigma.round_trip import core_round_trip_error
 
 IDS = torch.randint(1, 120, (2, 12), generator=torch.Generator().manual_seed(0))
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}

@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from enigma.bijection import Tokens
-from enigma.coupling import COUPLINGS
-from enigma.exact import round_to_grid
+from enigma.bijections.base import Tokens
+from enigma.bijections.exact import round_to_grid
+from enigma.bijections.machine import Enigma
+from enigma.couplings.coupling import COUPLINGS
 from enigma.invertible_conv1x1 import DynamicInvertibleConv1x1Stack
 from enigma.jacobian_logdet import jacobian_log_det
-from enigma.machine import Enigma
 from enigma.rev_block import RevBlock
 
 PATHS = ("reversed", "untied", "inverse")

@@ -10,8 +10,8 @@ import torch
 from transformers import BertTokenizerFast
 
 from enigma.configuration_enigma import EnigmaConfig
+from enigma.language_model.presets import PRESETS, build_preset, count_parameters
 from enigma.modeling_enigma import EnigmaForCausalLM
-from enigma.presets import PRESETS, build_preset, count_parameters
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "presets.md"
 

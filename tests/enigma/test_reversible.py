@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from enigma.exact import round_to_grid
-from enigma.norm import rms_normalise
+from enigma.bijections.exact import round_to_grid
+from enigma.layers.norm import rms_normalise
 from enigma.reversible import run_steps, undo_steps
 
 IDS = torch.randint(1, 120, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijection import Tokens
+from enigma.bijections.base import Tokens
 
 __all__ = ["CausalConv"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijection import Bijection, Tokens
-from enigma.exact import exact_add, laid_out
+from enigma.bijections.base import Bijection, Tokens
+from enigma.bijections.exact import exact_add, laid_out
 
 __all__ = ["LiftingConv1x1"]
 
@@ -27,7 +27,7 @@ class LiftingConv1x1(Bijection):
 
     Args:
         num_channels: width D, at least 2; an odd width makes unequal halves.
-        exact: round every step to the grid of `enigma.exact`; the inverse is then bit-exact.
+        exact: round every step to the grid of exact mode; the inverse is then bit-exact.
 
     Raises:
         ValueError: for a width below 2.

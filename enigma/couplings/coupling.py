@@ -2,8 +2,8 @@
 
 A coupling is y = h(x; net(other half)): whatever the network is, the map is invertible.
 Sources: additive, Dinh et al., NICE (2014), section 3.2; affine, Dinh et al., Real NVP (2017),
-equations 7 and 8; spline, see `enigma.spline`. An affine spline shifts and scales a half before its
-splines bend it: a spline alone moves nothing outside of its domain.
+equations 7 and 8; spline, see `enigma.couplings.spline`. An affine spline shifts and scales a half
+before its splines bend it: a spline alone moves nothing outside of its domain.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijection import Tokens
-from enigma.causal_conv import CausalConv
-from enigma.exact import exact_add, laid_out
-from enigma.linear import Linear
-from enigma.norm import rms_normalise
-from enigma.spline import num_spline_parameters, spline_forward, spline_inverse
-from enigma.squared_relu import squared_relu
+from enigma.bijections.base import Tokens
+from enigma.bijections.exact import exact_add, laid_out
+from enigma.couplings.spline import num_spline_parameters, spline_forward, spline_inverse
+from enigma.layers.causal_conv import CausalConv
+from enigma.layers.linear import Linear
+from enigma.layers.norm import rms_normalise
+from enigma.layers.squared_relu import squared_relu
 
 __all__ = ["COUPLINGS", "Activation", "Coupling", "CouplingKind", "CouplingNetwork"]
 
@@ -114,7 +114,7 @@ class Coupling(nn.Module):
         residual: see `CouplingNetwork`.
         num_bins: bins of a spline, at least 2.
         bound: half the domain of a spline; standardised data lies within 5.
-        exact: round what an additive coupling adds to the grid of `enigma.exact`; the inverse is
+        exact: round what an additive coupling adds to the grid of exact mode; the inverse is
             then bit-exact.
 
     Raises:

@@ -2,7 +2,7 @@
 
 A coupling bends a channel by what the other half says; how a channel is spread by itself need not
 be asked of a network. Source: Chen and Gopinath, "Gaussianization" (2000), section 3; the curve is
-that of `enigma.spline`.
+that of `enigma.couplings.spline`.
 
 Legend: N vectors, D channels, M = N D values, K bins; a 2 in a shape is (x, y).
 """
@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from enigma.spline import MAX_LOG_SLOPE, Places, SplineMap, curve, num_spline_parameters
+from enigma.couplings.spline import MAX_LOG_SLOPE, Places, SplineMap, curve, num_spline_parameters
 
 __all__ = ["ChannelSplines"]
 

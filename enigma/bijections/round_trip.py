@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from enigma.exact import round_to_grid
-from enigma.machine import Enigma
+from enigma.bijections.exact import round_to_grid
+from enigma.bijections.machine import Enigma
 
 __all__ = ["RoundTripReport", "core_round_trip_error"]
 

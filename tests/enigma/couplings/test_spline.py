@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from enigma.spline import num_spline_parameters, spline_forward, spline_inverse
+from enigma.couplings.spline import num_spline_parameters, spline_forward, spline_inverse
 
 BOUND = 3.0
 

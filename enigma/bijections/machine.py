@@ -11,9 +11,9 @@ from typing import Any, Literal, cast, get_args
 
 from torch import Tensor, nn
 
-from enigma.bijection import Bijection, Tokens
-from enigma.coupling import Activation, CouplingKind
-from enigma.exact import round_to_grid
+from enigma.bijections.base import Bijection, Tokens
+from enigma.bijections.exact import round_to_grid
+from enigma.couplings.coupling import Activation, CouplingKind
 from enigma.invertible_conv1x1 import (
     DynamicInvertibleConv1x1Stack,
     InvertibleConv1x1Stack,
@@ -87,7 +87,7 @@ class Enigma(Bijection):
         bound: see `RevBlock`.
         rotor_form: "plu" or "lifting", see `InvertibleConv1x1Stack`.
         start: see `InvertibleConv1x1`.
-        exact: compute on the grid of `enigma.exact`, so that the inverse is bit-exact. Takes
+        exact: compute on the grid of exact mode, so that the inverse is bit-exact. Takes
             additive blocks and lifting rotors; the reflector joins through lifting. The input is
             rounded to the grid first.
         learnable_plugboard: see `Plugboard`.

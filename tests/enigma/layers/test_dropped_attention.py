@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from enigma.dropped_attention import dropped_attention
-from enigma.squared_relu import squared_relu
+from enigma.layers.dropped_attention import dropped_attention
+from enigma.layers.squared_relu import squared_relu
 
 
 def draw(length, *, dtype=torch.float64, channels=4):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from enigma.bijections.exact import GRID, exact_add, round_to_grid
+from enigma.bijections.machine import Enigma
+from enigma.bijections.round_trip import core_round_trip_error
 from enigma.configuration_enigma import EnigmaConfig
-from enigma.exact import GRID, exact_add, round_to_grid
-from enigma.machine import Enigma
 from enigma.reflector import Reflector
-from enigma.round_trip import core_round_trip_error
 
 
 @pytest.mark.parametrize("path", ["reversed", "untied", "inverse"])
