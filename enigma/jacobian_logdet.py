@@ -20,7 +20,7 @@ from torch.nn import functional
 from enigma.bijections.base import Tokens
 from enigma.bijections.machine import Enigma
 from enigma.couplings.channel_splines import ChannelSplines
-from enigma.couplings.coupling import CouplingKind
+from enigma.couplings.settings import CouplingKind
 
 __all__ = ["EnigmaFlow", "Prior", "jacobian_log_det", "load_flow", "save_flow"]
 
@@ -247,7 +247,7 @@ def save_flow(flow: EnigmaFlow, directory: str | Path) -> None:
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    marginal_bins = 0 if flow.marginals is None else flow.marginals.num_bins
+    marginal_bins = 0 if flow.marginals is None else flow.marginals.spline.num_bins
     config = {
         "prior": flow.prior,
         "marginal_bins": marginal_bins,

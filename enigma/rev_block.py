@@ -7,12 +7,14 @@ y1 = x1 + f(x2), y2 = x2 + g(y1); the inverse is x2 = y2 - g(y1), x1 = y1 - f(x2
 from __future__ import annotations
 
 from functools import partial
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from enigma.bijections.base import Bijection, Tokens
-from enigma.couplings.coupling import Activation, Coupling, CouplingKind
+from enigma.couplings.coupling import Coupling
+from enigma.couplings.settings import CouplingKind, CouplingOptions, CouplingSettings
 from enigma.reversible import CouplingStep
 
 __all__ = ["RevBlock"]
@@ -23,22 +25,11 @@ class RevBlock(Bijection):
 
     Args:
         num_channels: width D, at least 2; an odd width makes unequal halves.
-        coupling: "additive" (the language model), or for a flow "affine", "spline" or
-            "affine-spline".
-        hidden_channels: width of the coupling networks; None takes 2 D.
-        num_hidden_layers: depth of the coupling networks.
-        activation: see `CouplingNetwork`.
-        normalise: see `CouplingNetwork`.
-        kernel_size: taps of a causal convolution over the tokens, see
-            `CouplingNetwork`.
-        bias: see `CouplingNetwork`.
-        residual: see `CouplingNetwork`.
-        num_bins: bins of a spline coupling.
-        bound: half the domain of a spline coupling.
-        exact: see `Coupling`.
+        coupling: the kind of coupling, or all settings as one object.
+        **options: fields of `CouplingSettings`, beside a kind.
 
     Raises:
-        ValueError: for a width below 2, an unknown coupling, or an exact one that is not additive.
+        ValueError: for a width below 2, or settings that `CouplingSettings` refuses.
 
     Examples:
         >>> block = RevBlock(num_channels=6, coupling="affine")
@@ -50,46 +41,19 @@ class RevBlock(Bijection):
     def __init__(
         self,
         num_channels: int,
-        coupling: CouplingKind = "additive",
-        hidden_channels: int | None = None,
-        *,
-        num_hidden_layers: int = 1,
-        activation: Activation = "relu2",
-        normalise: bool = True,
-        kernel_size: int = 1,
-        bias: bool = False,
-        residual: bool = False,
-        num_bins: int = 8,
-        bound: float = 5.0,
-        exact: bool = False,
+        coupling: CouplingKind | CouplingSettings = "additive",
+        **options: Unpack[CouplingOptions],
     ) -> None:
         super().__init__()
-        self.coupling = coupling
-        self.exact = exact
+        settings = CouplingSettings.of(coupling, **options)
         if num_channels < 2:
             raise ValueError(f"num_channels must be at least 2 to be halved, got {num_channels}")
+        self.coupling = settings.kind
+        self.exact = settings.exact
         self.widths = [num_channels // 2, num_channels - num_channels // 2]
         first, second = self.widths
-
-        def make(moved: int, read: int) -> Coupling:
-            return Coupling(
-                moved,
-                read,
-                coupling,
-                hidden_channels or 2 * num_channels,
-                num_hidden_layers=num_hidden_layers,
-                activation=activation,
-                normalise=normalise,
-                kernel_size=kernel_size,
-                bias=bias,
-                residual=residual,
-                num_bins=num_bins,
-                bound=bound,
-                exact=exact,
-            )
-
-        self.f = make(first, second)
-        self.g = make(second, first)
+        self.f = Coupling(first, second, settings)
+        self.g = Coupling(second, first, settings)
 
     def forward_with_log_det(
         self,
@@ -110,8 +74,8 @@ class RevBlock(Bijection):
             place: the stream's number.
         """
         return CouplingStep(
-            (partial(self.f.numbers, tokens=tokens), (self.f,)),
-            (partial(self.g.numbers, tokens=tokens), (self.g,)),
+            (partial(self.f.raw, tokens=tokens), (self.f,)),
+            (partial(self.g.raw, tokens=tokens), (self.g,)),
             places=(place,),
             widths=self.widths,
             exact=self.exact,

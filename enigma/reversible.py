@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from enigma.bijections.base import Bijection, Tokens
-from enigma.bijections.exact import exact_add
+from enigma.couplings.transforms import Shift
 
 __all__ = [
     "BijectionStep",
@@ -116,7 +116,7 @@ class CouplingStep(Step):
         self._f, self._f_modules = f
         self._g, self._g_modules = g
         self._widths = widths
-        self._add = exact_add if exact else _add
+        self._shift = Shift(exact)
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -134,15 +134,15 @@ class CouplingStep(Step):
     def run(self, x: Streams, call: Call) -> Streams:
         """Move the first, then the second; see the base class."""
         x1, x2 = self._parts(x)
-        y1 = self._add(x1, call(0, self._f, _view(x2)).to(x1.dtype))
-        y2 = self._add(x2, call(1, self._g, _view(y1)).to(x2.dtype))
+        y1, _ = self._shift.forward(x1, call(0, self._f, _view(x2)).to(x1.dtype))
+        y2, _ = self._shift.forward(x2, call(1, self._g, _view(y1)).to(x2.dtype))
         return self._whole(y1, y2)
 
     def undo(self, y: Streams) -> Streams:
         """Move the second back, then the first; see the base class."""
         y1, y2 = self._parts(y)
-        x2 = self._add(y2, self._g(y1).to(y2.dtype), -1)
-        x1 = self._add(y1, self._f(x2).to(y1.dtype), -1)
+        x2, _ = self._shift.inverse(y2, self._g(y1).to(y2.dtype))
+        x1, _ = self._shift.inverse(y1, self._f(x2).to(y1.dtype))
         return self._whole(x1, x2)
 
     def backtrack(self, y: Streams, grad_y: Streams, call: Call) -> tuple[Streams, list[Any]]:
@@ -152,13 +152,13 @@ class CouplingStep(Step):
         change, from_g, of_g = _branch_gradients(
             partial(call, 1, self._g), y1, grad_y2, self._g_parameters
         )
-        x2 = self._add(y2, change, -1)
+        x2, _ = self._shift.inverse(y2, change)
         grad_y1 = grad_y1 + from_g
         del change, from_g  # the next branch may decide how much memory training takes
         change, from_f, of_f = _branch_gradients(
             partial(call, 0, self._f), x2, grad_y1, self._f_parameters
         )
-        x1 = self._add(y1, change, -1)
+        x1, _ = self._shift.inverse(y1, change)
         grads = self._whole(grad_y1, grad_y2 + from_f)
         return self._whole(x1, x2), [*grads, *of_f, *of_g]
 
@@ -357,10 +357,6 @@ def _run(step: Step, *x: Tensor) -> Streams:
 
 def _call(_number: int, branch: Branch, x: Tensor) -> Tensor:
     return branch(x)
-
-
-def _add(x: Tensor, change: Tensor, sign: int = 1) -> Tensor:
-    return torch.add(x, change, alpha=sign)
 
 
 def _view(x: Tensor) -> Tensor:

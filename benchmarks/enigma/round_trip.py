@@ -20,7 +20,7 @@ from benchmarks.record import RESULTS, row, write
 from enigma.bijections.base import Tokens
 from enigma.bijections.machine import Enigma
 from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
-from enigma.couplings.coupling import COUPLINGS
+from enigma.couplings.settings import COUPLINGS
 from enigma.jacobian_logdet import jacobian_log_det
 from enigma.layers.linear import Embedding
 from enigma.rev_block import RevBlock

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Unpack, cast, get_args
 
 from torch import Tensor, nn
 
 from enigma.bijections.base import Bijection, Tokens
 from enigma.bijections.exact import round_to_grid
-from enigma.couplings.coupling import Activation, CouplingKind
+from enigma.couplings.settings import CouplingKind, CouplingOptions, CouplingSettings
 from enigma.invertible_conv1x1 import (
     DynamicInvertibleConv1x1Stack,
     InvertibleConv1x1Stack,
@@ -68,7 +68,7 @@ class Enigma(Bijection):
         num_rotors: rotors, 0 for none.
         positions: positions of a rotor; must divide `d`.
         dynamic: step the rotors with the token index; False holds them still.
-        coupling: see `RevBlock`.
+        coupling: the kind of coupling in the blocks, or all its settings as one object.
         return_path: "reversed" passes the same blocks in the opposite order (as published),
             "untied" has blocks of its own for the way back, "inverse" undoes the way out, so
             that the machine is its own inverse like the historical one: f(f(x)) = x.
@@ -76,22 +76,14 @@ class Enigma(Bijection):
             time, instead of once before the first. A flow needs the mixing.
         own_rotors: with `rotors_between_blocks`, every block has rotors of its own in front of
             it, in place of one stack that all share.
-        hidden_channels: see `RevBlock`.
-        num_hidden_layers: see `RevBlock`.
-        activation: see `RevBlock`.
-        normalise: see `RevBlock`.
-        kernel_size: see `RevBlock`.
-        bias: see `RevBlock`.
-        residual: see `RevBlock`.
-        num_bins: see `RevBlock`.
-        bound: see `RevBlock`.
         rotor_form: "plu" or "lifting", see `InvertibleConv1x1Stack`.
         start: see `InvertibleConv1x1`.
-        exact: compute on the grid of exact mode, so that the inverse is bit-exact. Takes
-            additive blocks and lifting rotors; the reflector joins through lifting. The input is
-            rounded to the grid first.
         learnable_plugboard: see `Plugboard`.
         seed: of the plugboard.
+        **options: fields of `CouplingSettings`, beside a kind. `exact=True` concerns the whole
+            machine: it computes on the grid of exact mode, so that the inverse is bit-exact. This
+            needs additive blocks and lifting rotors; the reflector joins through lifting. The
+            input is rounded to the grid first.
 
     Raises:
         ValueError: for a width, number or choice out of range; the message names it. Also while
@@ -113,29 +105,23 @@ class Enigma(Bijection):
         positions: int = 16,
         *,
         dynamic: bool = True,
-        coupling: CouplingKind = "additive",
+        coupling: CouplingKind | CouplingSettings = "additive",
         return_path: ReturnPath = "reversed",
         rotors_between_blocks: bool = False,
         own_rotors: bool = False,
-        hidden_channels: int | None = None,
-        num_hidden_layers: int = 1,
-        activation: Activation = "relu2",
-        normalise: bool = True,
-        kernel_size: int = 1,
-        bias: bool = False,
-        residual: bool = False,
-        num_bins: int = 8,
-        bound: float = 5.0,
         rotor_form: RotorForm = "plu",
         start: Start = "identity",
-        exact: bool = False,
         learnable_plugboard: bool = False,
         seed: int = 0,
+        **options: Unpack[CouplingOptions],
     ) -> None:
         super().__init__()
-        self.settings: dict[str, Any] = {
-            name: value for name, value in locals().items() if name not in {"self", "__class__"}
-        }
+        own = dict(locals())
+        for name in ("self", "__class__", "coupling", "options"):
+            del own[name]
+        settings = CouplingSettings.of(coupling, **options)
+        # Keyword arguments that make the same machine, for a JSON file.
+        self.settings: dict[str, Any] = {**own, **settings.to_arguments()}
         if return_path not in get_args(ReturnPath):
             raise ValueError(
                 f"return_path must be one of {get_args(ReturnPath)}, got {return_path!r}"
@@ -148,11 +134,11 @@ class Enigma(Bijection):
         self.return_path = return_path
         self.rotors_between_blocks = rotors_between_blocks
         self.plugboard = Plugboard(d, learnable=learnable_plugboard, seed=seed)
-        self.exact = exact
+        self.exact = settings.exact
 
         make_rotors = partial(
             _rotors, d, num_rotors, positions if dynamic else None,
-            form=rotor_form, start=start, exact=exact,
+            form=rotor_form, start=start, exact=self.exact,
         )  # fmt: skip
         self.rotors = make_rotors(first_seed=0)
         num_passages = num_rev_blocks * (1 if return_path == "inverse" else 2)
@@ -160,25 +146,10 @@ class Enigma(Bijection):
             make_rotors(first_seed=stack * num_rotors)
             for stack in range(1, num_passages if own_rotors else 1)
         )
-        make_block = partial(
-            RevBlock,
-            d,
-            coupling,
-            hidden_channels,
-            num_hidden_layers=num_hidden_layers,
-            activation=activation,
-            normalise=normalise,
-            kernel_size=kernel_size,
-            bias=bias,
-            residual=residual,
-            num_bins=num_bins,
-            bound=bound,
-            exact=exact,
-        )
-        self.blocks = nn.ModuleList(make_block() for _ in range(num_rev_blocks))
-        self.reflector = Reflector(d, exact=exact)
+        self.blocks = nn.ModuleList(RevBlock(d, settings) for _ in range(num_rev_blocks))
+        self.reflector = Reflector(d, exact=self.exact)
         num_return_blocks = num_rev_blocks if return_path == "untied" else 0
-        self.return_blocks = nn.ModuleList(make_block() for _ in range(num_return_blocks))
+        self.return_blocks = nn.ModuleList(RevBlock(d, settings) for _ in range(num_return_blocks))
 
     def forward_with_log_det(
         self, x: Tensor, tokens: Tokens | None = None

@@ -5,7 +5,7 @@ import torch
 
 from enigma.bijections.base import Tokens
 from enigma.bijections.lifting import LiftingConv1x1
-from enigma.couplings.coupling import COUPLINGS
+from enigma.couplings.settings import COUPLINGS
 from enigma.invertible_conv1x1 import (
     DynamicInvertibleConv1x1Stack,
     InvertibleConv1x1,

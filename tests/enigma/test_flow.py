@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from enigma.bijections.machine import Enigma
-from enigma.couplings.coupling import CouplingNetwork
+from enigma.couplings.network import CouplingNetwork
+from enigma.couplings.settings import CouplingSettings
 from enigma.jacobian_logdet import EnigmaFlow, jacobian_log_det, load_flow, save_flow
 
 
@@ -93,9 +94,10 @@ def test_every_rotation_is_another():
 
 def test_a_residual_network_adds_to_what_a_layer_reads():
     torch.manual_seed(0)
-    network = CouplingNetwork(
-        3, 2, 5, num_hidden_layers=2, activation="silu", normalise=False, residual=True
+    settings = CouplingSettings(
+        num_hidden_layers=2, activation="silu", normalise=False, residual=True
     )
+    network = CouplingNetwork(3, 2, 5, settings)
     torch.nn.init.normal_(network.out.weight)
     x = torch.randn(4, 3)
     first, second = network.hidden

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from enigma.bijections.base import Tokens
 from enigma.bijections.exact import round_to_grid
 from enigma.bijections.machine import Enigma
-from enigma.couplings.coupling import COUPLINGS
+from enigma.couplings.settings import COUPLINGS
 from enigma.invertible_conv1x1 import DynamicInvertibleConv1x1Stack
 from enigma.jacobian_logdet import jacobian_log_det
 from enigma.rev_block import RevBlock
