@@ -47,25 +47,25 @@ def alibi_slopes(num_heads: int) -> Tensor:
     )
 
 
-def position_channels(index: Tensor, keep_BL1: Tensor | None, *, use_alibi: bool) -> Tensor:
+def position_channels(index: Tensor, mask_BL1: Tensor | None, *, use_alibi: bool) -> Tensor:
     """Return what keys hold in their position channels.
 
     Args:
         index: int64 `(L,)` or `(B, L)` token indices.
-        keep_BL1: `(B, L, 1)`, 0 at padding, or None.
+        mask_BL1: `(B, L, 1)`, 0 at padding, or None.
         use_alibi: False leaves only the mark of padding.
 
     Returns:
         float32 `(1 or B, 1, L, 2)`: the coarse and the fine digit of the index in base 256.
     """
-    place = index if use_alibi else torch.zeros_like(index)
-    coarse = place.div(_COARSE, rounding_mode="floor").float()
-    digits = torch.stack((coarse, place.remainder(_COARSE).float()), dim=-1)
+    position = index if use_alibi else torch.zeros_like(index)
+    coarse = position.div(_COARSE, rounding_mode="floor").float()
+    digits = torch.stack((coarse, position.remainder(_COARSE).float()), dim=-1)
     if digits.ndim == 2:
         digits = digits.unsqueeze(0)
-    if keep_BL1 is not None:
+    if mask_BL1 is not None:
         padding = torch.tensor([_PADDING, 0.0], device=digits.device)
-        digits = torch.where(keep_BL1 > 0, digits, padding)
+        digits = torch.where(mask_BL1 > 0, digits, padding)
     return digits.unsqueeze(1)
 
 
@@ -106,7 +106,7 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self,
         x_BLD: Tensor,
-        places: Tensor,
+        key_positions: Tensor,
         cache: KeyValueCache | None = None,
         layer_index: int = 0,
     ) -> Tensor:
@@ -114,15 +114,16 @@ class CausalSelfAttention(nn.Module):
 
         Args:
             x_BLD: floating `(B, L, D)`.
-            places: from `position_channels`, for these L tokens.
+            key_positions: from `position_channels`, for these L tokens.
             cache: keys and values of earlier tokens; these L are appended.
-            layer_index: this layer's place in the cache.
+            layer_index: this layer's slot in the cache.
 
         Returns:
             `(B, L, D)`.
         """
-        q_BHLK = self._with_position(rms_normalise(self._heads(self.query(x_BLD))), None)
-        k_BHSK = self._with_position(rms_normalise(self._heads(self.key(x_BLD))), places)
+        q_BHLK = rms_normalise(self._heads(self.query(x_BLD)))
+        q_BHLK = _append(q_BHLK, self._query_slopes(x_BLD.device))
+        k_BHSK = _append(rms_normalise(self._heads(self.key(x_BLD))), key_positions)
         v_BHSK = self._heads(self.value(x_BLD))
         if cache is not None:
             k_BHSK, v_BHSK = cache.update(k_BHSK, v_BHSK, layer_index)
@@ -153,16 +154,17 @@ class CausalSelfAttention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
-    def _with_position(self, content: Tensor, places: Tensor | None) -> Tensor:
-        """Append a key's place, or the query's slopes (`places` None), to the content."""
-        if places is None:
-            slope_H = alibi_slopes(self.num_heads)
-            # Undo the 1 / sqrt(K) of the attention kernel.
-            slope_H = slope_H * math.sqrt(self.head_channels)
-            pair = torch.stack((_COARSE * slope_H, slope_H), dim=-1).view(1, -1, 1, 2)
-            places = pair.to(content.device)
-        shape = (*content.shape[:-1], _POSITION_CHANNELS)
-        return torch.cat((content, places.to(content.dtype).expand(shape)), dim=-1)
+    def _query_slopes(self, device: torch.device) -> Tensor:
+        """Return what queries hold in their position channels, `(1, H, 1, 2)` float64."""
+        # Undo the 1 / sqrt(K) of the attention kernel.
+        slope_H = alibi_slopes(self.num_heads) * math.sqrt(self.head_channels)
+        return torch.stack((_COARSE * slope_H, slope_H), dim=-1).view(1, -1, 1, 2).to(device)
+
+
+def _append(content: Tensor, position: Tensor) -> Tensor:
+    """Append the position channels to the content of each head."""
+    shape = (*content.shape[:-1], _POSITION_CHANNELS)
+    return torch.cat((content, position.to(content.dtype).expand(shape)), dim=-1)
 
 
 class AttentionLayer(nn.Module):
@@ -204,24 +206,26 @@ class AttentionLayer(nn.Module):
         self.hidden_dropout = hidden_dropout
 
     def step(
-        self, places: Tensor, cache: KeyValueCache | None = None, layer_index: int = 0
+        self, key_positions: Tensor, cache: KeyValueCache | None = None, layer_index: int = 0
     ) -> CouplingStep:
         """Return the layer as a step over two streams `(B, L, D)`.
 
         Args:
-            places: see `CausalSelfAttention.forward`.
+            key_positions: see `CausalSelfAttention.forward`.
             cache: see `CausalSelfAttention.forward`.
             layer_index: see `CausalSelfAttention.forward`.
         """
 
         def attend(x_BLD: Tensor) -> Tensor:
-            attended: Tensor = self.attention(rms_normalise(x_BLD), places, cache, layer_index)
+            attended: Tensor = self.attention(
+                rms_normalise(x_BLD), key_positions, cache, layer_index
+            )
             return self._drop(attended)
 
         return CouplingStep(
             (attend, (self.attention,)),
             (self._transform, (self.mlp_up, self.mlp_down)),
-            places=(0, 1),
+            stream_numbers=(0, 1),
             exact=self.exact,
         )
 

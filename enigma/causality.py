@@ -218,11 +218,11 @@ def _suffix_changes(lm: EnigmaLM, ids_L: Tensor, generator: torch.Generator) -> 
     length = len(ids_L)
     hop = torch.randint(1, max(2, lm.vocab_size), (length,), generator=generator).to(ids_L)
     other_L = (ids_L + hop) % lm.vocab_size
-    place_L = torch.arange(length, device=ids_L.device)
+    position_L = torch.arange(length, device=ids_L.device)
     changes = []
     with torch.no_grad():
         for t_C in _chunks(lm, length, 0, ids_L.device):
-            later_CL = place_L > t_C.unsqueeze(1)
+            later_CL = position_L > t_C.unsqueeze(1)
             same_CL = ids_L.expand(len(t_C), -1)
             # Both calls have one shape: equal rows then go through equal arithmetic.
             difference_CLV = lm(torch.where(later_CL, other_L, same_CL)) - lm(same_CL)

@@ -12,7 +12,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from enigma.bijections.base import Bijection, Tokens
+from enigma.bijections.base import Bijection, TokenContext
 from enigma.bijections.lifting import LiftingConv1x1
 from enigma.rotor import odometer, shift_channels
 
@@ -195,7 +195,7 @@ class InvertibleConv1x1(Bijection):
     def forward_with_log_det(
         self,
         x: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Return `(W x, log |det W|)`; see the base class for shapes."""
         return self.multiply(x), self.log_det().expand(x.shape[:-1])
@@ -203,7 +203,7 @@ class InvertibleConv1x1(Bijection):
     def inverse_with_log_det(
         self,
         y: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Return `(W^-1 y, -log |det W|)`; see the base class for shapes."""
         return self.solve(y), -self.log_det().expand(y.shape[:-1])
@@ -267,24 +267,24 @@ class InvertibleConv1x1Stack(Bijection):
         return sum((rotor.log_det() for rotor in self.rotors()), zero).expand(x.shape[:-1])
 
     def forward_with_log_det(
-        self, x: Tensor, tokens: Tokens | None = None
+        self, x: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor]:
         """Apply the convolutions first to last; see the base class for shapes."""
-        y, shift = x, _Shift(self.wheels(x, tokens), self.positions)
+        y, shift = x, _Shift(self.wheels(x, context), self.positions)
         for k, rotor in enumerate(self.rotors()):
             y = rotor.multiply(shift.to_rotor(y, k))
         return shift.home(y), self.log_det(x)
 
     def inverse_with_log_det(
-        self, y: Tensor, tokens: Tokens | None = None
+        self, y: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor]:
         """Undo the convolutions last to first; see the base class for shapes."""
-        x, shift = y, _Shift(self.wheels(y, tokens), self.positions)
+        x, shift = y, _Shift(self.wheels(y, context), self.positions)
         for k, rotor in reversed(list(enumerate(self.rotors()))):
             x = rotor.solve(shift.to_rotor(x, k))
         return shift.home(x), -self.log_det(y)
 
-    def wheels(self, x: Tensor, tokens: Tokens | None) -> list[Tensor]:  # noqa: ARG002
+    def wheels(self, x: Tensor, context: TokenContext | None) -> list[Tensor]:  # noqa: ARG002
         """Return each rotor's position at each token; an empty list when none ever moves."""
         return []
 
@@ -345,11 +345,11 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
         )
         self.positions = positions
 
-    def wheels(self, x: Tensor, tokens: Tokens | None) -> list[Tensor]:
+    def wheels(self, x: Tensor, context: TokenContext | None) -> list[Tensor]:
         """Return the R rotor positions, int64, each of the shape of the token index."""
         if self.positions == 1:
             return []
-        index = (tokens or Tokens.of(x)).index
+        index = (context or TokenContext.of(x)).index
         return odometer(index, len(self.layers), self.positions)
 
 

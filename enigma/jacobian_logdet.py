@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijections.base import Tokens
+from enigma.bijections.base import TokenContext
 from enigma.bijections.machine import Enigma
 from enigma.couplings.channel_splines import ChannelSplines
 from enigma.couplings.settings import CouplingKind
@@ -159,7 +159,7 @@ class EnigmaFlow(nn.Module):
             standard, change = self.marginals(standard)
             log_det = log_det + change
         flat_N1D = standard.reshape(-1, 1, self.enigma.d)
-        z_N1D, log_det_N1 = self.enigma.forward_with_log_det(flat_N1D, Tokens.of(flat_N1D))
+        z_N1D, log_det_N1 = self.enigma.forward_with_log_det(flat_N1D, TokenContext.of(flat_N1D))
         z, log_det = z_N1D.view(x.shape), log_det + log_det_N1.view(x.shape[:-1])
         if self.prior == "uniform":
             log_det = log_det + _log_squash_slope(z)
@@ -173,7 +173,7 @@ class EnigmaFlow(nn.Module):
             z = z.logit()
             log_det = log_det - _log_squash_slope(z)
         flat_N1D = z.reshape(-1, 1, self.enigma.d)
-        x_N1D, log_det_N1 = self.enigma.inverse_with_log_det(flat_N1D, Tokens.of(flat_N1D))
+        x_N1D, log_det_N1 = self.enigma.inverse_with_log_det(flat_N1D, TokenContext.of(flat_N1D))
         standard, log_det = x_N1D.view(z.shape), log_det + log_det_N1.view(z.shape[:-1])
         if self.marginals is not None:
             standard, change = self.marginals.inverse(standard)

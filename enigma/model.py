@@ -6,15 +6,13 @@ Half of the attention layers, rounded up, stand before the machine and the other
 
 from __future__ import annotations
 
-from functools import partial
 from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from enigma.attention import AttentionLayer, position_channels
-from enigma.bijections.base import History, KeyValueCache, Tokens
+from enigma.bijections.base import ConvolutionCache, KeyValueCache, TokenContext
 from enigma.bijections.exact import round_to_grid
 from enigma.bijections.machine import Enigma, ReturnPath
 from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
@@ -22,7 +20,7 @@ from enigma.invertible_conv1x1 import RotorForm
 from enigma.layers.causal_conv import CausalConv
 from enigma.layers.linear import Linear
 from enigma.layers.norm import rms_normalise
-from enigma.reversible import Checkpoint, MemoryMode, Step, run_steps
+from enigma.reversible import NON_REENTRANT, Checkpoint, MemoryMode, Step, run_steps
 from enigma.token_embedding import TokenEmbedding
 
 __all__ = ["Enigma", "EnigmaLM", "ReturnPath", "RoundTripReport", "core_round_trip_error"]
@@ -131,9 +129,6 @@ class EnigmaLM(nn.Module):
         self.head: nn.Linear = Linear(d, vocab_size)
         if tie_word_embeddings:
             self.head.weight = self.embedding.tokens.weight
-        # transformers sets these two; they stand above `memory`.
-        self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Checkpoint = partial(checkpoint, use_reentrant=False)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Return next-token logits.
@@ -162,18 +157,22 @@ class EnigmaLM(nn.Module):
         self,
         ids_BL: Tensor,
         *,
-        keep: Tensor | None = None,
+        mask: Tensor | None = None,
         index: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        memory: MemoryMode | None = None,
+        checkpoint_function: Checkpoint = NON_REENTRANT,
     ) -> Tensor:
         """Return the normalised final hidden states, which the head is applied to.
 
         Args:
             ids_BL: int64 `(B, L)` in [0, V).
-            keep: `(B, L)`, 0 at padding and 1 elsewhere; None without padding.
-            index: int64 `(L,)` or `(B, L)`, each token's place in its text; None numbers them on
-                from the length of the cache.
+            mask: `(B, L)`, 0 at padding and 1 elsewhere; None without padding.
+            index: int64 `(L,)` or `(B, L)`, the index of each token in its text; None counts from
+                the length of the cache.
             cache: keys and values of earlier tokens; these L are appended.
+            memory: replaces the model's own mode in training.
+            checkpoint_function: see `enigma.reversible.run_steps`.
 
         Returns:
             floating `(B, L, D)`.
@@ -184,14 +183,14 @@ class EnigmaLM(nn.Module):
         x_BLD = self.embedding(ids_BL, index)
         if self.exact:
             x_BLD = round_to_grid(x_BLD)
-        steps = self.steps(index, keep=keep, cache=cache)
-        total_BLD = run_steps(
-            steps, (x_BLD, x_BLD), self._memory_mode(), self._gradient_checkpointing_func
-        )
+        steps = self.steps(index, mask=mask, cache=cache)
+        learns = self.training and torch.is_grad_enabled()
+        mode = (memory or self.memory) if learns else "plain"
+        total_BLD = run_steps(steps, (x_BLD, x_BLD), mode, checkpoint_function)
         return rms_normalise(total_BLD)
 
     def steps(
-        self, index: Tensor, *, keep: Tensor | None = None, cache: KeyValueCache | None = None
+        self, index: Tensor, *, mask: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> list[Step]:
         """Return the way of the signal: invertible steps over two streams `(B, L, D)`.
 
@@ -199,26 +198,23 @@ class EnigmaLM(nn.Module):
         attention layers read. What the head sees is the normalised sum of the two.
 
         Args:
-            index: int64 `(L,)` or `(B, L)`, each token's place in its text.
-            keep: see `hidden_states`.
+            index: int64 `(L,)` or `(B, L)`, the index of each token in its text.
+            mask: see `hidden_states`.
             cache: see `hidden_states`.
         """
-        keep_BL1 = None if keep is None else keep.unsqueeze(-1).to(torch.float32)
-        history = None if cache is None else History(cache, first_slot=len(self.layers))
-        tokens = Tokens(index, keep_BL1, history)
-        places = position_channels(index, keep_BL1, use_alibi=self.use_alibi)
-        layers = [layer.step(places, cache, i) for i, layer in enumerate(self._attention_layers())]
+        mask_BL1 = None if mask is None else mask.unsqueeze(-1).to(torch.float32)
+        convolutions = (
+            None if cache is None else ConvolutionCache(cache, first_slot=len(self.layers))
+        )
+        context = TokenContext(index, mask_BL1, convolutions)
+        key_positions = position_channels(index, mask_BL1, use_alibi=self.use_alibi)
+        layers = [
+            cast("AttentionLayer", layer).step(key_positions, cache, slot)
+            for slot, layer in enumerate(self.layers)
+        ]
         before_core = (len(layers) + 1) // 2
         return [
             *layers[:before_core],
-            *self.core.steps(tokens, place=1),
+            *self.core.steps(context, stream=1),
             *layers[before_core:],
         ]
-
-    def _attention_layers(self) -> list[AttentionLayer]:
-        return [cast("AttentionLayer", layer) for layer in self.layers]
-
-    def _memory_mode(self) -> MemoryMode:
-        if not (self.training and torch.is_grad_enabled()):
-            return "plain"
-        return "checkpoint" if self.gradient_checkpointing else self.memory

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from enigma.bijections.base import Bijection, Tokens
+from enigma.bijections.base import Bijection, TokenContext
 from enigma.simple_permutation import SimplePermutation
 
 __all__ = ["HISTORICAL_SHARE", "Plugboard"]
@@ -73,7 +73,7 @@ class Plugboard(Bijection):
     def forward_with_log_det(
         self,
         x: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Swap the pairs; the log-determinant is 0. See the base class for shapes."""
         if self.permutation is None:
@@ -83,7 +83,7 @@ class Plugboard(Bijection):
         return y, x.new_zeros(x.shape[:-1])
 
     def inverse_with_log_det(
-        self, y: Tensor, tokens: Tokens | None = None
+        self, y: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor]:
         """Swap the pairs again."""
-        return self.forward_with_log_det(y, tokens)
+        return self.forward_with_log_det(y, context)

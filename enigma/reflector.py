@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from enigma.bijections.base import Bijection, Tokens
+from enigma.bijections.base import Bijection, TokenContext
 from enigma.bijections.exact import exact_add, laid_out
 
 __all__ = ["Reflector"]
@@ -57,7 +57,7 @@ class Reflector(Bijection):
     def forward_with_log_det(
         self,
         x: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Reflect `x`; |det| = 1, so the log-determinant is 0."""
         with torch.autocast(x.device.type, enabled=False):
@@ -85,10 +85,10 @@ class Reflector(Bijection):
         return torch.cat((first, rest), dim=-1)
 
     def inverse_with_log_det(
-        self, y: Tensor, tokens: Tokens | None = None
+        self, y: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor]:
         """Reflect again."""
-        return self.forward_with_log_det(y, tokens)
+        return self.forward_with_log_det(y, context)
 
 
 def _turn(

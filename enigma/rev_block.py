@@ -12,7 +12,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from enigma.bijections.base import Bijection, Tokens
+from enigma.bijections.base import Bijection, TokenContext
 from enigma.couplings.coupling import Coupling
 from enigma.couplings.settings import CouplingKind, CouplingOptions, CouplingSettings
 from enigma.reversible import CouplingStep
@@ -58,25 +58,25 @@ class RevBlock(Bijection):
     def forward_with_log_det(
         self,
         x: Tensor,
-        tokens: Tokens | None = None,
+        context: TokenContext | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Move the first half, then the second; see the base class for shapes."""
         x1, x2 = torch.split(x, self.widths, dim=-1)
-        y1, log_det_f = self.f(x1, x2, tokens)
-        y2, log_det_g = self.g(x2, y1, tokens)
+        y1, log_det_f = self.f(x1, x2, context)
+        y2, log_det_g = self.g(x2, y1, context)
         return torch.cat((y1, y2), dim=-1), _total(x, log_det_f, log_det_g)
 
-    def step(self, tokens: Tokens, place: int) -> CouplingStep:
+    def step(self, context: TokenContext, stream: int) -> CouplingStep:
         """Return an additive block as a step over the halves of one stream.
 
         Args:
-            tokens: which tokens the stream holds.
-            place: the stream's number.
+            context: which tokens the stream holds.
+            stream: the number of the stream.
         """
         return CouplingStep(
-            (partial(self.f.raw, tokens=tokens), (self.f,)),
-            (partial(self.g.raw, tokens=tokens), (self.g,)),
-            places=(place,),
+            (partial(self.f.raw, context=context), (self.f,)),
+            (partial(self.g.raw, context=context), (self.g,)),
+            stream_numbers=(stream,),
             widths=self.widths,
             exact=self.exact,
         )
@@ -84,12 +84,12 @@ class RevBlock(Bijection):
     def inverse_with_log_det(
         self,
         y: Tensor,
-        tokens: Tokens | None = None,
+        context: TokenContext | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Move the second half back, then the first; see the base class for shapes."""
         y1, y2 = torch.split(y, self.widths, dim=-1)
-        x2, log_det_g = self.g.inverse(y2, y1, tokens)
-        x1, log_det_f = self.f.inverse(y1, x2, tokens)
+        x2, log_det_g = self.g.inverse(y2, y1, context)
+        x1, log_det_f = self.f.inverse(y1, x2, context)
         return torch.cat((x1, x2), dim=-1), _total(y, log_det_f, log_det_g)
 
 

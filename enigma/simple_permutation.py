@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment  # the Hungarian method; torch has none
 from torch import Tensor, nn
 
-from enigma.bijections.base import Bijection, Tokens
+from enigma.bijections.base import Bijection, TokenContext
 
 __all__ = ["SimplePermutation", "sinkhorn"]
 
@@ -152,7 +152,7 @@ class SimplePermutation(Bijection):
     def forward_with_log_det(
         self,
         x: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Permute; the log-determinant is 0. See the base class for shapes."""
         return self._permute(x, back=False), x.new_zeros(x.shape[:-1])
@@ -160,7 +160,7 @@ class SimplePermutation(Bijection):
     def inverse_with_log_det(
         self,
         y: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Permute back; see the base class for shapes."""
         return self._permute(y, back=True), y.new_zeros(y.shape[:-1])

@@ -31,7 +31,7 @@ class TokenEmbedding(nn.Module):
 
         Args:
             ids_BL: int64 `(B, L)` in [0, V).
-            index: int64 `(L,)` or `(B, L)`, the place of each token in its text.
+            index: int64 `(L,)` or `(B, L)`, the index of each token in its text, from 0.
 
         Returns:
             floating `(B, L, D)`.

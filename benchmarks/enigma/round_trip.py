@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.record import RESULTS, row, write
-from enigma.bijections.base import Tokens
+from enigma.bijections.base import TokenContext
 from enigma.bijections.machine import Enigma
 from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
 from enigma.couplings.settings import COUPLINGS
@@ -154,10 +154,10 @@ def log_det_error(core: Enigma) -> float:
     """Return the largest difference from `slogdet` of the Jacobian over 16 settings of 2 rotors."""
     x_LD = torch.randn(16, LOG_DET_WIDTH, dtype=torch.double)
     errors = []
-    for place, x_D in enumerate(x_LD):
-        tokens = Tokens(torch.tensor([place]))
-        _, log_det = core.forward_with_log_det(x_D[None, None], tokens)
-        reference = jacobian_log_det(lambda v, t=tokens: core(v[None, None], t)[0, 0], x_D)
+    for index, x_D in enumerate(x_LD):
+        context = TokenContext(torch.tensor([index]))
+        _, log_det = core.forward_with_log_det(x_D[None, None], context)
+        reference = jacobian_log_det(lambda v, t=context: core(v[None, None], t)[0, 0], x_D)
         errors.append(abs((log_det[0, 0] - reference).item()))
     return max(errors)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijections.base import Bijection, Tokens
+from enigma.bijections.base import Bijection, TokenContext
 from enigma.bijections.exact import exact_add, laid_out
 
 __all__ = ["LiftingConv1x1"]
@@ -85,7 +85,7 @@ class LiftingConv1x1(Bijection):
     def forward_with_log_det(
         self,
         x: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Return `(W x, 0)`; see the base class for shapes."""
         return self.multiply(x), x.new_zeros(x.shape[:-1])
@@ -93,7 +93,7 @@ class LiftingConv1x1(Bijection):
     def inverse_with_log_det(
         self,
         y: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Return `(W^-1 y, 0)`; see the base class for shapes."""
         return self.solve(y), y.new_zeros(y.shape[:-1])

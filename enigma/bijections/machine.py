@@ -5,13 +5,14 @@ x -> plugboard -> rotors -> blocks 1 ... n -> reflector -> blocks n ... 1 -> plu
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Unpack, cast, get_args
 
 from torch import Tensor, nn
 
-from enigma.bijections.base import Bijection, Tokens
+from enigma.bijections.base import Bijection, TokenContext
 from enigma.bijections.exact import round_to_grid
 from enigma.couplings.settings import CouplingKind, CouplingOptions, CouplingSettings
 from enigma.invertible_conv1x1 import (
@@ -25,37 +26,54 @@ from enigma.reflector import Reflector
 from enigma.rev_block import RevBlock
 from enigma.reversible import BijectionStep, Step
 
-__all__ = ["Enigma", "ReturnPath"]
+__all__ = ["Enigma", "Pass", "ReturnPath"]
 
+_Map = Callable[[Tensor, TokenContext], tuple[Tensor, Tensor]]
 ReturnPath = Literal["reversed", "untied", "inverse"]
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """One part on the signal's way; `step` turns the odometer further before it.
+class Pass:
+    """One passage of the signal through a part of the machine, in one of its two directions.
 
-    In reversible training what stands before rotors that stand once is `kept`: to solve their
-    systems costs more than a stream is worth.
+    Attributes:
+        part: the bijection.
+        inverted: the signal passes through its inverse.
+        turns: how much further the odometer is turned.
+        stores_input: store the signal before it in reversible training. For rotors that the signal
+            passes once: solving their systems costs more than a stream is worth.
     """
 
-    module: Bijection
+    part: Bijection
     inverted: bool = False
-    step: int = 0
-    kept: bool = False
+    turns: int = 0
+    stores_input: bool = False
 
-    def run(self, x: Tensor, tokens: Tokens, *, backwards: bool) -> tuple[Tensor, Tensor]:
-        tokens = tokens.advanced(self.step)
-        if self.inverted != backwards:
-            return self.module.inverse_with_log_det(x, tokens)
-        return self.module.forward_with_log_det(x, tokens)
+    def forward_with_log_det(self, x: Tensor, context: TokenContext) -> tuple[Tensor, Tensor]:
+        """Pass the signal on; see `Bijection` for shapes."""
+        return self._map(x, context, inverted=self.inverted)
 
-    def reversible(self, tokens: Tokens, place: int) -> Step:
-        tokens = tokens.advanced(self.step)
-        block = self.module
+    def inverse_with_log_det(self, y: Tensor, context: TokenContext) -> tuple[Tensor, Tensor]:
+        """Pass the signal back; see `Bijection` for shapes."""
+        return self._map(y, context, inverted=not self.inverted)
+
+    def _map(self, x: Tensor, context: TokenContext, *, inverted: bool) -> tuple[Tensor, Tensor]:
+        context = context.advanced(self.turns)
+        if inverted:
+            return self.part.inverse_with_log_det(x, context)
+        return self.part.forward_with_log_det(x, context)
+
+    def step(self, context: TokenContext, stream: int) -> Step:
+        """Return the pass as a step over one of several streams, see `enigma.reversible`."""
+        block = self.part
         if isinstance(block, RevBlock) and block.coupling == "additive" and not self.inverted:
-            return block.step(tokens, place)
+            return block.step(context.advanced(self.turns), stream)
         return BijectionStep(
-            self.module, tokens, inverted=self.inverted, place=place, kept=self.kept
+            lambda x: self.forward_with_log_det(x, context)[0],
+            lambda y: self.inverse_with_log_det(y, context)[0],
+            self.part,
+            stream=stream,
+            stores_input=self.stores_input,
         )
 
 
@@ -152,78 +170,78 @@ class Enigma(Bijection):
         self.return_blocks = nn.ModuleList(RevBlock(d, settings) for _ in range(num_return_blocks))
 
     def forward_with_log_det(
-        self, x: Tensor, tokens: Tokens | None = None
+        self, x: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor]:
         """Encipher; see the base class for shapes."""
-        return self._run(self._stages(), x, tokens, backwards=False)
+        return self._run([each.forward_with_log_det for each in self.passes()], x, context)
 
     def inverse_with_log_det(
-        self, y: Tensor, tokens: Tokens | None = None
+        self, y: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor]:
         """Decipher; see the base class for shapes."""
-        return self._run(self._stages()[::-1], y, tokens, backwards=True)
+        back = [each.inverse_with_log_det for each in reversed(self.passes())]
+        return self._run(back, y, context)
 
-    def steps(self, tokens: Tokens, place: int) -> list[Step]:
+    def steps(self, context: TokenContext, stream: int) -> list[Step]:
         """Return the machine as steps over one of several streams, see `enigma.reversible`.
 
         In exact mode the stream must lie on the grid already.
 
         Args:
-            tokens: which tokens the stream holds.
-            place: the stream's number.
+            context: which tokens the stream holds.
+            stream: the number of the stream.
         """
-        return [stage.reversible(tokens, place) for stage in self._stages()]
+        return [each.step(context, stream) for each in self.passes()]
 
     def _run(
-        self, stages: list[_Stage], x: Tensor, tokens: Tokens | None, *, backwards: bool
+        self, maps: Sequence[_Map], x: Tensor, context: TokenContext | None
     ) -> tuple[Tensor, Tensor]:
         if x.shape[-1] != self.d:
             raise ValueError(f"expected (..., {self.d}), got {tuple(x.shape)}")
-        tokens = tokens or Tokens.of(x)
+        context = context or TokenContext.of(x)
         if self.exact:
             x = round_to_grid(x)
-        log_det = x.new_zeros(x.shape[:-1])
-        for stage in stages:
-            x, change = stage.run(x, tokens, backwards=backwards)
-            log_det = log_det + change
-        return x, log_det
+        total = x.new_zeros(x.shape[:-1])
+        for each in maps:
+            x, log_det = each(x, context)
+            total = total + log_det
+        return x, total
 
-    def _stages(self) -> list[_Stage]:
-        plugged = _Stage(self.plugboard)
-        unplugged = replace(plugged, inverted=True)
-        way_out = self._through(list(self.blocks), first_step=0)
-        middle = _Stage(self.reflector)
+    def passes(self) -> list[Pass]:
+        """Return the way of the signal; every way of running the machine follows it."""
+        plugged = Pass(self.plugboard)
+        unplugged = Pass(self.plugboard, inverted=True)
+        way_out = self._through(list(self.blocks), first_turn=0)
+        middle = Pass(self.reflector)
         if self.return_path == "inverse":
-            undone = [replace(stage, inverted=True) for stage in way_out[::-1]]
+            undone = [replace(each, inverted=True) for each in reversed(way_out)]
             return [plugged, *way_out, middle, *undone, unplugged]
         untied = self.return_path == "untied"
         blocks = list(self.return_blocks if untied else self.blocks)[::-1]
-        way_back = self._through(blocks, first_step=len(blocks), rotors_first=False)
+        way_back = self._through(blocks, first_turn=len(blocks), rotors_first=False)
         return [plugged, *way_out, middle, *way_back, unplugged]
 
     def _through(
-        self, blocks: list[nn.Module], first_step: int, *, rotors_first: bool = True
-    ) -> list[_Stage]:
-        stages = []
+        self, blocks: list[nn.Module], first_turn: int, *, rotors_first: bool = True
+    ) -> list[Pass]:
+        passes = []
         if rotors_first and not self.rotors_between_blocks:
-            stages.append(_Stage(self.rotors, kept=True))
-        for step, block in enumerate(blocks, start=first_step):
+            passes.append(Pass(self.rotors, stores_input=True))
+        for turn, block in enumerate(blocks, start=first_turn):
             if self.rotors_between_blocks:
-                stages.append(_Stage(self._rotors_before(step), step=step))
-            if not isinstance(block, Bijection):
-                raise TypeError(f"a block must be a Bijection, got {type(block).__name__}")
-            stages.append(_Stage(block))
-        return stages
+                passes.append(Pass(self._rotors_before(turn), turns=turn))
+            passes.append(Pass(cast("Bijection", block)))
+        return passes
 
-    def _rotors_before(self, passage: int) -> Bijection:
-        rotors = self.more_rotors[passage - 1] if passage and self.more_rotors else self.rotors
+    def _rotors_before(self, turn: int) -> Bijection:
+        rotors = self.more_rotors[turn - 1] if turn and self.more_rotors else self.rotors
         return cast("Bijection", rotors)
 
 
 def _rotors(
     d: int, num_rotors: int, positions: int | None, **settings: Any
 ) -> InvertibleConv1x1Stack:
-    """Rotors that step, or without `positions` such as stand still."""
+    """Return rotors that step, or static ones without `positions`."""
     if positions is None:
         return InvertibleConv1x1Stack(d, num_rotors, **settings)
     return DynamicInvertibleConv1x1Stack(d, num_rotors, positions, **settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from enigma.bijections.base import Tokens
+from enigma.bijections.base import TokenContext
 from enigma.bijections.exact import laid_out
 from enigma.couplings.network import CouplingNetwork
 from enigma.couplings.settings import CouplingSettings
@@ -59,22 +59,22 @@ class Coupling(nn.Module):
         )
 
     def forward(
-        self, moved: Tensor, read: Tensor, tokens: Tokens | None = None
+        self, moved: Tensor, read: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the moved half and its log-determinant per token (None where it is 0)."""
-        return self.transform.forward(moved, self.raw(read, tokens).to(moved.dtype))
+        return self.transform.forward(moved, self.raw(read, context).to(moved.dtype))
 
     def inverse(
-        self, moved: Tensor, read: Tensor, tokens: Tokens | None = None
+        self, moved: Tensor, read: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Undo `forward` for the same `read` half; the log-determinant is the inverse's."""
-        return self.transform.inverse(moved, self.raw(read, tokens).to(moved.dtype))
+        return self.transform.inverse(moved, self.raw(read, context).to(moved.dtype))
 
-    def raw(self, read: Tensor, tokens: Tokens | None = None) -> Tensor:
+    def raw(self, read: Tensor, context: TokenContext | None = None) -> Tensor:
         """Return the transform's raw parameters; for an additive coupling, what is added.
 
         Under autocast they are in half precision. The stream keeps its own dtype: one in bfloat16
         does not invert.
         """
-        raw: Tensor = self.network(laid_out(read) if self.exact else read, tokens)
+        raw: Tensor = self.network(laid_out(read) if self.exact else read, context)
         return raw

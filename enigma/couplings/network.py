@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijections.base import Tokens
+from enigma.bijections.base import TokenContext
 from enigma.couplings.settings import CouplingSettings
 from enigma.layers.causal_conv import CausalConv
 from enigma.layers.linear import Linear
@@ -42,11 +42,11 @@ class CouplingNetwork(nn.Module):
         )
         self.out = Linear(hidden_channels, out_channels, zero=True, bias=settings.bias)
 
-    def forward(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: TokenContext | None = None) -> Tensor:
         """Map `(..., L, in_channels)` to `(..., L, out_channels)`."""
         h = rms_normalise(x) if self.normalise else x
         if self.conv is not None:
-            h = self.conv(h, tokens)
+            h = self.conv(h, context)
         h = self.hidden[0](h)
         for layer in self.hidden[1:]:
             change = layer(self.activate(h))

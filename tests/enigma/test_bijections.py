@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from enigma.bijections.base import Tokens
+from enigma.bijections.base import TokenContext
 from enigma.bijections.lifting import LiftingConv1x1
 from enigma.couplings.settings import COUPLINGS
 from enigma.invertible_conv1x1 import (
@@ -74,8 +74,8 @@ def test_shape_inverse_and_log_det(name, stirred):
     assert (again - x).abs().max() <= 1e-12 * x.abs().max()
     assert (log_det + log_det_back).abs().max() <= 1e-10
     for t in range(x.shape[1]):  # the position of the rotors changes from token to token
-        tokens = Tokens(torch.tensor([t]))
-        reference = jacobian_log_det(lambda v, k=tokens: module(v[None, None], k)[0, 0], x[0, t])
+        context = TokenContext(torch.tensor([t]))
+        reference = jacobian_log_det(lambda v, k=context: module(v[None, None], k)[0, 0], x[0, t])
         assert abs(reference - log_det[0, t]).item() <= 1e-8
 
 
@@ -84,9 +84,9 @@ def test_rotors_take_their_position_from_the_index_alone(stirred):
     x = torch.randn(1, 20, D, dtype=torch.float64)
     whole = rotors(x)
     assert torch.equal(whole, rotors(x))
-    late = rotors(x[:, 7:], Tokens.of(x[:, 7:], start=7))
+    late = rotors(x[:, 7:], TokenContext.of(x[:, 7:], start=7))
     torch.testing.assert_close(late, whole[:, 7:], rtol=0, atol=1e-13)
-    rows = rotors(x.expand(2, -1, -1), Tokens(torch.arange(20).expand(2, -1)))
+    rows = rotors(x.expand(2, -1, -1), TokenContext(torch.arange(20).expand(2, -1)))
     torch.testing.assert_close(rows[1], whole[0], rtol=0, atol=1e-13)
 
 
@@ -96,7 +96,7 @@ def test_every_setting_of_the_rotors_is_another_map(stirred):
     outputs = rotors(same_token)[0]
     distance = torch.cdist(outputs, outputs) + torch.eye(16)
     assert distance.min() > 1e-3
-    assert torch.allclose(rotors(same_token, Tokens(torch.arange(16, 32)))[0], outputs)
+    assert torch.allclose(rotors(same_token, TokenContext(torch.arange(16, 32)))[0], outputs)
 
 
 def test_the_kept_weight_follows_the_parameters(stirred):

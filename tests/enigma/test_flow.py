@@ -67,7 +67,7 @@ def test_a_vector_does_not_know_its_neighbours(stirred):
 
 def test_every_block_has_a_rotor_of_its_own():
     flow = EnigmaFlow.build(4, 3, hidden_channels=8)
-    rotors = [stage.module for stage in flow.enigma._stages() if hasattr(stage.module, "rotors")]
+    rotors = [each.part for each in flow.enigma.passes() if hasattr(each.part, "rotors")]
     assert len(rotors) == len(set(rotors)) == 6
     with pytest.raises(ValueError, match="own_rotors needs rotors_between_blocks"):
         Enigma(4, 3, positions=4, own_rotors=True)

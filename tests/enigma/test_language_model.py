@@ -175,7 +175,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_causal_lm):
         model = make_causal_lm(attention_dropout=0.0).train()
         if checkpointing:
             model.activation_checkpointing_enable()
-            assert model.lm.gradient_checkpointing
+            assert model.gradient_checkpointing
         model(IDS, labels=IDS).loss.backward()
         grads.append([p.grad for p in model.parameters()])
     for plain, checkpointed in zip(*grads, strict=True):

@@ -136,8 +136,10 @@ def test_the_whole_model_can_be_undone(make_lm, changes):
     steps, streams = lm.steps(torch.arange(12)), (x, x)
     with torch.no_grad():
         for step in steps:
-            y = step.run(tuple(streams[i] for i in step.places), lambda _, f, value: f(value))
-            moved = dict(zip(step.places, y, strict=True))
+            y = step.run(
+                tuple(streams[i] for i in step.stream_numbers), lambda _, f, value: f(value)
+            )
+            moved = dict(zip(step.stream_numbers, y, strict=True))
             streams = tuple(moved.get(i, stream) for i, stream in enumerate(streams))
         torch.testing.assert_close(run_steps(steps, (x, x)), sum(streams), rtol=0, atol=0)
         back = undo_steps(steps, streams)
