@@ -3,7 +3,7 @@
     python docs/tutorial_machine.py            # two minutes on one core; pictures in docs/images
     python docs/tutorial_machine.py --steps 20 --out /tmp/pictures
 
-The cells (`# %%`) run one by one in an editor that knows them.
+Editors with notebook cells (`# %%`) can run it cell by cell.
 """
 
 # %%
@@ -17,8 +17,7 @@ import torch
 mpl.use("agg")
 import matplotlib.pyplot as plt
 
-from enigma.bijections.machine import Enigma
-from enigma.jacobian_logdet import EnigmaFlow
+from enigma import Enigma, EnigmaFlow
 
 SENTENCE = "天下大势,分久必合,合久必分"
 BITS = 16
@@ -26,8 +25,8 @@ BITS = 16
 
 # %% [markdown]
 # ## A density in two dimensions
-# The flow carries two moons to a standard normal. What it learned is a density: it can be
-# evaluated everywhere, it integrates to 1, and sampling it costs as much as evaluating it.
+# The flow maps two moons to a standard normal. What it learns is a density: it can be evaluated
+# everywhere, it integrates to 1, and drawing a sample costs as much as evaluating a point.
 
 
 # %%
@@ -91,8 +90,8 @@ def draw_flow(flow: EnigmaFlow, test: torch.Tensor, path: Path) -> None:
 # %% [markdown]
 # ## A sentence through the machine and back
 # Every character is 16 bits of its code point, a vector of -1 and 1. The machine is exact and its
-# return path undoes the way out: like the historical machine it deciphers with the very setting
-# that enciphered. Not close: the same 32 bits of every number.
+# return path undoes the way out: like the historical machine it deciphers with the same setting
+# that enciphered. The result is not approximate: all 32 bits of every number are the same.
 
 
 # %%

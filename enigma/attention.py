@@ -1,12 +1,12 @@
 """Causal attention with linear biases, without a bias matrix.
 
 ALiBi (Press et al., "Train Short, Test Long", 2022) adds -m_h (i - j) to the score of query i
-and key j in head h. Softmax does not see what is the same for all keys of a query, so m_h j is
+and key j in head h. Softmax ignores a term that is the same for all keys of a query, so m_h j is
 enough, and that is an inner product: two channels of every head hold the key's position, and
 the same two channels of the query hold the slope. So no (L, L) bias exists, the fused causal
-kernels apply as they are, and keys can be cached with their position inside.
+kernels apply unchanged, and keys can be cached with their position inside.
 
-Legend: B batch, L queries, S keys, D channels, H heads, K channels of a head.
+Legend: B batch, L queries, S keys, D channels, H heads, K channels per head.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def position_channels(index: Tensor, mask_BL1: Tensor | None, *, use_alibi: bool
     Args:
         index: int64 `(L,)` or `(B, L)` token indices.
         mask_BL1: `(B, L, 1)`, 0 at padding, or None.
-        use_alibi: False leaves only the mark of padding.
+        use_alibi: False gives every token position 0 and marks only padding.
 
     Returns:
         float32 `(1 or B, 1, L, 2)`: the coarse and the fine digit of the index in base 256.
@@ -75,9 +75,9 @@ class CausalSelfAttention(nn.Module):
     Queries and keys are RMS-normalised (QK-norm; Henry et al., 2020).
 
     Args:
-        d: width D, divisible by `num_heads`, with at least 4 channels a head.
+        d: width D, divisible by `num_heads`, with at least 4 channels per head.
         num_heads: heads, H.
-        use_alibi: linear biases; False leaves the order of tokens to a position embedding.
+        use_alibi: linear biases; without them a position embedding must give the order of tokens.
         attention_dropout: probability of dropping an attention weight in training.
 
     Raises:
@@ -91,7 +91,7 @@ class CausalSelfAttention(nn.Module):
         if num_heads < 1 or d % num_heads or d // num_heads < 2 * _POSITION_CHANNELS:
             raise ValueError(
                 f"num_heads must divide d={d} and leave at least {2 * _POSITION_CHANNELS} "
-                f"channels a head, got {num_heads}"
+                f"channels per head, got {num_heads}"
             )
         self.num_heads = num_heads
         self.head_channels = d // num_heads
@@ -171,7 +171,7 @@ class AttentionLayer(nn.Module):
     """A reversible pre-norm transformer layer over two streams of width D.
 
     y1 = x1 + attention(norm(x2)), y2 = x2 + network(norm(y1)), with a squared-ReLU network of
-    width 4 D: the parameters and the products of a plain layer, and it can be undone.
+    width 4 D: as many parameters and products as a plain layer, but it can be undone.
 
     Sources: Vaswani et al. (2017); two streams, Kitaev et al., "Reformer" (2020), equation 9;
     squared ReLU, So et al., "Primer" (2021).
@@ -181,7 +181,7 @@ class AttentionLayer(nn.Module):
         num_heads: heads, H.
         use_alibi: see `CausalSelfAttention`.
         attention_dropout: see `CausalSelfAttention`.
-        hidden_dropout: probability of dropping a channel of either branch in training.
+        hidden_dropout: probability of dropping a channel of each branch in training.
         exact: add on the grid of exact mode, where both streams must lie; the layer can then
             be undone bit for bit.
     """

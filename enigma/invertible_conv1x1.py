@@ -32,20 +32,19 @@ class InvertibleConv1x1(Bijection):
     """One invertible matrix W = P L (U + diag(s)) applied to the channels of every token.
 
     One `(D, D)` parameter holds all three factors: L below its diagonal, U above, and on the
-    diagonal the raw log-scales, soft-clamped by tanh. So a rotor has exactly the parameters of
-    a bias-free linear layer, and weight decay pulls it to its start. The signs of s are fixed
-    at +1: a sign that could change would have to pass through a singular matrix.
+    diagonal the raw log-scales, soft-clamped by tanh. So a rotor has exactly as many parameters
+    as a bias-free linear layer, and weight decay pulls it to its start. The signs of s are fixed
+    at +1: to change one, training would have to pass through a singular matrix.
 
     Args:
         num_channels: width D, at least 1.
         start: the value of W before training. "identity" is the default because noise on the
             parameters breaks the inverse of a random orthogonal start (error 310 where the
             identity stays at 4e-6) and because a permutation of token embeddings costs a
-            language model 1.10 nats. "permutation" is a perfect shuffle, even channels first: of
-            log2(D) such rotors in a row each splits the channels into other halves, so that any
-            two are separated once. "rotation" puts a random orthogonal matrix that is not learned
-            in the place of P; L, U and s still start at the identity, which keeps the inverse
-            exact.
+            language model 1.10 nats. "permutation" is a perfect shuffle, even channels first: each
+            of log2(D) such rotors in a row splits the channels into different halves, and any two
+            channels are separated once. "rotation" replaces P by a random orthogonal matrix that
+            is not learned; L, U and s still start at the identity, which keeps the inverse exact.
         seed: of the rotation.
         max_log_scale: bound of |log s| in nats.
 
@@ -83,8 +82,8 @@ class InvertibleConv1x1(Bijection):
             order = torch.cat((order[::2], order[1::2]))
         self.register_buffer("permutation", order)
         if start == "rotation":
-            # Kept in float64, which a module's own dtype does not touch: its log-determinant is
-            # taken for 0.
+            # In float64, whatever the module's dtype at construction: its log-determinant is
+            # assumed to be 0.
             generator = torch.Generator().manual_seed(seed)
             gaussian_DD = torch.randn(
                 num_channels, num_channels, generator=generator, dtype=torch.float64, device="cpu"
@@ -123,10 +122,10 @@ class InvertibleConv1x1(Bijection):
         return identity.index_select(0, self.permutation)
 
     def departure(self) -> Tensor:
-        """Return W - P `(D, D)`; formed once and kept while no gradient can reach the parameters.
+        """Return W - P `(D, D)`; formed once and cached while no gradient can reach the parameters.
 
-        W x is computed as P x + (W - P) x: near the start that rounds four times less than W x,
-        whose partial sums all carry the large term.
+        W x is computed as P x + (W - P) x: near the start its rounding error is a quarter of that
+        of W x, whose partial sums all contain the large term.
         """
         if torch.is_grad_enabled() or self.training:
             return self._form_departure()
@@ -152,7 +151,7 @@ class InvertibleConv1x1(Bijection):
         return torch.addmm(permuted, rows, self.departure().to(rows.dtype).T)
 
     def train(self, mode: bool = True) -> InvertibleConv1x1:
-        """Switch the mode and forget the kept W, in case a parameter was set through `.data`."""
+        """Switch the mode and drop the cached W, in case a parameter was set through `.data`."""
         self._cached = None
         return super().train(mode)
 
@@ -168,9 +167,9 @@ class InvertibleConv1x1(Bijection):
     def solve(self, y: Tensor) -> Tensor:
         """Return W^-1 y for every token of `y` `(..., D)`.
 
-        Two triangular systems are solved in float64 for the unit vectors, which gives W^-1; what
-        its product with y leaves over is mapped back once more. In float32 this is as exact as
-        float64 throughout: what is left is the rounding of the forward pass.
+        Two triangular systems are solved in float64 for the unit vectors, which gives W^-1; the
+        residual of its product with y is mapped back once more. In float32 this is as exact as
+        float64 throughout: only the rounding of the forward pass remains.
         """
         with torch.autocast(y.device.type, enabled=False):
             rows = y.reshape(-1, self.num_channels)
@@ -217,7 +216,7 @@ class InvertibleConv1x1Stack(Bijection):
         num_layers: number of convolutions, 0 for the identity.
         form: "plu" is `InvertibleConv1x1`, "lifting" is `enigma.bijections.lifting.LiftingConv1x1`.
         start: see `InvertibleConv1x1`; of the PLU form only.
-        first_seed: of the first convolution's rotation; the next takes the next number.
+        first_seed: seed of the first convolution's rotation; each further one adds 1.
         max_log_scale: see `InvertibleConv1x1`; of the PLU form only.
         exact: see `enigma.bijections.lifting.LiftingConv1x1`; of the lifting form only.
 
@@ -246,7 +245,9 @@ class InvertibleConv1x1Stack(Bijection):
         if form == "lifting" and start != "identity":
             raise ValueError(f"the lifting form starts at the identity, got start={start!r}")
         if form == "plu" and exact:
-            raise ValueError("the PLU form solves a system and is not exact; take form='lifting'")
+            raise ValueError(
+                "expected form='lifting' with exact=True, got 'plu', whose inverse solves a system"
+            )
         self.num_channels = num_channels
         self.layers = nn.ModuleList(
             LiftingConv1x1(num_channels, exact=exact)
@@ -285,7 +286,7 @@ class InvertibleConv1x1Stack(Bijection):
         return shift.home(x), -self.log_det(y)
 
     def wheels(self, x: Tensor, context: TokenContext | None) -> list[Tensor]:  # noqa: ARG002
-        """Return each rotor's position at each token; an empty list when none ever moves."""
+        """Return each rotor's position at each token; an empty list for static rotors."""
         return []
 
 
@@ -295,7 +296,7 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
     At position p a rotor is its one matrix conjugated by a cyclic shift S of the channels by
     D / P: S^-p W S^p. That is `positions ** num_layers` distinct maps with no weights beyond
     those of the static stack and the same log-determinant everywhere. Neighbouring shifts
-    merge, so R rotors cost R matrix products and R + 1 shifts, with no loop over tokens.
+    merge, so R rotors cost R matrix products and R + 1 shifts, without a loop over tokens.
 
     Args:
         num_channels: width D, divisible by `positions`.
@@ -332,7 +333,7 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
             divisors = [p for p in range(1, num_channels + 1) if num_channels % p == 0]
             raise ValueError(
                 f"positions must divide num_channels={num_channels}, got {positions}; "
-                f"take one of {divisors}"
+                f"to fix this: take one of {divisors}"
             )
         super().__init__(
             num_channels,
@@ -354,7 +355,7 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
 
 
 class _Shift:
-    """Remembers how far the channels are turned, so that neighbouring shifts merge."""
+    """Tracks how far the channels are shifted, to merge neighbouring shifts."""
 
     def __init__(self, wheels: Iterable[Tensor], positions: int) -> None:
         self._wheels = list(wheels)

@@ -1,7 +1,7 @@
 """The language model: attention layers around the machine.
 
-Half of the attention layers, rounded up, stand before the machine and the others behind it.
-`Enigma` itself is in `enigma.bijections.machine`; both are imported from here.
+Half of the attention layers, rounded up, stand before the machine and the others after it. `Enigma`
+is defined in `enigma.bijections.machine` and can be imported from here too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class EnigmaLM(nn.Module):
         num_transformer_layers: attention layers; the first half, rounded up, stands before the
             machine.
         num_heads: attention heads, H.
-        max_len: tokens of the longest training text. ALiBi reads on beyond it; learned positions
+        max_len: tokens of the longest training text. ALiBi reads beyond it; learned positions
             (`use_alibi=False`) end there.
         use_alibi: linear attention biases; False takes a learned position embedding.
         use_dynamic_conv1x1: step the rotors with the token index.
@@ -46,8 +46,8 @@ class EnigmaLM(nn.Module):
         hidden_dropout: see `enigma.attention.AttentionLayer`.
         return_path: see `Enigma`.
         rotor_form: see `Enigma`.
-        exact: compute both streams on the grid of exact mode, the attention layers too: then
-            the way through the whole model can be undone bit for bit. Needs lifting rotors.
+        exact: compute both streams on the grid of exact mode, in the attention layers too: the
+            whole model can then be undone bit for bit. Needs lifting rotors.
         kernel_size: see `Enigma`.
         learnable_plugboard: see `Enigma`.
         tie_word_embeddings: share the output head with the token embedding.
@@ -143,7 +143,7 @@ class EnigmaLM(nn.Module):
 
     @property
     def num_cache_slots(self) -> int:
-        """Layers that a decoding cache needs: one an attention layer or pass of a convolution."""
+        """Layers that a decoding cache needs: one per attention layer and pass of a convolution."""
         passes = 1 if self.core.return_path == "untied" else 2
         convolutions = sum(isinstance(m, CausalConv) for m in self.core.modules())
         return len(self.layers) + passes * convolutions
@@ -163,7 +163,7 @@ class EnigmaLM(nn.Module):
         memory: MemoryMode | None = None,
         checkpoint_function: Checkpoint = NON_REENTRANT,
     ) -> Tensor:
-        """Return the normalised final hidden states, which the head is applied to.
+        """Return the normalised final hidden states, the input of the head.
 
         Args:
             ids_BL: int64 `(B, L)` in [0, V).
@@ -192,10 +192,10 @@ class EnigmaLM(nn.Module):
     def steps(
         self, index: Tensor, *, mask: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> list[Step]:
-        """Return the way of the signal: invertible steps over two streams `(B, L, D)`.
+        """Return the path of the signal: invertible steps over two streams `(B, L, D)`.
 
         Both streams start as the token embedding. The machine moves the second one, which the
-        attention layers read. What the head sees is the normalised sum of the two.
+        attention layers read. The head reads the normalised sum of the two.
 
         Args:
             index: int64 `(L,)` or `(B, L)`, the index of each token in its text.

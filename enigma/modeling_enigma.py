@@ -1,6 +1,6 @@
 """The Hugging Face adapter: `EnigmaForCausalLM`, registered with the Auto classes on import.
 
-Nothing is computed here that `enigma.model` does not compute.
+All computation is in `enigma.model`, except the training loss.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from enigma.model import EnigmaLM
 __all__ = ["EnigmaForCausalLM", "training_loss"]
 
 _LOSS_CHUNK = 256
-"""Tokens whose logits are held at once in training; with fewer the products are slower."""
+"""Tokens whose logits are held at a time in training; fewer make the products slower."""
 _LM_ARGUMENTS = tuple(signature(EnigmaLM).parameters)
 """The configuration has a field for every one of them."""
 
 
 class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  # untyped base
-    """`EnigmaLM` with the interfaces of transformers.
+    """`EnigmaLM` with the interface of transformers.
 
     It trains under `Trainer`, saves as safetensors, loads through `AutoModelForCausalLM` (after
     `import enigma.modeling_enigma`) and generates with a key-value cache.
@@ -104,10 +104,10 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             position_ids: int64 `(B, L)`, the index of each token in its text; None derives it
                 from the mask and the cache.
             past_key_values: keys and values of earlier tokens.
-            labels: int64 `(B, L)`, equal to `input_ids` where a token is to be predicted and
-                -100 elsewhere; they are shifted here.
+            labels: int64 `(B, L)`, equal to `input_ids` for the tokens to predict and -100
+                elsewhere; they are shifted here.
             use_cache: return a cache; None follows the configuration, except in training.
-            logits_to_keep: compute the logits of the last so many tokens only; 0 for all.
+            logits_to_keep: compute the logits of this many last tokens only; 0 for all.
             **kwargs: `num_items_in_batch`, the number of targets of an accumulated batch, makes
                 the loss a sum divided by it.
 
@@ -155,16 +155,16 @@ def training_loss(
     Args:
         hidden_BLD: floating `(B, L, D)`, final hidden states.
         head_VD: floating `(V, D)`, the output head.
-        labels_BL: int64 `(B, L)`, -100 where nothing is to be predicted; shifted here.
+        labels_BL: int64 `(B, L)`, -100 for tokens not to predict; shifted here.
         num_items_in_batch: divide the sum by it; None takes the mean over the targets.
-        **_: what else transformers hands to a loss.
+        **_: other arguments that transformers passes to a loss.
 
     Returns:
         0-d, nats per token, in the dtype of the head.
 
-    The gradients are computed together with the loss, `_LOSS_CHUNK` tokens at a time, so a
-    second derivative is not to be had. Autocast is off here: in bf16 the loss itself would be
-    rounded to 3 digits.
+    The gradients are computed together with the loss, `_LOSS_CHUNK` tokens at a time, so there is
+    no second derivative. Autocast is off here: in bf16 the loss itself would be rounded to 3
+    digits.
     """
     with torch.autocast(hidden_BLD.device.type, enabled=False):
         loss: Tensor = functional.linear_cross_entropy(

@@ -1,10 +1,10 @@
-"""How much faster generation is with the key-value cache than without it.
+"""The speed of generation with the key-value cache and without it.
 
     OMP_NUM_THREADS=1 python -m benchmarks.enigma.kv_cache       # about ten minutes
 
 The three published sizes, 256 new tokens after 32, greedy, one text, float32. The tokens must be
-the same; the peer for scale is GPT2LMHeadModel with its own cache, as wide, with two layers more
-in place of the machine.
+the same; the peer for scale is GPT2LMHeadModel with its own cache, as wide, with two more layers
+instead of the machine.
 """
 
 from typing import Any

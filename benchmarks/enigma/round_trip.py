@@ -1,7 +1,7 @@
-"""How exactly the machine undoes itself and knows its log-determinant, fresh and trained.
+"""Exactness of the machine's inverse and log-determinant, fresh and trained.
 
     OMP_NUM_THREADS=1 python -m benchmarks.enigma.round_trip          # about 15 minutes on one core
-    OMP_NUM_THREADS=1 python -m benchmarks.enigma.round_trip lifting  # only forms that begin so
+    OMP_NUM_THREADS=1 python -m benchmarks.enigma.round_trip lifting  # only forms that start so
 
 The core has the published size (768 wide, 6 blocks, 4 rotors of 16 positions). It is trained
 inside a bigram model of a random Markov chain, with the published optimiser (AdamW, learning
@@ -95,7 +95,7 @@ def rows_of(what: str, report: RoundTripReport) -> list[dict[str, object]]:
 
 
 def block_rows() -> list[dict[str, object]]:
-    """Return the published claim: one reversible block, with weights that are not fresh."""
+    """Return the errors of one reversible block (the published claim), with noisy weights."""
     rows = []
     for coupling in COUPLINGS:
         torch.manual_seed(0)
@@ -163,7 +163,7 @@ def log_det_error(core: Enigma) -> float:
 
 
 def merged(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Return the new rows, and of the results file those that were not measured anew."""
+    """Return the new rows, and the rows of the results file that were not measured again."""
     path = RESULTS / "round_trip.json"
     old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     new_names = {entry["name"] for entry in rows}

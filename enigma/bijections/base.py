@@ -1,7 +1,7 @@
 """The interface of every reversible part of the machine.
 
 Shape legend, used in the whole package: B batch, L tokens, D channels (model width), H heads,
-K channels of a head, V vocabulary, P rotor positions, R rotors, N tokens of a flattened batch.
+K channels per head, V vocabulary, P rotor positions, R rotors, N tokens of a flattened batch.
 """
 
 from __future__ import annotations

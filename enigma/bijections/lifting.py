@@ -2,7 +2,7 @@
 
 Source: Daubechies and Sweldens, "Factoring Wavelet Transforms into Lifting Steps" (1998). With
 the channels in halves (a, b): a += A1 b, b += A2 a, a += A3 b, b += A4 a. Four such steps have
-the parameters of one linear layer of the same width and determinant 1.
+as many parameters as one linear layer of the same width, and determinant 1.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _NUM_STEPS = 4
 class LiftingConv1x1(Bijection):
     """An invertible 1x1 convolution as lifting steps; the identity at the start.
 
-    The inverse subtracts what the forward pass added, in the opposite order: no system is
-    solved, so its error does not grow with the condition of the matrix.
+    The inverse subtracts what the forward pass added, in the opposite order. No system is solved,
+    so the error does not grow with the condition number of the matrix.
 
     Args:
         num_channels: width D, at least 2; an odd width makes unequal halves.

@@ -1,4 +1,4 @@
-"""The machine: a reversible core whose signal goes out, is reflected, and comes back.
+"""The machine: a reversible core whose signal goes out, is reflected, and returns.
 
 x -> plugboard -> rotors -> blocks 1 ... n -> reflector -> blocks n ... 1 -> plugboard^T -> y
 """
@@ -34,7 +34,7 @@ ReturnPath = Literal["reversed", "untied", "inverse"]
 
 @dataclass(frozen=True)
 class Pass:
-    """One passage of the signal through a part of the machine, in one of its two directions.
+    """One passage of the signal through a part of the machine, in either direction.
 
     Attributes:
         part: the bijection.
@@ -82,18 +82,18 @@ class Enigma(Bijection):
 
     Args:
         d: width D, at least 2.
-        num_rev_blocks: reversible blocks on the way out; the way back has as many.
+        num_rev_blocks: reversible blocks on the way out; the way back passes as many.
         num_rotors: rotors, 0 for none.
         positions: positions of a rotor; must divide `d`.
-        dynamic: step the rotors with the token index; False holds them still.
+        dynamic: step the rotors with the token index; False makes them static.
         coupling: the kind of coupling in the blocks, or all its settings as one object.
         return_path: "reversed" passes the same blocks in the opposite order (as published),
-            "untied" has blocks of its own for the way back, "inverse" undoes the way out, so
-            that the machine is its own inverse like the historical one: f(f(x)) = x.
+            "untied" has separate blocks for the way back, "inverse" undoes the way out: the
+            machine is then its own inverse like the historical one, f(f(x)) = x.
         rotors_between_blocks: pass the rotors before every block, turned one step further each
-            time, instead of once before the first. A flow needs the mixing.
-        own_rotors: with `rotors_between_blocks`, every block has rotors of its own in front of
-            it, in place of one stack that all share.
+            time, instead of once before the first block. A flow needs the mixing.
+        own_rotors: with `rotors_between_blocks`, put separate rotors in front of every block
+            instead of one shared stack.
         rotor_form: "plu" or "lifting", see `InvertibleConv1x1Stack`.
         start: see `InvertibleConv1x1`.
         learnable_plugboard: see `Plugboard`.
@@ -104,8 +104,8 @@ class Enigma(Bijection):
             input is rounded to the grid first.
 
     Raises:
-        ValueError: for a width, number or choice out of range; the message names it. Also while
-            running, if an exact stream reaches the limit of its grid.
+        ValueError: for a width, number or choice out of range; the message names it. Also at run
+            time, if an exact stream reaches the limit of its grid.
 
     Examples:
         >>> import torch
@@ -208,7 +208,7 @@ class Enigma(Bijection):
         return x, total
 
     def passes(self) -> list[Pass]:
-        """Return the way of the signal; every way of running the machine follows it."""
+        """Return the path of the signal, which every way of running the machine follows."""
         plugged = Pass(self.plugboard)
         unplugged = Pass(self.plugboard, inverted=True)
         way_out = self._through(list(self.blocks), first_turn=0)

@@ -1,4 +1,4 @@
-"""A depthwise convolution over the tokens that looks back and never ahead.
+"""A causal depthwise convolution over the tokens.
 
 Legend: k taps, C channels.
 """
@@ -15,7 +15,7 @@ __all__ = ["CausalConv"]
 
 
 class CausalConv(nn.Module):
-    """y_t = sum over j < k of w_j x_(t - j), a channel at a time; the identity at the start.
+    """y_t = sum over j < k of w_j x_(t - j), per channel; the identity at the start.
 
     Before the first token, and at padding, x is 0. With a cache in `context` the earlier
     tokens are those of the cache.
@@ -41,7 +41,7 @@ class CausalConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Pass the token itself and nothing of earlier ones."""
+        """Pass the token itself and ignore earlier ones."""
         nn.init.zeros_(self.taps)
         nn.init.ones_(self.taps[0])
 

@@ -83,7 +83,7 @@ def test_float32_round_trip_of_the_language_models_core(core, batch, length, see
     length=st.integers(1, 40),
     seed=st.integers(0, 99),
 )
-def test_exact_mode_gives_back_the_same_bits(core, batch, length, seed, stirred):
+def test_exact_mode_returns_the_same_bits(core, batch, length, seed, stirred):
     core = stirred(core, std=0.1, seed=seed)
     x = round_to_grid(stream(core, batch, length, torch.float32, seed))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The published names work as written, and a stranger's process can use a saved model."""
+"""The published names work as written, and a fresh process can use a saved model."""
 
 import re
 import subprocess
@@ -53,7 +53,7 @@ def test_the_published_keywords():
     assert flow.sample((5,)).shape == (5, 64)
 
 
-def test_the_document_of_the_presets_says_what_the_code_makes():
+def test_the_table_of_the_presets_agrees_with_the_code():
     text = DOCUMENT.read_text(encoding="utf-8")
     for name, preset in PRESETS.items():
         counts = count_parameters(preset)

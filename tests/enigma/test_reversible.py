@@ -71,7 +71,7 @@ def test_under_bfloat16_the_gradients_are_close(make_causal_lm):
     assert largest_difference(grads, expected) <= 2e-2
 
 
-def test_forgotten_dropout_would_be_seen(make_causal_lm, monkeypatch):
+def test_other_dropout_in_the_recomputation_would_show(make_causal_lm, monkeypatch):
     changes = {"attention_dropout": 0.3, "hidden_dropout": 0.3}
     _, expected = gradients(make_causal_lm(**changes))
     monkeypatch.setattr("enigma.reversible.torch.set_rng_state", lambda _: None)
@@ -106,7 +106,7 @@ def test_a_parameter_changed_before_the_backward_pass_is_an_error(make_causal_lm
 
 
 def test_training_keeps_no_activations(make_causal_lm):
-    """What the graph holds does not grow with depth: parameters, and streams in two places."""
+    """What the graph holds does not grow with depth: parameters, and the streams twice."""
 
     def kept(memory, layers):
         model = make_causal_lm(memory=memory, num_transformer_layers=layers).train()

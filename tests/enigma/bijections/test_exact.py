@@ -1,4 +1,4 @@
-"""Exact mode gives back the same bits, whatever the weights and the depth."""
+"""Exact mode returns the same bits, whatever the weights and the depth."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_rounding_passes_the_gradient_through():
 
 @pytest.mark.parametrize("value", [1500.0, float("nan")])
 def test_a_stream_beyond_the_grid_is_an_error(value):
-    with pytest.raises(ValueError, match="exact mode holds numbers below 1024"):
+    with pytest.raises(ValueError, match="exact mode needs numbers below 1024"):
         exact_add(torch.zeros(3), torch.full((3,), value))
 
 
