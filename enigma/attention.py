@@ -179,8 +179,8 @@ class AttentionLayer(nn.Module):
     Args:
         d: width D.
         num_heads: heads, H.
-        use_alibi: see `CausalSelfAttention`.
-        attention_dropout: see `CausalSelfAttention`.
+        use_alibi: linear biases in the attention.
+        attention_dropout: probability of dropping an attention weight in training.
         hidden_dropout: probability of dropping a channel of each branch in training.
         exact: add on the grid of exact mode, where both streams must lie; the layer can then
             be undone bit for bit.
@@ -211,9 +211,9 @@ class AttentionLayer(nn.Module):
         """Return the layer as a step over two streams `(B, L, D)`.
 
         Args:
-            key_positions: see `CausalSelfAttention.forward`.
-            cache: see `CausalSelfAttention.forward`.
-            layer_index: see `CausalSelfAttention.forward`.
+            key_positions: from `position_channels`, for the L tokens of the streams.
+            cache: keys and values of earlier tokens; these L are appended.
+            layer_index: this layer's slot in the cache.
         """
 
         def attend(x_BLD: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ equations 10 and 11: W = P L (U + diag(s)), log |det W| = sum log |s|.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, cast, get_args
+from typing import Literal, TypedDict, Unpack, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,22 @@ __all__ = [
     "InvertibleConv1x1",
     "InvertibleConv1x1Stack",
     "RotorForm",
+    "RotorOptions",
     "Start",
 ]
 
 Start = Literal["identity", "permutation", "rotation"]
 RotorForm = Literal["plu", "lifting"]
+
+
+class RotorOptions(TypedDict, total=False):
+    """The keyword arguments of `InvertibleConv1x1Stack`."""
+
+    form: RotorForm
+    start: Start
+    first_seed: int
+    max_log_scale: float
+    exact: bool
 
 
 class InvertibleConv1x1(Bijection):
@@ -215,10 +226,10 @@ class InvertibleConv1x1Stack(Bijection):
         num_channels: width D.
         num_layers: number of convolutions, 0 for the identity.
         form: "plu" is `InvertibleConv1x1`, "lifting" is `enigma.bijections.lifting.LiftingConv1x1`.
-        start: see `InvertibleConv1x1`; of the PLU form only.
+        start: the PLU form before training, see `InvertibleConv1x1`.
         first_seed: seed of the first convolution's rotation; each further one adds 1.
-        max_log_scale: see `InvertibleConv1x1`; of the PLU form only.
-        exact: see `enigma.bijections.lifting.LiftingConv1x1`; of the lifting form only.
+        max_log_scale: bound of |log s| of the PLU form in nats.
+        exact: round the lifting form to the grid of exact mode; its inverse is then bit-exact.
 
     Raises:
         ValueError: for a negative number of layers, an unknown form, or an exact PLU form.
@@ -302,11 +313,7 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
         num_channels: width D, divisible by `positions`.
         num_layers: number of rotors, R.
         positions: positions of a rotor, P.
-        form: see `InvertibleConv1x1Stack`.
-        start: see `InvertibleConv1x1Stack`.
-        first_seed: see `InvertibleConv1x1Stack`.
-        max_log_scale: see `InvertibleConv1x1Stack`.
-        exact: see `InvertibleConv1x1Stack`.
+        **options: form and start of the rotors, as for `InvertibleConv1x1Stack`.
 
     Raises:
         ValueError: if `positions` is below 1 or does not divide `num_channels`.
@@ -322,12 +329,7 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
         num_channels: int,
         num_layers: int,
         positions: int = 16,
-        *,
-        form: RotorForm = "plu",
-        start: Start = "identity",
-        first_seed: int = 0,
-        max_log_scale: float = 1.0,
-        exact: bool = False,
+        **options: Unpack[RotorOptions],
     ) -> None:
         if positions < 1 or num_channels % positions:
             divisors = [p for p in range(1, num_channels + 1) if num_channels % p == 0]
@@ -335,15 +337,7 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
                 f"positions must divide num_channels={num_channels}, got {positions}; "
                 f"to fix this: take one of {divisors}"
             )
-        super().__init__(
-            num_channels,
-            num_layers,
-            form=form,
-            start=start,
-            first_seed=first_seed,
-            max_log_scale=max_log_scale,
-            exact=exact,
-        )
+        super().__init__(num_channels, num_layers, **options)
         self.positions = positions
 
     def wheels(self, x: Tensor, context: TokenContext | None) -> list[Tensor]:

@@ -32,8 +32,8 @@ class EnigmaLM(nn.Module):
     Args:
         vocab_size: number of token ids, V.
         d: width D.
-        num_rev_blocks: see `Enigma`.
-        num_rotors: see `Enigma`.
+        num_rev_blocks: reversible blocks of the machine.
+        num_rotors: rotors of the machine, 0 for none.
         num_transformer_layers: attention layers; the first half, rounded up, stands before the
             machine.
         num_heads: attention heads, H.
@@ -42,14 +42,14 @@ class EnigmaLM(nn.Module):
         use_alibi: linear attention biases; False takes a learned position embedding.
         use_dynamic_conv1x1: step the rotors with the token index.
         conv1x1_positions: positions of a rotor, P.
-        attention_dropout: see `enigma.attention.CausalSelfAttention`.
-        hidden_dropout: see `enigma.attention.AttentionLayer`.
-        return_path: see `Enigma`.
-        rotor_form: see `Enigma`.
+        attention_dropout: probability of dropping an attention weight in training.
+        hidden_dropout: probability of dropping a channel of a residual branch in training.
+        return_path: "reversed", "untied" or "inverse", see `Enigma`.
+        rotor_form: "plu" or "lifting", see `enigma.invertible_conv1x1`.
         exact: compute both streams on the grid of exact mode, in the attention layers too: the
             whole model can then be undone bit for bit. Needs lifting rotors.
-        kernel_size: see `Enigma`.
-        learnable_plugboard: see `Enigma`.
+        kernel_size: taps of the causal convolution in the coupling networks; 1 for none.
+        learnable_plugboard: learn which channels are swapped.
         tie_word_embeddings: share the output head with the token embedding.
         memory: what training keeps for the backward pass, see `enigma.reversible.run_steps`.
 

@@ -1,7 +1,7 @@
 """Exactness of the machine's inverse and log-determinant, fresh and trained.
 
     OMP_NUM_THREADS=1 python -m benchmarks.enigma.round_trip          # about 15 minutes on one core
-    OMP_NUM_THREADS=1 python -m benchmarks.enigma.round_trip lifting  # only forms that start so
+    OMP_NUM_THREADS=1 python -m benchmarks.enigma.round_trip lifting  # only these forms
 
 The core has the published size (768 wide, 6 blocks, 4 rotors of 16 positions). It is trained
 inside a bigram model of a random Markov chain, with the published optimiser (AdamW, learning

@@ -19,6 +19,7 @@ from enigma.invertible_conv1x1 import (
     DynamicInvertibleConv1x1Stack,
     InvertibleConv1x1Stack,
     RotorForm,
+    RotorOptions,
     Start,
 )
 from enigma.plugboard import Plugboard
@@ -95,8 +96,8 @@ class Enigma(Bijection):
         own_rotors: with `rotors_between_blocks`, put separate rotors in front of every block
             instead of one shared stack.
         rotor_form: "plu" or "lifting", see `InvertibleConv1x1Stack`.
-        start: see `InvertibleConv1x1`.
-        learnable_plugboard: see `Plugboard`.
+        start: the rotors before training, see `InvertibleConv1x1`.
+        learnable_plugboard: learn which channels are swapped.
         seed: of the plugboard.
         **options: fields of `CouplingSettings`, beside a kind. `exact=True` concerns the whole
             machine: it computes on the grid of exact mode, so that the inverse is bit-exact. This
@@ -239,9 +240,9 @@ class Enigma(Bijection):
 
 
 def _rotors(
-    d: int, num_rotors: int, positions: int | None, **settings: Any
+    d: int, num_rotors: int, positions: int | None, **options: Unpack[RotorOptions]
 ) -> InvertibleConv1x1Stack:
     """Return rotors that step, or static ones without `positions`."""
     if positions is None:
-        return InvertibleConv1x1Stack(d, num_rotors, **settings)
-    return DynamicInvertibleConv1x1Stack(d, num_rotors, positions, **settings)
+        return InvertibleConv1x1Stack(d, num_rotors, **options)
+    return DynamicInvertibleConv1x1Stack(d, num_rotors, positions, **options)
