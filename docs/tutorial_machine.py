@@ -17,8 +17,7 @@ import torch
 mpl.use("agg")
 import matplotlib.pyplot as plt
 
-from enigma.jacobian_logdet import EnigmaFlow
-from enigma.machine import Enigma
+from enigma import Enigma, EnigmaFlow
 
 SENTENCE = "天下大势,分久必合,合久必分"
 BITS = 16

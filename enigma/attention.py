@@ -1,12 +1,12 @@
 """Causal attention with linear biases, without a bias matrix.
 
 ALiBi (Press et al., "Train Short, Test Long", 2022) adds -m_h (i - j) to the score of query i
-and key j in head h. Softmax does not see what is the same for all keys of a query, so m_h j is
+and key j in head h. Softmax ignores a term that is the same for all keys of a query, so m_h j is
 enough, and that is an inner product: two channels of every head hold the key's position, and
 the same two channels of the query hold the slope. So no (L, L) bias exists, the fused causal
-kernels apply as they are, and keys can be cached with their position inside.
+kernels apply unchanged, and keys can be cached with their position inside.
 
-Legend: B batch, L queries, S keys, D channels, H heads, K channels of a head.
+Legend: B batch, L queries, S keys, D channels, H heads, K channels per head.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijection import KeyValueCache
-from enigma.dropped_attention import dropped_attention
-from enigma.linear import Linear
-from enigma.norm import rms_normalise
+from enigma.bijections.base import KeyValueCache
+from enigma.layers.dropped_attention import dropped_attention
+from enigma.layers.linear import Linear
+from enigma.layers.norm import rms_normalise
+from enigma.layers.squared_relu import squared_relu
 from enigma.reversible import CouplingStep
-from enigma.squared_relu import squared_relu
 
 __all__ = ["AttentionLayer", "CausalSelfAttention", "alibi_slopes", "position_channels"]
 
@@ -47,25 +47,25 @@ def alibi_slopes(num_heads: int) -> Tensor:
     )
 
 
-def position_channels(index: Tensor, keep_BL1: Tensor | None, *, use_alibi: bool) -> Tensor:
+def position_channels(index: Tensor, mask_BL1: Tensor | None, *, use_alibi: bool) -> Tensor:
     """Return what keys hold in their position channels.
 
     Args:
         index: int64 `(L,)` or `(B, L)` token indices.
-        keep_BL1: `(B, L, 1)`, 0 at padding, or None.
-        use_alibi: False leaves only the mark of padding.
+        mask_BL1: `(B, L, 1)`, 0 at padding, or None.
+        use_alibi: False gives every token position 0 and marks only padding.
 
     Returns:
         float32 `(1 or B, 1, L, 2)`: the coarse and the fine digit of the index in base 256.
     """
-    place = index if use_alibi else torch.zeros_like(index)
-    coarse = place.div(_COARSE, rounding_mode="floor").float()
-    digits = torch.stack((coarse, place.remainder(_COARSE).float()), dim=-1)
+    position = index if use_alibi else torch.zeros_like(index)
+    coarse = position.div(_COARSE, rounding_mode="floor").float()
+    digits = torch.stack((coarse, position.remainder(_COARSE).float()), dim=-1)
     if digits.ndim == 2:
         digits = digits.unsqueeze(0)
-    if keep_BL1 is not None:
+    if mask_BL1 is not None:
         padding = torch.tensor([_PADDING, 0.0], device=digits.device)
-        digits = torch.where(keep_BL1 > 0, digits, padding)
+        digits = torch.where(mask_BL1 > 0, digits, padding)
     return digits.unsqueeze(1)
 
 
@@ -75,9 +75,9 @@ class CausalSelfAttention(nn.Module):
     Queries and keys are RMS-normalised (QK-norm; Henry et al., 2020).
 
     Args:
-        d: width D, divisible by `num_heads`, with at least 4 channels a head.
+        d: width D, divisible by `num_heads`, with at least 4 channels per head.
         num_heads: heads, H.
-        use_alibi: linear biases; False leaves the order of tokens to a position embedding.
+        use_alibi: linear biases; without them a position embedding must give the order of tokens.
         attention_dropout: probability of dropping an attention weight in training.
 
     Raises:
@@ -91,7 +91,7 @@ class CausalSelfAttention(nn.Module):
         if num_heads < 1 or d % num_heads or d // num_heads < 2 * _POSITION_CHANNELS:
             raise ValueError(
                 f"num_heads must divide d={d} and leave at least {2 * _POSITION_CHANNELS} "
-                f"channels a head, got {num_heads}"
+                f"channels per head, got {num_heads}"
             )
         self.num_heads = num_heads
         self.head_channels = d // num_heads
@@ -106,7 +106,7 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self,
         x_BLD: Tensor,
-        places: Tensor,
+        key_positions: Tensor,
         cache: KeyValueCache | None = None,
         layer_index: int = 0,
     ) -> Tensor:
@@ -114,15 +114,16 @@ class CausalSelfAttention(nn.Module):
 
         Args:
             x_BLD: floating `(B, L, D)`.
-            places: from `position_channels`, for these L tokens.
+            key_positions: from `position_channels`, for these L tokens.
             cache: keys and values of earlier tokens; these L are appended.
-            layer_index: this layer's place in the cache.
+            layer_index: this layer's slot in the cache.
 
         Returns:
             `(B, L, D)`.
         """
-        q_BHLK = self._with_position(rms_normalise(self._heads(self.query(x_BLD))), None)
-        k_BHSK = self._with_position(rms_normalise(self._heads(self.key(x_BLD))), places)
+        q_BHLK = rms_normalise(self._heads(self.query(x_BLD)))
+        q_BHLK = _append(q_BHLK, self._query_slopes(x_BLD.device))
+        k_BHSK = _append(rms_normalise(self._heads(self.key(x_BLD))), key_positions)
         v_BHSK = self._heads(self.value(x_BLD))
         if cache is not None:
             k_BHSK, v_BHSK = cache.update(k_BHSK, v_BHSK, layer_index)
@@ -153,23 +154,24 @@ class CausalSelfAttention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
-    def _with_position(self, content: Tensor, places: Tensor | None) -> Tensor:
-        """Append a key's place, or the query's slopes (`places` None), to the content."""
-        if places is None:
-            slope_H = alibi_slopes(self.num_heads)
-            # Undo the 1 / sqrt(K) of the attention kernel.
-            slope_H = slope_H * math.sqrt(self.head_channels)
-            pair = torch.stack((_COARSE * slope_H, slope_H), dim=-1).view(1, -1, 1, 2)
-            places = pair.to(content.device)
-        shape = (*content.shape[:-1], _POSITION_CHANNELS)
-        return torch.cat((content, places.to(content.dtype).expand(shape)), dim=-1)
+    def _query_slopes(self, device: torch.device) -> Tensor:
+        """Return what queries hold in their position channels, `(1, H, 1, 2)` float64."""
+        # Undo the 1 / sqrt(K) of the attention kernel.
+        slope_H = alibi_slopes(self.num_heads) * math.sqrt(self.head_channels)
+        return torch.stack((_COARSE * slope_H, slope_H), dim=-1).view(1, -1, 1, 2).to(device)
+
+
+def _append(content: Tensor, position: Tensor) -> Tensor:
+    """Append the position channels to the content of each head."""
+    shape = (*content.shape[:-1], _POSITION_CHANNELS)
+    return torch.cat((content, position.to(content.dtype).expand(shape)), dim=-1)
 
 
 class AttentionLayer(nn.Module):
     """A reversible pre-norm transformer layer over two streams of width D.
 
     y1 = x1 + attention(norm(x2)), y2 = x2 + network(norm(y1)), with a squared-ReLU network of
-    width 4 D: the parameters and the products of a plain layer, and it can be undone.
+    width 4 D: as many parameters and products as a plain layer, but it can be undone.
 
     Sources: Vaswani et al. (2017); two streams, Kitaev et al., "Reformer" (2020), equation 9;
     squared ReLU, So et al., "Primer" (2021).
@@ -177,10 +179,10 @@ class AttentionLayer(nn.Module):
     Args:
         d: width D.
         num_heads: heads, H.
-        use_alibi: see `CausalSelfAttention`.
-        attention_dropout: see `CausalSelfAttention`.
-        hidden_dropout: probability of dropping a channel of either branch in training.
-        exact: add on the grid of `enigma.exact`, where both streams must lie; the layer can then
+        use_alibi: linear biases in the attention.
+        attention_dropout: probability of dropping an attention weight in training.
+        hidden_dropout: probability of dropping a channel of each branch in training.
+        exact: add on the grid of exact mode, where both streams must lie; the layer can then
             be undone bit for bit.
     """
 
@@ -204,24 +206,26 @@ class AttentionLayer(nn.Module):
         self.hidden_dropout = hidden_dropout
 
     def step(
-        self, places: Tensor, cache: KeyValueCache | None = None, layer_index: int = 0
+        self, key_positions: Tensor, cache: KeyValueCache | None = None, layer_index: int = 0
     ) -> CouplingStep:
         """Return the layer as a step over two streams `(B, L, D)`.
 
         Args:
-            places: see `CausalSelfAttention.forward`.
-            cache: see `CausalSelfAttention.forward`.
-            layer_index: see `CausalSelfAttention.forward`.
+            key_positions: from `position_channels`, for the L tokens of the streams.
+            cache: keys and values of earlier tokens; these L are appended.
+            layer_index: this layer's slot in the cache.
         """
 
         def attend(x_BLD: Tensor) -> Tensor:
-            attended: Tensor = self.attention(rms_normalise(x_BLD), places, cache, layer_index)
+            attended: Tensor = self.attention(
+                rms_normalise(x_BLD), key_positions, cache, layer_index
+            )
             return self._drop(attended)
 
         return CouplingStep(
             (attend, (self.attention,)),
             (self._transform, (self.mlp_up, self.mlp_down)),
-            places=(0, 1),
+            stream_numbers=(0, 1),
             exact=self.exact,
         )
 

@@ -1,14 +1,14 @@
 """A proof that no position of a language model sees the future, on its real weights.
 
-Three claims are checked in float64 and each demands exactly 0:
+Three quantities are computed in float64, and each must be exactly 0:
 
 1. the derivative of logit t with respect to the embedding of every token after t;
 2. the change of logit t when real tokens after t are replaced;
 3. for a model with a loss: the derivative of the loss of target s with respect to the
    embedding of token s and of every later one, which is not 0 if targets are shifted wrongly.
 
-A leak behind a weight that is exactly 0, as the last layers of a fresh model are, would not
-show. So where a parameter is wholly 0 the claims are checked once more with small noise in it.
+A leak behind a weight that is exactly 0, as in the last layers of a fresh model, would stay
+hidden. So if a parameter is entirely 0, they are computed again with small noise in it.
 
 Legend: C rows of a chunk, L tokens, D channels, V vocabulary.
 """
@@ -29,21 +29,21 @@ from enigma.model import EnigmaLM
 __all__ = ["CausalityFigures", "CausalityReport", "prove_causality"]
 
 _CHUNK_NUMBERS = 2**24
-"""Logits held at once, in numbers: 128 MiB of float64."""
+"""Logits held at a time: 128 MiB of float64."""
 _STIR_STD = 0.02
 
 
 @dataclass(frozen=True)
 class CausalityFigures:
-    """What one set of weights showed.
+    """The results for one set of weights.
 
     Attributes:
-        future_gradient: largest derivative of a logit by a later embedding; 0 is demanded.
+        future_gradient: largest derivative of a logit by a later embedding; must be 0.
         past_gradient: smallest over t of the largest derivative of logit t by an embedding up to
-            t; above 0, or the check would have had nothing to see.
-        suffix_change: largest change of a logit when later tokens change; 0 is demanded.
+            t; must be above 0, or the check could not have seen anything.
+        suffix_change: largest change of a logit when later tokens change; must be 0.
         target_gradient: largest derivative of a target's loss by the target's embedding or a
-            later one; None for a model without a loss; 0 is demanded.
+            later one; must be 0; None for a model without a loss.
         leak: the first leak found, in words; empty without one.
     """
 
@@ -55,7 +55,7 @@ class CausalityFigures:
 
     @property
     def is_causal(self) -> bool:
-        """Whether every demanded zero is exactly 0; NaN counts as a leak."""
+        """Whether all that must be 0 is exactly 0; NaN counts as a leak."""
         zeros = (self.future_gradient, self.suffix_change, self.target_gradient or 0.0)
         return all(zero == 0.0 for zero in zeros) and self.past_gradient > 0.0
 
@@ -66,8 +66,8 @@ class CausalityReport:
 
     Attributes:
         length: tokens of the text, L; every position was checked.
-        real: the figures on the weights as they are.
-        stirred: the figures with noise in the parameters that are wholly 0; None if none is.
+        real: the figures on the unchanged weights.
+        stirred: the figures with noise in the parameters that are entirely 0, or None without any.
     """
 
     length: int
@@ -89,11 +89,11 @@ def prove_causality(
 ) -> CausalityReport:
     """Check every position of a text for dependence on later tokens.
 
-    The model is copied, in float64 and evaluation mode, and not changed.
+    The model is not changed: a copy is checked, in float64 and evaluation mode.
 
     Args:
         model: an `EnigmaLM`, or a model that holds one as `lm` and computes a loss from
-            `labels`, such as `EnigmaForCausalLM`; then the shift of the targets is checked too.
+            `labels`, like `EnigmaForCausalLM`; then the shift of the targets is checked too.
         length: tokens of the text, L, at least 2.
         ids: int64 `(L,)`, a real text; None draws ids uniformly.
         seed: of the draws.
@@ -111,7 +111,7 @@ def prove_causality(
         True
     """
     if length < 2:
-        raise ValueError(f"length must be at least 2, or there is no future; got {length}")
+        raise ValueError(f"length must be at least 2, or no token has a future, got {length}")
     probe = copy.deepcopy(model).double().eval()
     lm = _language_model(probe)
     device = lm.head.weight.device
@@ -136,7 +136,7 @@ def _language_model(model: nn.Module) -> EnigmaLM:
 
 
 def _stir_zeros(model: nn.Module, generator: torch.Generator) -> bool:
-    """Put noise into every parameter that is wholly 0; return whether there was one."""
+    """Put noise into every parameter that is entirely 0; return whether there was one."""
     found = False
     with torch.no_grad():
         for parameter in model.parameters():
@@ -177,7 +177,7 @@ def _name_first(table: Tensor, words: str) -> str:
 
 @contextmanager
 def _leaf_embeddings(lm: EnigmaLM) -> Iterator[list[Tensor]]:
-    """Make the token embeddings leaves, one appended to the list at each call of the model."""
+    """Make the token embeddings leaves; each call of the model appends one to the list."""
     leaves: list[Tensor] = []
 
     def cut(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
@@ -199,8 +199,8 @@ def _chunks(lm: EnigmaLM, length: int, first: int, device: torch.device) -> Iter
 def _logit_gradients(lm: EnigmaLM, ids_L: Tensor, generator: torch.Generator) -> Tensor:
     """Return `(L, L)`: the largest |d logit t / d embedding s| over channels, row t, column s.
 
-    The V logits of a row are summed with random weights: a leak that cancels in exactly these
-    has probability 0.
+    The V logits of a row are summed with random weights: a leak cancels in these with
+    probability 0.
     """
     weight_V = torch.randn(lm.vocab_size, generator=generator, dtype=torch.float64)
     rows = []
@@ -218,13 +218,13 @@ def _suffix_changes(lm: EnigmaLM, ids_L: Tensor, generator: torch.Generator) -> 
     length = len(ids_L)
     hop = torch.randint(1, max(2, lm.vocab_size), (length,), generator=generator).to(ids_L)
     other_L = (ids_L + hop) % lm.vocab_size
-    place_L = torch.arange(length, device=ids_L.device)
+    position_L = torch.arange(length, device=ids_L.device)
     changes = []
     with torch.no_grad():
         for t_C in _chunks(lm, length, 0, ids_L.device):
-            later_CL = place_L > t_C.unsqueeze(1)
+            later_CL = position_L > t_C.unsqueeze(1)
             same_CL = ids_L.expand(len(t_C), -1)
-            # Both calls have one shape: equal rows then go through equal arithmetic.
+            # Both calls have the same shape, so equal rows go through equal arithmetic.
             difference_CLV = lm(torch.where(later_CL, other_L, same_CL)) - lm(same_CL)
             difference_CLV.masked_fill_(later_CL.unsqueeze(-1), 0.0)
             changes.append(difference_CLV.abs().amax((1, 2)))

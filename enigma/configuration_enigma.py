@@ -1,12 +1,12 @@
-"""Configuration of `EnigmaForCausalLM`, in the Hugging Face way."""
+"""The Hugging Face configuration of `EnigmaForCausalLM`."""
 
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
+from enigma.bijections.machine import ReturnPath
 from enigma.invertible_conv1x1 import RotorForm
-from enigma.machine import ReturnPath
 from enigma.reversible import MemoryMode
 
 __all__ = ["EnigmaConfig"]
@@ -14,7 +14,7 @@ __all__ = ["EnigmaConfig"]
 
 @strict
 class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ships no types
-    """Sizes and switches of the language model; every one of them changes the model.
+    """Sizes and switches of the language model.
 
     Attributes:
         vocab_size: number of token ids.
@@ -31,8 +31,8 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
         hidden_dropout: probability of dropping a channel of a residual branch in training.
         return_path: "reversed", "untied" or "inverse", see `enigma.model.Enigma`.
         rotor_form: "plu" or "lifting", see `enigma.invertible_conv1x1`.
-        exact: compute on a grid, so that the model is bit-exactly invertible up to the head, see
-            `enigma.exact`.
+        exact: compute on a grid, where the model is bit-exactly invertible up to the head, see
+            `enigma.bijections.exact`.
         kernel_size: taps of the causal convolution in the coupling networks; 1 for none.
         learnable_plugboard: learn which channels are swapped.
         use_cache: keep keys and values while generating.
@@ -86,11 +86,11 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
     eos_token_id: int | list[int] | None = 102
 
     def validate_architecture(self) -> None:
-        """Check what one field alone cannot show; called by the base class."""
+        """Check fields against each other; called by the base class."""
         if self.num_transformer_layers < 1:
             raise ValueError(
-                "num_transformer_layers must be at least 1, as only attention passes on what a "
-                f"text said before; got {self.num_transformer_layers}"
+                "num_transformer_layers must be at least 1, as only attention reads earlier "
+                f"tokens, got {self.num_transformer_layers}"
             )
         if self.d % self.num_heads:
             raise ValueError(f"num_heads must divide d={self.d}, got {self.num_heads}")

@@ -7,13 +7,13 @@ equations 10 and 11: W = P L (U + diag(s)), log |det W| = sum log |s|.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, cast, get_args
+from typing import Literal, TypedDict, Unpack, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from enigma.bijection import Bijection, Tokens
-from enigma.lifting import LiftingConv1x1
+from enigma.bijections.base import Bijection, TokenContext
+from enigma.bijections.lifting import LiftingConv1x1
 from enigma.rotor import odometer, shift_channels
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "InvertibleConv1x1",
     "InvertibleConv1x1Stack",
     "RotorForm",
+    "RotorOptions",
     "Start",
 ]
 
@@ -28,24 +29,33 @@ Start = Literal["identity", "permutation", "rotation"]
 RotorForm = Literal["plu", "lifting"]
 
 
+class RotorOptions(TypedDict, total=False):
+    """The keyword arguments of `InvertibleConv1x1Stack`."""
+
+    form: RotorForm
+    start: Start
+    first_seed: int
+    max_log_scale: float
+    exact: bool
+
+
 class InvertibleConv1x1(Bijection):
     """One invertible matrix W = P L (U + diag(s)) applied to the channels of every token.
 
     One `(D, D)` parameter holds all three factors: L below its diagonal, U above, and on the
-    diagonal the raw log-scales, soft-clamped by tanh. So a rotor has exactly the parameters of
-    a bias-free linear layer, and weight decay pulls it to its start. The signs of s are fixed
-    at +1: a sign that could change would have to pass through a singular matrix.
+    diagonal the raw log-scales, soft-clamped by tanh. So a rotor has exactly as many parameters
+    as a bias-free linear layer, and weight decay pulls it to its start. The signs of s are fixed
+    at +1: to change one, training would have to pass through a singular matrix.
 
     Args:
         num_channels: width D, at least 1.
         start: the value of W before training. "identity" is the default because noise on the
             parameters breaks the inverse of a random orthogonal start (error 310 where the
             identity stays at 4e-6) and because a permutation of token embeddings costs a
-            language model 1.10 nats. "permutation" is a perfect shuffle, even channels first: of
-            log2(D) such rotors in a row each splits the channels into other halves, so that any
-            two are separated once. "rotation" puts a random orthogonal matrix that is not learned
-            in the place of P; L, U and s still start at the identity, which keeps the inverse
-            exact.
+            language model 1.10 nats. "permutation" is a perfect shuffle, even channels first: each
+            of log2(D) such rotors in a row splits the channels into different halves, and any two
+            channels are separated once. "rotation" replaces P by a random orthogonal matrix that
+            is not learned; L, U and s still start at the identity, which keeps the inverse exact.
         seed: of the rotation.
         max_log_scale: bound of |log s| in nats.
 
@@ -83,8 +93,8 @@ class InvertibleConv1x1(Bijection):
             order = torch.cat((order[::2], order[1::2]))
         self.register_buffer("permutation", order)
         if start == "rotation":
-            # Kept in float64, which a module's own dtype does not touch: its log-determinant is
-            # taken for 0.
+            # In float64, whatever the module's dtype at construction: its log-determinant is
+            # assumed to be 0.
             generator = torch.Generator().manual_seed(seed)
             gaussian_DD = torch.randn(
                 num_channels, num_channels, generator=generator, dtype=torch.float64, device="cpu"
@@ -123,10 +133,10 @@ class InvertibleConv1x1(Bijection):
         return identity.index_select(0, self.permutation)
 
     def departure(self) -> Tensor:
-        """Return W - P `(D, D)`; formed once and kept while no gradient can reach the parameters.
+        """Return W - P `(D, D)`; formed once and cached while no gradient can reach the parameters.
 
-        W x is computed as P x + (W - P) x: near the start that rounds four times less than W x,
-        whose partial sums all carry the large term.
+        W x is computed as P x + (W - P) x: near the start its rounding error is a quarter of that
+        of W x, whose partial sums all contain the large term.
         """
         if torch.is_grad_enabled() or self.training:
             return self._form_departure()
@@ -152,7 +162,7 @@ class InvertibleConv1x1(Bijection):
         return torch.addmm(permuted, rows, self.departure().to(rows.dtype).T)
 
     def train(self, mode: bool = True) -> InvertibleConv1x1:
-        """Switch the mode and forget the kept W, in case a parameter was set through `.data`."""
+        """Switch the mode and drop the cached W, in case a parameter was set through `.data`."""
         self._cached = None
         return super().train(mode)
 
@@ -168,9 +178,9 @@ class InvertibleConv1x1(Bijection):
     def solve(self, y: Tensor) -> Tensor:
         """Return W^-1 y for every token of `y` `(..., D)`.
 
-        Two triangular systems are solved in float64 for the unit vectors, which gives W^-1; what
-        its product with y leaves over is mapped back once more. In float32 this is as exact as
-        float64 throughout: what is left is the rounding of the forward pass.
+        Two triangular systems are solved in float64 for the unit vectors, which gives W^-1; the
+        residual of its product with y is mapped back once more. In float32 this is as exact as
+        float64 throughout: only the rounding of the forward pass remains.
         """
         with torch.autocast(y.device.type, enabled=False):
             rows = y.reshape(-1, self.num_channels)
@@ -195,7 +205,7 @@ class InvertibleConv1x1(Bijection):
     def forward_with_log_det(
         self,
         x: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Return `(W x, log |det W|)`; see the base class for shapes."""
         return self.multiply(x), self.log_det().expand(x.shape[:-1])
@@ -203,7 +213,7 @@ class InvertibleConv1x1(Bijection):
     def inverse_with_log_det(
         self,
         y: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Return `(W^-1 y, -log |det W|)`; see the base class for shapes."""
         return self.solve(y), -self.log_det().expand(y.shape[:-1])
@@ -215,11 +225,11 @@ class InvertibleConv1x1Stack(Bijection):
     Args:
         num_channels: width D.
         num_layers: number of convolutions, 0 for the identity.
-        form: "plu" is `InvertibleConv1x1`, "lifting" is `enigma.lifting.LiftingConv1x1`.
-        start: see `InvertibleConv1x1`; of the PLU form only.
-        first_seed: of the first convolution's rotation; the next takes the next number.
-        max_log_scale: see `InvertibleConv1x1`; of the PLU form only.
-        exact: see `enigma.lifting.LiftingConv1x1`; of the lifting form only.
+        form: "plu" is `InvertibleConv1x1`, "lifting" is `enigma.bijections.lifting.LiftingConv1x1`.
+        start: the PLU form before training, see `InvertibleConv1x1`.
+        first_seed: seed of the first convolution's rotation; each further one adds 1.
+        max_log_scale: bound of |log s| of the PLU form in nats.
+        exact: round the lifting form to the grid of exact mode; its inverse is then bit-exact.
 
     Raises:
         ValueError: for a negative number of layers, an unknown form, or an exact PLU form.
@@ -246,7 +256,9 @@ class InvertibleConv1x1Stack(Bijection):
         if form == "lifting" and start != "identity":
             raise ValueError(f"the lifting form starts at the identity, got start={start!r}")
         if form == "plu" and exact:
-            raise ValueError("the PLU form solves a system and is not exact; take form='lifting'")
+            raise ValueError(
+                "expected form='lifting' with exact=True, got 'plu', whose inverse solves a system"
+            )
         self.num_channels = num_channels
         self.layers = nn.ModuleList(
             LiftingConv1x1(num_channels, exact=exact)
@@ -267,25 +279,25 @@ class InvertibleConv1x1Stack(Bijection):
         return sum((rotor.log_det() for rotor in self.rotors()), zero).expand(x.shape[:-1])
 
     def forward_with_log_det(
-        self, x: Tensor, tokens: Tokens | None = None
+        self, x: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor]:
         """Apply the convolutions first to last; see the base class for shapes."""
-        y, shift = x, _Shift(self.wheels(x, tokens), self.positions)
+        y, shift = x, _Shift(self.wheels(x, context), self.positions)
         for k, rotor in enumerate(self.rotors()):
             y = rotor.multiply(shift.to_rotor(y, k))
         return shift.home(y), self.log_det(x)
 
     def inverse_with_log_det(
-        self, y: Tensor, tokens: Tokens | None = None
+        self, y: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor]:
         """Undo the convolutions last to first; see the base class for shapes."""
-        x, shift = y, _Shift(self.wheels(y, tokens), self.positions)
+        x, shift = y, _Shift(self.wheels(y, context), self.positions)
         for k, rotor in reversed(list(enumerate(self.rotors()))):
             x = rotor.solve(shift.to_rotor(x, k))
         return shift.home(x), -self.log_det(y)
 
-    def wheels(self, x: Tensor, tokens: Tokens | None) -> list[Tensor]:  # noqa: ARG002
-        """Return each rotor's position at each token; an empty list when none ever moves."""
+    def wheels(self, x: Tensor, context: TokenContext | None) -> list[Tensor]:  # noqa: ARG002
+        """Return each rotor's position at each token; an empty list for static rotors."""
         return []
 
 
@@ -295,17 +307,13 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
     At position p a rotor is its one matrix conjugated by a cyclic shift S of the channels by
     D / P: S^-p W S^p. That is `positions ** num_layers` distinct maps with no weights beyond
     those of the static stack and the same log-determinant everywhere. Neighbouring shifts
-    merge, so R rotors cost R matrix products and R + 1 shifts, with no loop over tokens.
+    merge, so R rotors cost R matrix products and R + 1 shifts, without a loop over tokens.
 
     Args:
         num_channels: width D, divisible by `positions`.
         num_layers: number of rotors, R.
         positions: positions of a rotor, P.
-        form: see `InvertibleConv1x1Stack`.
-        start: see `InvertibleConv1x1Stack`.
-        first_seed: see `InvertibleConv1x1Stack`.
-        max_log_scale: see `InvertibleConv1x1Stack`.
-        exact: see `InvertibleConv1x1Stack`.
+        **options: form and start of the rotors, as for `InvertibleConv1x1Stack`.
 
     Raises:
         ValueError: if `positions` is below 1 or does not divide `num_channels`.
@@ -321,40 +329,27 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
         num_channels: int,
         num_layers: int,
         positions: int = 16,
-        *,
-        form: RotorForm = "plu",
-        start: Start = "identity",
-        first_seed: int = 0,
-        max_log_scale: float = 1.0,
-        exact: bool = False,
+        **options: Unpack[RotorOptions],
     ) -> None:
         if positions < 1 or num_channels % positions:
             divisors = [p for p in range(1, num_channels + 1) if num_channels % p == 0]
             raise ValueError(
                 f"positions must divide num_channels={num_channels}, got {positions}; "
-                f"take one of {divisors}"
+                f"to fix this: take one of {divisors}"
             )
-        super().__init__(
-            num_channels,
-            num_layers,
-            form=form,
-            start=start,
-            first_seed=first_seed,
-            max_log_scale=max_log_scale,
-            exact=exact,
-        )
+        super().__init__(num_channels, num_layers, **options)
         self.positions = positions
 
-    def wheels(self, x: Tensor, tokens: Tokens | None) -> list[Tensor]:
+    def wheels(self, x: Tensor, context: TokenContext | None) -> list[Tensor]:
         """Return the R rotor positions, int64, each of the shape of the token index."""
         if self.positions == 1:
             return []
-        index = (tokens or Tokens.of(x)).index
+        index = (context or TokenContext.of(x)).index
         return odometer(index, len(self.layers), self.positions)
 
 
 class _Shift:
-    """Remembers how far the channels are turned, so that neighbouring shifts merge."""
+    """Tracks how far the channels are shifted, to merge neighbouring shifts."""
 
     def __init__(self, wheels: Iterable[Tensor], positions: int) -> None:
         self._wheels = list(wheels)

@@ -1,4 +1,4 @@
-"""A normalizing flow on the machine, and the log-determinant by brute force to check it.
+"""A normalizing flow on the machine, and the brute-force log-determinant that checks it.
 
 With z = f(x), log p(x) = log p(z) + log |det df/dx| (Rezende and Mohamed, "Variational
 Inference with Normalizing Flows", 2015, equation 5).
@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijection import Tokens
-from enigma.channel_splines import ChannelSplines
-from enigma.coupling import CouplingKind
-from enigma.machine import Enigma
+from enigma.bijections.base import TokenContext
+from enigma.bijections.machine import Enigma
+from enigma.couplings.channel_splines import ChannelSplines
+from enigma.couplings.settings import CouplingKind
 
 __all__ = ["EnigmaFlow", "Prior", "jacobian_log_det", "load_flow", "save_flow"]
 
@@ -32,17 +32,17 @@ _WEIGHTS_FILE = "flow.safetensors"
 
 
 class EnigmaFlow(nn.Module):
-    """A density over vectors `(..., d)`: the machine carries it to a simple prior.
+    """A density over vectors `(..., d)`, which the machine maps to a simple prior.
 
-    Every vector is enciphered as the first token of a text, so its density does not depend on
-    its neighbours in the batch.
+    Every vector is enciphered as the first token of a text: its density does not depend on its
+    neighbours in the batch.
 
     Args:
-        enigma: the machine. `EnigmaFlow.build` makes one that suits a flow.
+        enigma: the machine; `EnigmaFlow.build` makes a suitable one.
         prior: "gaussian" is the standard normal. "uniform" squashes the machine's output by the
             logistic function into the unit cube, where the prior is uniform.
-        marginal_bins: bins of the splines that bend every channel by itself first
-            (`enigma.channel_splines`), 0 for none.
+        marginal_bins: bins of the splines that first bend every channel by itself
+            (`enigma.couplings.channel_splines`), 0 for none.
 
     Raises:
         ValueError: for an unknown prior.
@@ -82,24 +82,24 @@ class EnigmaFlow(nn.Module):
         axes_matter: bool = True,
         seed: int = 0,
     ) -> EnigmaFlow:
-        """Make a flow with the settings that measured best.
+        """Make a flow with the settings that were best in measurements.
 
-        Every block has a rotor of its own in front of it, so that it halves the channels in
-        another way; the way back has blocks of its own; and the coupling networks are smooth and
+        Every block has its own rotor in front of it, so each block halves the channels in a
+        different way. The way back has separate blocks. The coupling networks are smooth and
         residual, with biases (ADR 10, ADR 12, ADR 13). Call `standardise` before training.
 
         Args:
             d: width of the data, at least 2.
-            num_rev_blocks: blocks on the way out; there are as many on the way back.
-            coupling: "affine-spline" fits best, "affine" is faster, and fits the hidden states of
+            num_rev_blocks: blocks on the way out; the way back has as many.
+            coupling: "affine-spline" fits best; "affine" is faster, and fits the hidden states of
                 a language model better.
             hidden_channels: width of the coupling networks.
             num_hidden_layers: depth of the coupling networks.
             num_bins: bins of a spline.
             prior: see the class.
-            axes_matter: whether each channel means something of its own, as pixels and features
-                do: rotors then start at permutations, and marginals are bent by splines first.
-                False where the axes mean nothing, as after a whitening: rotors start at rotations.
+            axes_matter: True where each channel has a meaning, like pixels and features: rotors
+                then start at permutations, and splines bend the marginals first. False where the
+                axes have no meaning, as after whitening: rotors then start at rotations.
             seed: of the plugboard.
         """
         enigma = Enigma(
@@ -124,13 +124,13 @@ class EnigmaFlow(nn.Module):
         return cls(enigma, prior, marginal_bins=_MARGINAL_BINS if axes_matter else 0)
 
     def standardise(self, data_ND: Tensor) -> None:
-        """Set the flow's first step by training data: channel by channel, standardise and bend.
+        """Fit the flow's first step to training data: standardise and bend each channel.
 
         Args:
             data_ND: floating `(N, d)`, N at least 2.
 
         Raises:
-            ValueError: if the shape is another, or a channel is constant.
+            ValueError: for another shape, or a channel that is constant or not finite.
         """
         if data_ND.ndim != 2 or data_ND.shape[0] < 2 or data_ND.shape[1] != self.enigma.d:
             raise ValueError(
@@ -139,7 +139,10 @@ class EnigmaFlow(nn.Module):
         scale = data_ND.std(dim=0)
         if not bool((scale > 0).all()):
             constant = int((~(scale > 0)).nonzero()[0])
-            raise ValueError(f"channel {constant} is constant or not finite; drop it, or add noise")
+            raise ValueError(
+                f"expected channels that vary, got channel {constant} constant or not finite; "
+                "to fix this: drop it, or add noise"
+            )
         self.shift.copy_(data_ND.mean(dim=0))
         self.scale.copy_(scale)
         if self.marginals is not None:
@@ -159,7 +162,7 @@ class EnigmaFlow(nn.Module):
             standard, change = self.marginals(standard)
             log_det = log_det + change
         flat_N1D = standard.reshape(-1, 1, self.enigma.d)
-        z_N1D, log_det_N1 = self.enigma.forward_with_log_det(flat_N1D, Tokens.of(flat_N1D))
+        z_N1D, log_det_N1 = self.enigma.forward_with_log_det(flat_N1D, TokenContext.of(flat_N1D))
         z, log_det = z_N1D.view(x.shape), log_det + log_det_N1.view(x.shape[:-1])
         if self.prior == "uniform":
             log_det = log_det + _log_squash_slope(z)
@@ -173,7 +176,7 @@ class EnigmaFlow(nn.Module):
             z = z.logit()
             log_det = log_det - _log_squash_slope(z)
         flat_N1D = z.reshape(-1, 1, self.enigma.d)
-        x_N1D, log_det_N1 = self.enigma.inverse_with_log_det(flat_N1D, Tokens.of(flat_N1D))
+        x_N1D, log_det_N1 = self.enigma.inverse_with_log_det(flat_N1D, TokenContext.of(flat_N1D))
         standard, log_det = x_N1D.view(z.shape), log_det + log_det_N1.view(z.shape[:-1])
         if self.marginals is not None:
             standard, change = self.marginals.inverse(standard)
@@ -195,7 +198,7 @@ class EnigmaFlow(nn.Module):
 
         Args:
             shape: how many, n or (n, m, ...).
-            generator: a source of randomness on the flow's device; None takes torch's own.
+            generator: a source of randomness on the flow's device; None takes torch's default.
 
         Returns:
             floating `(*shape, d)`, without gradient.
@@ -221,7 +224,7 @@ def _log_squash_slope(z: Tensor) -> Tensor:
 
 
 def jacobian_log_det(function: Callable[[Tensor], Tensor], x_D: Tensor) -> Tensor:
-    """Return log |det df/dx| from the whole Jacobian; slow, the reference for tests.
+    """Return log |det df/dx| from the whole Jacobian: a slow reference for tests.
 
     Args:
         function: maps `(d,)` to `(d,)`, differentiable.
@@ -243,11 +246,11 @@ def save_flow(flow: EnigmaFlow, directory: str | Path) -> None:
 
     Args:
         flow: what to write.
-        directory: where; made if it is not there.
+        directory: where to; created if it does not exist.
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    marginal_bins = 0 if flow.marginals is None else flow.marginals.num_bins
+    marginal_bins = 0 if flow.marginals is None else flow.marginals.spline.num_bins
     config = {
         "prior": flow.prior,
         "marginal_bins": marginal_bins,
@@ -269,7 +272,7 @@ def load_flow(directory: str | Path) -> EnigmaFlow:
     flow = EnigmaFlow(
         Enigma(**config["enigma"]),
         config["prior"],
-        # A flow that was written before there were any has none.
+        # Files written before flows had marginals do not name them.
         marginal_bins=config.get("marginal_bins", 0),
     )
     flow.load_state_dict(load_file(path / _WEIGHTS_FILE))

@@ -1,28 +1,26 @@
 """The language model: attention layers around the machine.
 
-Half of the attention layers, rounded up, stand before the machine and the others behind it.
-`Enigma` itself is in `enigma.machine`; both are imported from here.
+Half of the attention layers, rounded up, stand before the machine and the others after it. `Enigma`
+is defined in `enigma.bijections.machine` and can be imported from here too.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from enigma.attention import AttentionLayer, position_channels
-from enigma.bijection import History, KeyValueCache, Tokens
-from enigma.causal_conv import CausalConv
-from enigma.exact import round_to_grid
+from enigma.bijections.base import ConvolutionCache, KeyValueCache, TokenContext
+from enigma.bijections.exact import round_to_grid
+from enigma.bijections.machine import Enigma, ReturnPath
+from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
 from enigma.invertible_conv1x1 import RotorForm
-from enigma.linear import Linear
-from enigma.machine import Enigma, ReturnPath
-from enigma.norm import rms_normalise
-from enigma.reversible import Checkpoint, MemoryMode, Step, run_steps
-from enigma.round_trip import RoundTripReport, core_round_trip_error
+from enigma.layers.causal_conv import CausalConv
+from enigma.layers.linear import Linear
+from enigma.layers.norm import rms_normalise
+from enigma.reversible import NON_REENTRANT, Checkpoint, MemoryMode, Step, run_steps
 from enigma.token_embedding import TokenEmbedding
 
 __all__ = ["Enigma", "EnigmaLM", "ReturnPath", "RoundTripReport", "core_round_trip_error"]
@@ -34,24 +32,24 @@ class EnigmaLM(nn.Module):
     Args:
         vocab_size: number of token ids, V.
         d: width D.
-        num_rev_blocks: see `Enigma`.
-        num_rotors: see `Enigma`.
+        num_rev_blocks: reversible blocks of the machine.
+        num_rotors: rotors of the machine, 0 for none.
         num_transformer_layers: attention layers; the first half, rounded up, stands before the
             machine.
         num_heads: attention heads, H.
-        max_len: tokens of the longest training text. ALiBi reads on beyond it; learned positions
+        max_len: tokens of the longest training text. ALiBi reads beyond it; learned positions
             (`use_alibi=False`) end there.
         use_alibi: linear attention biases; False takes a learned position embedding.
         use_dynamic_conv1x1: step the rotors with the token index.
         conv1x1_positions: positions of a rotor, P.
-        attention_dropout: see `enigma.attention.CausalSelfAttention`.
-        hidden_dropout: see `enigma.attention.AttentionLayer`.
-        return_path: see `Enigma`.
-        rotor_form: see `Enigma`.
-        exact: compute both streams on the grid of `enigma.exact`, the attention layers too: then
-            the way through the whole model can be undone bit for bit. Needs lifting rotors.
-        kernel_size: see `Enigma`.
-        learnable_plugboard: see `Enigma`.
+        attention_dropout: probability of dropping an attention weight in training.
+        hidden_dropout: probability of dropping a channel of a residual branch in training.
+        return_path: "reversed", "untied" or "inverse", see `Enigma`.
+        rotor_form: "plu" or "lifting", see `enigma.invertible_conv1x1`.
+        exact: compute both streams on the grid of exact mode, in the attention layers too: the
+            whole model can then be undone bit for bit. Needs lifting rotors.
+        kernel_size: taps of the causal convolution in the coupling networks; 1 for none.
+        learnable_plugboard: learn which channels are swapped.
         tie_word_embeddings: share the output head with the token embedding.
         memory: what training keeps for the backward pass, see `enigma.reversible.run_steps`.
 
@@ -131,9 +129,6 @@ class EnigmaLM(nn.Module):
         self.head: nn.Linear = Linear(d, vocab_size)
         if tie_word_embeddings:
             self.head.weight = self.embedding.tokens.weight
-        # transformers sets these two; they stand above `memory`.
-        self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Checkpoint = partial(checkpoint, use_reentrant=False)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Return next-token logits.
@@ -148,7 +143,7 @@ class EnigmaLM(nn.Module):
 
     @property
     def num_cache_slots(self) -> int:
-        """Layers that a decoding cache needs: one an attention layer or pass of a convolution."""
+        """Layers that a decoding cache needs: one per attention layer and pass of a convolution."""
         passes = 1 if self.core.return_path == "untied" else 2
         convolutions = sum(isinstance(m, CausalConv) for m in self.core.modules())
         return len(self.layers) + passes * convolutions
@@ -162,18 +157,22 @@ class EnigmaLM(nn.Module):
         self,
         ids_BL: Tensor,
         *,
-        keep: Tensor | None = None,
+        mask: Tensor | None = None,
         index: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        memory: MemoryMode | None = None,
+        checkpoint_function: Checkpoint = NON_REENTRANT,
     ) -> Tensor:
-        """Return the normalised final hidden states, which the head is applied to.
+        """Return the normalised final hidden states, the input of the head.
 
         Args:
             ids_BL: int64 `(B, L)` in [0, V).
-            keep: `(B, L)`, 0 at padding and 1 elsewhere; None without padding.
-            index: int64 `(L,)` or `(B, L)`, each token's place in its text; None numbers them on
-                from the length of the cache.
+            mask: `(B, L)`, 0 at padding and 1 elsewhere; None without padding.
+            index: int64 `(L,)` or `(B, L)`, the index of each token in its text; None counts from
+                the length of the cache.
             cache: keys and values of earlier tokens; these L are appended.
+            memory: replaces the model's own mode in training.
+            checkpoint_function: see `enigma.reversible.run_steps`.
 
         Returns:
             floating `(B, L, D)`.
@@ -184,41 +183,38 @@ class EnigmaLM(nn.Module):
         x_BLD = self.embedding(ids_BL, index)
         if self.exact:
             x_BLD = round_to_grid(x_BLD)
-        steps = self.steps(index, keep=keep, cache=cache)
-        total_BLD = run_steps(
-            steps, (x_BLD, x_BLD), self._memory_mode(), self._gradient_checkpointing_func
-        )
+        steps = self.steps(index, mask=mask, cache=cache)
+        learns = self.training and torch.is_grad_enabled()
+        mode = (memory or self.memory) if learns else "plain"
+        total_BLD = run_steps(steps, (x_BLD, x_BLD), mode, checkpoint_function)
         return rms_normalise(total_BLD)
 
     def steps(
-        self, index: Tensor, *, keep: Tensor | None = None, cache: KeyValueCache | None = None
+        self, index: Tensor, *, mask: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> list[Step]:
-        """Return the way of the signal: invertible steps over two streams `(B, L, D)`.
+        """Return the path of the signal: invertible steps over two streams `(B, L, D)`.
 
         Both streams start as the token embedding. The machine moves the second one, which the
-        attention layers read. What the head sees is the normalised sum of the two.
+        attention layers read. The head reads the normalised sum of the two.
 
         Args:
-            index: int64 `(L,)` or `(B, L)`, each token's place in its text.
-            keep: see `hidden_states`.
+            index: int64 `(L,)` or `(B, L)`, the index of each token in its text.
+            mask: see `hidden_states`.
             cache: see `hidden_states`.
         """
-        keep_BL1 = None if keep is None else keep.unsqueeze(-1).to(torch.float32)
-        history = None if cache is None else History(cache, first_slot=len(self.layers))
-        tokens = Tokens(index, keep_BL1, history)
-        places = position_channels(index, keep_BL1, use_alibi=self.use_alibi)
-        layers = [layer.step(places, cache, i) for i, layer in enumerate(self._attention_layers())]
+        mask_BL1 = None if mask is None else mask.unsqueeze(-1).to(torch.float32)
+        convolutions = (
+            None if cache is None else ConvolutionCache(cache, first_slot=len(self.layers))
+        )
+        context = TokenContext(index, mask_BL1, convolutions)
+        key_positions = position_channels(index, mask_BL1, use_alibi=self.use_alibi)
+        layers = [
+            cast("AttentionLayer", layer).step(key_positions, cache, slot)
+            for slot, layer in enumerate(self.layers)
+        ]
         before_core = (len(layers) + 1) // 2
         return [
             *layers[:before_core],
-            *self.core.steps(tokens, place=1),
+            *self.core.steps(context, stream=1),
             *layers[before_core:],
         ]
-
-    def _attention_layers(self) -> list[AttentionLayer]:
-        return [cast("AttentionLayer", layer) for layer in self.layers]
-
-    def _memory_mode(self) -> MemoryMode:
-        if not (self.training and torch.is_grad_enabled()):
-            return "plain"
-        return "checkpoint" if self.gradient_checkpointing else self.memory

@@ -1,10 +1,11 @@
 """The Hugging Face adapter: `EnigmaForCausalLM`, registered with the Auto classes on import.
 
-Nothing is computed here that `enigma.model` does not compute.
+All computation is in `enigma.model`, except the training loss.
 """
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -26,11 +27,13 @@ from enigma.model import EnigmaLM
 __all__ = ["EnigmaForCausalLM", "training_loss"]
 
 _LOSS_CHUNK = 256
-"""Tokens whose logits are held at once in training; with fewer the products are slower."""
+"""Tokens whose logits are held at a time in training; fewer make the products slower."""
+_LM_ARGUMENTS = tuple(signature(EnigmaLM).parameters)
+"""The configuration has a field for every one of them."""
 
 
 class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  # untyped base
-    """`EnigmaLM` with the interfaces of transformers.
+    """`EnigmaLM` with the interface of transformers.
 
     It trains under `Trainer`, saves as safetensors, loads through `AutoModelForCausalLM` (after
     `import enigma.modeling_enigma`) and generates with a key-value cache.
@@ -55,27 +58,8 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def __init__(self, config: EnigmaConfig) -> None:
         super().__init__(config)
-        self.lm = EnigmaLM(
-            config.vocab_size,
-            config.d,
-            config.num_rev_blocks,
-            config.num_rotors,
-            config.num_transformer_layers,
-            config.num_heads,
-            config.max_len,
-            config.use_alibi,
-            config.use_dynamic_conv1x1,
-            config.conv1x1_positions,
-            attention_dropout=config.attention_dropout,
-            hidden_dropout=config.hidden_dropout,
-            return_path=config.return_path,
-            rotor_form=config.rotor_form,
-            exact=config.exact,
-            kernel_size=config.kernel_size,
-            learnable_plugboard=config.learnable_plugboard,
-            tie_word_embeddings=config.tie_word_embeddings,
-            memory=config.memory,
-        )
+        self.lm = EnigmaLM(**{name: getattr(config, name) for name in _LM_ARGUMENTS})
+        self.gradient_checkpointing = False  # switched by `activation_checkpointing_enable`
         self.post_init()
 
     @torch.no_grad()
@@ -117,13 +101,13 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         Args:
             input_ids: int64 `(B, L)`.
             attention_mask: `(B, L)` or, with a cache, `(B, cached + L)`; 0 at padding.
-            position_ids: int64 `(B, L)`, each token's place in its text; None derives it from
-                the mask and the cache.
+            position_ids: int64 `(B, L)`, the index of each token in its text; None derives it
+                from the mask and the cache.
             past_key_values: keys and values of earlier tokens.
-            labels: int64 `(B, L)`, equal to `input_ids` where a token is to be predicted and
-                -100 elsewhere; they are shifted here.
+            labels: int64 `(B, L)`, equal to `input_ids` for the tokens to predict and -100
+                elsewhere; they are shifted here.
             use_cache: return a cache; None follows the configuration, except in training.
-            logits_to_keep: compute the logits of the last so many tokens only; 0 for all.
+            logits_to_keep: compute the logits of this many last tokens only; 0 for all.
             **kwargs: `num_items_in_batch`, the number of targets of an accumulated batch, makes
                 the loss a sum divided by it.
 
@@ -136,11 +120,17 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None:
-            # Beyond one layer of keys an attention layer, the convolutions keep their inputs.
+            # Beside the keys of each attention layer, the convolutions cache their inputs.
             while len(past_key_values.layers) < self.lm.num_cache_slots:
                 past_key_values.layers.append(DynamicLayer())
-        keep, index = _padding(attention_mask, position_ids, input_ids.shape[1])
-        hidden = self.lm.hidden_states(input_ids, keep=keep, index=index, cache=past_key_values)
+        mask, index = _padding(attention_mask, position_ids, input_ids.shape[1])
+        recomputation: dict[str, Any] = {}
+        if self.gradient_checkpointing:
+            function = self._gradient_checkpointing_func  # set by transformers
+            recomputation = {"memory": "checkpoint", "checkpoint_function": function}
+        hidden = self.lm.hidden_states(
+            input_ids, mask=mask, index=index, cache=past_key_values, **recomputation
+        )
         loss = None
         if self.training and labels is not None:
             loss = training_loss(hidden, self.lm.head.weight, labels, **kwargs)
@@ -165,16 +155,16 @@ def training_loss(
     Args:
         hidden_BLD: floating `(B, L, D)`, final hidden states.
         head_VD: floating `(V, D)`, the output head.
-        labels_BL: int64 `(B, L)`, -100 where nothing is to be predicted; shifted here.
+        labels_BL: int64 `(B, L)`, -100 for tokens not to predict; shifted here.
         num_items_in_batch: divide the sum by it; None takes the mean over the targets.
-        **_: what else transformers hands to a loss.
+        **_: other arguments that transformers passes to a loss.
 
     Returns:
         0-d, nats per token, in the dtype of the head.
 
-    The gradients are computed together with the loss, `_LOSS_CHUNK` tokens at a time, so a
-    second derivative is not to be had. Autocast is off here: in bf16 the loss itself would be
-    rounded to 3 digits.
+    The gradients are computed together with the loss, `_LOSS_CHUNK` tokens at a time, so there is
+    no second derivative. Autocast is off here: in bf16 the loss itself would be rounded to 3
+    digits.
     """
     with torch.autocast(hidden_BLD.device.type, enabled=False):
         loss: Tensor = functional.linear_cross_entropy(

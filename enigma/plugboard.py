@@ -1,9 +1,9 @@
 """The plugboard: cables that swap pairs of channels.
 
-The historical machine had 10 cables for 26 letters; a plugboard here keeps that share.
-A learnable plugboard is Q^-1 S Q, with S a fixed set of cables and Q a learned permutation: it
-chooses which channels are wired, while the number of cables stays, and so it stays an involution
-that is never the identity.
+The historical machine had 10 cables for 26 letters; a plugboard here has the same share.
+A learnable plugboard is Q^-1 S Q, with S a fixed set of cables and Q a learned permutation. Q
+chooses which channels are wired; the number of cables is fixed, so the plugboard remains an
+involution that is never the identity.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from enigma.bijection import Bijection, Tokens
+from enigma.bijections.base import Bijection, TokenContext
 from enigma.simple_permutation import SimplePermutation
 
 __all__ = ["HISTORICAL_SHARE", "Plugboard"]
 
 HISTORICAL_SHARE = 10 / 26
-"""Cables a letter on the historical machine."""
+"""Cables per letter on the historical machine."""
 
 
 class Plugboard(Bijection):
-    """An involution that swaps pairs of channels and leaves the others alone.
+    """An involution that swaps pairs of channels and leaves the others unchanged.
 
     It is never the identity: at least one cable is plugged in. It is a permutation, hence
     bit-exact, and its own inverse and transpose.
@@ -73,7 +73,7 @@ class Plugboard(Bijection):
     def forward_with_log_det(
         self,
         x: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Swap the pairs; the log-determinant is 0. See the base class for shapes."""
         if self.permutation is None:
@@ -83,7 +83,7 @@ class Plugboard(Bijection):
         return y, x.new_zeros(x.shape[:-1])
 
     def inverse_with_log_det(
-        self, y: Tensor, tokens: Tokens | None = None
+        self, y: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor]:
         """Swap the pairs again."""
-        return self.forward_with_log_det(y, tokens)
+        return self.forward_with_log_det(y, context)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from enigma.bijection import Bijection, Tokens
-from enigma.exact import exact_add, laid_out
+from enigma.bijections.base import Bijection, TokenContext
+from enigma.bijections.exact import exact_add, laid_out
 
 __all__ = ["Reflector"]
 
@@ -24,11 +24,11 @@ class Reflector(Bijection):
     Args:
         num_channels: width D.
         rank: dimension r of the mirrored subspace, from 1 to D.
-        exact: reflect by lifting on the grid of `enigma.exact`; then reflecting twice gives back
-            the same bits. Needs rank 1 and at least 2 channels.
+        exact: reflect by lifting on the grid of exact mode; reflecting twice then returns the
+            same bits. Needs rank 1 and at least 2 channels.
 
     Raises:
-        ValueError: for a rank out of range, or an exact reflector of another rank than 1.
+        ValueError: for a rank out of range, or an exact reflector whose rank is not 1.
 
     Examples:
         >>> reflector = Reflector(num_channels=3)
@@ -57,7 +57,7 @@ class Reflector(Bijection):
     def forward_with_log_det(
         self,
         x: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Reflect `x`; |det| = 1, so the log-determinant is 0."""
         with torch.autocast(x.device.type, enabled=False):
@@ -71,11 +71,13 @@ class Reflector(Bijection):
     def _reflect_exactly(self, x: Tensor) -> Tensor:
         """Turn v onto the first axis, flip that axis, turn back.
 
-        A turn is three shears, each of which adds to one part a function of the other, so that
-        it can be undone bit for bit; with the flip in the middle the whole is an involution.
+        A turn is three shears. Each adds to one part a function of the other, so it can be undone
+        bit for bit; with the flip in the middle the whole is an involution.
         """
         v = self.vectors[0] / self.vectors[0].norm()
-        v = torch.where(v[0] < 0, -v, v)  # v and -v reflect alike; this turn is under 90 degrees
+        v = torch.where(
+            v[0] < 0, -v, v
+        )  # v and -v give the same reflection; this turn is under 90 degrees
         sine = v[1:].norm().clamp(min=torch.finfo(v.dtype).tiny)
         axis = v[1:] / sine
         half_tangent = sine / (1 + v[0])
@@ -85,10 +87,10 @@ class Reflector(Bijection):
         return torch.cat((first, rest), dim=-1)
 
     def inverse_with_log_det(
-        self, y: Tensor, tokens: Tokens | None = None
+        self, y: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor]:
         """Reflect again."""
-        return self.forward_with_log_det(y, tokens)
+        return self.forward_with_log_det(y, context)
 
 
 def _turn(

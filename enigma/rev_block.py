@@ -7,12 +7,14 @@ y1 = x1 + f(x2), y2 = x2 + g(y1); the inverse is x2 = y2 - g(y1), x1 = y1 - f(x2
 from __future__ import annotations
 
 from functools import partial
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from enigma.bijection import Bijection, Tokens
-from enigma.coupling import Activation, Coupling, CouplingKind
+from enigma.bijections.base import Bijection, TokenContext
+from enigma.couplings.coupling import Coupling
+from enigma.couplings.settings import CouplingKind, CouplingOptions, CouplingSettings
 from enigma.reversible import CouplingStep
 
 __all__ = ["RevBlock"]
@@ -23,22 +25,11 @@ class RevBlock(Bijection):
 
     Args:
         num_channels: width D, at least 2; an odd width makes unequal halves.
-        coupling: "additive" (the language model), or for a flow "affine", "spline" or
-            "affine-spline".
-        hidden_channels: width of the coupling networks; None takes 2 D.
-        num_hidden_layers: depth of the coupling networks.
-        activation: see `enigma.coupling.CouplingNetwork`.
-        normalise: see `enigma.coupling.CouplingNetwork`.
-        kernel_size: taps of a causal convolution over the tokens, see
-            `enigma.coupling.CouplingNetwork`.
-        bias: see `enigma.coupling.CouplingNetwork`.
-        residual: see `enigma.coupling.CouplingNetwork`.
-        num_bins: bins of a spline coupling.
-        bound: half the domain of a spline coupling.
-        exact: see `enigma.coupling.Coupling`.
+        coupling: the kind of coupling, or all settings as one object.
+        **options: fields of `CouplingSettings`, beside a kind.
 
     Raises:
-        ValueError: for a width below 2, an unknown coupling, or an exact one that is not additive.
+        ValueError: for a width below 2, or settings that `CouplingSettings` refuses.
 
     Examples:
         >>> block = RevBlock(num_channels=6, coupling="affine")
@@ -50,69 +41,42 @@ class RevBlock(Bijection):
     def __init__(
         self,
         num_channels: int,
-        coupling: CouplingKind = "additive",
-        hidden_channels: int | None = None,
-        *,
-        num_hidden_layers: int = 1,
-        activation: Activation = "relu2",
-        normalise: bool = True,
-        kernel_size: int = 1,
-        bias: bool = False,
-        residual: bool = False,
-        num_bins: int = 8,
-        bound: float = 5.0,
-        exact: bool = False,
+        coupling: CouplingKind | CouplingSettings = "additive",
+        **options: Unpack[CouplingOptions],
     ) -> None:
         super().__init__()
-        self.coupling = coupling
-        self.exact = exact
+        settings = CouplingSettings.of(coupling, **options)
         if num_channels < 2:
             raise ValueError(f"num_channels must be at least 2 to be halved, got {num_channels}")
+        self.coupling = settings.kind
+        self.exact = settings.exact
         self.widths = [num_channels // 2, num_channels - num_channels // 2]
         first, second = self.widths
-
-        def make(moved: int, read: int) -> Coupling:
-            return Coupling(
-                moved,
-                read,
-                coupling,
-                hidden_channels or 2 * num_channels,
-                num_hidden_layers=num_hidden_layers,
-                activation=activation,
-                normalise=normalise,
-                kernel_size=kernel_size,
-                bias=bias,
-                residual=residual,
-                num_bins=num_bins,
-                bound=bound,
-                exact=exact,
-            )
-
-        self.f = make(first, second)
-        self.g = make(second, first)
+        self.f = Coupling(first, second, settings)
+        self.g = Coupling(second, first, settings)
 
     def forward_with_log_det(
         self,
         x: Tensor,
-        tokens: Tokens | None = None,
+        context: TokenContext | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Move the first half, then the second; see the base class for shapes."""
         x1, x2 = torch.split(x, self.widths, dim=-1)
-        y1, log_det_f = self.f(x1, x2, tokens)
-        y2, log_det_g = self.g(x2, y1, tokens)
+        y1, log_det_f = self.f(x1, x2, context)
+        y2, log_det_g = self.g(x2, y1, context)
         return torch.cat((y1, y2), dim=-1), _total(x, log_det_f, log_det_g)
 
-    def step(self, tokens: Tokens, place: int) -> CouplingStep:
+    def step(self, context: TokenContext, stream: int) -> CouplingStep:
         """Return an additive block as a step over the halves of one stream.
 
         Args:
-            tokens: which tokens the stream holds.
-            place: the stream's number.
+            context: which tokens the stream holds.
+            stream: the number of the stream.
         """
         return CouplingStep(
-            (partial(self.f.numbers, tokens=tokens), (self.f,)),
-            (partial(self.g.numbers, tokens=tokens), (self.g,)),
-            places=(place,),
+            (partial(self.f.raw, context=context), (self.f,)),
+            (partial(self.g.raw, context=context), (self.g,)),
+            stream_numbers=(stream,),
             widths=self.widths,
             exact=self.exact,
         )
@@ -120,12 +84,12 @@ class RevBlock(Bijection):
     def inverse_with_log_det(
         self,
         y: Tensor,
-        tokens: Tokens | None = None,
+        context: TokenContext | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Move the second half back, then the first; see the base class for shapes."""
         y1, y2 = torch.split(y, self.widths, dim=-1)
-        x2, log_det_g = self.g.inverse(y2, y1, tokens)
-        x1, log_det_f = self.f.inverse(y1, x2, tokens)
+        x2, log_det_g = self.g.inverse(y2, y1, context)
+        x1, log_det_f = self.f.inverse(y1, x2, context)
         return torch.cat((x1, x2), dim=-1), _total(y, log_det_f, log_det_g)
 
 

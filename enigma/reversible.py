@@ -2,21 +2,21 @@
 
 The model is a sequence of steps over two streams. A step that can be undone need not store its
 input for the backward pass: the input is computed from the output. Every step is an autograd
-function of its own, and a tape hands what one step has reconstructed to the step before it;
-only the end of the sequence stores the streams, and a step that is dear to undo those before
-it. So memory does not grow with depth.
+function of its own, and a tape hands what one step has reconstructed to the step before it. Only
+the end of the sequence stores the streams, and a step that is expensive to undo stores those
+before it. So memory does not grow with depth.
 
 Source: Gomez et al., "The Reversible Residual Network: Backpropagation Without Storing
 Activations" (2017), algorithm 1.
 
-What makes the gradients right, and not only nearly so:
+What makes the gradients exact and not only close:
 
 * those of parameters are computed by `torch.autograd.grad` and returned, never accumulated by a
-  nested `backward`: DDP sees each of them once, also if a parameter serves in two steps;
+  nested `backward`: DDP sees each of them once, even if a parameter serves in two steps;
 * a recomputation sees the random numbers and the autocast of the first pass;
-* the vector-Jacobian product runs outside autocast, as that of ordinary autograd does;
-* a branch reads a view of its stream, so that the contributions to a gradient are summed in one
-  order in every mode. With the streams on the grid of `enigma.exact`, where reconstruction is
+* the vector-Jacobian product runs outside autocast, as in ordinary autograd;
+* a branch reads a view of its stream, so that the contributions to a gradient are summed in the
+  same order in every mode. With the streams on the grid of exact mode, where reconstruction is
   exact, the gradients then equal those of ordinary autograd bit for bit.
 """
 
@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from enigma.bijection import Bijection, Tokens
-from enigma.exact import exact_add
+from enigma.couplings.transforms import Shift
 
 __all__ = [
+    "NON_REENTRANT",
     "BijectionStep",
     "Checkpoint",
     "CouplingStep",
@@ -47,31 +47,31 @@ __all__ = [
 ]
 
 MemoryMode = Literal["plain", "checkpoint", "reversible"]
-"""What the backward pass finds: all activations, one input a step, or the marked streams alone."""
+"""What the backward pass finds: all activations, one input per step, or the stored streams only."""
 
 Streams: TypeAlias = tuple[Tensor, ...]
 Branch = Callable[[Tensor], Tensor]
 Call = Callable[[int, Branch, Tensor], Tensor]
 Checkpoint = Callable[..., Any]
-_CHECKPOINT: Checkpoint = partial(checkpoint, use_reentrant=False)
+NON_REENTRANT: Checkpoint = partial(checkpoint, use_reentrant=False)
 
 
 class Step(ABC):
     """One invertible step over some of the streams.
 
     Attributes:
-        places: which of the streams it takes and gives.
-        kept: store the streams before it in reversible training too. For a step that is dear to
-            undo and stands once, whatever the depth.
+        stream_numbers: the streams that it reads and replaces.
+        stores_input: store the streams before it in reversible training too. For a step that is
+            expensive to undo and occurs once, whatever the depth.
     """
 
-    places: tuple[int, ...]
-    kept: bool = False
+    stream_numbers: tuple[int, ...]
+    stores_input: bool = False
 
     @property
     @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
-        """What it learns, each once; only reversible training asks for it."""
+        """Its trainable parameters, each once; only reversible training needs them."""
 
     @abstractmethod
     def run(self, x: Streams, call: Call) -> Streams:
@@ -98,25 +98,25 @@ class CouplingStep(Step):
     Args:
         f: the first branch and the modules that own its parameters.
         g: the second branch, likewise.
-        places: two streams, or one that is split.
+        stream_numbers: two streams, or one that is split.
         widths: of the halves of a single stream.
-        exact: add on the grid of `enigma.exact`.
+        exact: add on the grid of exact mode.
     """
 
     def __init__(
         self,
         f: tuple[Branch, Sequence[nn.Module]],
         g: tuple[Branch, Sequence[nn.Module]],
-        places: tuple[int, ...],
+        stream_numbers: tuple[int, ...],
         *,
         widths: list[int] | None = None,
         exact: bool = False,
     ) -> None:
-        self.places = places
+        self.stream_numbers = stream_numbers
         self._f, self._f_modules = f
         self._g, self._g_modules = g
         self._widths = widths
-        self._add = exact_add if exact else _add
+        self._shift = Shift(exact)
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -134,15 +134,15 @@ class CouplingStep(Step):
     def run(self, x: Streams, call: Call) -> Streams:
         """Move the first, then the second; see the base class."""
         x1, x2 = self._parts(x)
-        y1 = self._add(x1, call(0, self._f, _view(x2)).to(x1.dtype))
-        y2 = self._add(x2, call(1, self._g, _view(y1)).to(x2.dtype))
+        y1, _ = self._shift.forward(x1, call(0, self._f, _view(x2)).to(x1.dtype))
+        y2, _ = self._shift.forward(x2, call(1, self._g, _view(y1)).to(x2.dtype))
         return self._whole(y1, y2)
 
     def undo(self, y: Streams) -> Streams:
         """Move the second back, then the first; see the base class."""
         y1, y2 = self._parts(y)
-        x2 = self._add(y2, self._g(y1).to(y2.dtype), -1)
-        x1 = self._add(y1, self._f(x2).to(y1.dtype), -1)
+        x2, _ = self._shift.inverse(y2, self._g(y1).to(y2.dtype))
+        x1, _ = self._shift.inverse(y1, self._f(x2).to(y1.dtype))
         return self._whole(x1, x2)
 
     def backtrack(self, y: Streams, grad_y: Streams, call: Call) -> tuple[Streams, list[Any]]:
@@ -152,13 +152,13 @@ class CouplingStep(Step):
         change, from_g, of_g = _branch_gradients(
             partial(call, 1, self._g), y1, grad_y2, self._g_parameters
         )
-        x2 = self._add(y2, change, -1)
+        x2, _ = self._shift.inverse(y2, change)
         grad_y1 = grad_y1 + from_g
         del change, from_g  # the next branch may decide how much memory training takes
         change, from_f, of_f = _branch_gradients(
             partial(call, 0, self._f), x2, grad_y1, self._f_parameters
         )
-        x1 = self._add(y1, change, -1)
+        x1, _ = self._shift.inverse(y1, change)
         grads = self._whole(grad_y1, grad_y2 + from_f)
         return self._whole(x1, x2), [*grads, *of_f, *of_g]
 
@@ -170,30 +170,30 @@ class CouplingStep(Step):
 
 
 class BijectionStep(Step):
-    """Any bijection of one stream, in either direction.
+    """Any bijection of one stream.
 
     Args:
-        module: the bijection.
-        tokens: which tokens the stream holds.
-        inverted: run its inverse.
-        place: the stream.
-        kept: see `Step`.
+        forward: maps the stream.
+        inverse: maps it back.
+        module: owns the parameters of both.
+        stream: the number of the stream.
+        stores_input: see `Step`.
     """
 
     def __init__(
         self,
-        module: Bijection,
-        tokens: Tokens,
+        forward: Branch,
+        inverse: Branch,
+        module: nn.Module,
         *,
-        inverted: bool = False,
-        place: int = 0,
-        kept: bool = False,
+        stream: int = 0,
+        stores_input: bool = False,
     ) -> None:
-        self.places = (place,)
-        self.kept = kept
+        self.stream_numbers = (stream,)
+        self.stores_input = stores_input
+        self._forward = forward
+        self._inverse = inverse
         self._module = module
-        ways = [partial(way, tokens=tokens) for way in (module.forward, module.inverse)]
-        self._there, self._back = ways[::-1] if inverted else ways
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -202,18 +202,18 @@ class BijectionStep(Step):
 
     def run(self, x: Streams, call: Call) -> Streams:
         """Map the stream; see the base class."""
-        return (call(0, self._there, x[0]),)
+        return (call(0, self._forward, x[0]),)
 
     def undo(self, y: Streams) -> Streams:
         """Map the stream back; see the base class."""
-        return (self._back(y[0]),)
+        return (self._inverse(y[0]),)
 
     def backtrack(self, y: Streams, grad_y: Streams, call: Call) -> tuple[Streams, list[Any]]:
         """Map back, then compute the map once more for its gradient; see the base class."""
         with torch.no_grad():
-            x = call(0, self._back, y[0])
+            x = call(0, self._inverse, y[0])
         _, grad_x, of_parameters = _branch_gradients(
-            partial(call, 0, self._there), x, grad_y[0], self.parameters
+            partial(call, 0, self._forward), x, grad_y[0], self.parameters
         )
         return (x,), [grad_x, *of_parameters]
 
@@ -222,7 +222,7 @@ def run_steps(
     steps: Sequence[Step],
     streams: Streams,
     memory: MemoryMode = "plain",
-    checkpoint_function: Checkpoint = _CHECKPOINT,
+    checkpoint_function: Checkpoint = NON_REENTRANT,
 ) -> Tensor:
     """Run the steps one after the other and return the sum of the streams.
 
@@ -230,32 +230,32 @@ def run_steps(
         steps: in the order of the signal.
         streams: floating tensors of one shape `(..., D)`.
         memory: "plain" keeps all activations for the backward pass, "checkpoint" the streams
-            before each step and "reversible" the streams at the end and before steps that are
-            kept. The result is the same, the gradients up to rounding.
-        checkpoint_function: calls a function and forgets its activations.
+            before each step and "reversible" the streams at the end and before steps that store
+            their input. The result is the same, the gradients up to rounding.
+        checkpoint_function: calls a function without storing its activations.
 
     Returns:
         `(..., D)`.
     """
     tape = _Tape()
-    # A stream may be given twice. Its gradients are summed a stream at a time in every mode.
+    # A stream may be given twice. Its gradients are summed one stream at a time in every mode.
     streams = tuple(_view(stream) for stream in streams)
-    # Under autocast a weight is cast anew at every use: the gradients of one that serves twice
-    # are then summed in its own dtype and not in bfloat16, and in every mode alike.
+    # Under autocast a weight is cast again at every use: in every mode the gradients of one that
+    # serves twice are then summed in its own dtype and not in bfloat16.
     device_type = streams[0].device.type
     reversible = memory == "reversible"
     with torch.autocast(device_type, **_autocast_settings(device_type)):
         for step in steps:
-            if reversible and step.kept:
+            if reversible and step.stores_input:
                 streams = _Mark.apply(tape, *streams)  # type: ignore[no-untyped-call]
-            x = _take(streams, step.places)
-            if reversible and not step.kept:
+            x = _take(streams, step.stream_numbers)
+            if reversible and not step.stores_input:
                 y = _Backtrack.apply(step, tape, *x, *step.parameters)  # type: ignore[no-untyped-call]
             elif memory != "plain":
                 y = checkpoint_function(partial(_run, step), *x)
             else:
                 y = _run(step, *x)
-            streams = _put(streams, step.places, y)
+            streams = _put(streams, step.stream_numbers, y)
     if reversible:
         streams = _Mark.apply(tape, *streams)  # type: ignore[no-untyped-call]
     return _total(streams)
@@ -264,8 +264,8 @@ def run_steps(
 def undo_steps(steps: Sequence[Step], streams: Streams) -> Streams:
     """Return the streams that the steps map to `streams`."""
     for step in reversed(steps):
-        x = step.undo(_take(streams, step.places))
-        streams = _put(streams, step.places, x)
+        x = step.undo(_take(streams, step.stream_numbers))
+        streams = _put(streams, step.stream_numbers, x)
     return streams
 
 
@@ -276,7 +276,7 @@ class _Tape:
 
 
 class _Replay:
-    """Computes branches, and computes them again among the same random numbers and autocast."""
+    """Computes branches, and computes them again with the same random numbers and autocast."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -300,14 +300,14 @@ class _Replay:
 
 
 class _Backtrack(torch.autograd.Function):
-    """A step that keeps its parameters and nothing else."""
+    """A step that saves its parameters and nothing else."""
 
     @staticmethod
     def forward(ctx: Any, step: Step, tape: _Tape, *tensors: Tensor) -> Streams:
-        num_streams = len(step.places)
+        num_streams = len(step.stream_numbers)
         ctx.step, ctx.tape, ctx.replay = step, tape, _Replay(tensors[0].device)
-        # Saved for the check alone: a parameter that an optimiser changes before the backward
-        # pass is then an error, as it is in ordinary autograd, and not a wrong gradient.
+        # Saved only for autograd's version check: if an optimiser changes a parameter before the
+        # backward pass, that is an error, as in ordinary autograd, and not a wrong gradient.
         ctx.save_for_backward(*tensors[num_streams:])
         return step.run(tensors[:num_streams], ctx.replay.first)
 
@@ -316,14 +316,14 @@ class _Backtrack(torch.autograd.Function):
     def backward(ctx: Any, *grad_y: Tensor) -> tuple[Any, ...]:
         step, tape = ctx.step, ctx.tape
         _ = ctx.saved_tensors
-        y = _take(tape.streams, step.places)
+        y = _take(tape.streams, step.stream_numbers)
         x, gradients = step.backtrack(y, grad_y, ctx.replay.again)
-        tape.streams = _put(tape.streams, step.places, x)
+        tape.streams = _put(tape.streams, step.stream_numbers, x)
         return None, None, *gradients
 
 
 class _Mark(torch.autograd.Function):
-    """Stores the streams: where the backward pass through the steps before starts from."""
+    """Stores the streams, from which the backward pass through the earlier steps starts."""
 
     @staticmethod
     def forward(ctx: Any, tape: _Tape, *streams: Tensor) -> Streams:
@@ -341,7 +341,7 @@ class _Mark(torch.autograd.Function):
 def _branch_gradients(
     branch: Branch, x: Tensor, grad: Tensor, parameters: list[nn.Parameter]
 ) -> tuple[Tensor, Tensor, list[Any]]:
-    """Return a branch's value at `x`, and the gradients of `x` and, or None, of parameters."""
+    """Return a branch's value at `x`, and the gradients of `x` and of each parameter (or None)."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         value = branch(_view(leaf)).to(grad.dtype)
@@ -359,10 +359,6 @@ def _call(_number: int, branch: Branch, x: Tensor) -> Tensor:
     return branch(x)
 
 
-def _add(x: Tensor, change: Tensor, sign: int = 1) -> Tensor:
-    return torch.add(x, change, alpha=sign)
-
-
 def _view(x: Tensor) -> Tensor:
     return x.view_as(x)
 
@@ -378,13 +374,13 @@ def _trainable(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
     return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
-def _take(streams: Streams, places: tuple[int, ...]) -> Streams:
-    return tuple(streams[place] for place in places)
+def _take(streams: Streams, numbers: tuple[int, ...]) -> Streams:
+    return tuple(streams[number] for number in numbers)
 
 
-def _put(streams: Streams, places: tuple[int, ...], values: Streams) -> Streams:
-    moved = dict(zip(places, values, strict=True))
-    return tuple(moved.get(place, old) for place, old in enumerate(streams))
+def _put(streams: Streams, numbers: tuple[int, ...], values: Streams) -> Streams:
+    moved = dict(zip(numbers, values, strict=True))
+    return tuple(moved.get(number, old) for number, old in enumerate(streams))
 
 
 def _autocast_settings(device_type: str) -> dict[str, Any]:

@@ -16,12 +16,12 @@ __all__ = ["odometer", "shift_channels"]
 def odometer(index: Tensor, num_rotors: int, positions: int) -> list[Tensor]:
     """Return the position of every rotor at every token.
 
-    Rotor k moves once in `positions ** k` tokens, like the wheels of an odometer, so that
-    `positions ** num_rotors` tokens pass before a setting returns.
+    Rotor k moves once every `positions ** k` tokens, like the wheels of an odometer: a setting
+    returns after `positions ** num_rotors` tokens.
 
     Args:
         index: int64 token indices of any shape, from 0.
-        num_rotors: how many rotors, R.
+        num_rotors: number of rotors, R.
         positions: positions of one rotor, P.
 
     Returns:
@@ -49,7 +49,7 @@ class _BlockShift(torch.autograd.Function):
         block_P = torch.arange(positions, device=x_GLD.device)
         first_row_L1 = torch.arange(length, device=x_GLD.device).unsqueeze(1) * positions
         row_LP = first_row_L1 + (block_P + shift_L.unsqueeze(1)).remainder(positions)
-        # Rows of blocks, one index for all groups: five times as fast as advanced indexing.
+        # Rows of blocks with one index for all groups: five times as fast as advanced indexing.
         blocks = x_GLD.reshape(num_groups, length * positions, num_channels // positions)
         return blocks.index_select(1, row_LP.flatten()).view(x_GLD.shape)
 
@@ -87,7 +87,7 @@ def shift_channels(x: Tensor, shift: Tensor, positions: int) -> Tensor:
         >>> shift_channels(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([1]), 2)
         tensor([[2., 3., 0., 1.]])
     """
-    if shift.ndim > 1:  # every text has indices of its own: one long text for the gather
+    if shift.ndim > 1:  # every text has its own indices: one long text for the gather
         shift = shift.expand(x.shape[:-1]).reshape(-1)
     x_GLD = x.reshape(-1, len(shift), x.shape[-1])
     return _shift_groups(x_GLD, shift, positions).view(x.shape)

@@ -1,8 +1,8 @@
-"""A permutation of channels that can be learned.
+"""A learned permutation of the channels.
 
 Source: Mena et al., "Learning Latent Permutations with Gumbel-Sinkhorn Networks" (2018),
-equations 3 to 6. The forward pass always permutes exactly, so the map stays a bijection while
-it is learned; only its gradient is that of the relaxation (straight-through).
+equations 3 to 6. The forward pass always permutes exactly, so the map remains a bijection
+during training; only its gradient is that of the relaxation (straight-through).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment  # the Hungarian method; torch has none
 from torch import Tensor, nn
 
-from enigma.bijection import Bijection, Tokens
+from enigma.bijections.base import Bijection, TokenContext
 
 __all__ = ["SimplePermutation", "sinkhorn"]
 
@@ -26,7 +26,7 @@ def sinkhorn(scores_DD: Tensor, num_iterations: int = 20) -> Tensor:
 
     Args:
         scores_DD: floating `(D, D)`, already divided by a temperature.
-        num_iterations: how often rows and columns are normalised.
+        num_iterations: how many times rows and columns are normalised.
 
     Examples:
         >>> p = sinkhorn(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
@@ -39,7 +39,7 @@ def sinkhorn(scores_DD: Tensor, num_iterations: int = 20) -> Tensor:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The value of `hard`, to the bit, with the gradient of `soft`."""
+    """The exact value of `hard` with the gradient of `soft`."""
 
     generate_vmap_rule = True
 
@@ -63,8 +63,9 @@ class SimplePermutation(Bijection):
 
     Args:
         num_channels: width D, at least 1.
-        temperatures: of the relaxation at the start and at the end of training, both above 0.
-        num_iterations: of `sinkhorn`.
+        temperatures: temperatures of the relaxation at the start and at the end of training, both
+            above 0.
+        num_iterations: see `sinkhorn`.
 
     Raises:
         ValueError: for a width below 1 or a temperature that is not above 0.
@@ -104,12 +105,12 @@ class SimplePermutation(Bijection):
     def set_progress(self, fraction: float, seed: int | None = None) -> None:
         """Cool the relaxation geometrically and, with a seed, draw fresh Gumbel noise.
 
-        The noise is drawn here and not in `forward`, so that between two calls the map is one
-        map: it can be inverted, recomputed in the backward pass, and equals that of other ranks.
+        The noise is drawn here and not in `forward`: between two calls the map does not change. It
+        can be inverted and recomputed in the backward pass, and is the same on all ranks.
 
         Args:
-            fraction: how much of the training is done, in [0, 1].
-            seed: of the noise that training adds to the scores; None for no noise.
+            fraction: completed share of the training, in [0, 1].
+            seed: seed of the noise that training adds to the scores; None for no noise.
 
         Raises:
             ValueError: for a fraction outside [0, 1].
@@ -152,7 +153,7 @@ class SimplePermutation(Bijection):
     def forward_with_log_det(
         self,
         x: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Permute; the log-determinant is 0. See the base class for shapes."""
         return self._permute(x, back=False), x.new_zeros(x.shape[:-1])
@@ -160,7 +161,7 @@ class SimplePermutation(Bijection):
     def inverse_with_log_det(
         self,
         y: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Permute back; see the base class for shapes."""
         return self._permute(y, back=True), y.new_zeros(y.shape[:-1])

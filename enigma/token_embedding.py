@@ -1,24 +1,24 @@
-"""Token ids to the stream."""
+"""The token embedding, where the stream starts."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from enigma.linear import Embedding
-from enigma.norm import rms_normalise
+from enigma.layers.linear import Embedding
+from enigma.layers.norm import rms_normalise
 
 __all__ = ["TokenEmbedding"]
 
 
 class TokenEmbedding(nn.Module):
-    """Embed token ids and bring every embedding to the same size.
+    """Embed token ids and normalise every embedding.
 
-    The RMS-norm gives the stream a scale of 1 from rows of any length, which a tied head trains.
+    The RMS-norm gives the stream a scale of 1 for rows of any length, which a tied head trains.
 
     Args:
         vocab_size: number of ids, V.
         d: width D.
-        num_positions: rows of a learned position embedding; 0 for none, as with ALiBi.
+        num_positions: rows of a learned position embedding; 0 for none, with ALiBi.
     """
 
     def __init__(self, vocab_size: int, d: int, num_positions: int = 0) -> None:
@@ -31,7 +31,7 @@ class TokenEmbedding(nn.Module):
 
         Args:
             ids_BL: int64 `(B, L)` in [0, V).
-            index: int64 `(L,)` or `(B, L)`, the place of each token in its text.
+            index: int64 `(L,)` or `(B, L)`, the index of each token in its text, from 0.
 
         Returns:
             floating `(B, L, D)`.
@@ -43,9 +43,9 @@ class TokenEmbedding(nn.Module):
         if self.positions is not None:
             if int(index.max()) >= self.positions.num_embeddings:
                 raise ValueError(
-                    f"the text has {int(index.max()) + 1} tokens and the learned positions end at "
-                    f"max_len={self.positions.num_embeddings}; shorten it, or train with "
-                    "use_alibi=True, which has no such bound"
+                    f"expected at most max_len={self.positions.num_embeddings} tokens with learned "
+                    f"positions, got {int(index.max()) + 1}; to fix this: shorten the text, or "
+                    "train with use_alibi=True, which has no such bound"
                 )
             x_BLD = x_BLD + self.positions(index)
         return rms_normalise(x_BLD)

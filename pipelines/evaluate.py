@@ -201,8 +201,8 @@ def _proofs(
 ) -> dict[str, Any]:
     import torch
 
+    from enigma.bijections.round_trip import core_round_trip_error
     from enigma.causality import prove_causality
-    from enigma.round_trip import core_round_trip_error
 
     ids_L = test.gather(test_indices[:1])[0, : params.causality_length].astype(np.int64)
     if len(ids_L) < params.causality_length:

@@ -1,10 +1,10 @@
-"""How much faster generation is with the key-value cache than without it.
+"""The speed of generation with the key-value cache and without it.
 
     OMP_NUM_THREADS=1 python -m benchmarks.enigma.kv_cache       # about ten minutes
 
 The three published sizes, 256 new tokens after 32, greedy, one text, float32. The tokens must be
-the same; the peer for scale is GPT2LMHeadModel with its own cache, as wide, with two layers more
-in place of the machine.
+the same; the peer for scale is GPT2LMHeadModel with its own cache, as wide, with two more layers
+instead of the machine.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from transformers import GPT2LMHeadModel
 from benchmarks.peers import gpt2_config
 from benchmarks.record import median_times_s, row, write
 from enigma.configuration_enigma import EnigmaConfig
+from enigma.language_model.presets import PRESETS
 from enigma.modeling_enigma import EnigmaForCausalLM
-from enigma.presets import PRESETS
 
 PROMPT, NEW_TOKENS, REPEATS = 32, 256, 1
 TARGET = 5.0

@@ -1,10 +1,10 @@
-"""How much memory the training loss needs, and how long it takes, against logits held whole.
+"""Memory and time of the training loss, against a loss that holds all logits at once.
 
     OMP_NUM_THREADS=1 python -m benchmarks.enigma.loss_head       # about one minute
 
 A micro-batch of the profile `wiki-zh`: 12 sequences of 256 tokens, 21,128 entries, 512 wide,
-float32, forward and backward. The peer is `F.linear` and `F.cross_entropy`. Each way runs in a
-fresh process, as the high-water mark of a process never falls; the loss and both gradients
+float32, forward and backward. The peer is `F.linear` and `F.cross_entropy`. Each loss runs in a
+fresh process, as the peak memory of a process never falls; the loss and both gradients
 must agree first.
 """
 
@@ -27,7 +27,7 @@ KIB = 1024
 
 
 def main() -> None:
-    """Measure both ways in turn, check that they agree, print and write."""
+    """Measure both alternately, check that they agree, print and write."""
     if len(sys.argv) == 2:
         measure(sys.argv[1])
         return
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def run(way: str) -> list[float]:
-    """Measure one way in a process of its own: loss, gradient norm, MiB, seconds."""
+    """Measure one loss in a separate process: loss, gradient norm, MiB, seconds."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.enigma.loss_head", way],
         check=True,

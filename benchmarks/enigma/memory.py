@@ -1,10 +1,10 @@
-"""What training keeps in memory, and what that costs in time, by memory mode and depth.
+"""Peak memory and time of a training step, by memory mode and depth.
 
     OMP_NUM_THREADS=1 python -m benchmarks.enigma.memory    # about four minutes; draws the plot
 
 A whole training step of `EnigmaForCausalLM`, loss included: 256 wide, 4 x 256 tokens, vocabulary
 21,128, float32, attention dropout 0.1, as many reversible blocks of the machine as half the
-attention layers. The peak is that of everything allocated during the step, beyond parameters and
+attention layers. The peak counts everything allocated during the step, beyond parameters and
 their gradients, from the allocation events of the profiler. First the gradients of the modes are
 compared.
 """
@@ -51,7 +51,7 @@ def make(depth: int, memory: str, **changes: Any) -> EnigmaForCausalLM:
 
 
 def step(model: EnigmaForCausalLM, ids_BL: torch.Tensor, *, bf16: bool = False) -> None:
-    """Forward and backward; gradients add up in place."""
+    """Forward and backward; gradients accumulate in place."""
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss = model(ids_BL, labels=ids_BL).loss
@@ -59,7 +59,7 @@ def step(model: EnigmaForCausalLM, ids_BL: torch.Tensor, *, bf16: bool = False) 
 
 
 def peak_bytes(function: Callable[[], None]) -> int:
-    """The most that was allocated at one time while `function` ran, beyond what was before."""
+    """Peak allocation while `function` ran, beyond what was allocated before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = profiler.profiler.kineto_results.events()
@@ -135,9 +135,9 @@ def memory_rows(peaks_mib: dict[str, dict[int, float]]) -> list[dict[str, Any]]:
 
 
 def time_rows(ids_BL: torch.Tensor) -> list[dict[str, Any]]:
-    """Step times at depth 16, in turns."""
+    """Step times at depth 16, alternated."""
     rows = []
-    # bfloat16 is not timed: a processor without instructions for it takes ten times as long.
+    # bfloat16 is not timed: it takes ten times as long on a processor without instructions for it.
     models = {mode: make(16, mode) for mode in MODES}
     times = median_times_s(
         [lambda model=model: step(model, ids_BL) for model in models.values()], REPEATS
@@ -163,7 +163,7 @@ def time_rows(ids_BL: torch.Tensor) -> list[dict[str, Any]]:
 
 
 def draw(peaks_mib: dict[str, dict[int, float]]) -> None:
-    """Peak memory against depth, one line a mode."""
+    """Draw peak memory against depth, one line per mode."""
     figure = Figure(figsize=(6.4, 4))
     axes = figure.subplots()
     for mode, by_depth in peaks_mib.items():
@@ -201,7 +201,7 @@ def main() -> None:
             by_depth[depth] = peak_bytes(lambda model=model: step(model, ids_BL)) / 2**20
     draw(peaks_mib)
     rows += memory_rows(peaks_mib)
-    write("memory", rows)  # what follows takes longest, and a busy machine spoils only that
+    write("memory", rows)  # the timing takes longest, and a busy machine spoils only that
     write("memory", [*rows, *time_rows(ids_BL)])
 
 

@@ -1,4 +1,4 @@
-"""What a stepping rotor costs beside a plain linear layer of the same width.
+"""The cost of a stepping rotor against a plain linear layer of the same width.
 
     OMP_NUM_THREADS=1 python -m benchmarks.enigma.rotor          # under a minute
 
@@ -17,7 +17,7 @@ TARGET_TRAINING, TARGET_EVALUATION = 1.5, 1.1
 
 
 def naive(stack: DynamicInvertibleConv1x1Stack, x_BLD: torch.Tensor) -> torch.Tensor:
-    """Return what the stack computes by its definition, S^-p W S^p, token by token."""
+    """Return the output of the stack by its definition, S^-p W S^p, token by token."""
     texts = []
     for x_LD in x_BLD:
         rows = []
@@ -61,7 +61,7 @@ def main() -> None:
         ("evaluation", evaluation, TARGET_EVALUATION),
     ):
         for form, time_s in zip(stacks, times[1:], strict=True):
-            # The lifting form never has a W that it could keep.
+            # The lifting form has no W to cache.
             aimed = form == "plu" or times is training
             rows.append(
                 row(

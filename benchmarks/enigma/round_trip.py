@@ -1,7 +1,7 @@
-"""How exactly the machine undoes itself and knows its log-determinant, fresh and trained.
+"""Exactness of the machine's inverse and log-determinant, fresh and trained.
 
     OMP_NUM_THREADS=1 python -m benchmarks.enigma.round_trip          # about 15 minutes on one core
-    OMP_NUM_THREADS=1 python -m benchmarks.enigma.round_trip lifting  # only forms that begin so
+    OMP_NUM_THREADS=1 python -m benchmarks.enigma.round_trip lifting  # only these forms
 
 The core has the published size (768 wide, 6 blocks, 4 rotors of 16 positions). It is trained
 inside a bigram model of a random Markov chain, with the published optimiser (AdamW, learning
@@ -17,13 +17,13 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.record import RESULTS, row, write
-from enigma.bijection import Tokens
-from enigma.coupling import COUPLINGS
+from enigma.bijections.base import TokenContext
+from enigma.bijections.machine import Enigma
+from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
+from enigma.couplings.settings import COUPLINGS
 from enigma.jacobian_logdet import jacobian_log_det
-from enigma.linear import Embedding
-from enigma.machine import Enigma
+from enigma.layers.linear import Embedding
 from enigma.rev_block import RevBlock
-from enigma.round_trip import RoundTripReport, core_round_trip_error
 
 WIDTH, BLOCKS, ROTORS, POSITIONS = 768, 6, 4, 16
 VOCABULARY, LENGTH, STEPS, LEARNING_RATE = 512, 64, 1000, 2e-4
@@ -95,7 +95,7 @@ def rows_of(what: str, report: RoundTripReport) -> list[dict[str, object]]:
 
 
 def block_rows() -> list[dict[str, object]]:
-    """Return the published claim: one reversible block, with weights that are not fresh."""
+    """Return the errors of one reversible block (the published claim), with noisy weights."""
     rows = []
     for coupling in COUPLINGS:
         torch.manual_seed(0)
@@ -154,16 +154,16 @@ def log_det_error(core: Enigma) -> float:
     """Return the largest difference from `slogdet` of the Jacobian over 16 settings of 2 rotors."""
     x_LD = torch.randn(16, LOG_DET_WIDTH, dtype=torch.double)
     errors = []
-    for place, x_D in enumerate(x_LD):
-        tokens = Tokens(torch.tensor([place]))
-        _, log_det = core.forward_with_log_det(x_D[None, None], tokens)
-        reference = jacobian_log_det(lambda v, t=tokens: core(v[None, None], t)[0, 0], x_D)
+    for index, x_D in enumerate(x_LD):
+        context = TokenContext(torch.tensor([index]))
+        _, log_det = core.forward_with_log_det(x_D[None, None], context)
+        reference = jacobian_log_det(lambda v, t=context: core(v[None, None], t)[0, 0], x_D)
         errors.append(abs((log_det[0, 0] - reference).item()))
     return max(errors)
 
 
 def merged(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Return the new rows, and of the results file those that were not measured anew."""
+    """Return the new rows, and the rows of the results file that were not measured again."""
     path = RESULTS / "round_trip.json"
     old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     new_names = {entry["name"] for entry in rows}

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from enigma.bijections.lifting import LiftingConv1x1
 from enigma.invertible_conv1x1 import InvertibleConv1x1
-from enigma.lifting import LiftingConv1x1
 from pipelines.training.muon import Muon
 
 BETAS = (0.9, 0.95)

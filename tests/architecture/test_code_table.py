@@ -77,7 +77,7 @@ def test_the_top_of_pipelines_is_the_graph() -> None:
     assert modules == {"__init__", "params", *STAGES}
 
 
-@pytest.mark.parametrize("room", ["pipelines", "expectations", "flows", "benchmarks"])
+@pytest.mark.parametrize("room", ["enigma", "pipelines", "expectations", "flows", "benchmarks"])
 def test_no_folder_is_crowded(room: str) -> None:
     for folder in [REPOSITORY / room, *(REPOSITORY / room).rglob("*/")]:
         modules = [path for path in folder.glob("*.py") if path.stem != "__init__"]

@@ -13,6 +13,10 @@ ROOMS = ("enigma", "pipelines", "expectations", "flows")
 PLANTS = {
     "enigma": "pipelines.base.errors",
     "enigma.attention": "transformers",
+    "enigma.bijections": "transformers",
+    "enigma.couplings": "pandas",
+    "enigma.language_model": "transformers",
+    "enigma.layers": "mlflow",
     "expectations": "pipelines.base.errors",
     "flows": "torch",
     "flows.running": "pipelines.runs.directory",

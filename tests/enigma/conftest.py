@@ -1,4 +1,4 @@
-"""Small models whose every path is open: a fresh model hides its branches behind zeros."""
+"""Small models in which every branch counts: in a fresh model the branches are 0."""
 
 import pytest
 import torch

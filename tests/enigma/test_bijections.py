@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from enigma.bijection import Tokens
-from enigma.coupling import COUPLINGS
+from enigma.bijections.base import TokenContext
+from enigma.bijections.lifting import LiftingConv1x1
+from enigma.couplings.settings import COUPLINGS
 from enigma.invertible_conv1x1 import (
     DynamicInvertibleConv1x1Stack,
     InvertibleConv1x1,
     InvertibleConv1x1Stack,
 )
 from enigma.jacobian_logdet import jacobian_log_det
-from enigma.lifting import LiftingConv1x1
 from enigma.model import Enigma
 from enigma.plugboard import Plugboard
 from enigma.reflector import Reflector
@@ -43,7 +43,7 @@ BIJECTIONS = {
         D, 2, 1, 4, coupling="spline", return_path="untied", rotors_between_blocks=True
     ),
     **{
-        f"machine of splines, rotors of its own, {path}": lambda path=path: Enigma(
+        f"machine of splines, own rotors, {path}": lambda path=path: Enigma(
             D,
             2,
             1,
@@ -62,7 +62,7 @@ BIJECTIONS = {
 @pytest.mark.parametrize("name", BIJECTIONS)
 def test_shape_inverse_and_log_det(name, stirred):
     torch.manual_seed(0)
-    # Eight spline couplings in a row magnify rounding: less noise, or 1e-12 means nothing.
+    # Eight spline couplings in a row magnify rounding errors: 1e-12 needs less noise.
     module = stirred(BIJECTIONS[name]().double(), std=0.03 if "splines" in name else 0.1)
     width = D - 1 if name.endswith("odd") else D
     x = torch.randn(2, 6, width, dtype=torch.float64)
@@ -74,8 +74,8 @@ def test_shape_inverse_and_log_det(name, stirred):
     assert (again - x).abs().max() <= 1e-12 * x.abs().max()
     assert (log_det + log_det_back).abs().max() <= 1e-10
     for t in range(x.shape[1]):  # the position of the rotors changes from token to token
-        tokens = Tokens(torch.tensor([t]))
-        reference = jacobian_log_det(lambda v, k=tokens: module(v[None, None], k)[0, 0], x[0, t])
+        context = TokenContext(torch.tensor([t]))
+        reference = jacobian_log_det(lambda v, k=context: module(v[None, None], k)[0, 0], x[0, t])
         assert abs(reference - log_det[0, t]).item() <= 1e-8
 
 
@@ -84,19 +84,19 @@ def test_rotors_take_their_position_from_the_index_alone(stirred):
     x = torch.randn(1, 20, D, dtype=torch.float64)
     whole = rotors(x)
     assert torch.equal(whole, rotors(x))
-    late = rotors(x[:, 7:], Tokens.of(x[:, 7:], start=7))
+    late = rotors(x[:, 7:], TokenContext.of(x[:, 7:], start=7))
     torch.testing.assert_close(late, whole[:, 7:], rtol=0, atol=1e-13)
-    rows = rotors(x.expand(2, -1, -1), Tokens(torch.arange(20).expand(2, -1)))
+    rows = rotors(x.expand(2, -1, -1), TokenContext(torch.arange(20).expand(2, -1)))
     torch.testing.assert_close(rows[1], whole[0], rtol=0, atol=1e-13)
 
 
-def test_every_setting_of_the_rotors_is_another_map(stirred):
+def test_every_setting_of_the_rotors_is_a_different_map(stirred):
     rotors = stirred(DynamicInvertibleConv1x1Stack(D, num_layers=2, positions=4).double())
     same_token = torch.randn(D, dtype=torch.float64).expand(1, 16, D)
     outputs = rotors(same_token)[0]
     distance = torch.cdist(outputs, outputs) + torch.eye(16)
     assert distance.min() > 1e-3
-    assert torch.allclose(rotors(same_token, Tokens(torch.arange(16, 32)))[0], outputs)
+    assert torch.allclose(rotors(same_token, TokenContext(torch.arange(16, 32)))[0], outputs)
 
 
 def test_the_kept_weight_follows_the_parameters(stirred):
@@ -143,7 +143,7 @@ def test_the_plugboard_is_never_the_identity():
         (lambda: InvertibleConv1x1(4, start="qr"), "'permutation', 'rotation'.*got 'qr'"),
         (lambda: InvertibleConv1x1Stack(4, -1), "not be negative"),
         (lambda: InvertibleConv1x1Stack(4, 1, form="qr"), "form must be one of"),
-        (lambda: InvertibleConv1x1Stack(4, 1, exact=True), "take form='lifting'"),
+        (lambda: InvertibleConv1x1Stack(4, 1, exact=True), "expected form='lifting'"),
         (
             lambda: InvertibleConv1x1Stack(4, 1, form="lifting", start="permutation"),
             "starts at the identity",
@@ -166,6 +166,6 @@ def test_the_plugboard_is_never_the_identity():
         (lambda: Enigma(16)(torch.zeros(1, 15)), r"expected \(..., 16\), got \(1, 15\)"),
     ],
 )
-def test_errors_say_what_was_expected_and_what_came(make, words):
+def test_errors_say_what_was_expected_and_got(make, words):
     with pytest.raises(ValueError, match=words):
         make()

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional
 
 from enigma.attention import CausalSelfAttention, alibi_slopes
-from enigma.causal_conv import CausalConv
 from enigma.causality import prove_causality
+from enigma.layers.causal_conv import CausalConv
 from enigma.model import EnigmaLM
 
 
@@ -14,8 +14,8 @@ class SymmetricAttention(CausalSelfAttention):
     """The published leak: linear biases on |i - j| with no causal mask."""
 
     def attend(self, q_BHLK, k_BHSK, v_BHSK):
-        places = torch.arange(q_BHLK.shape[-2])
-        distance_LL = (places[:, None] - places).abs()
+        position_S = torch.arange(q_BHLK.shape[-2])
+        distance_LL = (position_S[:, None] - position_S).abs()
         bias_HLL = -alibi_slopes(self.num_heads)[:, None, None] * distance_LL
         content = slice(0, -2)
         return functional.scaled_dot_product_attention(

@@ -6,9 +6,10 @@ from itertools import combinations
 import pytest
 import torch
 
-from enigma.coupling import CouplingNetwork
+from enigma.bijections.machine import Enigma
+from enigma.couplings.network import CouplingNetwork
+from enigma.couplings.settings import CouplingSettings
 from enigma.jacobian_logdet import EnigmaFlow, jacobian_log_det, load_flow, save_flow
-from enigma.machine import Enigma
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "uniform"])
@@ -16,7 +17,7 @@ from enigma.machine import Enigma
 def test_round_trip_and_log_det(prior, coupling, stirred):
     torch.manual_seed(0)
     flow = EnigmaFlow.build(6, 2, coupling=coupling, hidden_channels=16, prior=prior).double()
-    # Not so much that the logistic function rounds to 1, from which nothing comes back.
+    # Little noise: where the logistic function rounds to 1 it has no inverse.
     stirred(flow, std=0.05)
     flow.standardise(3 + 2 * torch.randn(50, 6, dtype=torch.float64))
     x = 3 + 2 * torch.randn(4, 5, 6, dtype=torch.float64)
@@ -41,9 +42,9 @@ def test_the_density_integrates_to_one(coupling, stirred):
     assert abs(mass.item() - 1) < 0.01
 
 
-def test_marginals_start_at_what_training_data_say(stirred):
+def test_marginals_start_at_the_quantiles_of_training_data(stirred):
     torch.manual_seed(0)
-    # Pixels: nearly always between 0 and 1, and now and then bright.
+    # Like pixels: nearly always between 0 and 1, and occasionally bright.
     data_ND = torch.rand(4000, 3) + 15 * (torch.rand(4000, 3) < 0.03)
     with_marginals = EnigmaFlow.build(3, 1, hidden_channels=8)
     without = EnigmaFlow.build(3, 1, hidden_channels=8, axes_matter=False)
@@ -52,21 +53,21 @@ def test_marginals_start_at_what_training_data_say(stirred):
     gained = (
         with_marginals.log_prob(data_ND[2000:]).mean() - without.log_prob(data_ND[2000:]).mean()
     )
-    assert gained > 1, "nats a vector, before any training"
+    assert gained > 1, "nats per vector, before any training"
     stirred(with_marginals, std=0.05)
     again, _ = with_marginals.inverse(with_marginals(data_ND)[0])
     torch.testing.assert_close(again, data_ND, rtol=0, atol=1e-3)
 
 
-def test_a_vector_does_not_know_its_neighbours(stirred):
+def test_a_vector_is_independent_of_its_neighbours(stirred):
     flow = stirred(EnigmaFlow.build(6, 1, hidden_channels=8).double())
     x = torch.randn(7, 6, dtype=torch.float64)
     torch.testing.assert_close(flow.log_prob(x)[3], flow.log_prob(x[3]), rtol=0, atol=1e-12)
 
 
-def test_every_block_has_a_rotor_of_its_own():
+def test_every_block_has_its_own_rotor():
     flow = EnigmaFlow.build(4, 3, hidden_channels=8)
-    rotors = [stage.module for stage in flow.enigma._stages() if hasattr(stage.module, "rotors")]
+    rotors = [each.part for each in flow.enigma.passes() if hasattr(each.part, "rotors")]
     assert len(rotors) == len(set(rotors)) == 6
     with pytest.raises(ValueError, match="own_rotors needs rotors_between_blocks"):
         Enigma(4, 3, positions=4, own_rotors=True)
@@ -82,7 +83,7 @@ def test_any_two_channels_are_moved_apart_by_some_block():
         assert any((first in half) != (second in half) for half in halves)
 
 
-def test_every_rotation_is_another():
+def test_the_rotations_differ():
     enigma = EnigmaFlow.build(16, 2, hidden_channels=8, axes_matter=False).enigma
     starts = [stack.layers[0].weight() for stack in (enigma.rotors, *enigma.more_rotors)]
     assert len(starts) == 4
@@ -91,11 +92,12 @@ def test_every_rotation_is_another():
         assert not any(torch.allclose(start, other, atol=0.1) for other in starts[:number])
 
 
-def test_a_residual_network_adds_to_what_a_layer_reads():
+def test_a_residual_network_adds_a_layers_output_to_its_input():
     torch.manual_seed(0)
-    network = CouplingNetwork(
-        3, 2, 5, num_hidden_layers=2, activation="silu", normalise=False, residual=True
+    settings = CouplingSettings(
+        num_hidden_layers=2, activation="silu", normalise=False, residual=True
     )
+    network = CouplingNetwork(3, 2, 5, settings)
     torch.nn.init.normal_(network.out.weight)
     x = torch.randn(4, 3)
     first, second = network.hidden
@@ -113,7 +115,7 @@ def test_a_coupling_moves_a_half_even_where_the_other_is_zero():
     assert not torch.equal(moved, torch.ones(1, 2))
 
 
-def test_sampling_is_reproducible_and_has_the_asked_shape():
+def test_sampling_is_reproducible_and_has_the_requested_shape():
     flow = EnigmaFlow.build(4, 1, hidden_channels=8)
     draws = [flow.sample((2, 3), torch.Generator().manual_seed(1)) for _ in range(2)]
     assert draws[0].shape == (2, 3, 4)
@@ -123,7 +125,7 @@ def test_sampling_is_reproducible_and_has_the_asked_shape():
 
 
 @pytest.mark.parametrize("axes_matter", [True, False])
-def test_files_bring_the_same_flow_back(tmp_path, stirred, axes_matter):
+def test_files_restore_the_same_flow(tmp_path, stirred, axes_matter):
     flow = stirred(
         EnigmaFlow.build(
             4, 1, coupling="affine", prior="uniform", hidden_channels=8, axes_matter=axes_matter
@@ -139,7 +141,7 @@ def test_files_bring_the_same_flow_back(tmp_path, stirred, axes_matter):
     ]
 
 
-def test_a_flow_that_was_written_before_there_were_marginals_has_none(tmp_path):
+def test_a_file_from_before_there_were_marginals_loads_without_them(tmp_path):
     flow = EnigmaFlow.build(4, 1, hidden_channels=8, axes_matter=False)
     save_flow(flow, tmp_path)
     config = json.loads((tmp_path / "flow_config.json").read_text())
@@ -154,5 +156,5 @@ def test_errors_say_what_was_expected():
         EnigmaFlow(flow.enigma, "cauchy")
     with pytest.raises(ValueError, match=r"at least 2 rows of 4, got \(3, 5\)"):
         flow.standardise(torch.zeros(3, 5))
-    with pytest.raises(ValueError, match="channel 0 is constant"):
+    with pytest.raises(ValueError, match="got channel 0 constant"):
         flow.standardise(torch.zeros(3, 4))

@@ -6,11 +6,11 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from enigma.attention import CausalSelfAttention, alibi_slopes, position_channels
+from enigma.bijections.round_trip import core_round_trip_error
 from enigma.configuration_enigma import EnigmaConfig
+from enigma.layers.norm import rms_normalise
 from enigma.model import EnigmaLM
 from enigma.modeling_enigma import EnigmaForCausalLM
-from enigma.norm import rms_normalise
-from enigma.round_trip import core_round_trip_error
 
 IDS = torch.randint(1, 120, (2, 12), generator=torch.Generator().manual_seed(0))
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -31,7 +31,7 @@ def test_the_linear_biases_are_those_of_alibi(stirred):
     torch.testing.assert_close(actual, attention.out(expected.flatten(2)), rtol=0, atol=1e-10)
 
 
-def test_both_ways_of_building_start_with_rows_of_length_one():
+def test_both_constructors_start_with_rows_of_length_one():
     sizes = {"vocab_size": 2000, "d": 64, "num_rev_blocks": 1, "num_heads": 2}
     torch.manual_seed(0)
     plain = EnigmaLM(**sizes, num_transformer_layers=1)
@@ -58,7 +58,7 @@ def test_the_training_loss_and_its_gradients_are_the_plain_ones(
     make_causal_lm, dtype, tolerance, num_items
 ):
     model = make_causal_lm(attention_dropout=0.0).to(dtype)
-    # More tokens than are taken at once, and a last chunk that is not full.
+    # More tokens than one chunk, and a last chunk that is not full.
     ids = torch.randint(120, (3, 250), generator=torch.Generator().manual_seed(1))
     labels = ids.clone()
     labels[1, :100] = -100
@@ -69,7 +69,7 @@ def test_the_training_loss_and_its_gradients_are_the_plain_ones(
     expected_gradients = torch.autograd.grad(expected, list(model.parameters()))
 
     out = model.train()(ids, labels=labels, num_items_in_batch=num_items)
-    assert out.logits is None, "the logits are never held whole"
+    assert out.logits is None, "all logits are never held at once"
     torch.testing.assert_close(out.loss, expected, rtol=tolerance, atol=0)
     gradients = torch.autograd.grad(out.loss, list(model.parameters()))
     for (name, _), actual, plain in zip(
@@ -95,7 +95,7 @@ def test_every_parameter_takes_part(make_causal_lm, changes):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_the_head_is_tied_and_files_bring_the_same_model_back(make_causal_lm, tmp_path):
+def test_the_head_is_tied_and_files_restore_the_same_model(make_causal_lm, tmp_path):
     model = make_causal_lm()
     assert model.lm.head.weight is model.lm.embedding.tokens.weight
     model.save_pretrained(tmp_path)
@@ -107,7 +107,7 @@ def test_the_head_is_tied_and_files_bring_the_same_model_back(make_causal_lm, tm
     torch.testing.assert_close(again(IDS).logits, model(IDS).logits)
 
 
-def test_an_untied_head_has_weights_of_its_own(make_causal_lm, tmp_path):
+def test_an_untied_head_has_its_own_weights(make_causal_lm, tmp_path):
     model = make_causal_lm(tie_word_embeddings=False)
     assert model.lm.head.weight is not model.lm.embedding.tokens.weight
     model.save_pretrained(tmp_path)
@@ -135,7 +135,7 @@ def test_cached_generation_equals_uncached(make_causal_lm, changes):
     assert torch.equal(fast, slow)
 
 
-def test_beam_search_reorders_what_the_convolutions_read(make_causal_lm):
+def test_beam_search_reorders_the_cache_of_the_convolutions(make_causal_lm):
     model = make_causal_lm(kernel_size=3)
     beams = {"num_beams": 3, "max_new_tokens": 10, **GREEDY}
     assert torch.equal(
@@ -161,7 +161,7 @@ def test_a_left_padded_row_equals_the_row_alone(make_causal_lm, changes):
     mask = torch.ones_like(batch)
     mask[0, :4] = 0
     together = model(batch, attention_mask=mask).logits[0, 4:]
-    # On a grid, a difference in the last bit becomes one of 2^-14.
+    # On the grid, a difference in the last bit becomes 2^-14.
     tolerance = 1e-3 if changes.get("exact") else 1e-5
     torch.testing.assert_close(together, model(IDS[:1, :8]).logits[0], rtol=0, atol=tolerance)
     grown = model.generate(batch, attention_mask=mask, max_new_tokens=12, **GREEDY)
@@ -175,7 +175,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_causal_lm):
         model = make_causal_lm(attention_dropout=0.0).train()
         if checkpointing:
             model.activation_checkpointing_enable()
-            assert model.lm.gradient_checkpointing
+            assert model.gradient_checkpointing
         model(IDS, labels=IDS).loss.backward()
         grads.append([p.grad for p in model.parameters()])
     for plain, checkpointed in zip(*grads, strict=True):
@@ -185,7 +185,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_causal_lm):
 def test_learned_positions_end_at_max_len(make_lm):
     lm = make_lm(use_alibi=False, max_len=8)
     lm(IDS[:, :8])
-    with pytest.raises(ValueError, match="9 tokens and the learned positions end at max_len=8"):
+    with pytest.raises(ValueError, match="at most max_len=8 tokens with learned positions, got 9"):
         lm(IDS[:, :9])
 
 

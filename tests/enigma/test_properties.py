@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from enigma.bijection import Tokens
-from enigma.coupling import COUPLINGS
-from enigma.exact import round_to_grid
+from enigma.bijections.base import TokenContext
+from enigma.bijections.exact import round_to_grid
+from enigma.bijections.machine import Enigma
+from enigma.couplings.settings import COUPLINGS
 from enigma.invertible_conv1x1 import DynamicInvertibleConv1x1Stack
 from enigma.jacobian_logdet import jacobian_log_det
-from enigma.machine import Enigma
 from enigma.rev_block import RevBlock
 
 PATHS = ("reversed", "untied", "inverse")
@@ -83,7 +83,7 @@ def test_float32_round_trip_of_the_language_models_core(core, batch, length, see
     length=st.integers(1, 40),
     seed=st.integers(0, 99),
 )
-def test_exact_mode_gives_back_the_same_bits(core, batch, length, seed, stirred):
+def test_exact_mode_returns_the_same_bits(core, batch, length, seed, stirred):
     core = stirred(core, std=0.1, seed=seed)
     x = round_to_grid(stream(core, batch, length, torch.float32, seed))
     with torch.no_grad():
@@ -118,10 +118,10 @@ def test_a_reversible_block_keeps_the_published_bound(width, coupling, dtype, se
 @given(core=machines(kernel_size=1), index=st.integers(0, 300), seed=st.integers(0, 99))
 def test_log_det_at_any_position_of_the_rotors(core, index, seed, stirred):
     core = stirred(core.double().eval(), std=0.03, seed=seed)
-    tokens = Tokens(torch.tensor([index]))
+    context = TokenContext(torch.tensor([index]))
     x = stream(core, (), 1, torch.float64, seed)
-    _, log_det = core.forward_with_log_det(x, tokens)
-    reference = jacobian_log_det(lambda v: core(v.unsqueeze(0), tokens)[0], x[0])
+    _, log_det = core.forward_with_log_det(x, context)
+    reference = jacobian_log_det(lambda v: core(v.unsqueeze(0), context)[0], x[0])
     assert abs(reference - log_det[0]).item() <= 1e-8
 
 
@@ -130,9 +130,9 @@ def test_log_det_at_every_setting_of_two_rotors(coupling, stirred):
     core = stirred(Enigma(6, 1, 2, 3, coupling=coupling).double())
     x = torch.randn(6, dtype=torch.float64)
     for index in range(9):
-        tokens = Tokens(torch.tensor([index]))
-        _, log_det = core.forward_with_log_det(x.unsqueeze(0), tokens)
-        reference = jacobian_log_det(lambda v, k=tokens: core(v.unsqueeze(0), k)[0], x)
+        context = TokenContext(torch.tensor([index]))
+        _, log_det = core.forward_with_log_det(x.unsqueeze(0), context)
+        reference = jacobian_log_det(lambda v, k=context: core(v.unsqueeze(0), k)[0], x)
         assert abs(reference - log_det[0]).item() <= 1e-8
 
 
@@ -146,5 +146,5 @@ def test_the_vectorised_rotors_follow_their_definition(positions, num_layers, in
     for k, rotor in enumerate(stack.rotors()):
         turn = (index // positions**k) % positions * (width // positions)
         y = rotor.multiply(y.roll(-turn)).roll(turn)
-    stepped = stack(x.unsqueeze(0), Tokens(torch.tensor([index])))[0]
+    stepped = stack(x.unsqueeze(0), TokenContext(torch.tensor([index])))[0]
     torch.testing.assert_close(stepped, y, rtol=0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The published names work as written, and a stranger's process can use a saved model."""
+"""The published names work as written, and a fresh process can use a saved model."""
 
 import re
 import subprocess
@@ -10,8 +10,8 @@ import torch
 from transformers import BertTokenizerFast
 
 from enigma.configuration_enigma import EnigmaConfig
+from enigma.language_model.presets import PRESETS, build_preset, count_parameters
 from enigma.modeling_enigma import EnigmaForCausalLM
-from enigma.presets import PRESETS, build_preset, count_parameters
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "presets.md"
 
@@ -53,7 +53,7 @@ def test_the_published_keywords():
     assert flow.sample((5,)).shape == (5, 64)
 
 
-def test_the_document_of_the_presets_says_what_the_code_makes():
+def test_the_table_of_the_presets_agrees_with_the_code():
     text = DOCUMENT.read_text(encoding="utf-8")
     for name, preset in PRESETS.items():
         counts = count_parameters(preset)

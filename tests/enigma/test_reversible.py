@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from enigma.exact import round_to_grid
-from enigma.norm import rms_normalise
+from enigma.bijections.exact import round_to_grid
+from enigma.layers.norm import rms_normalise
 from enigma.reversible import run_steps, undo_steps
 
 IDS = torch.randint(1, 120, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -71,7 +71,7 @@ def test_under_bfloat16_the_gradients_are_close(make_causal_lm):
     assert largest_difference(grads, expected) <= 2e-2
 
 
-def test_forgotten_dropout_would_be_seen(make_causal_lm, monkeypatch):
+def test_other_dropout_in_the_recomputation_would_show(make_causal_lm, monkeypatch):
     changes = {"attention_dropout": 0.3, "hidden_dropout": 0.3}
     _, expected = gradients(make_causal_lm(**changes))
     monkeypatch.setattr("enigma.reversible.torch.set_rng_state", lambda _: None)
@@ -106,7 +106,7 @@ def test_a_parameter_changed_before_the_backward_pass_is_an_error(make_causal_lm
 
 
 def test_training_keeps_no_activations(make_causal_lm):
-    """What the graph holds does not grow with depth: parameters, and streams in two places."""
+    """What the graph holds does not grow with depth: parameters, and the streams twice."""
 
     def kept(memory, layers):
         model = make_causal_lm(memory=memory, num_transformer_layers=layers).train()
@@ -136,8 +136,10 @@ def test_the_whole_model_can_be_undone(make_lm, changes):
     steps, streams = lm.steps(torch.arange(12)), (x, x)
     with torch.no_grad():
         for step in steps:
-            y = step.run(tuple(streams[i] for i in step.places), lambda _, f, value: f(value))
-            moved = dict(zip(step.places, y, strict=True))
+            y = step.run(
+                tuple(streams[i] for i in step.stream_numbers), lambda _, f, value: f(value)
+            )
+            moved = dict(zip(step.stream_numbers, y, strict=True))
             streams = tuple(moved.get(i, stream) for i, stream in enumerate(streams))
         torch.testing.assert_close(run_steps(steps, (x, x)), sum(streams), rtol=0, atol=0)
         back = undo_steps(steps, streams)

@@ -2,7 +2,7 @@
 
 Plain data parallelism keeps the weights, gradients and optimiser state of the whole model on
 every rank. FSDP2 (`torch.distributed.fsdp.fully_shard`) keeps a share of each, and gathers the
-weights of one layer just before it computes.
+weights of one layer just before they are used.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ def shard(lm: EnigmaLM, mesh: DeviceMesh, precision: MixedPrecisionPolicy | None
     """Shard a language model in place over the ranks of a mesh.
 
     Build the optimiser afterwards: its state is then sharded like the parameters. The machine
-    (its blocks are used twice in the tied return path), embedding and head stay gathered
-    together while the model computes; the two branches of each attention layer are gathered by
-    themselves.
+    (whose blocks are used twice in the tied return path), the embedding and the head stay gathered
+    while the model computes; the two branches of each attention layer are gathered separately.
 
     Args:
         lm: the model, the same on every rank.
-        mesh: 1-D, as of `torch.distributed.device_mesh.init_device_mesh`.
+        mesh: 1-D, from `torch.distributed.device_mesh.init_device_mesh`.
         precision: dtypes of computation and of gradient reduction; None keeps the parameters'.
 
     Raises:
@@ -40,7 +39,8 @@ def shard(lm: EnigmaLM, mesh: DeviceMesh, precision: MixedPrecisionPolicy | None
     policy = MixedPrecisionPolicy() if precision is None else precision
     for module in lm.layers:
         layer = cast("AttentionLayer", module)
-        # What is gathered must be what is called: a layer runs as a step over two streams.
+        # FSDP gathers a module when it is called, and a layer runs as a step over two streams:
+        # shard the modules inside it that are called.
         fully_shard(layer.attention, mesh=mesh, mp_policy=policy)
         fully_shard([layer.mlp_up, layer.mlp_down], mesh=mesh, mp_policy=policy)
     fully_shard(lm, mesh=mesh, mp_policy=policy)

@@ -1,4 +1,4 @@
-"""The three published sizes of the language model, and where their parameters are."""
+"""The three published sizes of the language model, and their parameters by part."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 def build_preset(name: str, **changes: Any) -> EnigmaLM:
-    """Make a published size.
+    """Make a language model of a published size.
 
     Args:
         name: one of `PRESETS`.
@@ -56,7 +56,7 @@ def build_preset(name: str, **changes: Any) -> EnigmaLM:
 
 
 def count_parameters(settings: Mapping[str, Any]) -> dict[str, int]:
-    """Count the parameters of an `EnigmaLM` by part, without holding them in memory.
+    """Count the parameters of an `EnigmaLM` by part, without allocating them.
 
     Args:
         settings: keyword arguments of `EnigmaLM`.

@@ -1,7 +1,7 @@
-"""The contract that every reversible part of the machine keeps.
+"""The interface of every reversible part of the machine.
 
 Shape legend, used in the whole package: B batch, L tokens, D channels (model width), H heads,
-K channels of a head, V vocabulary, P rotor positions, R rotors, N tokens of a flattened batch.
+K channels per head, V vocabulary, P rotor positions, R rotors, N tokens of a flattened batch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Bijection", "History", "KeyValueCache", "Tokens"]
+__all__ = ["Bijection", "ConvolutionCache", "KeyValueCache", "TokenContext"]
 
 
 class KeyValueCache(Protocol):
-    """What the model asks of a decoding cache; `transformers.DynamicCache` provides it."""
+    """What the model needs of a decoding cache; `transformers.DynamicCache` provides it."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int
@@ -28,15 +28,15 @@ class KeyValueCache(Protocol):
         """Return how many tokens the cache holds."""
 
 
-class History:
-    """Keeps, in a decoding cache, what the convolutions over the tokens have read.
+class ConvolutionCache:
+    """Keeps the inputs of the convolutions over the tokens in a decoding cache.
 
-    Each convolution of a pass takes the next slot of the cache, in the order of the calls, which
-    is the same in every pass. As the inputs are kept like keys, whatever reorders or cuts the
-    keys (beam search, for one) does so with them.
+    Each convolution of a forward pass takes the next slot of the cache, in the order of the calls,
+    which is the same in every pass. The inputs are kept like keys, so whatever reorders or crops
+    the keys (beam search, for example) does the same to them.
 
     Args:
-        cache: where.
+        cache: the decoding cache.
         first_slot: the first layer of the cache that no attention layer uses.
     """
 
@@ -53,29 +53,29 @@ class History:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Which tokens a tensor `(..., L, D)` holds.
+class TokenContext:
+    """Where the tokens of a tensor `(..., L, D)` stand in their texts, and what came before.
 
     A rotor's position is a function of the token's index alone, never of a counter that a
     call would change: so the map is causal, batched, cacheable and exactly invertible.
 
     Attributes:
-        index: int64 `(L,)` or `(B, L)`, the place of each token in its text, from 0.
-        keep: float `(B, L, 1)`, 0 at padding and 1 elsewhere, or None without padding.
-        history: what convolutions over the tokens read before, or None for a whole text.
+        index: int64 `(L,)` or `(B, L)`, the index of each token in its text, from 0.
+        mask: float `(B, L, 1)`, 0 at padding and 1 elsewhere, or None without padding.
+        cache: inputs of the convolutions at earlier tokens, or None for a whole text.
     """
 
     index: Tensor
-    keep: Tensor | None = None
-    history: History | None = None
+    mask: Tensor | None = None
+    cache: ConvolutionCache | None = None
 
     @classmethod
-    def of(cls, x: Tensor, start: int = 0) -> Tokens:
+    def of(cls, x: Tensor, start: int = 0) -> TokenContext:
         """Number the tokens of `x` `(..., L, D)` from `start`; a lone `(D,)` is one token."""
         length = x.shape[-2] if x.ndim > 1 else 1
         return cls(torch.arange(start, start + length, device=x.device))
 
-    def advanced(self, steps: int) -> Tokens:
+    def advanced(self, steps: int) -> TokenContext:
         """Return the same tokens with the odometer turned `steps` further."""
         return replace(self, index=self.index + steps) if steps else self
 
@@ -83,18 +83,18 @@ class Tokens:
 class Bijection(nn.Module, ABC):
     """A map of `(..., L, D)` onto itself that is invertible at every token index.
 
-    Sub-classes give the two directions with the log-determinant of each token's Jacobian.
+    Subclasses define both directions with the log-determinant of each token's Jacobian.
     """
 
     @abstractmethod
     def forward_with_log_det(
-        self, x: Tensor, tokens: Tokens | None = None
+        self, x: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor]:
         """Map `x` and return `(y, log_det)`.
 
         Args:
             x: floating `(..., L, D)`.
-            tokens: the tokens' indices; None numbers dim -2 from 0.
+            context: the indices of the tokens; None numbers dim -2 from 0.
 
         Returns:
             `y` of the shape of `x`, and `log |det dy/dx|` in nats, of shape `x.shape[:-1]`.
@@ -102,14 +102,14 @@ class Bijection(nn.Module, ABC):
 
     @abstractmethod
     def inverse_with_log_det(
-        self, y: Tensor, tokens: Tokens | None = None
+        self, y: Tensor, context: TokenContext | None = None
     ) -> tuple[Tensor, Tensor]:
         """Undo `forward_with_log_det`; the log-determinant is that of the inverse map."""
 
-    def forward(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: TokenContext | None = None) -> Tensor:
         """Map `x` `(..., L, D)` to `y` of the same shape."""
-        return self.forward_with_log_det(x, tokens)[0]
+        return self.forward_with_log_det(x, context)[0]
 
-    def inverse(self, y: Tensor, tokens: Tokens | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: TokenContext | None = None) -> Tensor:
         """Return the `x` that `forward` maps to `y`."""
-        return self.inverse_with_log_det(y, tokens)[0]
+        return self.inverse_with_log_det(y, context)[0]

@@ -1,8 +1,8 @@
-"""Exact mode: sums on a grid, which float32 adds and subtracts without rounding.
+"""Exact mode: sums on a grid, where float32 adds and subtracts without rounding.
 
-Every number of the stream is a multiple of 2^-14 with absolute value below 1024 = 2^10: that is
+Every number of the stream is a multiple of 2^-14 with absolute value below 1024 = 2^10. That takes
 24 bits, the whole significand of a float32. What a network adds is rounded to the grid first, so
-y = x + f(x2) is exact and x = y - f(x2) gives back the same bits, at any depth. (Networks that
+y = x + f(x2) is exact and x = y - f(x2) returns the same bits, at any depth. (Networks that
 round to integers need this grid too: Hoogeboom et al., "Integer Discrete Flows", 2019.)
 """
 
@@ -16,13 +16,13 @@ from torch import Tensor
 __all__ = ["GRID", "LIMIT", "exact_add", "laid_out", "round_to_grid"]
 
 GRID = 2.0**-14
-"""Distance of neighbouring numbers of the stream."""
+"""Distance between neighbouring numbers of the stream."""
 LIMIT = 1024.0
 """Bound of the stream's absolute value; above it a float32 sum would be rounded."""
 
 
 class _RoundToGrid(torch.autograd.Function):
-    """Round; the gradient passes through, since that of rounding is 0 almost everywhere."""
+    """Round and pass the gradient through: that of rounding is 0 almost everywhere."""
 
     generate_vmap_rule = True
 
@@ -56,9 +56,9 @@ def round_to_grid(x: Tensor) -> Tensor:
 def laid_out(x: Tensor) -> Tensor:
     """Return a contiguous copy of `x` with memory of its own.
 
-    What a network adds must come out the same when it is taken away again. But a half of the
-    stream is a view on the way there and a whole tensor on the way back, and a matrix product
-    sums in another order for other strides or another alignment.
+    What is subtracted in the inverse must be the same bits that were added. But a half of the
+    stream is a view in the forward pass and a whole tensor in the inverse, and the order of the
+    sums in a matrix product depends on strides and alignment.
     """
     return x.clone(memory_format=torch.contiguous_format)
 
@@ -68,7 +68,7 @@ def exact_add(x: Tensor, change: Tensor, sign: int = 1) -> Tensor:
 
     Args:
         x: on the grid.
-        change: of the same shape; rounded here.
+        change: of the same shape; it is rounded here.
         sign: 1 or -1.
 
     Raises:
@@ -78,7 +78,7 @@ def exact_add(x: Tensor, change: Tensor, sign: int = 1) -> Tensor:
     largest = y.detach().abs().max() if y.numel() else torch.zeros(())
     if not bool(largest < LIMIT):
         raise ValueError(
-            f"exact mode holds numbers below {LIMIT:g}, and the stream reached {largest.item():g}; "
-            "lower the learning rate or raise the weight decay, or train with exact=False"
+            f"exact mode needs numbers below {LIMIT:g}, got {largest.item():g} in the stream; to "
+            "fix this: lower the learning rate, raise the weight decay, or train with exact=False"
         )
     return y

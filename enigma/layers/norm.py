@@ -1,7 +1,7 @@
 """Root-mean-square normalisation without a gain.
 
 Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), equation 4. The
-gain g of that equation is left out: a linear layer follows every norm of the model and can hold
+gain g of that equation is left out: a linear layer follows every norm of the model and can absorb
 it.
 """
 
@@ -21,8 +21,8 @@ _EPSILON = 1e-6
 class _RootMeanSquare(torch.autograd.Function):
     """x / rms(x) with the gradient in closed form.
 
-    On the CPU the composed operations of `functional.rms_norm` take five times as long,
-    forward and backward together, and were a tenth of a training step.
+    On the CPU the composed operations of `functional.rms_norm` take five times as long, forward
+    and backward together: a tenth of a training step.
     """
 
     generate_vmap_rule = True
@@ -44,7 +44,7 @@ class _RootMeanSquare(torch.autograd.Function):
         inverse_rms: Tensor
         y, inverse_rms = ctx.saved_tensors
         grad_y, grad_inverse_rms = grads
-        # Only a second derivative reaches the inverse root mean square by itself.
+        # Only a second derivative reaches the inverse root mean square directly.
         along_y = torch.zeros_like(inverse_rms)
         if grad_inverse_rms is not None:
             along_y = grad_inverse_rms * inverse_rms / y.shape[-1]

@@ -1,4 +1,4 @@
-"""A depthwise convolution over the tokens that looks back and never ahead.
+"""A causal depthwise convolution over the tokens.
 
 Legend: k taps, C channels.
 """
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijection import Tokens
+from enigma.bijections.base import TokenContext
 
 __all__ = ["CausalConv"]
 
 
 class CausalConv(nn.Module):
-    """y_t = sum over j < k of w_j x_(t - j), a channel at a time; the identity at the start.
+    """y_t = sum over j < k of w_j x_(t - j), per channel; the identity at the start.
 
-    Before the first token, and at padding, x is 0. With a cache in `tokens` the earlier tokens
-    are those of the cache.
+    Before the first token, and at padding, x is 0. With a cache in `context` the earlier
+    tokens are those of the cache.
 
     Args:
         num_channels: width C.
@@ -41,19 +41,19 @@ class CausalConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Pass the token itself and nothing of earlier ones."""
+        """Pass the token itself and ignore earlier ones."""
         nn.init.zeros_(self.taps)
         nn.init.ones_(self.taps[0])
 
-    def forward(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: TokenContext | None = None) -> Tensor:
         """Map `(..., L, C)` to the same shape."""
         if x.ndim == 1:
-            return self.forward(x.unsqueeze(0), tokens)[0]
+            return self.forward(x.unsqueeze(0), context)[0]
         length = x.shape[-2]
-        if tokens is not None and tokens.keep is not None:
-            x = x * tokens.keep.to(x.dtype)
-        if tokens is not None and tokens.history is not None:
-            x = tokens.history.extend(x, self.kernel_size - 1)
+        if context is not None and context.mask is not None:
+            x = x * context.mask.to(x.dtype)
+        if context is not None and context.cache is not None:
+            x = context.cache.extend(x, self.kernel_size - 1)
         missing = length + self.kernel_size - 1 - x.shape[-2]
         return self.convolve(functional.pad(x, (0, 0, missing, 0)), length)
 

@@ -2,7 +2,7 @@
 
 Source: Daubechies and Sweldens, "Factoring Wavelet Transforms into Lifting Steps" (1998). With
 the channels in halves (a, b): a += A1 b, b += A2 a, a += A3 b, b += A4 a. Four such steps have
-the parameters of one linear layer of the same width and determinant 1.
+as many parameters as one linear layer of the same width, and determinant 1.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijection import Bijection, Tokens
-from enigma.exact import exact_add, laid_out
+from enigma.bijections.base import Bijection, TokenContext
+from enigma.bijections.exact import exact_add, laid_out
 
 __all__ = ["LiftingConv1x1"]
 
@@ -22,12 +22,12 @@ _NUM_STEPS = 4
 class LiftingConv1x1(Bijection):
     """An invertible 1x1 convolution as lifting steps; the identity at the start.
 
-    The inverse subtracts what the forward pass added, in the opposite order: no system is
-    solved, so its error does not grow with the condition of the matrix.
+    The inverse subtracts what the forward pass added, in the opposite order. No system is solved,
+    so the error does not grow with the condition number of the matrix.
 
     Args:
         num_channels: width D, at least 2; an odd width makes unequal halves.
-        exact: round every step to the grid of `enigma.exact`; the inverse is then bit-exact.
+        exact: round every step to the grid of exact mode; the inverse is then bit-exact.
 
     Raises:
         ValueError: for a width below 2.
@@ -85,7 +85,7 @@ class LiftingConv1x1(Bijection):
     def forward_with_log_det(
         self,
         x: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Return `(W x, 0)`; see the base class for shapes."""
         return self.multiply(x), x.new_zeros(x.shape[:-1])
@@ -93,7 +93,7 @@ class LiftingConv1x1(Bijection):
     def inverse_with_log_det(
         self,
         y: Tensor,
-        tokens: Tokens | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Return `(W^-1 y, 0)`; see the base class for shapes."""
         return self.solve(y), y.new_zeros(y.shape[:-1])

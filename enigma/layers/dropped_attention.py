@@ -1,8 +1,8 @@
 """Causal attention with dropout on the CPU, where torch has no fused kernel for it.
 
-torch falls back to whole score matrices there, masks them, and draws a number for every weight
-above the diagonal too. Here queries are taken some rows at a time against the keys that they
-see, and a weight is dropped by 16 random bits.
+There torch falls back to whole score matrices, masks them, and draws a random number even for
+weights above the diagonal. Here a block of queries is taken at a time against the keys that it
+sees, and 16 random bits decide whether a weight is dropped.
 
 Legend: N texts times heads, L tokens, R rows of queries, S keys that they see, K channels.
 """
@@ -19,13 +19,13 @@ from torch.autograd.function import once_differentiable
 __all__ = ["dropped_attention"]
 
 _ROWS = 64
-"""Queries at a time: of 256, five eighths of the products with whole matrices are left."""
+"""Queries in a block: 256 tokens then need five eighths of the products of whole matrices."""
 _LEVELS = 2**16
 """Drop probabilities are multiples of its inverse."""
 
 
 class _DroppedAttention(torch.autograd.Function):
-    """softmax(q k^T) with weights dropped, times v; keeps the weights for the backward pass.
+    """softmax(q k^T) with weights dropped, times v; saves the weights for the backward pass.
 
     The gradient through the softmax needs the sum of w dw over the keys of a query, which is the
     inner product of that query's output and its gradient (Dao et al., "FlashAttention", 2022,
@@ -61,7 +61,7 @@ class _DroppedAttention(torch.autograd.Function):
         blocks = zip(_blocks(q_NLK.shape[1]), kept[::2], kept[1::2], strict=True)
         for (rows, seen), weights_NRS, keep_NRS in blocks:
             grad_NRK = grad_NLK[:, rows]
-            # Each of the size of the weights, and of no use any more when the next is made.
+            # Each is as large as the weights, and not needed when the next is made.
             dropped_NRS = torch.where(keep_NRS, weights_NRS, 0.0)
             grad_v_NLK[:, seen] += torch.bmm(dropped_NRS.mT, grad_NRK)
             del dropped_NRS
@@ -74,9 +74,9 @@ class _DroppedAttention(torch.autograd.Function):
 
 
 def dropped_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, probability: float) -> Tensor:
-    """Return the causal attention with every weight dropped at random.
+    """Return the causal attention with weights dropped at random.
 
-    What is kept is scaled by 1 / (1 - probability). Half precision is computed in float32.
+    The other weights are scaled by 1 / (1 - probability). Half precision is computed in float32.
 
     Args:
         q_BHLK: queries `(B, H, L, K)`.
@@ -89,7 +89,7 @@ def dropped_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, probabilit
     """
     wide = torch.promote_types(v_BHLK.dtype, torch.float32)
     q_NLK, k_NLK, v_NLK = (x.to(wide).reshape(-1, *x.shape[-2:]) for x in (q_BHLK, k_BHLK, v_BHLK))
-    # Both factors belong to the scores and weights, and these are larger.
+    # Both factors belong to scores and weights, but queries and values are smaller.
     q_NLK = q_NLK / math.sqrt(q_NLK.shape[-1])
     v_NLK = v_NLK / (1 - probability)
     with torch.autocast(v_BHLK.device.type, enabled=False):
@@ -105,7 +105,7 @@ def _blocks(length: int) -> list[tuple[slice, slice]]:
 
 
 def _draw(like: Tensor, probability: float) -> Tensor:
-    """Return which weights are kept, bool, six times as fast as `Tensor.bernoulli_`."""
+    """Return which weights to keep, bool, six times as fast as `Tensor.bernoulli_`."""
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64)
     bits = words.random_(torch.iinfo(torch.int64).min, None).view(torch.int16)
     threshold = round(probability * _LEVELS) - _LEVELS // 2

@@ -1,7 +1,7 @@
-"""A linear layer that knows how it is initialised.
+"""A linear layer and an embedding that define their own initialisation.
 
-Everything in the model that owns parameters has a `reset_parameters`, so that a model built
-without memory (on the meta device) can be filled in later, part by part.
+Every module that owns parameters has a `reset_parameters`: a model that was built on the meta
+device, without memory, can be initialised later, part by part.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ __all__ = ["Embedding", "Linear"]
 
 
 class Linear(nn.Linear):
-    """A linear layer, without a bias unless asked for one.
+    """A linear layer, by default without a bias.
 
     Args:
         in_features: input width.
         out_features: output width.
-        zero: start at zero. For the last layer of a residual branch: every branch is then
-            absent at first and the model starts as its token embedding.
+        zero: start at zero. For the last layer of a residual branch: every branch is then 0 at
+            first, and the model starts as its token embedding.
         bias: add a learned constant.
     """
 
@@ -38,14 +38,14 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """An embedding that is initialised as the output head that it may be tied to."""
+    """An embedding that is initialised like the output head, to which it may be tied."""
 
     def reset_parameters(self) -> None:
-        """Draw the rows from N(0, 1 / embedding_dim), so that they have a length of about 1.
+        """Draw the rows from N(0, 1 / embedding_dim): their length is about 1.
 
         A normalised state has the length sqrt(D). So a fresh model, whose branches are zero,
-        gives the token it has just read a logit of sqrt(D) and all others one of about 1: its
-        first loss is above that of guessing. It learns faster all the same than from GPT-2's
-        0.02 (docs/LOG.md).
+        gives the token that it has just read a logit of sqrt(D) and all others about 1: its first
+        loss is above that of guessing. Still it learns faster than from GPT-2's 0.02
+        (docs/LOG.md).
         """
         nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)

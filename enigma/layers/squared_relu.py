@@ -14,7 +14,7 @@ __all__ = ["squared_relu"]
 
 
 class _SquaredReLU(torch.autograd.Function):
-    """max(x, 0)^2; composed of torch's operations its gradient takes four passes over memory."""
+    """max(x, 0)^2; the gradient of torch's composed operations takes four passes over memory."""
 
     generate_vmap_rule = True
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from enigma.language_model.sharding import shard
 from enigma.model import EnigmaLM
-from enigma.sharding import shard
 from tests.support import REPOSITORY
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from enigma.dropped_attention import dropped_attention
-from enigma.squared_relu import squared_relu
+from enigma.layers.dropped_attention import dropped_attention
+from enigma.layers.squared_relu import squared_relu
 
 
 def draw(length, *, dtype=torch.float64, channels=4):
@@ -39,7 +39,7 @@ def test_the_gradients_are_those_of_what_was_drawn():
     assert torch.autograd.gradcheck(attend, [x.detach().requires_grad_() for x in shortened])
 
 
-def test_so_many_weights_are_dropped_and_the_mean_stays():
+def test_the_share_of_dropped_weights_is_right_and_the_mean_is_kept():
     """With equal scores and the identity as values the output is the weights themselves."""
     length, probability = 128, 0.3
     nothing = torch.zeros(400, 1, length, length)

@@ -1,13 +1,13 @@
-"""Exact mode gives back the same bits, whatever the weights and the depth."""
+"""Exact mode returns the same bits, whatever the weights and the depth."""
 
 import pytest
 import torch
 
+from enigma.bijections.exact import GRID, exact_add, round_to_grid
+from enigma.bijections.machine import Enigma
+from enigma.bijections.round_trip import core_round_trip_error
 from enigma.configuration_enigma import EnigmaConfig
-from enigma.exact import GRID, exact_add, round_to_grid
-from enigma.machine import Enigma
 from enigma.reflector import Reflector
-from enigma.round_trip import core_round_trip_error
 
 
 @pytest.mark.parametrize("path", ["reversed", "untied", "inverse"])
@@ -55,7 +55,7 @@ def test_rounding_passes_the_gradient_through():
 
 @pytest.mark.parametrize("value", [1500.0, float("nan")])
 def test_a_stream_beyond_the_grid_is_an_error(value):
-    with pytest.raises(ValueError, match="exact mode holds numbers below 1024"):
+    with pytest.raises(ValueError, match="exact mode needs numbers below 1024"):
         exact_add(torch.zeros(3), torch.full((3,), value))
 
 

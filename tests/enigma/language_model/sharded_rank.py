@@ -7,8 +7,8 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional
 
+from enigma.language_model.sharding import shard
 from enigma.model import EnigmaLM
-from enigma.sharding import shard
 
 STEPS = 3
 

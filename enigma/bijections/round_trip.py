@@ -1,4 +1,4 @@
-"""How exactly the machine undoes itself, measured on its real weights."""
+"""How exactly the inverse undoes the machine, measured on its real weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from enigma.exact import round_to_grid
-from enigma.machine import Enigma
+from enigma.bijections.exact import round_to_grid
+from enigma.bijections.machine import Enigma
 
 __all__ = ["RoundTripReport", "core_round_trip_error"]
 
@@ -42,8 +42,8 @@ def core_round_trip_error(
 ) -> RoundTripReport:
     """Measure the round trip of a core on standard normal streams.
 
-    The model is copied and not changed. Each direction is taken on its own input, as the errors
-    may differ where a map contracts.
+    The model is copied and not changed. Each direction has its own input, as the errors may differ
+    where a map contracts.
 
     Args:
         model: an `Enigma`, or a model that holds one as `core`, such as `EnigmaLM`.
