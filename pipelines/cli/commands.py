@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from enigma.generation import Sampling
 from pipelines.base.run_stage import run_stage
-from pipelines.language_model.generation import Sampling
 from pipelines.registry import names as registered_models
 
 app = typer.Typer(

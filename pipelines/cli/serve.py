@@ -19,8 +19,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from enigma.generation import Sampling, continue_text
 from pipelines.base.errors import UserError
-from pipelines.language_model.generation import Sampling, generate, prompt_ids, readable
 from pipelines.registry.champion import Champion, champion_version, load_champion
 from pipelines.registry.names import LM
 
@@ -84,11 +84,8 @@ class Server:
         sampling = Sampling(**request.model_dump(exclude={"prompt"}))
         with self._turn:
             champion = self._champion
-            model, tokenizer = champion.model, champion.tokenizer
-            given = prompt_ids(model, tokenizer, request.prompt)
-            ids = generate(model, tokenizer, request.prompt, sampling)
-        text = request.prompt + readable(tokenizer, ids[len(given) :])
-        return GenerateReply(text=text, model=LM, version=champion.version)
+            added = continue_text(champion.model, champion.tokenizer, request.prompt, sampling)
+        return GenerateReply(text=request.prompt + added, model=LM, version=champion.version)
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_INTERVAL_S):

@@ -8,12 +8,14 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from enigma.generation import Sampling
 from pipelines.base.artifacts import read_json, sha256_file
 from pipelines.base.workspace import Workspace
 from pipelines.params import load_params
@@ -192,17 +194,13 @@ def _signature(name: str) -> tuple[Any, Any]:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    seed = ParamSpec("seed", "long", 0)
-    params = [
-        ParamSpec("max_new_tokens", "long", 64),
-        ParamSpec("temperature", "double", 0.8),
-        ParamSpec("top_p", "double", 0.9),
-        seed,
-    ]
+    types = {int: "long", float: "double"}
+    sampling = {"seed": 0} if name == FLOW else asdict(Sampling())
+    params = [ParamSpec(key, types[type(value)], value) for key, value in sampling.items()]
     output = ColSpec("double", "nll_nats_per_dim") if name == FLOW else ColSpec("string", "text")
     signature = ModelSignature(
         inputs=Schema([ColSpec("string", "prompt")]),
         outputs=Schema([output]),
-        params=ParamSchema([seed] if name == FLOW else params),
+        params=ParamSchema(params),
     )
     return signature, pd.DataFrame({"prompt": ["却说曹操"]})

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from enigma.word_pieces import join_word_pieces
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.run_stage import progress
 from pipelines.base.workspace import SPLITS
@@ -27,7 +28,7 @@ from pipelines.data.shards import Tokens, fixed_binary
 from pipelines.data.text.arrays import hash_keys
 from pipelines.data.text.compilation import have_numba
 from pipelines.data.text.normalisation import title_key
-from pipelines.data.text.vocabulary import decode_text, load_tokenizer
+from pipelines.data.text.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +159,7 @@ class _Comparison:
 
     def _name(self, other: str, index: int, other_index: int) -> str:
         sequence = self._files[self._split].sequence(index)
-        text = decode_text(load_tokenizer(self._vocabulary), sequence)
+        text = join_word_pieces(load_tokenizer(self._vocabulary), sequence)
         return f"{self._split} sequence {index} is in {other} sequence {other_index}: {text}"
 
 
