@@ -115,12 +115,12 @@ def run_stage(stage: str, profile: str, checkout: Checkout) -> State[Any]:
         if stage in TRAINING_STAGES:
             who = f"{stage} of {profile} (flow run {flow_run.get_name() or 'local'})"
             keep_open.append(stack.enter_context(training_slot(who, get_run_logger().info)))
-        code, tail = run_command(
+        ended = run_command(
             repro_command(stage), checkout, on_line=progress.hear, keep_open=keep_open
         )
     # Paths in a stage's reason start where it ran, which is not where the user is.
     where = checkout.path.relative_to(checkout.repository)
-    return state_of(f"stage `{stage}` in {where}", code, tail)
+    return state_of(f"stage `{stage}` in {where}", ended)
 
 
 def repro_command(stage: str) -> list[str]:

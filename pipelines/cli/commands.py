@@ -26,6 +26,7 @@ class ModelName(StrEnum):
 
 
 Model = Annotated[ModelName | None, typer.Option(help="Only this model; by default both.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else to stdout.")]
 
 
 def main() -> None:
@@ -34,33 +35,37 @@ def main() -> None:
 
 
 @app.command()
-def register(model: Model = None) -> None:
-    """Register the models of the profile in use, with their proof."""
-    from pipelines.registry.register import register as register_model
+def register(model: Model = None, as_json: AsJson = False) -> None:
+    """Register the models that `dvc repro` made, with their proof."""
+    from pipelines.cli.promotion import register_models
 
-    for name in _chosen(model):
-        typer.echo(f"{name} version {register_model(name)}")
+    register_models(_chosen(model), as_json=as_json)
 
 
 @app.command()
 def promote(
     model: Model = None,
-    version: Annotated[int | None, typer.Option(help="By default the alias `candidate`.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the gates only.")] = False,
+    version: Annotated[
+        int | None, typer.Option(help="Number of the version; by default the alias `candidate`.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the gates and move nothing.")
+    ] = False,
     allow_tie: Annotated[
         bool,
-        typer.Option("--allow-tie", help="Take a successor that is not worse, if not better."),
+        typer.Option("--allow-tie", help="Accept a candidate that is as good as the champion."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Move the alias `champion`, if every gate holds."""
-    from pipelines.registry.promote import promote as promote_model
+    """Make a version the champion if every gate passes; exit with 1 if one refuses."""
+    from pipelines.cli.promotion import promote_models
 
     if version is not None and model is None:
-        raise typer.BadParameter("--version needs --model: versions are numbered by model")
-    for name in _chosen(model):
-        number = None if version is None else str(version)
-        moved = promote_model(name, number, dry_run=dry_run, allow_tie=allow_tie)
-        typer.echo(f"{name}: {'promoted' if moved else 'the champion stays'}")
+        raise typer.BadParameter("--version needs --model: each model numbers its own versions")
+    number = None if version is None else str(version)
+    promote_models(
+        _chosen(model), version=number, dry_run=dry_run, allow_tie=allow_tie, as_json=as_json
+    )
 
 
 @app.command()

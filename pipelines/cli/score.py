@@ -22,8 +22,9 @@ from pipelines.flow.documents import DIRECTORY, DocumentFlow, Scores
 from pipelines.flow.passages import Passages, read_passages
 from pipelines.flow.states import check_language_model
 from pipelines.language_model.published import load_language_model
-from pipelines.registry.champion import champion_version, downloaded
 from pipelines.registry.names import FLOW
+from pipelines.registry.versions import champion_version, downloaded
+from pipelines.tracking.store import connect
 
 SHOWN_COLUMNS = ("atypicality", "state_deviation", "loss_deviation")
 
@@ -96,8 +97,9 @@ def _directories(models: Path | None) -> Iterator[tuple[Path, Path]]:
     if models is not None:
         yield models / "lm", models / "flow"
         return
-    with downloaded(FLOW, champion_version(FLOW)) as artifacts:
-        yield artifacts / "language_model", artifacts / "model"
+    with downloaded(connect(), FLOW, champion_version(FLOW)) as champion:
+        champion.check_weights()
+        yield champion.artifacts / "language_model", champion.artifacts / "model"
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -21,8 +21,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from enigma.generation import Sampling, continue_text
 from pipelines.base.errors import UserError
-from pipelines.registry.champion import Champion, champion_version, load_champion
 from pipelines.registry.names import LM
+from pipelines.registry.versions import Champion, champion_version, load_champion
 
 HOST = "127.0.0.1"
 POLL_INTERVAL_S = 2.0

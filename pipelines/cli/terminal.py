@@ -5,7 +5,7 @@ from typing import Any, TextIO
 
 from enigma.generation import Sampling, continue_text
 from enigma.word_pieces import join_word_pieces
-from pipelines.registry.champion import load_champion
+from pipelines.registry.versions import load_champion
 
 
 def generate(prompt: str, sampling: Sampling) -> None:

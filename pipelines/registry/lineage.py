@@ -32,7 +32,8 @@ from pipelines.registry.dvc_objects import (
 )
 from pipelines.registry.gates import data_gates, recorded_gates
 from pipelines.registry.names import FLOW, MODELS, aliased
-from pipelines.registry.promote import Version, check, downloaded
+from pipelines.registry.promote import check
+from pipelines.registry.versions import Version, downloaded
 from pipelines.tracking.git_files import GitFiles
 from pipelines.tracking.store import connect
 

@@ -33,13 +33,13 @@ def test_a_stage_is_run_by_an_argument_list() -> None:
         ),
         (
             ["loading", "ERROR: failed"],
-            "exit code 9; its last words: loading | ERROR: failed",
+            "exit code 9; last lines: loading | ERROR: failed",
             False,
         ),
-        ([], "exit code 9; its last words: ", False),
+        ([], "exit code 9; last lines: ", False),
         (
             ["ERROR: 'data/p' is busy, it is being blocked by:", "  (PID 7): dvc repro"],
-            """another DVC command is at work in this checkout \
+            """another DVC command is running in this checkout \
 (ERROR: 'data/p' is busy, it is being blocked by:)
   to fix this: wait until it has ended, then start this run again""",
             True,
@@ -66,7 +66,7 @@ def test_a_second_dvc_in_one_checkout_is_told_to_wait(tmp_path: Path) -> None:
         os.killpg(first.pid, signal.SIGKILL)
     assert second.returncode != 0
     reason, explained = reason_of((second.stdout + second.stderr).splitlines(), second.returncode)
-    assert "another DVC command is at work in this checkout" in reason
+    assert "another DVC command is running in this checkout" in reason
     assert "wait until it has ended" in reason
     assert explained
 

@@ -6,6 +6,7 @@ rest calls the same `main` with the same arguments.
 """
 
 import io
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -115,6 +116,41 @@ def test_history_and_dry_run(store: Path, enigma: Any) -> None:
     assert "promote (none) -> 1" in run.stdout
     assert "champion of enigma-lm: 1, as the ledger says" in run.stdout
     assert "bits per character" in run.stdout
+
+
+def test_json_is_all_that_register_and_promote_print(store: Path, enigma: Any) -> None:
+    run = enigma("register", "--json")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == [
+        {"model": "enigma-lm", "version": "2"},
+        {"model": "enigma-flow", "version": "2"},
+    ]
+    run = enigma("promote", "--dry-run", "--json")
+    assert run.returncode == 0, run.stderr
+    decisions = json.loads(run.stdout)
+    assert [(d["model"], d["version"], d["outcome"]) for d in decisions] == [
+        ("enigma-lm", "2", "dry run"),
+        ("enigma-flow", "2", "dry run"),
+    ]
+    for decision in decisions:
+        assert {"content", "recorded", "successor"} < {gate["gate"] for gate in decision["gates"]}
+        assert all(gate["passed"] and gate["figures"] for gate in decision["gates"])
+
+
+def test_a_refusal_prints_its_gates_as_json_and_its_reason_on_stderr(
+    store: Path, enigma: Any
+) -> None:
+    assert enigma("promote", "--model", "enigma-lm").returncode == 0
+    run = enigma("promote", "--model", "enigma-lm", "--version", "1", "--json")
+    assert enigma("rollback", "--model", "enigma-lm").returncode == 0
+    assert run.returncode == 1
+    [decision] = json.loads(run.stdout)
+    assert decision["outcome"] == "refused"
+    refusing = decision["gates"][-1]
+    assert (refusing["gate"], refusing["passed"]) == ("successor", False)
+    assert "train on more text or longer" in refusing["fix"]
+    assert "error: gate `successor` refused" in run.stderr
+    assert refusing["figures"] in run.stderr
 
 
 def test_rollback_goes_back_and_history_says_so(store: Path, enigma: Any) -> None:

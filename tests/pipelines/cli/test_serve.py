@@ -122,7 +122,7 @@ def test_a_promotion_during_the_load_loses_no_request(
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         running = [pool.submit(client, number) for number in range(CLIENTS)]
-        assert promote(LM)
+        assert promote(LM).outcome == "promoted"
         for one in running:
             one.result()
     assert {status for status, _ in found} == {200}
