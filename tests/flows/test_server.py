@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
@@ -23,20 +21,14 @@ from prefect.states import Cancelling, Completed
 from flows.running.checkout import Checkout
 from flows.running.stages import run_stage
 from flows.serve import HOST
-from pipelines.data.text.documents import RAW_SCHEMA
+from tests.flows.conftest import set_graph
 from tests.support import TINY_RUN, change_params
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CANCEL_WITHIN_S = 15.0
 ENDLESS = {
     **TINY_RUN,
-    "tokenize.sequence_length": 32,
-    "validate.min_sequences.train": 8,
-    "validate.min_sequences.validation": 1,
-    "validate.min_sequences.test": 1,
-    "clean.split.validation_fraction": 0.2,
-    "clean.split.test_fraction": 0.2,
     "train.epochs": 100_000,
     "train.max_steps": 100_000_000,
     "train.evaluate_every_steps": 20,
@@ -127,24 +119,23 @@ def test_mlflow_answers_only_to_its_own_name(server: Any) -> None:
     assert list(statuses.values()) == [200, 403]
 
 
+TINY_SHARDS = {
+    "cmd": "python -c 'from tests.support import make_tiny_shards; make_tiny_shards()'",
+    "outs": ["data/${profile}/shards", "reports/${profile}/validate"],
+}
+
+
 @pytest.fixture(scope="module")
-def endless(server: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options for a training that would go on for ever, on a corpus of its own."""
-    novel = pq.read_table(
-        server.clone / ".enigma/worktrees/sanguo/data/sanguo/raw/part-00000.parquet"
-    )
-    source = tmp_path_factory.mktemp("corpus") / "small.parquet"
-    texts = [text[:1200] for text in novel["text"].to_pylist()[:40]]
-    columns = {**novel.slice(0, 40).to_pydict(), "text": texts}
-    pq.write_table(pa.table(columns, schema=RAW_SCHEMA), source)
+def endless(server: Any) -> None:
+    """A real training that never ends, on shards that are made in a second."""
     change_params(server.clone / "params.yaml", ENDLESS)
-    return ["-p", f"source={source}"]
+    set_graph(server.clone, ["train"], {"shards": TINY_SHARDS})
 
 
 def test_a_cancelled_run_ends_within_seconds_and_the_next_one_resumes(
-    server: Any, endless: list[str]
+    server: Any, endless: None
 ) -> None:
-    first = server.run("train/sanguo", *endless)
+    first = server.run("train/sanguo")
     wait_for_checkpoint(server, later_than=0)
     tree = training_processes(server.clone)
     assert len(tree) >= 4, "a supervisor, DVC, the stage, torchrun, a rank"
@@ -161,7 +152,7 @@ def test_a_cancelled_run_ends_within_seconds_and_the_next_one_resumes(
     # It has saved as it was cancelled.
     step = max(checkpoints(server.clone))
     before = metrics(server.clone, until=step)
-    second = server.run("train/sanguo", *endless)
+    second = server.run("train/sanguo")
     wait_for_checkpoint(server, later_than=step)
     # The speeds of the steps before are those of the first run: they were not taken again.
     assert metrics(server.clone, until=step) == before
@@ -169,7 +160,7 @@ def test_a_cancelled_run_ends_within_seconds_and_the_next_one_resumes(
 
 
 def test_after_a_crash_of_everything_the_run_is_marked_and_resumes(
-    server: Any, endless: list[str]
+    server: Any, endless: None
 ) -> None:
     """The training of the test before still runs when worker and servers are killed."""
     clone = server.clone
@@ -189,7 +180,7 @@ def test_after_a_crash_of_everything_the_run_is_marked_and_resumes(
     assert "had been cut off: it is marked as crashed" in server.log.read_text()
     with server.client() as client:
         assert newest_run(client).state.type == "CRASHED"
-    server.run("train/sanguo", *endless)
+    server.run("train/sanguo")
     wait_for_checkpoint(server, later_than=max(checkpoints(clone)))
     assert metrics(clone, until=step) == before
     assert server.stop() == [], "nothing may outlive it"
