@@ -1,4 +1,4 @@
-"""A flow up to promoted models with PostgreSQL behind MLflow and Prefect: its password is secret."""
+"""Promote models with PostgreSQL behind MLflow and Prefect, and look for its password."""
 
 import os
 import pwd

@@ -180,7 +180,7 @@ def test_a_rollback_goes_only_to_an_earlier_champion(store: Path, to) -> None:
 def test_a_move_that_left_no_line_is_recorded_later(store: Path) -> None:
     client = MlflowClient(tracking_uri())
     client.set_registered_model_alias(FLOW, "champion", "2")
-    with pytest.raises(GateError, match="the ledger ends with version 1, the alias is at 2"):
+    with pytest.raises(GateError, match=r"expected the alias at version 1, .*, got 2"):
         show_history(FLOW)
     assert promote(FLOW, "2").outcome == "champion already"
     last = ledger.read()[-1]

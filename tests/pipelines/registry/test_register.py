@@ -186,7 +186,7 @@ def test_parameters_that_the_outputs_were_not_made_with_are_refused(workspace: P
     stage = {"params": {"params.yaml": {"profiles.sanguo.promote": {"baseline": "5-gram"}}}}
     lock = {"schema": "2.0", "stages": {"train": stage}}
     (workspace / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
-    with pytest.raises(UserError, match=r"profiles\.sanguo\.promote is not what stage train"):
+    with pytest.raises(UserError, match=r"expected profiles\.sanguo\.promote as in stage train"):
         register(LM)
 
 
