@@ -121,6 +121,7 @@ def test_mlflow_answers_only_to_its_own_name(server: Any) -> None:
 
 TINY_SHARDS = {
     "cmd": "python -c 'from tests.support import make_tiny_shards; make_tiny_shards()'",
+    "deps": ["tests/support.py"],
     "outs": ["data/${profile}/shards", "reports/${profile}/validate"],
 }
 
@@ -136,7 +137,7 @@ def test_a_cancelled_run_ends_within_seconds_and_the_next_one_resumes(
     server: Any, endless: None
 ) -> None:
     first = server.run("train/sanguo")
-    wait_for_checkpoint(server, later_than=0)
+    wait_for_checkpoint(server, first, later_than=0)
     tree = training_processes(server.clone)
     assert len(tree) >= 4, "a supervisor, DVC, the stage, torchrun, a rank"
     with server.client() as client:
@@ -153,7 +154,7 @@ def test_a_cancelled_run_ends_within_seconds_and_the_next_one_resumes(
     step = max(checkpoints(server.clone))
     before = metrics(server.clone, until=step)
     second = server.run("train/sanguo")
-    wait_for_checkpoint(server, later_than=step)
+    wait_for_checkpoint(server, second, later_than=step)
     # The speeds of the steps before are those of the first run: they were not taken again.
     assert metrics(server.clone, until=step) == before
     assert second.poll() is None
@@ -180,8 +181,8 @@ def test_after_a_crash_of_everything_the_run_is_marked_and_resumes(
     assert "had been cut off: it is marked as crashed" in server.log.read_text()
     with server.client() as client:
         assert newest_run(client).state.type == "CRASHED"
-    server.run("train/sanguo")
-    wait_for_checkpoint(server, later_than=max(checkpoints(clone)))
+    run = server.run("train/sanguo")
+    wait_for_checkpoint(server, run, later_than=max(checkpoints(clone)))
     assert metrics(clone, until=step) == before
     assert server.stop() == [], "nothing may outlive it"
     assert server.process.returncode == 0
@@ -229,9 +230,12 @@ def checkpoints(clone: Path) -> list[int]:
     return [int(path.parent.name.removeprefix("checkpoint-")) for path in found]
 
 
-def wait_for_checkpoint(server: Any, *, later_than: int) -> int:
-    server.wait_for(lambda: max(checkpoints(server.clone), default=0) > later_than, 600.0)
-    return max(checkpoints(server.clone))
+def wait_for_checkpoint(server: Any, run: subprocess.Popen[str], *, later_than: int) -> None:
+    def saved() -> bool:
+        assert run.poll() is None, run.communicate()[0][-4000:]
+        return max(checkpoints(server.clone), default=0) > later_than
+
+    server.wait_for(saved)
 
 
 def metrics(clone: Path, *, until: int) -> list[dict[str, float]]:
