@@ -178,7 +178,7 @@ def test_after_a_crash_of_everything_the_run_is_marked_and_resumes(
         time.sleep(0.1)
     before = metrics(clone, until=step)
     server.start()
-    assert "had been cut off: it is marked as crashed" in server.log.read_text()
+    assert "was interrupted: it is marked as crashed" in server.log.read_text()
     with server.client() as client:
         assert newest_run(client).state.type == "CRASHED"
     run = server.run("train/sanguo")

@@ -9,7 +9,7 @@ import pytest
 
 from flows.running.checkout import Checkout
 from flows.running.command import reason_of
-from flows.running.record import Experiment, metrics_of, page
+from flows.running.record import MLFLOW_URL, Experiment, links, metrics_of, page
 from flows.running.stages import order_of, repro_command
 from tests.support import wait_for
 
@@ -85,3 +85,20 @@ def test_the_artifact_shows_the_metrics_of_the_stages_that_ran(tmp_path: Path) -
     text = page("p", checkout, Experiment("train-p-run", "b" * 40))
     assert "`dvc exp apply train-p-run`" in text
     assert str(tmp_path / "w" / "reports" / "p") in text
+
+
+def test_links_lead_to_what_the_run_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MLFLOW_URL, "http://127.0.0.1:5000")
+    checkout = Checkout(repository=tmp_path, path=tmp_path, baseline="a" * 40, lock=-1)
+    assert links("p", checkout) == {}
+    docs = tmp_path / "reports" / "p" / "validate" / "data_docs" / "index.html"
+    training = tmp_path / "models" / "p" / "lm" / "training.json"
+    for path, text in ((docs, ""), (training, '{"mlflow_run_id": "r1"}')):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    assert links("p", checkout) == {
+        "data-docs": (docs.as_uri(), "Data Docs"),
+        "mlflow-run": ("http://127.0.0.1:5000/#/runs/r1", "MLflow run of the training"),
+    }
+    training.write_text('{"mlflow_run_id": null}')
+    assert list(links("p", checkout)) == ["data-docs"]
