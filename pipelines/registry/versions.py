@@ -1,7 +1,7 @@
 """Registered versions: downloaded with their proof, and the champion loaded to generate.
 
-Weights are safetensors and the code that loads them is this repository's: whoever can write
-to the registry can break the champion, but cannot make it run code of theirs.
+Weights are safetensors and the code that loads them is this repository's: someone who can
+write to the registry can break the champion, but cannot make it run other code.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""Flow runs on a real server with a real worker: how they end, are cancelled, crash, resume."""
+"""Flow runs on a real server with a real worker: they end, are cancelled, crash and resume."""
 
 import http.client
 import json
@@ -53,9 +53,9 @@ def test_a_second_shell_runs_deployments_and_sees_how_they_end(server: Any) -> N
     assert (checkouts / "sanguo" / "data" / "sanguo" / "raw" / "manifest.json").is_file()
     assert not (checkouts / "wiki-zh" / "data" / "wiki-zh" / "raw").exists()
     assert git_status(clone) == status, "the developer's working tree must stay as it was"
-    # The run is a commit upon the developer's own: with its parameters, and what it made.
+    # The run is a commit on top of the developer's, with its parameters and outputs.
     references = git(clone, "for-each-ref", "--format=%(refname)", "refs/exps").split()
-    # What DVC itself works with stands below refs/exps/exec.
+    # References below refs/exps/exec are DVC's own.
     [experiment] = [one for one in references if not one.startswith("refs/exps/exec/")]
     assert git(clone, "merge-base", experiment, "HEAD") == git(clone, "rev-parse", "HEAD")
     assert "profile: sanguo" in git(clone, "show", f"{experiment}:params.yaml")
@@ -96,10 +96,10 @@ def test_a_stage_that_died_is_tried_again_and_one_that_refused_is_not(
         with temporary_settings({PREFECT_API_URL: f"http://{HOST}:{server.ports[0]}/api"}):
             one_stage()
     assert [one.name for one in ended] == [state]
-    assert (tmp_path / "tries").read_text() == "x" * tries, "it goes on from what it left"
+    assert (tmp_path / "tries").read_text() == "x" * tries, "a retry finds what was left"
 
 
-def test_every_server_listens_on_this_machine_alone(server: Any) -> None:
+def test_every_server_listens_on_the_loopback_address_only(server: Any) -> None:
     found = {
         connection.laddr.ip
         for process in server.process.children(recursive=True)
@@ -150,12 +150,12 @@ def test_a_cancelled_run_ends_within_seconds_and_the_next_one_resumes(
         assert first.returncode == 1
         server.wait_for(lambda: client.read_flow_run(run.id).state.type == "CANCELLED")
     assert elapsed_s < CANCEL_WITHIN_S
-    # It has saved as it was cancelled.
+    # It saved a checkpoint when it was cancelled.
     step = max(checkpoints(server.clone))
     before = metrics(server.clone, until=step)
     second = server.run("train/sanguo")
     wait_for_checkpoint(server, second, later_than=step)
-    # The speeds of the steps before are those of the first run: they were not taken again.
+    # The recorded speeds of the steps before are those of the first run: none was repeated.
     assert metrics(server.clone, until=step) == before
     assert second.poll() is None
 
@@ -206,7 +206,7 @@ def newest_run(client: SyncPrefectClient) -> FlowRun:
 
 
 def training_processes(clone: Path) -> set[psutil.Process]:
-    """Everything at work in the checkout: the stage, torchrun, its ranks, DVC, supervisor."""
+    """Every process in the checkout: the stage, torchrun, its ranks, DVC, supervisor."""
     found = set()
     for process in psutil.process_iter():
         try:

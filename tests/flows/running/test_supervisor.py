@@ -1,4 +1,4 @@
-"""The supervisor, with real processes: nothing may outlive whoever asked for it."""
+"""The supervisor, with real processes: none may outlive the process that started it."""
 
 import os
 import signal
