@@ -45,7 +45,7 @@ TopK = Annotated[
 ]
 TopP = Annotated[
     float,
-    typer.Option(min=0.01, max=1.0, help="Sample from the likeliest tokens up to this share."),
+    typer.Option(min=0.01, max=1.0, help="Sample from the fewest tokens with this probability."),
 ]
 Penalty = Annotated[
     float, typer.Option(min=1.0, help="Divides the logits of tokens that occurred; 1 for none.")
@@ -195,7 +195,7 @@ def score(
     ],
     models: Annotated[
         Path | None,
-        typer.Option(help="A directory with lm/ and flow/; by default the champion of each."),
+        typer.Option(help="A directory with lm/ and flow/; by default the champion."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Write all scores of every document here, as JSON lines.")
