@@ -1,4 +1,4 @@
-"""Flow `evaluate`: everything up to the evaluation and its alarms."""
+"""Flow `evaluate`: every stage up to the evaluation and its alarms."""
 
 from typing import Any
 
@@ -24,10 +24,10 @@ def evaluate(
         source: Parquet files instead of the profile's source: a path, directory or glob
             (relative ones start at the repository), `packaged:sanguo`, or
             `hf:<owner>/<dataset>/<config>`.
-        ranks: Training processes, instead of the profile's number.
-        steps: Stop training after so many optimiser steps.
+        ranks: Number of training processes, instead of the profile's.
+        steps: Stop training after this many optimiser steps.
 
     Returns:
-        Completed, with the DVC experiment that holds the result; or Failed, with the reason.
+        Completed, with the DVC experiment that has the result; or Failed, with the reason.
     """
     return run_until("evaluate", Settings(profile=profile, source=source, ranks=ranks, steps=steps))

@@ -24,6 +24,6 @@ def ingest(
             `hf:<owner>/<dataset>/<config>`.
 
     Returns:
-        Completed, with the DVC experiment that holds the result; or Failed, with the reason.
+        Completed, with the DVC experiment that has the result; or Failed, with the reason.
     """
     return run_until("ingest", Settings(profile=profile, source=source))

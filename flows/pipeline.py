@@ -26,12 +26,12 @@ def pipeline(
         source: Parquet files instead of the profile's source: a path, directory or glob
             (relative ones start at the repository), `packaged:sanguo`, or
             `hf:<owner>/<dataset>/<config>`.
-        ranks: Training processes, instead of the profile's number.
-        steps: Stop training after so many optimiser steps.
-        allow_tie: Take a successor that is not worse than the champion, if not better.
+        ranks: Number of training processes, instead of the profile's.
+        steps: Stop training after this many optimiser steps.
+        allow_tie: Accept a candidate that is not worse than the champion.
 
     Returns:
-        Completed, with what became of each model; or Failed, with the gate and its figures.
+        Completed, with the outcome of each model; or Failed, with the gate and its figures.
     """
     settings = Settings(profile=profile, source=source, ranks=ranks, steps=steps)
     return run_until("sample_flow", settings, Promotion(allow_tie=allow_tie))

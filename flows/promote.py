@@ -1,4 +1,4 @@
-"""Flow `promote`: register and promote what a profile's last run has made."""
+"""Flow `promote`: register and promote what the last run of a profile made."""
 
 from typing import Any
 
@@ -20,22 +20,22 @@ def promote(  # noqa: PLR0917 - a deployment's parameters go by name
     allow_tie: bool = False,
     dry_run: bool = False,
 ) -> State[Any]:
-    """Register the models of a profile and promote them, if every gate holds.
+    """Register the models of a profile, and promote them if every gate passes.
 
-    Parameters that differ from the profile are those that the models were made with.
+    Use the parameters with which the models were made.
 
     Args:
         profile: A profile of `params.yaml`.
         source: Parquet files instead of the profile's source: a path, directory or glob
             (relative ones start at the repository), `packaged:sanguo`, or
             `hf:<owner>/<dataset>/<config>`.
-        ranks: Training processes, instead of the profile's number.
-        steps: Stop training after so many optimiser steps.
-        allow_tie: Take a successor that is not worse than the champion, if not better.
-        dry_run: Check the gates only; the champion stays.
+        ranks: Number of training processes, instead of the profile's.
+        steps: Stop training after this many optimiser steps.
+        allow_tie: Accept a candidate that is not worse than the champion.
+        dry_run: Check the gates, and leave the champion as it is.
 
     Returns:
-        Completed, with what became of each model; or Failed, with the gate and its figures.
+        Completed, with the outcome of each model; or Failed, with the gate and its figures.
     """
     settings = Settings(profile=profile, source=source, ranks=ranks, steps=steps)
     return promote_outputs(settings, Promotion(allow_tie=allow_tie, dry_run=dry_run))

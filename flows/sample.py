@@ -24,11 +24,11 @@ def sample(
         source: Parquet files instead of the profile's source: a path, directory or glob
             (relative ones start at the repository), `packaged:sanguo`, or
             `hf:<owner>/<dataset>/<config>`.
-        ranks: Training processes, instead of the profile's number.
-        steps: Stop training after so many optimiser steps.
+        ranks: Number of training processes, instead of the profile's.
+        steps: Stop training after this many optimiser steps.
 
     Returns:
-        Completed, with the DVC experiment that holds the result; or Failed, with the reason.
+        Completed, with the DVC experiment that has the result; or Failed, with the reason.
     """
     return run_until(
         "sample_flow", Settings(profile=profile, source=source, ranks=ranks, steps=steps)

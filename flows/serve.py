@@ -2,8 +2,8 @@
 
     python -m flows.serve [--prefect-port 4200] [--mlflow-port 5000]
 
-Applies `prefect.yaml` and stays until Ctrl-C, TERM, or the death of one of the three.
-Each runs under the supervisor, so none of them outlives this process.
+Applies `prefect.yaml` and stays until Ctrl-C, TERM, or the end of one of the three. Each
+runs under the supervisor, so none of them outlives this process.
 """
 
 import argparse
@@ -33,39 +33,39 @@ POOL = "enigma"
 START_TIMEOUT_S = 180.0
 POLL_S = 0.5
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# The worker's flow runs end their own stages first, and then tell the server so; a third
-# of it is enough for a stage whose worker is gone.
+# Flow runs of the worker first end their own stages and then report to the server; a third
+# of this is enough for a stage whose worker has died.
 STOP_GRACE_S = 39.0
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the two servers listen."""
+    """The ports on which the two servers listen."""
 
     prefect: int
     mlflow: int
 
     @property
     def prefect_url(self) -> str:
-        """The Prefect UI; the API is below it."""
+        """Address of the Prefect UI; the API is below it."""
         return f"http://{HOST}:{self.prefect}"
 
     @property
     def mlflow_url(self) -> str:
-        """The MLflow UI."""
+        """Address of the MLflow UI."""
         return f"http://{HOST}:{self.mlflow}"
 
 
 @dataclass
 class Services:
-    """What is running, in the order in which it was started."""
+    """The running processes, in the order of their start."""
 
     repository: Path
     environment: Mapping[str, str]
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str, command: Sequence[str]) -> None:
-        """Start a service; its lines appear here under its name."""
+        """Start a service; its output appears here under its name."""
         process = start_supervised(
             command, cwd=self.repository, env=self.environment, grace_s=STOP_GRACE_S
         )
@@ -76,7 +76,7 @@ class Services:
         """Run a command to its end.
 
         Raises:
-            UserError: If it fails, with what it said.
+            UserError: If it fails, with its output.
         """
         done = subprocess.run(
             command,
@@ -91,11 +91,11 @@ class Services:
         if done.returncode != 0:
             raise UserError(
                 f"`{' '.join(command)}` failed:\n{done.stdout.strip()}",
-                "correct what it names, and start again",
+                "correct what its output names, and start again",
             )
 
     def check(self) -> None:
-        """See whether all of them still run.
+        """Check that every service still runs.
 
         Raises:
             UserError: If one has ended.
@@ -109,23 +109,23 @@ class Services:
                 )
 
     def wait_until(self, ready: Callable[[], bool], what: str) -> None:
-        """Wait for something that a service brings about.
+        """Wait for something that a service does.
 
         Raises:
-            UserError: If it takes too long or a service ends meanwhile.
+            UserError: If it takes too long, or a service ends meanwhile.
         """
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready():
             self.check()
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"expected {what} within {START_TIMEOUT_S:.0f} s, it did not come",
+                    f"expected {what} within {START_TIMEOUT_S:.0f} s, it is not ready",
                     "read the lines above, and start again",
                 )
             time.sleep(POLL_S)
 
     def stop_all(self) -> None:
-        """End them, the last one first: a worker tells the server how its runs ended."""
+        """End them, the last one first: the worker reports to the server how its runs ended."""
         for process in reversed(self.running.values()):
             stop(process)
 
@@ -140,15 +140,15 @@ def main() -> None:
 
 
 def serve(repository: Path, ports: Ports) -> None:
-    """Start everything, say where it is, and stay until told to stop.
+    """Start the services, print their addresses, and stay until a signal to stop.
 
     Args:
         repository: The top of the repository.
-        ports: Where to listen.
+        ports: The ports to listen on.
 
     Raises:
-        UserError: If this is not the top of the repository, if a port is in use
-            (nothing is started then), or if a service does not start or dies.
+        UserError: If this is not the top of the repository, if a port is in use (then
+            nothing is started), or if a service does not start or dies.
     """
     if not (repository / "prefect.yaml").is_file():
         raise UserError(
@@ -181,7 +181,7 @@ def start_all(services: Services, ports: Ports) -> None:
 
     api = f"{ports.prefect_url}/api"
     python = [sys.executable, "-m"]
-    _say("starting MLflow and Prefect, some twenty seconds")
+    _say("starting MLflow and Prefect, which takes about 20 seconds")
     services.run([sys.executable, "-c", INITIALISE_MLFLOW])
     listen = ["--host", HOST, "--port"]
     quiet = ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
@@ -190,7 +190,7 @@ def start_all(services: Services, ports: Ports) -> None:
     services.start("server", [*python, "prefect", "server", "start", *listen, str(ports.prefect)])
     services.wait_until(lambda: answers(f"{api}/health"), "the Prefect server")
     for run in reconcile(api):
-        _say(f"flow run {run} had been cut off: it is marked as crashed now, start it again")
+        _say(f"flow run {run} was interrupted: it is marked as crashed now, start it again")
     worker = ["worker", "start", "--pool", POOL, "--type", "process", "--name", POOL]
     services.start("worker", [*python, "prefect", *worker])
     services.wait_until(lambda: pool_exists(api, POOL), f"the work pool {POOL}")
@@ -198,12 +198,12 @@ def start_all(services: Services, ports: Ports) -> None:
     services.wait_until(lambda: answers(f"{ports.mlflow_url}/health"), "the MLflow UI")
 
 
-# The store is made under our lock, before several processes could make it at once.
+# The store is made under a lock, before several processes can try to make it.
 INITIALISE_MLFLOW = "from pipelines.tracking.store import initialise_store; initialise_store()"
 
 
 def service_environment(repository: Path, ports: Ports) -> dict[str, str]:
-    """The environment of the services, and so of the flow runs that the worker starts."""
+    """Return the environment of the services, and so of the flow runs that the worker starts."""
     local = ",".join(filter(None, [os.environ.get("NO_PROXY"), HOST, "localhost"]))
     binaries = str(Path(sys.executable).parent)
     return {
@@ -216,7 +216,7 @@ def service_environment(repository: Path, ports: Ports) -> dict[str, str]:
         "PREFECT_HOME": str(repository / ".prefect"),
         "PREFECT_API_URL": f"{ports.prefect_url}/api",
         "MLFLOW_TRACKING_URI": tracking_store(repository),
-        # Not as an option: a command line, and a password in it, is for all to see.
+        # Not as an option: every user of the machine can read a command line and a password in it.
         "MLFLOW_BACKEND_STORE_URI": tracking_store(repository),
         MLFLOW_URL: ports.mlflow_url,
         "NO_PROXY": local,
@@ -225,15 +225,15 @@ def service_environment(repository: Path, ports: Ports) -> dict[str, str]:
 
 
 def check_port(port: int, service: str, option: str) -> None:
-    """Refuse a port on which somebody listens.
+    """Refuse a port on which another process listens.
 
     Args:
         port: On 127.0.0.1.
-        service: What needs it.
-        option: How to choose another one.
+        service: The service that needs it.
+        option: The option that chooses another one.
 
     Raises:
-        UserError: If it is in use or no port at all.
+        UserError: If it is in use or not a port number.
     """
     if not 1 <= port <= 65535:
         raise UserError(f"{option}: expected 1 to 65535, got {port}", "choose another port")
@@ -250,7 +250,7 @@ def check_port(port: int, service: str, option: str) -> None:
 
 
 def _holder(port: int) -> str:
-    """Who listens on a port, as far as this user may know."""
+    """Return which process listens on a port, if this user may know."""
     try:
         for found in psutil.net_connections("tcp"):
             listens = found.status == psutil.CONN_LISTEN and found.pid
@@ -262,7 +262,7 @@ def _holder(port: int) -> str:
 
 
 def answers(url: str) -> bool:
-    """Whether a server answers a GET with success."""
+    """Return whether a server answers a GET with success."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=5) as response:
@@ -289,7 +289,7 @@ MLflow    {ports.mlflow_url}
 
 In a second terminal, in this directory and with the virtual environment active:
   {other}prefect deployment run train/sanguo --watch
-Ctrl-C stops everything; a run that is cut off goes on when it is started again.
+Ctrl-C stops everything; an interrupted run resumes when it is started again.
 """
 
 

@@ -1,4 +1,4 @@
-"""Flow `train`: everything up to a trained language model."""
+"""Flow `train`: every stage up to a trained language model."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ def train(
     ranks: Ranks | None = None,
     steps: Steps | None = None,
 ) -> State[Any]:
-    """Train the language model of a profile, on data that has passed its gate.
+    """Train the language model of a profile on data that passed its gate.
 
     Args:
         profile: A profile of `params.yaml`.
         source: Parquet files instead of the profile's source: a path, directory or glob
             (relative ones start at the repository), `packaged:sanguo`, or
             `hf:<owner>/<dataset>/<config>`.
-        ranks: Training processes, instead of the profile's number.
-        steps: Stop training after so many optimiser steps.
+        ranks: Number of training processes, instead of the profile's.
+        steps: Stop training after this many optimiser steps.
 
     Returns:
-        Completed, with the DVC experiment that holds the result; or Failed, with the reason.
+        Completed, with the DVC experiment that has the result; or Failed, with the reason.
     """
     return run_until("train", Settings(profile=profile, source=source, ranks=ranks, steps=steps))

@@ -15,7 +15,7 @@ def validate(
     profile: Profile = "sanguo",
     source: Source | None = None,
 ) -> State[Any]:
-    """Make the shards of a profile and have them judged; a refusal fails the run.
+    """Make the shards of a profile and check them; a refusal fails the run.
 
     Args:
         profile: A profile of `params.yaml`.
@@ -24,6 +24,6 @@ def validate(
             `hf:<owner>/<dataset>/<config>`.
 
     Returns:
-        Completed, with the DVC experiment that holds the result; or Failed, with the reason.
+        Completed, with the DVC experiment that has the result; or Failed, with the reason.
     """
     return run_until("validate", Settings(profile=profile, source=source))

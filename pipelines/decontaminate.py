@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from enigma.word_pieces import join_word_pieces
 from pipelines.base.artifacts import publish_directory, read_manifest, write_json, write_manifest
 from pipelines.base.errors import UserError
 from pipelines.base.part_workers import map_parts
@@ -35,7 +36,7 @@ from pipelines.data.shards import (
     shard_paths,
 )
 from pipelines.data.text.normalisation import title_key
-from pipelines.data.text.vocabulary import decode_text, load_tokenizer
+from pipelines.data.text.vocabulary import load_tokenizer
 from pipelines.params import DecontaminateParams, load_params
 
 log = logging.getLogger(__name__)
@@ -234,7 +235,7 @@ def _removals(
             "method": match.method,
             "containment": match.containment,
             "tokens": tokens,
-            "text": decode_text(tokenizer, tokens),
+            "text": join_word_pieces(tokenizer, tokens),
         }
         for match, sequence, tokens in zip(
             matches, sequences.tolist(), reader.gather(sequences).tolist(), strict=True

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from enigma.generation import Sampling, generate
+from enigma.word_pieces import join_word_pieces
 from pipelines.base.artifacts import publish_directory, read_manifest, sha256_file, write_json
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.run_stage import progress, run_stage
@@ -23,13 +25,6 @@ from pipelines.base.workspace import Workspace
 from pipelines.data.order import Indices, evenly_spaced
 from pipelines.data.shards import ShardReader
 from pipelines.language_model.baselines import NGramModel
-from pipelines.language_model.generation import (
-    Sampling,
-    distinct_2,
-    generate,
-    readable,
-    repetition_rate,
-)
 from pipelines.language_model.losses import (
     LOSSES_FILE,
     Floats,
@@ -38,6 +33,7 @@ from pipelines.language_model.losses import (
     losses_of,
 )
 from pipelines.language_model.published import load_language_model
+from pipelines.language_model.repetition import distinct_2, repetition_rate
 from pipelines.language_model.scoring import (
     UNK_CHARGE_BITS,
     Score,
@@ -230,7 +226,7 @@ def _generation(model: Any, directory: Path, params: EvaluateParams) -> dict[str
         "top_p": TOP_P,
         "repetition_rate": repetition_rate(texts),
         "distinct_2": distinct_2(texts),
-        "samples": [readable(tokenizer, ids) for ids in texts],
+        "samples": [join_word_pieces(tokenizer, ids, skip_special_tokens=True) for ids in texts],
     }
 
 

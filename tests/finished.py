@@ -1,7 +1,14 @@
-"""A project as `dvc repro` leaves it, in a second: tiny real models, hand-made reports."""
+"""A project as `dvc repro` leaves it, in a second: tiny real models, hand-made reports.
+
+    python -m tests.finished
+
+As a stage of a graph: writes the outputs into the working directory, for a run that it
+logs to MLflow as the training does.
+"""
 
 import base64
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +16,7 @@ import numpy as np
 
 from pipelines.base.artifacts import sha256_file, write_json
 from pipelines.language_model.losses import Losses
+from pipelines.tracking.store import RunLog
 from tests.support import REPOSITORY
 
 SHARDS_ROOT = "5" * 64
@@ -29,6 +37,11 @@ def write_finished_project(directory: Path, run_id: str | None) -> None:
     """Write models, reports and parameters of the profile `sanguo` that pass every gate."""
     (directory / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
     (directory / "dvc.lock").write_text("schema: '2.0'\n", encoding="utf-8")
+    write_outputs(directory, run_id)
+
+
+def write_outputs(directory: Path, run_id: str | None) -> None:
+    """Write the models and reports of a finished project alone."""
     reports, models = directory / "reports" / "sanguo", directory / "models" / "sanguo"
     certificate = reports / "validate" / "certificate.json"
     write_json(certificate, _certificate())
@@ -169,3 +182,19 @@ def _write_flow(directory: Path) -> None:
     states.save(directory)
     documents = DocumentFlow(states, Typical(0.0, 1.0), Typical(10.0, 1.0))
     documents.save(directory / DIRECTORY)
+
+
+def main() -> None:
+    """Log a run and write the outputs."""
+    sys.stdout.write("step 1/2\nstep 2/2\n")
+    run_log = RunLog.open(run_name="train", params={"steps": 2}, tags={})
+    run_log.log(2, {"loss": 1.0})
+    run_log.finish("FINISHED")
+    write_outputs(Path.cwd(), run_log.run_id)
+    docs = Path("reports", "sanguo", "validate", "data_docs", "index.html")
+    docs.parent.mkdir()
+    docs.write_text("Data Docs", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -23,11 +23,13 @@ from benchmarks.language_model.cloze import ITEMS, TASK, write_items
 from benchmarks.language_model.quality import CONFIGS, RUNS, arguments_of, kept, kept_in
 from benchmarks.language_model.quality_table import MODELS, bits
 from benchmarks.record import row, write
+from enigma.generation import Sampling
+from enigma.word_pieces import join_word_pieces
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.data.shards import ShardReader
 from pipelines.data.text.vocabulary import load_tokenizer
-from pipelines.language_model.generation import Sampling, distinct_2, readable, repetition_rate
+from pipelines.language_model.repetition import distinct_2, repetition_rate
 
 LONG, SHORT, STRIDE = 1024, 256, 128
 WITHOUT_BOUND = ("enigma", "llama")
@@ -145,8 +147,11 @@ def generation_rows(models: dict[str, Any], reader: ShardReader) -> list[dict[st
         )
         continuations[name] = output_NL[:, PROMPT_TOKENS:].tolist()
         for i in range(2):
-            prompt = readable(tokenizer, texts_NL[i, :PROMPT_TOKENS].tolist())
-            print(f"{name}: {prompt} | {readable(tokenizer, continuations[name][i])}")
+            prompt = join_word_pieces(
+                tokenizer, texts_NL[i, :PROMPT_TOKENS], skip_special_tokens=True
+            )
+            added = join_word_pieces(tokenizer, continuations[name][i], skip_special_tokens=True)
+            print(f"{name}: {prompt} | {added}")
     rows = []
     for name, texts in continuations.items():
         rows.append(row(f"{name}, distinct bigrams", distinct_2(texts), "share"))

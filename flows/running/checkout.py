@@ -1,9 +1,9 @@
 """A checkout of its own for the runs of one profile: `.enigma/worktrees/<profile>`.
 
-A flow may start at any time, also while someone edits the repository. So it works in a
-git worktree that holds a snapshot of the tracked files, uncommitted changes included,
-and shares with the repository what makes runs fast and resumable: DVC's cache, `runs/`
-and the MLflow store. docs/adr/0003 has what spoke against `dvc exp run --temp`.
+A flow may start while someone edits the repository. So it works in a git worktree with a
+snapshot of the tracked files, uncommitted changes included. It shares with the repository
+what makes runs fast and resumable: DVC's cache, `runs/` and the MLflow store.
+docs/adr/0003 says why not `dvc exp run --temp`.
 """
 
 import os
@@ -48,7 +48,7 @@ Say = Callable[[str], None]
 
 
 class Settings(BaseModel):
-    """What one flow run is asked for: a profile of `params.yaml`, and what differs from it."""
+    """The settings of a flow run: a profile of `params.yaml`, and overrides."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,7 +58,7 @@ class Settings(BaseModel):
     steps: Steps | None = None
 
     def overrides(self) -> dict[str, str | int]:
-        """Dotted names below the profile, and their values."""
+        """Return dotted names below the profile, and their values."""
         chosen = {
             "ingest.source": self.source,
             "train.ranks": self.ranks,
@@ -75,7 +75,7 @@ class Checkout:
         repository: The user's repository.
         path: The worktree.
         baseline: The commit that the snapshot is based on.
-        lock: File descriptor of the profile's lock; it must outlive every process.
+        lock: File descriptor of the profile's lock; it stays open as long as any process.
     """
 
     repository: Path
@@ -84,7 +84,7 @@ class Checkout:
     lock: int
 
     def environment(self) -> dict[str, str]:
-        """The environment of every command that runs here."""
+        """Return the environment of every command that runs here."""
         binaries = str(Path(sys.executable).parent)
         return {
             **QUIET_ENVIRONMENT,
@@ -103,41 +103,41 @@ class Checkout:
         """Run a short command here.
 
         Returns:
-            What it wrote to stdout.
+            Its stdout.
 
         Raises:
-            UserError: If it fails, with what it said.
+            UserError: If it fails, with its stderr.
         """
         return _run(list(command), self.path, self.environment())
 
 
 @contextmanager
 def open_checkout(repository: Path, settings: Settings, say: Say) -> Iterator[Checkout]:
-    """Bring the checkout of a profile up to date and hold it for one flow run.
+    """Bring the checkout of a profile up to date, and lock it for one flow run.
 
     Args:
-        repository: The user's repository; nothing in it is changed but ignored files.
-        settings: What was asked for; written into the checkout's `params.yaml`.
-        say: Receives what a person should know.
+        repository: The user's repository; only ignored files in it change.
+        settings: Written into the checkout's `params.yaml`.
+        say: Receives messages for a person.
 
     Yields:
         The checkout. A second run of the same profile waits here until it is free.
 
     Raises:
-        UserError: If this is no git repository with a commit, or if the profile or a
-            value is refused by the schema of `params.yaml`.
+        UserError: If this is not a git repository with a commit, or if the schema of
+            `params.yaml` refuses the profile or a value.
     """
     _require_profile(repository, settings.profile)
     path = repository / ".enigma" / "worktrees" / settings.profile
 
     def wait(holder: str) -> None:
-        say(f"waiting: process {holder} runs this profile; its turn is first")
+        say(f"waiting: process {holder} is already running this profile")
 
     with held_lock(path.with_name(f"{path.name}.lock"), wait) as lock:
         baseline = _git(repository, "rev-parse", "--verify", "HEAD")
         _materialise(repository, path, baseline, _snapshot(repository))
-        # A killed DVC may leave its list of who reads and writes what half written, and no DVC
-        # after it starts then. Nobody else is here, the profile's lock is held.
+        # A killed DVC may leave its list of readers and writers half written, and then no other
+        # DVC starts. The profile's lock is held, so no DVC is using the list.
         (path / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
         _share_cache(repository, path)
         _link_sources(repository / SOURCES, path / SOURCES)
@@ -151,8 +151,8 @@ def write_params(path: Path, settings: Settings, repository: Path) -> None:
 
     Args:
         path: The file; comments and order are kept.
-        settings: What was asked for.
-        repository: Relative paths of sources start here.
+        settings: Profile and overrides.
+        repository: Where relative paths of sources start.
 
     Raises:
         UserError: If the schema refuses a value.
@@ -171,7 +171,7 @@ def write_params(path: Path, settings: Settings, repository: Path) -> None:
 
 
 def _require_profile(repository: Path, profile: str) -> None:
-    """Refuse a profile, or a `params.yaml`, before anything is made for it."""
+    """Refuse an unknown profile or a wrong `params.yaml` before anything is made for it."""
     known = load_params(repository / PARAMS_FILE).profiles
     if profile not in known:
         raise UserError(
@@ -181,7 +181,7 @@ def _require_profile(repository: Path, profile: str) -> None:
 
 
 def _same_style() -> YAML:
-    """YAML that writes what it has read, so that an experiment shows only what differs."""
+    """Return a YAML that keeps the style of a file, so an experiment shows only real changes."""
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
@@ -207,7 +207,7 @@ def absolute_source(source: str, repository: Path) -> str:
 
 
 def tracking_store(repository: Path) -> str:
-    """The MLflow store that every process shares, wherever it works.
+    """Return the MLflow store that all processes share, whatever their working directory.
 
     Returns:
         `MLFLOW_TRACKING_URI`, or `mlflow.db` of the repository; a relative SQLite
@@ -220,10 +220,10 @@ def tracking_store(repository: Path) -> str:
 
 
 def _snapshot(repository: Path) -> str:
-    """Write the tracked files as they are now into a git tree; index and files stay as they are.
+    """Write the tracked files as they are now into a git tree; index and files do not change.
 
     Returns:
-        The tree's id.
+        The id of the tree.
     """
     index = Path(_git(repository, "rev-parse", "--path-format=absolute", "--git-path", "index"))
     with tempfile.TemporaryDirectory() as directory:
@@ -235,12 +235,12 @@ def _snapshot(repository: Path) -> str:
 
 
 def _materialise(repository: Path, path: Path, baseline: str, tree: str) -> None:
-    """Make the worktree, or bring it up to date; outputs that are there stay."""
+    """Make the worktree, or bring it up to date; existing outputs stay."""
     if not (path / ".git").is_file() or not _is_worktree(path):
         shutil.rmtree(path, ignore_errors=True)
         _git(repository, "worktree", "prune")
         _git(repository, "worktree", "add", "--quiet", "--detach", str(path), baseline)
-    # A killed git leaves its lock; nobody else is here, the profile's lock is held.
+    # A killed git leaves its lock. The profile's lock is held, so no git is using it.
     lock = _git(path, "rev-parse", "--path-format=absolute", "--git-path", "index.lock")
     Path(lock).unlink(missing_ok=True)
     _git(path, "checkout", "--quiet", "--force", "--detach", baseline)
@@ -252,24 +252,24 @@ def _is_worktree(path: Path) -> bool:
     try:
         return Path(_git(path, "rev-parse", "--show-toplevel")).samefile(path)
     except UserError:
-        # The repository has moved, or git's record of the worktree is gone.
+        # The repository has moved, or git has lost its record of the worktree.
         return False
 
 
 def _share_cache(repository: Path, path: Path) -> None:
-    """Give the checkout the repository's own DVC settings and its cache."""
+    """Give the checkout the DVC settings and the cache of the repository."""
     local = repository / ".dvc" / "config.local"
     if local.is_file():
         shutil.copyfile(local, path / ".dvc" / "config.local")
     dvc = [sys.executable, "-m", "dvc"]
     cache = _run([*dvc, "cache", "dir"], repository)
-    # Relative, as DVC cannot write a path with Chinese characters into its settings.
+    # A relative path: DVC cannot write one with Chinese characters into its settings.
     relative = os.path.relpath(cache, path)
     _run([*dvc, "config", "--local", "cache.dir", relative], path)
 
 
 def _link_sources(here: Path, there: Path) -> None:
-    """Show the checkout the texts that git does not know, so that DVC watches them there too."""
+    """Link texts that git does not track into the checkout, where DVC watches them too."""
     for link in [path for path in there.glob("*") if path.is_symlink()]:
         link.unlink()
     for path in here.glob("*"):
@@ -281,13 +281,13 @@ def _warn_of_untracked(repository: Path, say: Say) -> None:
     listing = _git(repository, "ls-files", "--others", "--exclude-standard", "--", ":/*.py")
     if files := listing.splitlines():
         say(
-            f"not part of this run, because git does not know them: {', '.join(files[:5])}"
-            f"{', ...' if len(files) > 5 else ''} (`git add` is enough to change that)"
+            f"not part of this run, because git does not track them: {', '.join(files[:5])}"
+            f"{', ...' if len(files) > 5 else ''} (`git add` includes them)"
         )
 
 
 def _identity(repository: Path) -> dict[str, str]:
-    """Who saves an experiment, on a machine where git was never told."""
+    """Return an author for experiments, on a machine where git has none."""
     command = ["git", "config", "--get-regexp", r"^user\.(name|email)$"]
     known = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     if len(re.findall(r"^user\.", known.stdout, re.MULTILINE)) >= 2:

@@ -1,8 +1,8 @@
-"""Tell people: a line in the log, and a webhook where one is set.
+"""Notify people: a line in the log, and a POST to a webhook if one is set.
 
-The address of the webhook comes from the environment only (`ENIGMA_WEBHOOK_URL`): it is a
-secret, so it is in no parameter, and no error of ours repeats it. The body is
-`{"text": ...}`, which Slack, Mattermost, Feishu bots and the like understand.
+The address of the webhook comes from the environment only (`ENIGMA_WEBHOOK_URL`). It is a
+secret, so no parameter holds it and no error message repeats it. The body is
+`{"text": ...}`, which Slack, Mattermost and Feishu bots understand.
 """
 
 import json
@@ -23,11 +23,11 @@ Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
 def notify(text: str, logger: Log) -> None:
-    """Log a line and post it to the webhook; a webhook that is away stops nothing.
+    """Log a line and post it to the webhook; a webhook that fails stops nothing.
 
     Args:
         text: What happened.
-        logger: Of the flow run.
+        logger: The logger of the flow run.
     """
     logger.warning("notification: %s", text)
     url = os.environ.get(WEBHOOK)
@@ -45,11 +45,13 @@ def notify(text: str, logger: Log) -> None:
     except urllib.error.HTTPError as error:
         logger.warning("the webhook answered %d; nothing else is wrong", error.code)
     except OSError as error:
-        logger.warning("the webhook is away (%s); nothing else is wrong", type(error).__name__)
+        logger.warning(
+            "the webhook cannot be reached (%s); nothing else is wrong", type(error).__name__
+        )
 
 
 def tell_of_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A hook for flow runs that failed or crashed."""
+    """Notify of a flow run that failed or crashed; a hook of Prefect."""
     profile = (flow_run.parameters or {}).get("profile", "")
     text = f"{flow.name}/{profile} ({flow_run.name}): {state.name}: {state.message}"
     notify(text, flow_run_logger(flow_run, flow))

@@ -1,4 +1,4 @@
-"""Progress of a long stage as an artifact, read from what the stage prints."""
+"""Progress of a long stage as an artifact, read from the output of the stage."""
 
 import re
 import time
@@ -14,7 +14,7 @@ BAR = re.compile(r"(\d+)%\|")
 
 
 def artifact_key(words: str) -> str:
-    """A key as Prefect wants it: lower-case letters, digits and single dashes.
+    """Return a key that Prefect accepts: lower-case letters, digits and single dashes.
 
     Example:
         >>> artifact_key("progress-train_flow-wiki-zh")
@@ -24,7 +24,7 @@ def artifact_key(words: str) -> str:
 
 
 def percent_of(line: str) -> float | None:
-    """How much is done, in percent; None if the line does not say.
+    """Return how much is done, in percent; None if the line does not say.
 
     Example:
         >>> percent_of("12:00:01 INFO x: step 20/80: train loss 5.25 nats")
@@ -38,7 +38,7 @@ def percent_of(line: str) -> float | None:
 
 
 class StageProgress:
-    """A progress artifact of one stage; it appears with the first line that tells progress.
+    """A progress artifact of one stage, made at the first line that states progress.
 
     Args:
         stage: The stage.
@@ -52,14 +52,14 @@ class StageProgress:
         self._shown_s = 0.0
 
     def hear(self, line: str) -> None:
-        """Read a line of output; the server is told at most every five seconds."""
+        """Read a line of output; the artifact is updated at most every five seconds."""
         percent = percent_of(line)
         now_s = time.monotonic()
         if percent is None or (percent < 100.0 and now_s - self._shown_s < INTERVAL_S):
             return
         self._shown_s = now_s
         if self._artifact is None:
-            # It is a coroutine only where an event loop runs, and no task of ours has one.
+            # It is a coroutine only in an event loop, and no task here runs in one.
             self._artifact = cast(
                 "UUID",
                 create_progress_artifact(percent, key=self._key, description=self._about),

@@ -1,8 +1,6 @@
 """Register and promote the models of a checkout, as tasks of a flow."""
 
-import re
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -13,11 +11,12 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict
 
 from flows.running.checkout import Checkout
-from flows.running.command import run_command, state_of
+from flows.running.command import run_for_json, state_of
 from flows.running.notify import notify
 
 MODELS = ("enigma-lm", "enigma-flow")
-# As a module: so the code is that of the checkout, as with the stages.
+PROMOTED = "promoted"
+# Run as a module, so the code is that of the checkout, as with the stages.
 ENIGMA = (sys.executable, "-m", "pipelines.cli")
 
 
@@ -31,15 +30,15 @@ class Promotion(BaseModel):
 
 
 def promote_models(profile: str, promotion: Promotion, checkout: Checkout) -> State[Any]:
-    """Register both models, and promote each if its gates hold.
+    """Register both models, and promote each if its gates pass.
 
     Args:
-        profile: Whose models.
-        promotion: How.
+        profile: The profile that made them.
+        promotion: How they are judged.
         checkout: Where they are.
 
     Returns:
-        Completed, with what became of each; Failed with the reason at the first refusal.
+        Completed, with the outcome of each; Failed with the reason at the first refusal.
     """
     outcomes = []
     for name in MODELS:
@@ -64,48 +63,24 @@ def promote_models(profile: str, promotion: Promotion, checkout: Checkout) -> St
 @task(cache_policy=NO_CACHE, persist_result=False)
 def register_model(name: str, checkout: Checkout) -> State[Any]:
     """Register a model; the state's message is the version."""
-    code, tail = run_command([*ENIGMA, "register", "--model", name], checkout)
-    if code != 0:
-        return state_of(f"register {name}", code, tail)
-    return Completed(message=version_in(tail, name))
-
-
-PROMOTED = "promoted"
-STAYS = "the champion stays"
+    ended, registered = run_for_json([*ENIGMA, "register", "--model", name, "--json"], checkout)
+    if ended.code != 0:
+        return state_of(f"register {name}", ended)
+    return Completed(message=registered[0]["version"])
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def promote_model(name: str, version: str, promotion: Promotion, checkout: Checkout) -> State[Any]:
-    """Promote a version; the gates and their figures become an artifact."""
+    """Promote a version; the state's message is the outcome, an artifact shows the gates."""
     options = ["--allow-tie"] * promotion.allow_tie + ["--dry-run"] * promotion.dry_run
-    command = [*ENIGMA, "promote", "--model", name, "--version", version, *options]
-    code, tail = run_command(command, checkout)
-    if gates := gates_in(tail):
-        description = f"Gates of {name} version {version}"
-        create_table_artifact(gates, key=f"gates-{name}", description=description)
-    if code != 0:
-        return state_of(f"promote {name}", code, tail)
-    return Completed(message=PROMOTED if f"{name}: {PROMOTED}" in tail else STAYS)
-
-
-def version_in(lines: Sequence[str], name: str) -> str:
-    """The version in the last words of `enigma register`.
-
-    Example:
-        >>> version_in(["12:00:00 INFO x: registered", "enigma-lm version 7"], "enigma-lm")
-        '7'
-    """
-    found = [line.split()[-1] for line in lines if line.startswith(f"{name} version ")]
-    return found[-1]
-
-
-def gates_in(lines: Sequence[str]) -> list[dict[str, str]]:
-    """The gates that `enigma promote` logged, in order.
-
-    Example:
-        >>> gates_in(["12:00:00 INFO p: enigma-lm 7: gate causality: is_causal is True"])
-        [{'gate': 'causality', 'figures': 'is_causal is True'}]
-    """
-    pattern = re.compile(r"enigma-\w+ \d+: gate (\w+): (.*)")
-    found = (pattern.search(line) for line in lines)
-    return [{"gate": match[1], "figures": match[2]} for match in found if match]
+    command = [*ENIGMA, "promote", "--model", name, "--version", version, "--json", *options]
+    ended, decisions = run_for_json(command, checkout)
+    if decisions:
+        create_table_artifact(
+            decisions[0]["gates"],
+            key=f"gates-{name}",
+            description=f"Gates of {name} version {version}: {decisions[0]['outcome']}",
+        )
+    if ended.code != 0:
+        return state_of(f"promote {name}", ended)
+    return Completed(message=decisions[0]["outcome"])

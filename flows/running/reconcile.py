@@ -1,4 +1,4 @@
-"""What the Prefect server has to be told when it starts."""
+"""Correct the state of flow runs when the Prefect server starts."""
 
 from uuid import UUID
 
@@ -16,11 +16,11 @@ UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
 
 def reconcile(api: str) -> list[str]:
-    """Mark as crashed what the server believes to be running.
+    """Mark as crashed the flow runs that the server believes to be running.
 
-    No worker is there yet, and no flow run outlives its worker; so whatever is
-    running in the database was cut off, and it would hold its deployment's only
-    slot for ever.
+    There is no worker yet, and no flow run outlives its worker. So every run that the
+    database has as running was interrupted, and would hold its deployment's only slot for
+    ever.
 
     Args:
         api: URL of the Prefect API.
@@ -33,7 +33,7 @@ def reconcile(api: str) -> list[str]:
     )
     names = []
     with SyncPrefectClient(api) as client:
-        # The server answers in pages; what is marked leaves the filter.
+        # The server answers in pages, and a run that is marked drops out of the filter.
         while runs := client.read_flow_runs(flow_run_filter=unfinished):
             for run in runs:
                 _mark(client, run.id)
@@ -42,12 +42,12 @@ def reconcile(api: str) -> list[str]:
 
 
 def _mark(client: SyncPrefectClient, run: UUID) -> None:
-    message = "cut off: its worker had ended; start it again, it goes on where it was"
+    message = "interrupted: its worker had ended; start it again to resume"
     client.set_flow_run_state(run, Crashed(message=message), force=True)
 
 
 def pool_exists(api: str, name: str) -> bool:
-    """Whether the server knows a work pool."""
+    """Return whether the server has a work pool."""
     with SyncPrefectClient(api) as client:
         try:
             client.read_work_pool(name)

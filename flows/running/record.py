@@ -1,4 +1,4 @@
-"""What a finished flow run leaves to be found: a DVC experiment and a Prefect artifact."""
+"""The record of a finished flow run: a DVC experiment and Prefect artifacts."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from prefect.runtime import flow_run
 from flows.running.checkout import Checkout
 from flows.running.progress import artifact_key
 
-# `flows.serve` says where its MLflow UI is.
+# Set by `flows.serve` to the address of its MLflow UI.
 MLFLOW_URL = "ENIGMA_MLFLOW_URL"
 
 
@@ -42,7 +42,7 @@ def keep_record(target: str, profile: str, stages: Sequence[str], checkout: Chec
         checkout: Where they ran.
 
     Returns:
-        The experiment; `dvc exp apply <name>` brings its results into the repository.
+        The experiment; `dvc exp apply <name>` copies its results into the repository.
     """
     experiment = save_experiment(target, profile, stages, checkout)
     metrics = metrics_of(json.loads(checkout.run("dvc", "metrics", "show", "--json")), stages)
@@ -57,7 +57,7 @@ def keep_record(target: str, profile: str, stages: Sequence[str], checkout: Chec
         description = f"{text}, {about}"
         create_link_artifact(link, link_text=text, key=f"{name}-{key}", description=description)
     get_run_logger().info(
-        "experiment %s (%s); `dvc exp apply %s` brings its results into the repository",
+        "experiment %s (%s); `dvc exp apply %s` copies its results into the repository",
         experiment.name,
         experiment.commit[:7],
         experiment.name,
@@ -72,15 +72,15 @@ def save_experiment(
     label = flow_run.get_name() or "local"
     name = re.sub(r"[^A-Za-z0-9]+", "-", f"{target}-{profile}-{label}").strip("-")
     checkout.run("dvc", "exp", "save", "--force", "--name", name, *stages)
-    # DVC's own layout; `dvc exp list` shows no commit that a program could read.
+    # The layout of DVC; `dvc exp list` prints no commit that a program can parse.
     reference = f"refs/exps/{checkout.baseline[:2]}/{checkout.baseline[2:]}/{name}"
     return Experiment(name, checkout.run("git", "rev-parse", reference))
 
 
 def metrics_of(shown: Mapping[str, Any], stages: Sequence[str]) -> dict[str, float | bool]:
-    """Pick from `dvc metrics show --json` the numbers that these stages made.
+    """Select the numbers that these stages made from `dvc metrics show --json`.
 
-    A checkout also holds metrics of earlier runs; those of other stages say nothing here.
+    A checkout also has metrics of earlier runs, which other stages made.
 
     Example:
         >>> data = {"reports/p/train/m.json": {"data": {"loss": {"best": 1.5}}}}
@@ -91,7 +91,7 @@ def metrics_of(shown: Mapping[str, Any], stages: Sequence[str]) -> dict[str, flo
     """
     files = shown.get("", {}).get("data", {})
     found: dict[str, float | bool] = {}
-    # The last stage is what was asked for: it comes first.
+    # The last stage comes first, as it is the target.
     for stage in reversed(stages):
         for path, content in files.items():
             if path.split("/")[-2] == stage and "data" in content:
@@ -109,13 +109,13 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float | bool]]:
 
 
 def page(profile: str, checkout: Checkout, experiment: Experiment) -> str:
-    """Write the artifact: what ran, and where to look."""
+    """Return the text of the artifact: what ran, and where the results are."""
     reports = checkout.path / "reports" / profile
     docs = reports / "validate" / "index.html"
     commit, apply = experiment.commit[:12], f"dvc exp apply {experiment.name}"
     places = [
         f"* Experiment `{experiment.name}`: code, `params.yaml` and `dvc.lock` of this run",
-        f"* Its commit: `{commit}`; `{apply}` brings it into the repository",
+        f"* Its commit: `{commit}`; `{apply}` copies it into the repository",
         f"* Based on commit `{checkout.baseline[:12]}`",
         f"* Reports and plots: `{reports}`",
         f"* MLflow: {os.environ.get(MLFLOW_URL) or 'start it with `make serve`'}",
@@ -126,7 +126,7 @@ def page(profile: str, checkout: Checkout, experiment: Experiment) -> str:
 
 
 def links(profile: str, checkout: Checkout) -> dict[str, tuple[str, str]]:
-    """Where a browser finds what the run has made: names to an address and its text."""
+    """Return the addresses of what the run made: names to an address and its text."""
     found: dict[str, tuple[str, str]] = {}
     docs = checkout.path / "reports" / profile / "validate" / "data_docs" / "index.html"
     if docs.is_file():

@@ -1,8 +1,8 @@
 """Run stages of `dvc.yaml` as Prefect tasks, and keep a record of the result.
 
-DVC decides what has to run and in which order; a task is one stage under
-`dvc repro --single-item`, so that the UI shows where the time goes and a retry begins
-at the stage that died.
+DVC decides which stages run and in which order. A task is one stage under
+`dvc repro --single-item`, so the UI shows the time of each stage, and a retry starts at the
+stage that died.
 """
 
 import re
@@ -39,7 +39,7 @@ def run_until(target: str, settings: Settings, promotion: Promotion | None = Non
         promotion: Register and promote the result as well.
 
     Returns:
-        The final state of the flow run; for a failure with a reason that can be read.
+        The final state of the flow run; a failure has a readable reason.
     """
 
     def work(checkout: Checkout) -> State[Any]:
@@ -60,11 +60,11 @@ def run_until(target: str, settings: Settings, promotion: Promotion | None = Non
 
 
 def promote_outputs(settings: Settings, promotion: Promotion) -> State[Any]:
-    """Register and promote what a profile's checkout holds: the body of flow `promote`.
+    """Register and promote the outputs in a profile's checkout: the body of flow `promote`.
 
     Args:
-        settings: Profile and overrides, as the outputs were made with.
-        promotion: How.
+        settings: Profile and overrides that made the outputs.
+        promotion: How candidates are judged.
 
     Returns:
         The final state of the flow run.
@@ -75,7 +75,7 @@ def promote_outputs(settings: Settings, promotion: Promotion) -> State[Any]:
 
 
 def _in_checkout(settings: Settings, work: Callable[[Checkout], State[Any]]) -> State[Any]:
-    """Work in the profile's checkout; a user's mistake fails the run with its reason."""
+    """Work in the profile's checkout; a `UserError` fails the run with its reason."""
     logger = get_run_logger()
     try:
         with open_checkout(Path.cwd(), settings, logger.info) as checkout:
@@ -86,7 +86,7 @@ def _in_checkout(settings: Settings, work: Callable[[Checkout], State[Any]]) -> 
 
 
 def _may_help(_task: object, _run: TaskRun, state: State[Any]) -> bool:
-    """Whether to try again: not where the stage has said what is wrong with its input."""
+    """Return whether to try again: not if the stage said what is wrong with its input."""
     return state.name != REFUSED
 
 
@@ -98,7 +98,7 @@ def _may_help(_task: object, _run: TaskRun, state: State[Any]) -> bool:
     persist_result=False,
 )
 def run_stage(stage: str, profile: str, checkout: Checkout) -> State[Any]:
-    """Run one stage; a killed training goes on from its newest checkpoint.
+    """Run one stage; a killed training resumes from its newest checkpoint.
 
     Args:
         stage: Its name in `dvc.yaml`.
@@ -106,8 +106,8 @@ def run_stage(stage: str, profile: str, checkout: Checkout) -> State[Any]:
         checkout: Where it runs.
 
     Returns:
-        Completed; or Failed, under the name "Refused" where the stage itself said
-        `error: ...`. What was not refused is tried again.
+        Completed; or Failed, under the name "Refused" if the stage itself said
+        `error: ...`. Only other failures are tried again.
     """
     progress = StageProgress(stage, profile)
     with ExitStack() as stack:
@@ -115,16 +115,16 @@ def run_stage(stage: str, profile: str, checkout: Checkout) -> State[Any]:
         if stage in TRAINING_STAGES:
             who = f"{stage} of {profile} (flow run {flow_run.get_name() or 'local'})"
             keep_open.append(stack.enter_context(training_slot(who, get_run_logger().info)))
-        code, tail = run_command(
+        ended = run_command(
             repro_command(stage), checkout, on_line=progress.hear, keep_open=keep_open
         )
-    # Paths in a stage's reason start where it ran, which is not where the user is.
+    # Paths in the reason start at the checkout, which is not where the user is.
     where = checkout.path.relative_to(checkout.repository)
-    return state_of(f"stage `{stage}` in {where}", code, tail)
+    return state_of(f"stage `{stage}` in {where}", ended)
 
 
 def repro_command(stage: str) -> list[str]:
-    """The command that brings one stage up to date, its dependencies being so already.
+    """Return the command that brings one stage up to date after its dependencies.
 
     Example:
         >>> repro_command("train")
@@ -134,7 +134,7 @@ def repro_command(stage: str) -> list[str]:
 
 
 def stages_until(target: str, checkout: Checkout) -> list[str]:
-    """The target and what it depends on, in an order in which they can run.
+    """Return the target and its dependencies in an order in which they can run.
 
     Raises:
         UserError: If `dvc.yaml` is not valid or has no such stage.

@@ -1,15 +1,15 @@
-"""Run a command so that nothing of it outlives whoever asked for it.
+"""Run a command so that no process of it outlives the process that started it.
 
-    python flows/running/supervisor.py PARENT_PID GRACE_S COMMAND...
+    python flows/running/supervisor.py PARENT_PID GRACE_S STDOUT COMMAND...
 
-Neither DVC nor torchrun takes its process tree along when it is killed: the stage
-goes on writing, unseen. So every command of a flow runs under a small supervisor in
-a session of its own. The kernel tells the supervisor when its parent dies
-(`PR_SET_PDEATHSIG`, also after `kill -9`) and hands it every descendant whose own
-parent died (`PR_SET_CHILD_SUBREAPER`), whatever sessions they made. It ends with the
-command, or on TERM; either way it first sweeps all descendants: TERM to those of its
-own session, a grace period, TERM to the rest, KILL. macOS has neither call: there a
-cancel is swept, a `kill -9` of the parent is not.
+DVC and torchrun do not end their process tree when they are killed: the stage keeps
+writing, unseen. So every command of a flow runs under a small supervisor in a session of
+its own. The kernel signals the supervisor when its parent dies (`PR_SET_PDEATHSIG`, also
+after `kill -9`) and gives it every descendant whose own parent died
+(`PR_SET_CHILD_SUBREAPER`), whatever sessions they made. The supervisor ends with the
+command, or on TERM. Either way it first ends all descendants: TERM to those of its own
+session, a grace period, TERM to the rest, KILL. macOS has neither call: a cancelled
+command is ended there too, but not the command of a parent that got `kill -9`.
 """
 
 import codecs
@@ -28,13 +28,15 @@ from typing import IO
 
 import psutil
 
-# To the command, which may save a checkpoint; what it left has a third of it more. Together
-# below the 15 s within which a cancelled run shall be gone.
+# For the command, which may save a checkpoint; the processes it leaves get a third of it more.
+# Together less than the 15 s within which a cancelled run must be gone.
 GRACE_S = 9.0
 LEFT_SHARE = 1 / 3
 POLL_S = 0.05
 STOPPED = 128 + signal.SIGTERM
 NOT_FOUND = 127
+# As the supervisor's argument STDOUT, in place of a file descriptor.
+RELAYED = "relayed"
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -47,6 +49,7 @@ def start_supervised(
     env: Mapping[str, str],
     grace_s: float = GRACE_S,
     keep_open: Sequence[int] = (),
+    stdout: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a command under a supervisor.
 
@@ -54,26 +57,30 @@ def start_supervised(
         command: Program and arguments.
         cwd: Its working directory.
         env: Its whole environment.
-        grace_s: How long the command may take to end after TERM; what it left has
-            a third of it more.
+        grace_s: How long the command may take to end after TERM; the processes it leaves
+            get a third of it more.
         keep_open: File descriptors that the supervisor (not the command) holds
-            open until everything is gone: a lock on them lives as long.
+            open until every process is gone: a lock on them lives as long.
+        stdout: File descriptor of a file that receives stdout of the command.
 
     Returns:
-        The supervisor; its stdout carries stdout and stderr of the command. TERM
-        ends it and all of the command. It ends with the command's exit code, with
-        128 + n where signal n ended the command, and 127 where there is no such program.
+        The supervisor; its stdout carries stderr of the command, and stdout too where
+        `stdout` is None. TERM ends it and all of the command. It ends with the command's
+        exit code, with 128 + n where signal n ended the command, and with 127 where there
+        is no such program.
     """
     supervisor = [sys.executable, "-P", str(Path(__file__).resolve())]
+    output = RELAYED if stdout is None else str(stdout)
+    inherited = keep_open if stdout is None else [*keep_open, stdout]
     return subprocess.Popen(
-        [*supervisor, str(os.getpid()), str(grace_s), *command],
+        [*supervisor, str(os.getpid()), str(grace_s), output, *command],
         cwd=cwd,
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        pass_fds=keep_open,
+        pass_fds=inherited,
     )
 
 
@@ -85,26 +92,30 @@ def run_supervised(
     on_line: Callable[[str], None],
     grace_s: float = GRACE_S,
     keep_open: Sequence[int] = (),
+    stdout: int | None = None,
 ) -> int:
-    """Run a command under a supervisor to its end, handing on its output as it comes.
+    """Run a command under a supervisor to its end, and pass on its output as it comes.
 
-    Any exception meanwhile, such as the one by which Prefect cancels a flow run,
-    ends the whole process tree before it goes on. What the tree says until then is
-    dropped, but read: a stage that saves must not die of a broken pipe.
+    An exception meanwhile, like the one by which Prefect cancels a flow run, ends the whole
+    process tree before it propagates. The output until then is read and dropped: a stage
+    that saves a checkpoint must not die of a broken pipe.
 
     Args:
         command: Program and arguments.
         cwd: Its working directory.
         env: Its whole environment.
-        on_line: Called with every line of stdout and stderr.
-        grace_s: How long the command may take to end after TERM; what it left has
-            a third of it more.
-        keep_open: See `start_supervised`.
+        on_line: Called with every line of the output.
+        grace_s: How long the command may take to end after TERM; the processes it leaves
+            get a third of it more.
+        keep_open: As in `start_supervised`.
+        stdout: As in `start_supervised`.
 
     Returns:
         The exit code, as in `start_supervised`.
     """
-    process = start_supervised(command, cwd=cwd, env=env, grace_s=grace_s, keep_open=keep_open)
+    process = start_supervised(
+        command, cwd=cwd, env=env, grace_s=grace_s, keep_open=keep_open, stdout=stdout
+    )
     try:
         for line in read_lines(process):
             on_line(line)
@@ -142,13 +153,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def supervise(parent: int, grace_s: float, command: Sequence[str]) -> int:
-    """Run the command in this process's care; everything under it ends before this returns.
+def supervise(parent: int, grace_s: float, stdout: int | None, command: Sequence[str]) -> int:
+    """Run a command below this process; every process below it ends before this returns.
 
     Args:
-        parent: Process id of whoever started this process.
-        grace_s: How long the command may take to end after TERM; what it left has
-            a third of it more.
+        parent: Id of the process that started this one.
+        grace_s: How long the command may take to end after TERM; the processes it leaves
+            get a third of it more.
+        stdout: File descriptor that receives stdout of the command; None to relay it.
         command: Program and arguments.
 
     Returns:
@@ -156,15 +168,17 @@ def supervise(parent: int, grace_s: float, command: Sequence[str]) -> int:
     """
     requests: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # Only noted: an exception from a handler could interrupt the sweep itself.
+        # Only noted: an exception from a handler could interrupt the end of the descendants.
         signal.signal(number, lambda got, _frame: requests.append(got))
     _bind_to_parent()
     if os.getppid() != parent:
-        # It died before the kernel was asked to tell.
+        # It died before the kernel was asked to signal this.
         return STOPPED
     output, inherited = os.pipe()
     try:
-        child = subprocess.Popen(command, stdout=inherited, stderr=inherited)
+        child = subprocess.Popen(
+            command, stdout=inherited if stdout is None else stdout, stderr=inherited
+        )
     except FileNotFoundError:
         sys.stderr.write(f"error: {command[0]}: no such program\n")
         return NOT_FOUND
@@ -172,16 +186,16 @@ def supervise(parent: int, grace_s: float, command: Sequence[str]) -> int:
     relay = threading.Thread(target=_relay, args=(output, sys.stdout.fileno()), daemon=True)
     relay.start()
     code = _wait_for(child.pid, requests)
-    _sweep(grace_s)
+    _end_descendants(grace_s)
     relay.join()
     return code
 
 
 def _relay(output: int, target: int) -> None:
-    """Hand the output on, and go on reading it where nobody listens any more.
+    """Pass the output on, and keep reading it when nobody listens any more.
 
     The command may be saving a checkpoint because its parent was killed: its next line
-    must not be a broken pipe.
+    must not meet a broken pipe.
     """
     while chunk := os.read(output, 65536):
         # A pipe that is broken stays broken: every later chunk is dropped as well.
@@ -199,7 +213,7 @@ def _bind_to_parent() -> None:
 
 
 def _wait_for(child: int, requests: Sequence[int]) -> int:
-    """Reap whatever ends, adopted orphans too, until the command has ended or a signal came."""
+    """Reap what ends, adopted orphans too, until the command has ended or a signal arrived."""
     while not requests:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == child:
@@ -210,12 +224,12 @@ def _wait_for(child: int, requests: Sequence[int]) -> int:
     return STOPPED
 
 
-def _sweep(grace_s: float) -> None:
+def _end_descendants(grace_s: float) -> None:
     """End every descendant.
 
-    First only those of this session: a stage that is asked alone can have its ranks
-    save a checkpoint, where a TERM to all at once would kill them under its hands. For
-    the same reason what a supervisor below this one looks after is left to it.
+    First only those of this session: a stage that is asked alone can let its ranks save a
+    checkpoint, while a TERM to all at once would kill them before. For the same reason a
+    supervisor below this one ends its own descendants.
     """
     session = os.getsid(0)
     _terminate(lambda process: _session_of(process) == session, grace_s)
@@ -229,7 +243,7 @@ def _sweep(grace_s: float) -> None:
 
 
 def _terminate(chosen: Callable[[psutil.Process], bool], patience_s: float) -> None:
-    """Send TERM, once each, to the chosen descendants, until none is left or time is up."""
+    """Send TERM once to each chosen descendant, until none is left or the time is up."""
     deadline = time.monotonic() + patience_s
     asked: set[psutil.Process] = set()
     while targets := {process for process in _in_care_of(psutil.Process()) if chosen(process)}:
@@ -244,7 +258,7 @@ def _terminate(chosen: Callable[[psutil.Process], bool], patience_s: float) -> N
 
 
 def _in_care_of(process: psutil.Process) -> Iterator[psutil.Process]:
-    """Yield descendants, other supervisors included but not what is below them."""
+    """Yield descendants, with other supervisors but without what is below them."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in process.children():
             yield child
@@ -273,4 +287,5 @@ def _session_of(process: psutil.Process) -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(supervise(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+    target = None if sys.argv[3] == RELAYED else int(sys.argv[3])
+    sys.exit(supervise(int(sys.argv[1]), float(sys.argv[2]), target, sys.argv[4:]))

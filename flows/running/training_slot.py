@@ -1,8 +1,8 @@
-"""One training at a time on this machine, whichever profile, deployment or server asks.
+"""One training at a time on this machine, whichever profile, deployment or server starts it.
 
-The slot is a file lock that the supervisor of the training holds: it is free when the
-last process of the training tree has ended, not when a lease runs out or a worker says
-so. A second training waits, and says for whom.
+The slot is a file lock that the supervisor of the training holds. It is free when the last
+process of the training has ended, not when a lease expires or a worker reports it. A second
+training waits, and says for which process.
 """
 
 import os
@@ -18,7 +18,7 @@ STAGES = ("train", "train_flow")
 
 
 def slot_path() -> Path:
-    """The lock of this machine and user; `ENIGMA_TRAINING_SLOT` names another."""
+    """Return the lock of this machine and user, or `ENIGMA_TRAINING_SLOT`."""
     default = Path(tempfile.gettempdir(), f"enigma-training-{os.getuid()}.lock")
     return Path(os.environ.get(SLOT, default))
 
@@ -28,8 +28,8 @@ def training_slot(who: str, say: Callable[[str], None]) -> Iterator[int]:
     """Hold the machine's training slot.
 
     Args:
-        who: What is trained, for others who wait.
-        say: Told whom this one waits for.
+        who: What is trained, for the messages of others that wait.
+        say: Receives the messages of this one while it waits.
 
     Yields:
         The file descriptor that holds the lock; hand it to the supervisor.

@@ -1,4 +1,4 @@
-"""The ledger as a person reads it."""
+"""`enigma history`: the ledger of promotions, for people."""
 
 from rich.text import Text
 from rich.tree import Tree
@@ -7,18 +7,22 @@ from pipelines.base.console import tree_console
 from pipelines.base.errors import GateError
 from pipelines.registry import ledger
 from pipelines.registry.names import CHAMPION, aliased
+from pipelines.registry.promote import restore as restore_alias
 from pipelines.tracking.store import connect
 
 
-def show_history(name: str) -> None:
-    """Print every move of a champion, and check the alias against the last.
+def show_history(name: str, *, restore: bool = False) -> None:
+    """Print every move of a champion, and compare the alias with the last one.
 
     Args:
         name: `enigma-lm` or `enigma-flow`.
+        restore: First set the alias to the last champion of the ledger.
 
     Raises:
-        GateError: `ledger`, if the alias is not where the ledger ends.
+        GateError: `ledger`, if the alias differs from the ledger.
     """
+    if restore:
+        restore_alias(name)
     entries = ledger.read()
     tree = Tree(Text(name, style="bold"))
     for entry in entries:
@@ -36,8 +40,8 @@ def show_history(name: str) -> None:
     if got != expected:
         raise GateError(
             "ledger",
-            f"{name}: the ledger ends with version {expected}, the alias is at {got}",
-            "`enigma history --restore` puts the alias back; `enigma promote` records a move "
-            "that left no line",
+            f"{name}: expected the alias at version {expected}, the ledger's champion, got {got}",
+            "run `enigma history --restore` to move the alias back, or `enigma promote` to record "
+            "the move",
         )
     console.print(f"champion of {name}: {got or '(none)'}, as the ledger says")

@@ -1,4 +1,4 @@
-"""A training run in the terminal, live: `enigma monitor`, or once: `enigma monitor --once`."""
+"""`enigma monitor`: a training run in the terminal, live or once."""
 
 import sys
 import time
@@ -24,7 +24,7 @@ def monitor(run: Path | None, runs: Path, *, once: bool) -> None:
     """Show a run until Ctrl-C, or once.
 
     Args:
-        run: The directory of the run; by default the one written to last.
+        run: The directory of the run; None for the newest one.
         runs: The directory of all runs.
         once: Print one view and return.
 
@@ -43,12 +43,12 @@ def monitor(run: Path | None, runs: Path, *, once: bool) -> None:
 
 
 def view(status: RunStatus, gpus: list[Gpu] | str, machine: str) -> Panel:
-    """Lay out one moment.
+    """Lay out the present state of a run.
 
     Args:
         status: The run.
         gpus: The GPUs, or why there are none.
-        machine: CPU and memory, in a line.
+        machine: CPU and memory, in one line.
 
     Returns:
         What rich prints.
@@ -70,7 +70,7 @@ def view(status: RunStatus, gpus: list[Gpu] | str, machine: str) -> Panel:
 
 
 def figures(status: RunStatus) -> Table:
-    """The newest figures, two a row."""
+    """Return the newest figures, two per row."""
     checkpoint = (
         "none yet"
         if status.checkpoint_step is None
@@ -100,7 +100,7 @@ def figures(status: RunStatus) -> Table:
 
 
 def gpu_table(gpus: list[Gpu]) -> Table:
-    """One row a GPU."""
+    """Return a table with one row per GPU."""
     table = Table("GPU", "use", "memory", "temperature", box=None)
     for index, gpu in enumerate(gpus):
         table.add_row(
@@ -113,12 +113,12 @@ def gpu_table(gpus: list[Gpu]) -> Table:
 
 
 def figure(value: float | None, form: str, unit: str = "") -> str:
-    """A number, or a dash where it is not known."""
+    """Format a number; a dash if it is not known."""
     return "-" if value is None else f"{value:{form}}{unit}"
 
 
 def span(seconds: float | None) -> str:
-    """A time span for people.
+    """Format a time span for people.
 
     Example:
         >>> span(75), span(3700), span(200000), span(None)
@@ -135,15 +135,15 @@ def span(seconds: float | None) -> str:
 
 
 def draw(values: list[float], width: int, height: int) -> str:
-    """A curve in block characters, the newest value at the right.
+    """Draw a curve in block characters, with the newest value at the right.
 
     Args:
-        values: What to draw; more than `width` are averaged in groups.
+        values: The values; more than `width` are averaged in groups.
         width: Columns.
         height: Lines.
 
     Returns:
-        `height` lines; empty without two values that differ.
+        `height` lines; empty unless two values differ.
 
     Example:
         >>> print(draw([0.0, 1.0, 2.0], width=3, height=2))

@@ -1,7 +1,7 @@
-"""How odd documents are, so that they are looked at before a language model learns from them.
+"""`enigma score FILE`: find atypical documents before a language model learns from them.
 
-`enigma score FILE`: the flow in production, or one of a directory, scores every document of a
-file; the oddest come first. What the columns mean stands at `pipelines.flow.document_flow.Scores`.
+The flow in production, or one from a directory, scores every document of a file; the most
+atypical come first. `pipelines.flow.document_flow.Scores` defines the columns.
 """
 
 import json
@@ -22,20 +22,21 @@ from pipelines.flow.document_flow import DIRECTORY, DocumentFlow, Scores
 from pipelines.flow.passages import Passages, read_passages
 from pipelines.flow.state_flow import check_language_model
 from pipelines.language_model.published import load_language_model
-from pipelines.registry.champion import champion_version, downloaded
 from pipelines.registry.names import FLOW
+from pipelines.registry.versions import champion_version, downloaded
+from pipelines.tracking.store import connect
 
 SHOWN_COLUMNS = ("atypicality", "state_deviation", "loss_deviation")
 
 
 def score(source: str, *, models: Path | None, output: Path | None, top: int) -> None:
-    """Score documents, print the oddest, and write all of them if asked to.
+    """Score documents, print the most atypical, and write the scores of all if asked to.
 
     Args:
         source: A file, directory or glob of documents, as `ingest.source` takes it.
-        models: A directory with `lm/` and `flow/`, such as models/sanguo; None for the champion.
-        output: JSON lines with the scores of every document, the oddest first; None for none.
-        top: How many to print.
+        models: A directory with `lm/` and `flow/`, like models/sanguo; None for the champion.
+        output: A file for the scores of every document as JSON lines; None for none.
+        top: Number of documents to print.
 
     Raises:
         GateError: `weights`, if the champion's files are not those that were registered.
@@ -45,7 +46,7 @@ def score(source: str, *, models: Path | None, output: Path | None, top: int) ->
         table for file in source_files(source) for table in file.read(file.path, 0)
     )
     if documents.num_rows == 0:
-        raise UserError(f"{source}: expected documents, got none", "name a file that has some")
+        raise UserError(f"{source}: expected documents, got none", "name a file that has documents")
     with _directories(models) as (language_model, flow):
         scores = score_texts(language_model, flow, documents["text"].to_pylist())
     order = np.argsort(-scores.atypicality)
@@ -66,21 +67,21 @@ def score_texts(language_model: Path, flow: Path, texts: list[str]) -> Scores:
 
     Args:
         language_model: A published language model.
-        flow: What `train_flow` published over it.
+        flow: The flow that `train_flow` published over it.
         texts: The documents.
 
     Raises:
-        UserError: If the flow is over another language model, or knows no documents.
+        UserError: If the flow is over another language model, or has no part for documents.
     """
     facts = read_json(flow / "flow_training.json")
     check_language_model(language_model, facts["lm_weights_sha256"])
     if not (flow / DIRECTORY).is_dir():
         raise UserError(
             f"expected a flow over documents in {flow / DIRECTORY}, found none",
-            "it was made before documents could be scored: `dvc repro train_flow`, then register "
-            "and promote it",
+            "run `dvc repro train_flow`, then register and promote it: it was made before "
+            "documents could be scored",
         )
-    # The model first: it makes its type known, which the tokenizer's loader looks for.
+    # The model first: importing it registers the type that the tokenizer's loader looks up.
     model = load_language_model(language_model)
     from transformers import AutoTokenizer
 
@@ -92,12 +93,13 @@ def score_texts(language_model: Path, flow: Path, texts: list[str]) -> Scores:
 
 @contextmanager
 def _directories(models: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Where the language model and the flow over it are."""
+    """Yield the directories of the language model and of the flow over it."""
     if models is not None:
         yield models / "lm", models / "flow"
         return
-    with downloaded(FLOW, champion_version(FLOW)) as artifacts:
-        yield artifacts / "language_model", artifacts / "model"
+    with downloaded(connect(), FLOW, champion_version(FLOW)) as champion:
+        champion.check_weights()
+        yield champion.artifacts / "language_model", champion.artifacts / "model"
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

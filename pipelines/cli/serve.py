@@ -2,8 +2,8 @@
 
     curl -s 127.0.0.1:8000/generate -d '{"prompt": "却说曹操"}' -H 'content-type: application/json'
 
-A promotion or rollback is noticed within seconds: the new champion is loaded beside the
-old one and takes over between two requests, so none is lost.
+After a promotion or rollback the new champion is loaded beside the old one within seconds,
+and takes over between two requests, so none is lost.
 """
 
 import logging
@@ -19,10 +19,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from enigma.generation import Sampling, continue_text
 from pipelines.base.errors import UserError
-from pipelines.language_model.generation import Sampling, generate, prompt_ids, readable
-from pipelines.registry.champion import Champion, champion_version, load_champion
 from pipelines.registry.names import LM
+from pipelines.registry.versions import Champion, champion_version, load_champion
 
 HOST = "127.0.0.1"
 POLL_INTERVAL_S = 2.0
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class GenerateRequest(BaseModel):
-    """What a client asks for; the options are those of `enigma generate`."""
+    """A request; its options are those of `enigma generate`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -48,7 +48,7 @@ class GenerateRequest(BaseModel):
 
 
 class GenerateReply(BaseModel):
-    """The text, and who wrote it."""
+    """The text, and the version that wrote it."""
 
     text: str
     model: str
@@ -60,18 +60,18 @@ class Server:
 
     def __init__(self) -> None:
         self._champion = load_champion()
-        # Sampling draws from torch's one generator: requests take turns.
+        # Sampling uses torch's global generator, so requests take turns.
         self._turn = threading.Lock()
         self._stop = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="follow-alias", daemon=True)
 
     @property
     def champion(self) -> Champion:
-        """Who answers now."""
+        """The champion that answers now."""
         return self._champion
 
     def start(self) -> None:
-        """Begin to follow the alias."""
+        """Start to follow the alias."""
         self._follower.start()
 
     def stop(self) -> None:
@@ -80,15 +80,12 @@ class Server:
         self._follower.join()
 
     def answer(self, request: GenerateRequest) -> GenerateReply:
-        """Go on with a prompt."""
+        """Continue a prompt."""
         sampling = Sampling(**request.model_dump(exclude={"prompt"}))
         with self._turn:
             champion = self._champion
-            model, tokenizer = champion.model, champion.tokenizer
-            given = prompt_ids(model, tokenizer, request.prompt)
-            ids = generate(model, tokenizer, request.prompt, sampling)
-        text = request.prompt + readable(tokenizer, ids[len(given) :])
-        return GenerateReply(text=text, model=LM, version=champion.version)
+            added = continue_text(champion.model, champion.tokenizer, request.prompt, sampling)
+        return GenerateReply(text=request.prompt + added, model=LM, version=champion.version)
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_INTERVAL_S):
@@ -98,11 +95,13 @@ class Server:
                     self._champion = load_champion(version)
                     logger.info("%s version %s answers from now on", LM, version)
             except UserError as error:
-                logger.warning("version %s goes on: %s", self._champion.version, error.problem)
+                logger.warning(
+                    "version %s keeps answering: %s", self._champion.version, error.problem
+                )
 
 
 def build_app(server: Server) -> FastAPI:
-    """The HTTP interface of a server."""
+    """Return the HTTP interface of a server."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -111,14 +110,14 @@ def build_app(server: Server) -> FastAPI:
         server.stop()
 
     app = FastAPI(title="Enigma", lifespan=lifespan)
-    # A web page must not reach a local server under a name of its own (DNS rebinding).
+    # A web page must not reach a local server under the page's own name (DNS rebinding).
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
 
     @app.get("/health")
     def health() -> dict[str, str]:
         return {"model": LM, "version": server.champion.version}
 
-    # Not a coroutine: it runs in a thread, and the server goes on listening.
+    # Not a coroutine: it runs in a thread, so the server keeps accepting requests.
     @app.post("/generate")
     def answer(request: GenerateRequest) -> GenerateReply:
         return server.answer(request)
@@ -134,7 +133,7 @@ def explain(error: RequestValidationError) -> str:
     """Say which field is wrong and why."""
     found = []
     for item in error.errors():
-        # JSON that does not parse has a position in the place of a name.
+        # For invalid JSON the location is a position and not a name.
         names = [str(part) for part in item["loc"][1:] if not isinstance(part, int)]
         found.append(f"{'.'.join(names) or 'body'}: {item['msg']}")
     return "; ".join(found)
@@ -158,10 +157,10 @@ def serve(port: int) -> None:
         except OSError as error:
             raise UserError(
                 f"expected port {port} of {HOST} to be free, got: {error}",
-                "stop what listens there, or choose another with --port",
+                "stop the process that listens there, or choose another port with --port",
             ) from None
         server = Server()
-        # From here on a client is not refused, but waits until uvicorn is ready.
+        # From here on a client waits until uvicorn is ready, instead of being refused.
         listener.listen()
         address = f"http://{HOST}:{listener.getsockname()[1]}"
         logger.info("%s version %s on %s/generate", LM, server.champion.version, address)

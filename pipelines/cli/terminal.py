@@ -1,42 +1,34 @@
-"""Text from the champion, shown token by token: `enigma generate` and `enigma chat`."""
+"""Text from the champion, printed token by token: `enigma generate` and `enigma chat`."""
 
 import sys
 from typing import Any, TextIO
 
-from pipelines.language_model.generation import Sampling, readable
-from pipelines.language_model.generation import generate as generate_ids
-from pipelines.registry.champion import load_champion
+from enigma.generation import Sampling, continue_text
+from enigma.word_pieces import join_word_pieces
+from pipelines.registry.versions import load_champion
 
 
-def generate(prompt: str, sampling: Sampling) -> str:
-    """Let the champion go on with a prompt, and print it as it comes.
-
-    Args:
-        prompt: The text to go on with.
-        sampling: How.
-
-    Returns:
-        What was printed, without the last line end.
+def generate(prompt: str, sampling: Sampling) -> None:
+    """Print a prompt and what the champion adds to it, as it comes.
 
     Raises:
         UserError: If there is no champion.
     """
     champion = load_champion()
-    stream = Stream(champion.tokenizer, prompt, sys.stdout)
-    generate_ids(champion.model, champion.tokenizer, prompt, sampling, streamer=stream)
-    return stream.text
+    sys.stdout.write(prompt)
+    stream = Stream(champion.tokenizer, sys.stdout)
+    continue_text(champion.model, champion.tokenizer, prompt, sampling, streamer=stream)
 
 
 def chat(sampling: Sampling, lines: TextIO, output: TextIO) -> None:
-    """Take turns with the champion on one text, until a blank line or the end of the input.
+    """Write one text in turns with the champion, until a blank line or the end of the input.
 
-    It is no assistant: it goes on with all that was written so far, as far as it
-    can look back.
+    It is no assistant: it continues all that was written so far, as far back as it can read.
 
     Args:
-        sampling: How; every turn draws anew.
-        lines: Where a person writes.
-        output: Where both are shown.
+        sampling: How tokens are drawn; every turn has a seed of its own.
+        lines: What the person writes.
+        output: What both see.
 
     Raises:
         UserError: If there is no champion.
@@ -46,15 +38,13 @@ def chat(sampling: Sampling, lines: TextIO, output: TextIO) -> None:
     turn = 0
     while line := _ask(lines, output):
         text += line
-        stream = Stream(champion.tokenizer, "", output)
-        generate_ids(
+        text += continue_text(
             champion.model,
             champion.tokenizer,
             text,
             sampling.for_turn(turn),
-            streamer=stream,
+            streamer=Stream(champion.tokenizer, output),
         )
-        text += stream.text
         turn += 1
 
 
@@ -66,38 +56,29 @@ def _ask(lines: TextIO, output: TextIO) -> str:
 
 
 class Stream:
-    """A streamer for transformers that writes Chinese without spaces.
+    """A streamer for transformers that prints what is added to a prompt.
 
     Args:
-        tokenizer: Of the tokens.
-        shown: Written as it is, for the prompt's tokens.
+        tokenizer: The tokenizer of the model.
         output: Where to write.
     """
 
-    def __init__(self, tokenizer: Any, shown: str, output: TextIO) -> None:
+    def __init__(self, tokenizer: Any, output: TextIO) -> None:
         self._tokenizer = tokenizer
         self._output = output
         self._ids: list[int] = []
-        self._shown = 0
-        self._seen_prompt = False
-        self.text = ""
-        self._write(shown)
+        self._shown: int | None = None
 
     def put(self, value: Any) -> None:
-        """Take tokens; the first call brings the prompt's."""
+        """Take tokens; the first call brings those of the prompt."""
         self._ids += value.flatten().tolist()
-        text = readable(self._tokenizer, self._ids)
-        if self._seen_prompt:
-            self._write(text[self._shown :])
-        self._seen_prompt = True
+        text = join_word_pieces(self._tokenizer, self._ids, skip_special_tokens=True)
+        if self._shown is not None:
+            self._output.write(text[self._shown :])
+        self._output.flush()
         self._shown = len(text)
 
     def end(self) -> None:
         """End the line."""
         self._output.write("\n")
-        self._output.flush()
-
-    def _write(self, text: str) -> None:
-        self.text += text
-        self._output.write(text)
         self._output.flush()

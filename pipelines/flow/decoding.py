@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.language_model.generation import readable
+from enigma.word_pieces import join_word_pieces
 
 SHOWN_TOKENS = 20
 STATES_PER_BATCH = 256
@@ -108,6 +108,6 @@ def _most_frequent(tokenizer: Any, tokens_N: Tensor) -> list[str]:
 
 
 def cell(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Format tokens for a cell of a Markdown table; special ones only if there are no others."""
-    text = readable(tokenizer, ids) or "".join(tokenizer.convert_ids_to_tokens(list(ids)))
-    return text.replace("|", "&#124;")
+    """Write tokens for a cell of a Markdown table; special ones only where there are no others."""
+    text = join_word_pieces(tokenizer, ids, skip_special_tokens=True)
+    return (text or join_word_pieces(tokenizer, ids)).replace("|", "&#124;")

@@ -1,1 +1,1 @@
-"""Registered versions: their proof, their gates, promotion and lineage."""
+"""Registered models: their proof, their gates, promotion and lineage."""

@@ -1,7 +1,7 @@
 """The content of a model version as one hash, before it is logged and after.
 
-The hash goes into a tag when the version is registered. Promotion takes it again over
-the stored files: what was changed since, in the proof, the weights or the code, shows.
+The hash becomes a tag when the version is registered. Promotion computes it again from the
+stored files, which reveals any change since to the proof, the weights or the code.
 """
 
 import hashlib
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from pipelines.base.artifacts import sha256_file
 
-# Made from the rest, and so no part of the content.
+# Made from the rest, so it is no part of the content.
 CARD = "card"
-# They change without any change of the model; each has a hash of its own among the tags.
+# They change while the model does not; each has a tag with its own hash.
 LOCK_FILE = "dvc.lock"
 ENVIRONMENT_FILE = "environment.txt"
 BESIDE = (f"proof/{LOCK_FILE}", f"proof/{ENVIRONMENT_FILE}")
 
 
 def enigma_package() -> Path:
-    """The directory of the model library, which every version brings along."""
+    """Return the directory of the model library, which every version carries."""
     import enigma
 
     return Path(str(enigma.__file__)).resolve().parent
@@ -28,12 +28,12 @@ def enigma_package() -> Path:
 def content_to_log(
     *, code: Path, models: Mapping[str, Path], proof: Mapping[str, Path]
 ) -> dict[str, Path]:
-    """The files that decide how a version behaves and is judged, by their names in the hash.
+    """List the files that decide how a version behaves and is judged, by their names in the hash.
 
     Args:
         code: The file that MLflow runs.
-        models: Names of artifacts, each with its directory.
-        proof: Names of proof files, each with where it is now.
+        models: Directory of each artifact by name.
+        proof: Present path of each proof file by name.
     """
     files = {"code/pyfunc.py": code, **_sources(enigma_package())}
     files |= {f"proof/{name}": path for name, path in proof.items()}
@@ -43,7 +43,7 @@ def content_to_log(
 
 
 def content_of_version(version: Path, *, code_name: str) -> dict[str, Path]:
-    """The same files in a version as MLflow stores it.
+    """List the same files in a version as MLflow stores it.
 
     Args:
         version: Where the version was downloaded to.
@@ -57,7 +57,7 @@ def content_of_version(version: Path, *, code_name: str) -> dict[str, Path]:
 
 
 def hash_content(files: Mapping[str, Path]) -> str:
-    """The SHA-256 over the lines `<sha256>  <name>`, sorted by name."""
+    """Return the SHA-256 of the lines `<sha256>  <name>`, sorted by name."""
     lines = (f"{sha256_file(path)}  {name}\n" for name, path in sorted(files.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -1,8 +1,8 @@
-"""The outputs that a `dvc.lock` names, hashed again in DVC's cache.
+"""Hash the outputs that a `dvc.lock` names again, in DVC's cache.
 
-A cached file is called by its MD5; a directory is a JSON list of them, called by its own
+DVC names a cached file by its MD5, and a directory by the MD5 of a JSON list of its files
 (https://doc.dvc.org/user-guide/project-structure/internal-files). MD5 is DVC's choice;
-what has to stand against malice carries SHA-256 in our manifests.
+our manifests have SHA-256, which also protects against deliberate changes.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from pipelines.base.errors import GateError, UserError
 
 DIRECTORY = ".dir"
 LINEAGE = "lineage"
-RESTORE = "bring it back with `dvc pull` or from a backup, or make it again with `dvc repro`"
+RESTORE = "restore it with `dvc pull` or from a backup, or make it again with `dvc repro`"
 
 
 @dataclass(frozen=True)
 class Output:
-    """A file or directory that a stage has made or needs.
+    """A file or directory that a stage made or needs.
 
     Args:
         path: As `dvc.yaml` spells it.
-        md5: Its hash; that of a directory ends in ".dir".
+        md5: Its hash; the hash of a directory ends in ".dir".
     """
 
     path: str
@@ -40,7 +40,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Stage:
-    """What `dvc.lock` knows of a stage."""
+    """A stage as `dvc.lock` records it."""
 
     name: str
     deps: tuple[Output, ...]
@@ -51,7 +51,7 @@ def read_lock(path: Path) -> dict[str, Stage]:
     """Read a `dvc.lock`.
 
     Raises:
-        GateError: `lineage`, if it is no such file.
+        GateError: `lineage`, if it is not a lock file.
     """
     try:
         raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
@@ -68,10 +68,10 @@ def read_lock(path: Path) -> dict[str, Stage]:
 
 
 def cache_directory() -> Path:
-    """Where DVC keeps its objects.
+    """Return the directory in which DVC keeps its objects.
 
     Raises:
-        UserError: If this is no DVC repository.
+        UserError: If this is not a DVC repository.
     """
     command = [sys.executable, "-m", "dvc", "cache", "dir"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -88,14 +88,13 @@ def hash_output(output: Output, cache: Path) -> dict[str, Path]:
 
     Args:
         output: As the lock names it.
-        cache: DVC's.
+        cache: DVC's cache.
 
     Returns:
-        The cached file of each path below the output; of "" for an output that is a file.
+        The cached file of each path below the output; of the path "" for an output that is a file.
 
     Raises:
-        GateError: `lineage`, at the first file that is gone or is not what it was, in the
-            cache or, where the same output is checked out here, in the working directory.
+        GateError: `lineage`, at the first cached file that is missing or has changed.
     """
     stored = _stored(cache, output.md5, output.path)
     files = {"": stored}
@@ -111,7 +110,7 @@ def hash_output(output: Output, cache: Path) -> dict[str, Path]:
 
 
 def check_working_copy(output: Output, files: Mapping[str, Path]) -> None:
-    """Hash what is checked out here, unless it is the very file of the cache.
+    """Hash the files in the working directory, unless they are links to the cached ones.
 
     Raises:
         GateError: `lineage`, at the first file that differs.
@@ -124,12 +123,12 @@ def check_working_copy(output: Output, files: Mapping[str, Path]) -> None:
         if got != expected:
             raise GateError(
                 LINEAGE, f"{here}: expected sha256 {expected}, got {got}",
-                "put it back with `dvc checkout --force`",
+                "restore it with `dvc checkout --force`",
             )  # fmt: skip
 
 
 def md5_file(path: Path) -> str:
-    """The MD5 by which DVC calls a file."""
+    """Return the MD5 by which DVC names a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
@@ -137,7 +136,9 @@ def md5_file(path: Path) -> str:
 def _stored(cache: Path, md5: str, called: str) -> Path:
     path = cache / "files" / "md5" / md5[:2] / md5[2:]
     if not path.is_file():
-        raise GateError(LINEAGE, f"{called}: {path} is gone from DVC's cache", RESTORE)
+        raise GateError(
+            LINEAGE, f"{called}: expected {path} in DVC's cache, found no such file", RESTORE
+        )
     got = md5_file(path)
     if got != md5.removesuffix(DIRECTORY):
         raise GateError(LINEAGE, f"{called}: expected md5 {md5}, got {got} ({path})", RESTORE)
@@ -152,11 +153,15 @@ def _check_manifest(called: str, files: Mapping[str, Path]) -> None:
         if got != entry["sha256"]:
             raise GateError(
                 LINEAGE,
-                f"{called}/{entry['path']}: the manifest has sha256 {entry['sha256']}, got {got}",
+                f"{called}/{entry['path']}: expected sha256 {entry['sha256']}, got {got}",
                 RESTORE,
             )
     if manifest_root(manifest["files"]) != manifest["root"]:
-        raise GateError(LINEAGE, f"{called}: the manifest's root does not follow", RESTORE)
+        raise GateError(
+            LINEAGE,
+            f"{called}: expected the manifest's root to be the hash of its files, got another",
+            RESTORE,
+        )
 
 
 def _outputs(entries: list[Mapping[str, Any]]) -> tuple[Output, ...]:

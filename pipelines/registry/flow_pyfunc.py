@@ -1,7 +1,7 @@
 """The flow as MLflow serves it; this file is logged with the model.
 
-It imports only what the logged model brings along: the package `enigma`, transformers.
-Given by path to `mlflow.pyfunc.log_model`, so nothing is pickled.
+It imports only what the logged model carries: the package `enigma` and transformers.
+`mlflow.pyfunc.log_model` gets its path, so nothing is pickled.
 
 Shape legend: L tokens, D dimensions.
 """
@@ -21,7 +21,7 @@ from enigma.modeling_enigma import EnigmaForCausalLM
 
 
 class Flow(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # untyped base
-    """Column `prompt` in, column `nll_nats_per_dim` out: how unusual a text's states are."""
+    """Column `prompt` in, column `nll_nats_per_dim` out: how atypical the states of a text are."""
 
     def load_context(self, context: Any) -> None:
         """Load flow, whitening and the language model from the version's own files."""
@@ -42,7 +42,7 @@ class Flow(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # untyped base
         Args:
             context: MLflow's; not needed.
             model_input: Column `prompt`.
-            params: `seed` of the noise that the density is defined with.
+            params: `seed` of the noise, which is part of the density's definition.
 
         Returns:
             Column `nll_nats_per_dim`: negative log density of the final hidden states,

@@ -1,7 +1,7 @@
 """The gates of a promotion: what a version's own proof must show before it may be champion.
 
-Everything is read from the version's files, nothing from the working directory. What is
-missing or not a number does not pass.
+They read the version's files and nothing from the working directory. A value that is missing
+or not a number does not pass.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from pipelines.registry.names import CODE, FLOW, find_lm
 from pipelines.registry.register import RECORDED
 
 RETRAIN = "run `dvc repro` and `enigma register` again"
-PUT_BACK = "put the stored files back, or delete the version and run `enigma register` again"
+PUT_BACK = "restore the stored files, or delete the version and run `enigma register` again"
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Gate:
     """One condition and what was found.
 
     Args:
-        name: As the refusal and the ledger spell it.
+        name: Its name in refusals and in the ledger.
         holds: Whether the version passes.
         figures: What was compared.
-        fix: What to do about a refusal.
+        fix: What the user can do after a refusal.
     """
 
     name: str
@@ -43,19 +43,19 @@ class Gate:
 
 @dataclass(frozen=True)
 class Proof:
-    """The proof files of a version, and the hashes of what they speak of.
+    """The proof files of a version, and the hashes of what they are about.
 
     Args:
         certificate: Of the data.
         training: Of the language model.
         evaluation: Of the language model.
-        params_file: With which all of it was made; read only by whom it concerns, as that
-            of an old version may not match the schema of today.
-        sha256: Of every proof file.
+        params_file: The parameters that made all of it; read only on demand, as those of an
+            old version may not match the schema of today.
+        sha256: Of every proof file, by name.
         weights_sha256: Of the language model's weights in this version.
         flow_weights_sha256: Of a flow's weights; else None.
-        content_sha256: Of all files of this version that decide what it does.
-        losses: On each item of the evaluation set; None in a version from before they were kept.
+        content_sha256: Of all files that decide how this version behaves.
+        losses: On each item of the evaluation set; None in a version older than this file.
         flow: `flow_training.json` and `sample_flow.json` of a flow; else empty.
     """
 
@@ -72,7 +72,7 @@ class Proof:
 
     @property
     def params(self) -> Params:
-        """The parameters with which the version was made.
+        """The parameters that made the version.
 
         Raises:
             UserError: If they do not match the schema of today.
@@ -81,7 +81,7 @@ class Proof:
 
     @property
     def evaluation_set(self) -> str:
-        """Names the items that the version was judged on."""
+        """The hash that names the items on which the version was judged."""
         found = (
             _get(self.flow, "sample_flow", "evaluation_set_sha256")
             if self.flow
@@ -120,12 +120,12 @@ class Proof:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"expected {path.name} among the proof, found no such file", PUT_BACK)
+        raise UserError(f"expected {path.name} in the proof, found no such file", PUT_BACK)
     return path
 
 
 def lm_gates(proof: Proof) -> list[Gate]:
-    """The gates of a language model; what is missing or not a number does not pass."""
+    """Return the gates of a language model."""
     evaluation = proof.evaluation
     band = proof.params.profile.promote
     baseline = band.baseline
@@ -156,8 +156,8 @@ def lm_gates(proof: Proof) -> list[Gate]:
             "perplexity",
             all(lowest < value < band.max_perplexity for value in perplexity.values()),
             f"{perplexity}, expected between {lowest:g} and {band.max_perplexity:g}",
-            "look for a leak in the data or in the model; the band is promote.min_perplexity "
-            "and promote.max_perplexity in params.yaml",
+            "look for a leak in the data or in the model; promote.min_perplexity and "
+            "promote.max_perplexity in params.yaml are the bounds",
         ),
         _losses_gate(proof, _number(evaluation, "test", "loss_nats"), tokens / characters),
         Gate("alarms", alarms == [], f"alarms of the evaluation: {alarms}"),
@@ -165,7 +165,7 @@ def lm_gates(proof: Proof) -> list[Gate]:
 
 
 def flow_gates(client: Any, proof: Proof) -> list[Gate]:
-    """The gates of a flow: its data, its language model, its round trip, its gain."""
+    """Return the gates of a flow: its data, its language model, its round trip, its gain."""
     sampled, training = proof.flow["sample_flow"], proof.flow["flow_training"]
     error = _number(sampled, "round_trip_error")
     bound = _number(sampled, "max_round_trip_error")
@@ -206,7 +206,7 @@ def flow_gates(client: Any, proof: Proof) -> list[Gate]:
 
 
 def recorded_gates(proof: Proof, tags: Mapping[str, str]) -> list[Gate]:
-    """What is stored must be what was registered."""
+    """Return the gates that compare what is stored with what was registered."""
     files = {file: (tags.get(tag), proof.sha256.get(file)) for file, tag in RECORDED.items()}
     changed = [
         f"{file}: registered as {expected}, stored as {got}"
@@ -231,20 +231,20 @@ def recorded_gates(proof: Proof, tags: Mapping[str, str]) -> list[Gate]:
 
 
 def _losses_gate(proof: Proof, mean_nats: float, scale: float) -> Gate:
-    """The losses item by item must add up to the mean that the report states."""
+    """Check that the losses of the items add up to the mean that the report states."""
     if proof.losses is None:
-        return Gate("losses", False, f"expected {LOSSES_FILE} among the proof, got none")
+        return Gate("losses", False, f"expected {LOSSES_FILE} in the proof, got none")
     got = float(proof.losses.loss_nats.sum() / proof.losses.units.sum())
     stated = mean_nats * scale
     return Gate(
         "losses",
         math.isclose(got, stated, rel_tol=1e-4, abs_tol=1e-6),
-        f"{got:.6f} nats per unit item by item, the report states {stated:.6f}",
+        f"{got:.6f} nats per unit over the items, the report states {stated:.6f}",
     )
 
 
 def data_gates(proof: Proof) -> list[Gate]:
-    """The proof files must speak of the same data and of these weights, and of no overlap."""
+    """Return the gates on the data: no overlap, and every file about the same data and weights."""
     overlap = proof.certificate.get("overlap") or {}
     pairs = ["/".join(pair) for pair in itertools.combinations(SPLITS, 2)]
     counts = [
@@ -283,7 +283,7 @@ def data_gates(proof: Proof) -> list[Gate]:
 
 
 def _get(values: Mapping[str, Any], *path: str) -> Any:
-    """A nested value; None where a name is missing."""
+    """Return a nested value; None where a name is missing."""
     found: Any = values
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
@@ -291,7 +291,7 @@ def _get(values: Mapping[str, Any], *path: str) -> Any:
 
 
 def _number(values: Mapping[str, Any], *path: str) -> float:
-    """A nested number; NaN, which passes no comparison, for anything else."""
+    """Return a nested number; NaN, which passes no comparison, for anything else."""
     found = _get(values, *path)
     if isinstance(found, bool) or not isinstance(found, int | float):
         return math.nan

@@ -1,8 +1,8 @@
-"""Who moved which champion, when and why: lines that are only ever appended.
+"""The ledger: who moved which champion, when and why, in lines that are only ever appended.
 
-MLflow keeps no history of aliases, so this is the only one, and the alias can be
-restored from it. Every line carries the hash of the line before it: a line that was
-changed, taken out or put in by hand shows.
+MLflow keeps no history of aliases, so this is the only one, and an alias can be restored
+from it. Every line holds the hash of the line before it, which reveals a line that was
+changed, removed or inserted by hand.
 """
 
 import getpass
@@ -24,19 +24,19 @@ FIRST = "0" * 64
 
 
 def ledger_path() -> Path:
-    """The ledger of the MLflow store in use."""
+    """Return the ledger of the current MLflow store."""
     return local_state("promotions.jsonl")
 
 
 def append(entry: dict[str, Any]) -> None:
-    """Add a line with the time and the user; it is on the disk when this returns.
+    """Append a line with the time and the user; it is on disk when this returns.
 
     Args:
         entry: `action`, `model`, `from`, `to`, `why`, `evidence_sha256`. The caller holds
             the lock of promotions.
 
     Raises:
-        UserError: If the ledger so far is damaged; nothing is added then.
+        UserError: If the ledger is damaged; then nothing is appended.
     """
     lines = _lines()
     _parse(lines)
@@ -54,17 +54,17 @@ def append(entry: dict[str, Any]) -> None:
 
 
 def read() -> list[dict[str, Any]]:
-    """All entries, oldest first.
+    """Return all entries, oldest first.
 
     Raises:
-        UserError: If a line is not JSON, as after a power cut in the middle of a write,
-            or does not follow from the line before it.
+        UserError: If a line is not JSON, as after a power cut during a write, or does not
+            hold the hash of the line before it.
     """
     return _parse(_lines())
 
 
 def champions(entries: Sequence[dict[str, Any]], model: str) -> list[str]:
-    """The champions of a model from the first to the present one, as a rollback walks them.
+    """Return the champions of a model from the first to the present one, rollbacks applied.
 
     Example:
         >>> moves = [("promote", "1"), ("promote", "2"), ("rollback", "1"), ("promote", "3")]
@@ -97,13 +97,13 @@ def _parse(lines: Sequence[str]) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{where}: expected JSON, got {line[:60]!r} ({error})",
-                "take that line out by hand; the others are whole",
+                "remove that line by hand; the others are intact",
             ) from None
         if entry.get("previous_sha256") != expected:
             raise UserError(
                 f"{where}: expected the hash {expected} of the line before, "
                 f"got {entry.get('previous_sha256')}",
-                "a line was changed, taken out or put in: put the file back from a backup",
+                "restore the file from a backup: a line was changed, removed or inserted",
             )
         entries.append(entry)
         expected = _hash(line)

@@ -2,8 +2,8 @@
 
     enigma lineage enigma-lm@champion
 
-Registry version -> run -> commit -> `dvc.lock` -> every stage's outputs, down to the raw
-parquet. What is printed has been checked; the first break ends the walk.
+Registry version -> run -> commit -> `dvc.lock` -> outputs of every stage, down to the raw
+parquet. Every line that is printed has been checked; the walk stops at the first break.
 """
 
 import re
@@ -32,7 +32,8 @@ from pipelines.registry.dvc_objects import (
 )
 from pipelines.registry.gates import data_gates, recorded_gates
 from pipelines.registry.names import FLOW, MODELS, aliased
-from pipelines.registry.promote import Version, check, downloaded
+from pipelines.registry.promote import check
+from pipelines.registry.versions import Version, downloaded
 from pipelines.tracking.git_files import GitFiles
 from pipelines.tracking.store import connect
 
@@ -41,32 +42,32 @@ SHORT = 12
 
 @dataclass
 class Walk:
-    """The tree as far as it has been checked; each link hangs below the one before."""
+    """The tree of what has been checked; each link is below the one before."""
 
     tree: Tree
 
     def step(self, text: str) -> None:
-        """Go one link down."""
+        """Add a link one level down."""
         self.tree = self.tree.add(_line("ok", "green", text))
 
     def leaf(self, text: str) -> None:
-        """Add a link beside the next ones."""
+        """Add a link on the same level as the next one."""
         self.tree.add(_line("ok", "green", text))
 
     def remark(self, text: str) -> None:
-        """Say what a reader should know, though nothing is broken."""
+        """Add a note for the reader; nothing is broken."""
         self.tree.add(_line("!", "yellow", text))
 
 
 def lineage(reference: str) -> None:
-    """Walk from a version to the parquet it came from, and print the way.
+    """Trace a version back to the parquet it came from, and print every link.
 
     Args:
         reference: `enigma-lm@champion`, `enigma-flow/3`.
 
     Raises:
-        UserError: If there is no such version, or this is no repository.
-        GateError: At the first break, with what was expected and what came.
+        UserError: If there is no such version, or this is not a repository.
+        GateError: At the first break, with what was expected and what was found.
     """
     name, number = resolve(reference)
     client = connect()
@@ -87,19 +88,18 @@ def resolve(reference: str) -> tuple[str, str]:
     """Split a reference into a model and the number of a version.
 
     Raises:
-        UserError: If it is no reference, or the alias points nowhere.
+        UserError: If it is not a reference, or there is no such alias.
     """
     match = re.fullmatch(r"(enigma-\w+)(?:@(\w+)|/(\d+))", reference)
     if match is None or match[1] not in MODELS:
         raise UserError(
-            f"expected a reference such as {MODELS[0]}@champion or {MODELS[1]}/3, "
-            f"got {reference!r}",
+            f"expected a reference like {MODELS[0]}@champion or {MODELS[1]}/3, got {reference!r}",
             "`enigma where` lists versions and aliases",
         )
     number = match[3] or aliased(connect(), match[1], match[2])
     if number is None:
         raise UserError(
-            f"expected a version behind {reference}, found none",
+            f"expected a version at {reference}, found none",
             "run `enigma register` and `enigma promote`",
         )
     return match[1], number
@@ -118,14 +118,14 @@ def _check_run(client: Any, run_id: str, version: Version, walk: Walk) -> None:
     if got != expected:
         raise GateError(
             LINEAGE, f"run {run_id}: expected shards_root {expected}, got {got}",
-            "the run of the training is gone from this store: register again after "
-            "`dvc repro --force`",
+            "register again after `dvc repro --force`: the run of the training is not in this "
+            "store any more",
         )  # fmt: skip
     walk.step(f"run {run_id[:SHORT]} {run.info.run_name}, {run.info.status}")
 
 
 def _check_commit(version: Version, walk: Walk) -> list[GitFiles]:
-    """The commits whose code may have made the outputs: of the training, of the registration."""
+    """Return the commits whose code may have made the outputs: of training and registration."""
     tags = version.proof.training
     names = {
         "trained": str(tags.get("git_commit")),
@@ -137,8 +137,8 @@ def _check_commit(version: Version, walk: Walk) -> list[GitFiles]:
         subject = files.subject()
         if subject is None:
             raise GateError(
-                LINEAGE, f"{what} at commit {commit}, which this repository does not have",
-                "fetch it, or run the command in the repository that made the version",
+                LINEAGE, f"{what} at commit {commit}: expected it in this repository, found none",
+                "fetch it, or run the command in the repository in which the version was made",
             )  # fmt: skip
         code.append(files)
         if what == "trained":
@@ -175,7 +175,7 @@ def _check_stages(
 def _upstream(
     last: str, lock: Mapping[str, Stage], made: Mapping[str, tuple[Stage, Output]]
 ) -> list[Stage]:
-    """The stage and everything before it, from the last to the first."""
+    """Return the stage and every stage before it, from the last to the first."""
     if last not in lock:
         raise GateError(
             LINEAGE, f"{LOCK_FILE}: expected the stage {last}, got {', '.join(lock) or 'none'}",
@@ -195,7 +195,7 @@ def _upstream(
 def _check_code(
     stage: Stage, made: Mapping[str, tuple[Stage, Output]], code: list[GitFiles], walk: Walk
 ) -> str:
-    """What a stage read must be what another has made, or code as it was committed."""
+    """Check that a stage read what another one made, or code as it was committed."""
     own = 0
     for dep in stage.deps:
         source = _source(dep.path, made)
@@ -203,8 +203,8 @@ def _check_code(
             if dep.path == source[1].path and dep.md5 != source[1].md5:
                 raise GateError(
                     LINEAGE,
-                    f"{stage.name} read {dep.path} with md5 {dep.md5}, "
-                    f"{source[0].name} made {source[1].md5}",
+                    f"{stage.name}: expected {dep.path} with md5 {source[1].md5}, as "
+                    f"{source[0].name} made it, got {dep.md5}",
                     "run `dvc repro`, then `enigma register` again",
                 )
             continue
@@ -215,13 +215,13 @@ def _check_code(
 
 
 def _source(path: str, made: Mapping[str, tuple[Stage, Output]]) -> tuple[Stage, Output] | None:
-    """Who made a path, or the directory in which it lies; None for code."""
+    """Return the stage that made a path or a directory above it; None for code."""
     places = (made.get(str(place)) for place in (Path(path), *Path(path).parents))
     return next((found for found in places if found is not None), None)
 
 
 def _check_proof(version: Version, profile: str, out: Output, files: Mapping[str, Path]) -> None:
-    """Files that the version carries must be those that the stages have made."""
+    """Check that the files of the version are those that the stages made."""
     carried = {
         f"models/{profile}/lm/model.safetensors": version.proof.weights_sha256,
         f"models/{profile}/flow/flow.safetensors": version.proof.flow_weights_sha256,
@@ -233,8 +233,8 @@ def _check_proof(version: Version, profile: str, out: Output, files: Mapping[str
         expected = carried.get(path)
         if expected is not None and sha256_file(stored) != expected:
             raise GateError(
-                LINEAGE, f"{path}: the version has sha256 {expected}, got {sha256_file(stored)}",
-                "the version was registered from other outputs: register again",
+                LINEAGE, f"{path}: expected sha256 {expected}, got {sha256_file(stored)}",
+                "register again: the version was made from other outputs",
             )  # fmt: skip
 
 
@@ -255,7 +255,7 @@ def _mb(files: Mapping[str, Path]) -> str:
 
 @contextmanager
 def _shown(root: Tree, walk: Walk) -> Iterator[None]:
-    """Print the tree, with the break where there is one."""
+    """Print the tree at the end, with the break if there is one."""
     console = tree_console()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a version is made of: files of the profile in use that are known to belong together."""
+"""What a version is made of: files of the current profile, checked to belong together."""
 
 import shutil
 import sys
@@ -25,11 +25,11 @@ class Material:
 
     Args:
         name: Registered name.
-        models: Names of artifacts, each with its directory.
-        proof: Names of proof files, each with where it is now.
+        models: Directory of each artifact by name.
+        proof: Present path of each proof file by name.
         figures: Pictures for the card.
-        mlflow_run_id: The run of the training; None if it never reached the store.
-        facts: Tags of the version, beside those of every version.
+        mlflow_run_id: The run of the training; None if the store was never reached.
+        facts: Tags of this version, in addition to those of every version.
         metrics: Figures for the run.
         card_tables: What the card shows.
         samples: Generated texts.
@@ -47,13 +47,13 @@ class Material:
 
 
 def collect(client: Any, name: str, workspace: Workspace, made: Path) -> Material:
-    """Collect a model of a profile with its proof.
+    """Collect a model of a profile and its proof.
 
     Args:
         client: MLflow's.
         name: `enigma-lm` or `enigma-flow`.
         workspace: Where the files are.
-        made: A directory for the proof files that are made here; it must outlive the result.
+        made: A directory for the proof files that are written here; it must outlive the result.
 
     Raises:
         UserError: If a file is missing, or the files do not belong together.
@@ -63,14 +63,14 @@ def collect(client: Any, name: str, workspace: Workspace, made: Path) -> Materia
     write_environment(made / ENVIRONMENT_FILE)
     proof = {**material.proof, **{path.name: path for path in made.iterdir()}}
     if Path(LOCK_FILE).is_file():
-        # A copy: a run of DVC at this very moment may replace the file.
+        # A copy, as a run of DVC may replace the file at any moment.
         proof[LOCK_FILE] = Path(shutil.copyfile(LOCK_FILE, made / LOCK_FILE))
         check_parameters(proof[LOCK_FILE], made / "params.yaml")
     return replace(material, proof=proof)
 
 
 def write_profile(path: Path) -> None:
-    """Write the profile in use alone: comments and other profiles say nothing of a version."""
+    """Write the current profile alone: comments and other profiles do not describe the version."""
     params = load_params()
     profile = params.profile.model_dump(mode="json", by_alias=True)
     yaml = YAML()
@@ -79,10 +79,10 @@ def write_profile(path: Path) -> None:
 
 
 def check_parameters(lock: Path, params: Path) -> None:
-    """Refuse parameters that are not those with which the outputs were made.
+    """Refuse parameters other than those that made the outputs.
 
     Args:
-        lock: A `dvc.lock`, which has the parameters of every stage as it ran.
+        lock: A `dvc.lock`, which records the parameters of every stage.
         params: The profile that would be registered.
 
     Raises:
@@ -96,14 +96,14 @@ def check_parameters(lock: Path, params: Path) -> None:
             _, profile, section = name.split(".")
             if profile == values["profile"] and values["profiles"][profile][section] != made_with:
                 raise UserError(
-                    f"params.yaml: {name} is not what stage {stage} ran with: expected "
-                    f"{made_with}, got {values['profiles'][profile][section]}",
-                    "run `dvc repro` with the parameters as they are now, or put them back",
+                    f"params.yaml: expected {name} as in stage {stage}, {made_with}, got "
+                    f"{values['profiles'][profile][section]}",
+                    "run `dvc repro` with the present parameters, or restore the earlier ones",
                 )
 
 
 def write_environment(path: Path) -> None:
-    """Write the interpreter and every installed package, as pip would pin them."""
+    """Write the interpreter and every installed package, pinned as pip does."""
     pins = {f"{found.name.lower()}=={found.version}" for found in distributions()}
     python = f"# python {sys.version.split()[0]} on {sys.platform}"
     write_text(path, "\n".join([python, *sorted(pins)]) + "\n")

@@ -1,4 +1,4 @@
-"""The names of the registered models and their aliases, and how a version is found."""
+"""The names of the registered models and aliases, and the search for versions."""
 
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,18 @@ CHAMPION = "champion"
 
 
 def find_version(client: Any, name: str, tag: str, value: str) -> str | None:
-    """The newest version whose tag has a value; None if there is none."""
+    """Return the newest version whose tag has a value; None if there is none."""
     found = client.search_model_versions(f"name = '{name}' and tags.`{tag}` = '{value}'")
     return max((str(v.version) for v in found), key=int, default=None)
 
 
 def find_lm(client: Any, weights_sha256: str) -> str | None:
-    """The version of `enigma-lm` with these weights; None if there is none."""
+    """Return the version of `enigma-lm` with these weights; None if there is none."""
     return find_version(client, LM, "weights_sha256", weights_sha256)
 
 
 def aliased(client: Any, name: str, alias: str) -> str | None:
-    """The version an alias points at; None without the model or the alias."""
+    """Return the version an alias points at; None without the model or the alias."""
     for model in client.search_registered_models(f"name = '{name}'"):
         version = model.aliases.get(alias)
         return None if version is None else str(version)

@@ -1,92 +1,114 @@
 """Promotion: the alias `champion` moves only to a version whose own proof holds.
 
-The first champion passes absolute gates; a successor passes them too, and must be better
-than the champion on the same items by more than chance explains. A refusal is a
-`GateError` that names the gate and its figures; the champion stays.
+The first champion passes absolute gates. A successor passes them too, and must be better
+than the champion on the same items by more than chance explains. After a refusal the
+champion stays.
 """
 
 import logging
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock
 
 from pipelines.base.errors import GateError, UserError
 from pipelines.registry import ledger
-from pipelines.registry.gates import Gate, Proof, data_gates, flow_gates, lm_gates, recorded_gates
+from pipelines.registry.gates import Gate, data_gates, flow_gates, lm_gates, recorded_gates
 from pipelines.registry.names import CANDIDATE, CHAMPION, FLOW, aliased
 from pipelines.registry.succession import succession_gates
+from pipelines.registry.versions import Version, downloaded
 from pipelines.tracking.store import connect, local_state
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Version:
-    """A version with its files at hand.
+class Decision:
+    """A candidate, what became of it and why.
 
     Args:
-        name: `enigma-lm` or `enigma-flow`.
-        number: Its number.
-        directory: Where it was downloaded to.
-        tags: As registered.
-        proof: Read from its files.
+        model: `enigma-lm` or `enigma-flow`.
+        version: Its number.
+        outcome: What became of it.
+        gates: Every gate that was checked; of a refusal, the last one refused.
     """
 
-    name: str
-    number: str
-    directory: Path
-    tags: Mapping[str, str]
-    proof: Proof
+    model: str
+    version: str
+    outcome: Literal["promoted", "champion already", "dry run", "refused"]
+    gates: tuple[Gate, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `enigma promote --json` prints."""
+        gates = [
+            {"gate": gate.name, "passed": gate.holds, "figures": gate.figures, "fix": gate.fix}
+            for gate in self.gates
+        ]
+        return {
+            "model": self.model,
+            "version": self.version,
+            "outcome": self.outcome,
+            "gates": gates,
+        }
+
+
+class RefusalError(GateError):
+    """A gate refused a candidate.
+
+    Args:
+        decision: With the gate that refused as its last one.
+    """
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+        gate = decision.gates[-1]
+        problem = f"{decision.model} version {decision.version}: {gate.figures}"
+        super().__init__(gate.name, problem, gate.fix)
+        self.args = (decision,)
 
 
 def promote(
     name: str, version: str | None = None, *, dry_run: bool = False, allow_tie: bool = False
-) -> bool:
+) -> Decision:
     """Check every gate, then make a version the champion.
 
     Args:
         name: `enigma-lm` or `enigma-flow`.
-        version: Which one; None for the alias `candidate`.
+        version: Its number; None for the alias `candidate`.
         dry_run: Check only.
-        allow_tie: Take a successor that is not worse, where chance may explain the difference.
+        allow_tie: Accept a successor that is not worse, where chance may explain the difference.
 
     Returns:
-        Whether the alias moved.
+        The decision; its outcome is never "refused".
 
     Raises:
         UserError: If there is no such version.
-        GateError: For the first gate that refuses.
+        RefusalError: At the first gate that refuses.
     """
     client = connect()
     with downloaded(client, name, version or aliased(client, name, CANDIDATE)) as candidate:
-        gates = [*_absolute_gates(client, candidate)]
-        check(candidate, gates)
-        # One at a time: MLflow's own move is no swap, and the comparison must be with
-        # the champion that is replaced.
+        gates = check(candidate, _absolute_gates(client, candidate))
+        # One at a time: MLflow moves an alias without comparing what it replaces, and the
+        # comparison must be with the champion that is replaced.
         with FileLock(local_state("promotion.lock")):
             champion = observe(client, name)
             if champion == candidate.number:
                 logger.info("%s version %s is the champion already", name, champion)
-                return False
+                return Decision(name, candidate.number, "champion already", gates)
             if champion is not None:
                 with downloaded(client, name, champion) as reigning:
                     found = succession_gates(
                         name, reigning.proof, candidate.proof, reigning.directory,
                         allow_tie=allow_tie,
                     )  # fmt: skip
-                check(candidate, found)
-                gates += found
+                gates = check(candidate, found, passed=gates)
             if dry_run:
                 logger.info("dry run: every gate holds; the champion stays")
-                return False
+                return Decision(name, candidate.number, "dry run", gates)
             why = {gate.name: gate.figures for gate in gates}
             _move(client, candidate, champion, action=ledger.PROMOTE, why=why)
-            return True
+            return Decision(name, candidate.number, "promoted", gates)
 
 
 def rollback(name: str, *, to: str | None = None, reason: str) -> str:
@@ -94,15 +116,15 @@ def rollback(name: str, *, to: str | None = None, reason: str) -> str:
 
     Args:
         name: `enigma-lm` or `enigma-flow`.
-        to: Which earlier champion; None for the one before this.
+        to: The number of an earlier champion; None for the last one before the present.
         reason: For the ledger.
 
     Returns:
         The version that is champion now.
 
     Raises:
-        UserError: If there is no earlier champion, or `to` was never one.
-        GateError: If its files have changed since, or do not belong together.
+        UserError: If there is no earlier champion, or `to` never was one.
+        RefusalError: If its files have changed since, or do not belong together.
     """
     client = connect()
     with FileLock(local_state("promotion.lock")):
@@ -113,48 +135,61 @@ def rollback(name: str, *, to: str | None = None, reason: str) -> str:
             raise UserError(
                 f"expected an earlier champion of {name}, got "
                 f"{f'version {to}' if to else 'none'}; the ledger has {earlier or 'none'}",
-                "`enigma history` lists them; a version that was never champion is promoted",
+                "choose one that `enigma history` lists; a version that was never champion "
+                "needs `enigma promote`",
             )
         with downloaded(client, name, target) as version:
-            # It passed the gates of its day; those of today may ask for what was not
-            # known then, and a way back must not be barred by that.
-            gates = [*data_gates(version.proof), *recorded_gates(version.proof, version.tags)]
-            check(version, gates)
+            # It passed the gates of its day. Those of today may ask for what was not known
+            # then, and must not bar the way back.
+            gates = check(
+                version, [*data_gates(version.proof), *recorded_gates(version.proof, version.tags)]
+            )
             why = {"reason": reason} | {gate.name: gate.figures for gate in gates}
             _move(client, version, current, action=ledger.ROLLBACK, why=why)
     return target
 
 
-def check(version: Version, gates: list[Gate]) -> None:
+def check(
+    version: Version, gates: Sequence[Gate], *, passed: Sequence[Gate] = ()
+) -> tuple[Gate, ...]:
     """Log every gate, and stop at the first that refuses.
 
+    Args:
+        version: The version they judge.
+        gates: To check, in order.
+        passed: Those that were checked before.
+
+    Returns:
+        All gates that passed.
+
     Raises:
-        GateError: With its figures.
+        RefusalError: With the figures of the gate.
     """
+    checked = tuple(passed)
     for gate in gates:
         logger.info("%s %s: gate %s: %s", version.name, version.number, gate.name, gate.figures)
+        checked += (gate,)
         if not gate.holds:
-            raise GateError(
-                gate.name, f"{version.name} version {version.number}: {gate.figures}", gate.fix
-            )
+            raise RefusalError(Decision(version.name, version.number, "refused", checked))
+    return checked
 
 
 def observe(client: Any, name: str) -> str | None:
-    """The champion; a move that left no line in the ledger gets one.
+    """Return the champion, and record in the ledger a move that left no entry.
 
     A process may have been killed between the two, or somebody moved the alias by hand.
     """
     champion = aliased(client, name, CHAMPION)
     recorded = ledger.champions(ledger.read(), name)
     if champion is not None and recorded[-1:] != [champion]:
-        logger.warning("%s: version %s became champion without a line", name, champion)
+        logger.warning("%s: version %s became champion without a ledger entry", name, champion)
         ledger.append(
             {
                 "action": ledger.OBSERVE,
                 "model": name,
                 "from": recorded[-1] if recorded else None,
                 "to": champion,
-                "why": {"reason": "found so; whoever moved the alias left no line"},
+                "why": {"reason": "the alias was moved without a ledger entry"},
                 "evidence_sha256": {},
             }
         )
@@ -162,7 +197,7 @@ def observe(client: Any, name: str) -> str | None:
 
 
 def restore(name: str) -> str | None:
-    """Point the alias at the champion of the ledger, as after the loss of a registry.
+    """Point the alias at the champion of the ledger, for example after the loss of a registry.
 
     Returns:
         The version; None if the ledger has none.
@@ -176,31 +211,10 @@ def restore(name: str) -> str | None:
     return recorded[-1]
 
 
-@contextmanager
-def downloaded(client: Any, name: str, number: str | None) -> Iterator[Version]:
-    """Bring a version's files here for as long as the context lasts.
-
-    Raises:
-        UserError: If there is no such version, or a proof file is missing or damaged.
-    """
-    import mlflow
-
-    if number is None or not _exists(client, name, number):
-        raise UserError(
-            f"expected {name} version {number or '(candidate)'} in the registry, found none",
-            f"run `enigma register --model {name}`; `enigma where` lists what there is",
-        )
-    with tempfile.TemporaryDirectory() as temporary:
-        uri = f"models:/{name}/{number}"
-        directory = Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary))
-        tags = client.get_model_version(name, number).tags
-        yield Version(name, number, directory, tags, Proof.read(directory, name))
-
-
-def _absolute_gates(client: Any, version: Version) -> Iterator[Gate]:
+def _absolute_gates(client: Any, version: Version) -> list[Gate]:
     proof = version.proof
-    yield from flow_gates(client, proof) if version.name == FLOW else lm_gates(proof)
-    yield from recorded_gates(proof, version.tags)
+    own = flow_gates(client, proof) if version.name == FLOW else lm_gates(proof)
+    return [*own, *recorded_gates(proof, version.tags)]
 
 
 def _move(
@@ -219,7 +233,3 @@ def _move(
         }
     )
     logger.info("%s: champion %s -> %s", version.name, before, version.number)
-
-
-def _exists(client: Any, name: str, version: str) -> bool:
-    return any(str(v.version) == version for v in client.search_model_versions(f"name = '{name}'"))

@@ -1,19 +1,21 @@
-"""Registration: a trained model, with everything that speaks for it, as one MLflow version.
+"""Registration: a trained model and its proof as one MLflow version.
 
-A version carries its own proof (certificate, evaluation, training facts, parameters),
-so promotion needs nothing of the working directory. The same content is registered once.
+A version carries its own proof (certificate, evaluation, training facts, parameters), so
+promotion needs nothing from the working directory. The same content is registered once.
 """
 
 import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from enigma.generation import Sampling
 from pipelines.base.artifacts import read_json, sha256_file
 from pipelines.base.workspace import Workspace
 from pipelines.params import load_params
@@ -31,7 +33,7 @@ from pipelines.tracking.flat_names import flatten
 from pipelines.tracking.git_state import GitState
 from pipelines.tracking.store import EXPERIMENT, connect, local_state
 
-# Files of the proof that a tag of the version names by their hash.
+# Proof files whose hash is a tag of the version.
 RECORDED = {
     "certificate.json": "certificate_sha256",
     "evaluation.json": "evaluation_sha256",
@@ -41,25 +43,26 @@ RECORDED = {
 }
 REQUIREMENTS = ("torch", "transformers", "safetensors", "pandas")
 LM_SUMMARY = (
-    "A causal, reversible language model for Chinese. It continues text; it knows no facts "
-    "that can be relied on, and it is not aligned with anybody's instructions."
+    "A causal, reversible language model for Chinese. It continues text. It is no reliable "
+    "source of facts, and it is not trained to follow instructions."
 )
 FLOW_SUMMARY = (
-    "A normalizing flow: an exact density over the language model's final hidden states, "
-    "with a little noise added. It scores how usual a text's states are, and draws states."
+    "A normalizing flow: an exact density over the final hidden states of the language model, "
+    "with a little noise added. It scores how typical the states of a text are, and samples "
+    "states."
 )
 
 logger = logging.getLogger(__name__)
 
 
 def register(name: str) -> str:
-    """Register a model of the profile in use, and point the alias `candidate` at it.
+    """Register a model of the current profile, and point the alias `candidate` at it.
 
     Args:
         name: `enigma-lm` or `enigma-flow`.
 
     Returns:
-        The version; that of an earlier registration, if the content is the same.
+        The version; an earlier one if its content is the same.
 
     Raises:
         UserError: If a file is missing, or the files do not belong together.
@@ -78,7 +81,7 @@ def register(name: str) -> str:
                 version = _log(client, material, content, workspace.profile)
                 logger.info("registered %s version %s", name, version)
             else:
-                logger.info("%s version %s has this very content already", name, version)
+                logger.info("%s version %s has the same content already", name, version)
             client.set_registered_model_alias(name, CANDIDATE, version)
     return version
 
@@ -115,21 +118,21 @@ def _log(client: Any, material: Material, content: str, profile: str) -> str:
             code_paths=[str(enigma_package())],
             signature=signature,
             input_example=example,
-            # Given, so that MLflow does not run the model to find out.
+            # Named here, or MLflow would run the model to infer them.
             pip_requirements=[_pinned(name) for name in REQUIREMENTS],
             registered_model_name=material.name,
         )
     version = str(info.registered_model_version)
     client.update_registered_model(material.name, description=summary)
     client.update_model_version(material.name, version, description=card.markdown())
-    # The content hash comes last: with it, the version counts as registered.
+    # The content hash is set last: with it, the version counts as registered.
     for tag, value in sorted(tags.items(), key=lambda item: item[0] == "content_sha256"):
         client.set_model_version_tag(material.name, version, tag, value)
     return version
 
 
 def _card_tables(material: Material, tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The material's tables and the tags, each fact once: figures above, hashes last."""
+    """Return the material's tables and the tags, each fact once: figures first, hashes last."""
     tables = {
         heading: {name: value for name, value in rows.items() if tags.get(name) != value}
         for heading, rows in material.card_tables.items()
@@ -162,7 +165,7 @@ def _tags(material: Material, content: str, profile: str) -> dict[str, str]:
 
 
 def _run(client: Any, material: Material) -> Any:
-    """The run of the training, opened again; a new one if it is gone."""
+    """Reopen the run of the training; start a new one if it does not exist any more."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -174,7 +177,7 @@ def _run(client: Any, material: Material) -> Any:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-        logger.warning("run %s is not in this store; a new one is made", run_id)
+        logger.warning("run %s is not in this store; starting a new one", run_id)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     return mlflow.start_run(
         experiment_id=experiment.experiment_id, run_name=f"register {material.name}"
@@ -182,27 +185,23 @@ def _run(client: Any, material: Material) -> Any:
 
 
 def _pinned(name: str) -> str:
-    # "2.13.0+cpu" is in no public index.
+    # No public index has "2.13.0+cpu".
     return f"{name}=={installed_version(name).split('+')[0]}"
 
 
 def _signature(name: str) -> tuple[Any, Any]:
-    """The signature of a model, and an input that fits it."""
+    """Return the signature of a model and an example of its input."""
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    seed = ParamSpec("seed", "long", 0)
-    params = [
-        ParamSpec("max_new_tokens", "long", 64),
-        ParamSpec("temperature", "double", 0.8),
-        ParamSpec("top_p", "double", 0.9),
-        seed,
-    ]
+    types = {int: "long", float: "double"}
+    sampling = {"seed": 0} if name == FLOW else asdict(Sampling())
+    params = [ParamSpec(key, types[type(value)], value) for key, value in sampling.items()]
     output = ColSpec("double", "nll_nats_per_dim") if name == FLOW else ColSpec("string", "text")
     signature = ModelSignature(
         inputs=Schema([ColSpec("string", "prompt")]),
         outputs=Schema([output]),
-        params=ParamSchema([seed] if name == FLOW else params),
+        params=ParamSchema(params),
     )
     return signature, pd.DataFrame({"prompt": ["却说曹操"]})

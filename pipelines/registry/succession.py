@@ -1,4 +1,4 @@
-"""Whether a candidate may succeed a champion: better on the same items, beyond chance."""
+"""The gates of a successor: better than the champion on the same items, beyond chance."""
 
 import logging
 from pathlib import Path
@@ -23,12 +23,12 @@ def succession_gates(
         name: `enigma-lm` or `enigma-flow`.
         champion: Its proof.
         candidate: Its proof.
-        champion_files: The champion's version, to be scored again on the candidate's
-            evaluation set where its own was another one.
-        allow_tie: Let a candidate pass that is not worse.
+        champion_files: The champion's version. It is scored again on the candidate's
+            evaluation set if its own is another one.
+        allow_tie: Accept a candidate that is not worse.
 
     Returns:
-        The gate `evaluation_set`, and, where it holds, the gate `successor`.
+        The gate `evaluation_set` and, if that passes, the gate `successor`.
     """
     losses = champion.losses
     same = losses is not None and champion.evaluation_set == candidate.evaluation_set
@@ -40,8 +40,8 @@ def succession_gates(
         "evaluation_set",
         losses is not None,
         figures,
-        "run `enigma promote` where the candidate's shards are, so that the champion can be "
-        "scored on them",
+        "run `enigma promote` where the candidate's shards are: the champion must be scored on "
+        "them",
     )
     if losses is None or candidate.losses is None:
         return [gate]
@@ -53,7 +53,7 @@ def succession_gates(
     fix = (
         "train on more text or longer"
         if found.worse
-        else "train on more text or longer, or take it as it is with --allow-tie"
+        else "train on more text or longer, or accept it with --allow-tie"
     )
     return [gate, Gate("successor", holds, str(found), fix)]
 
@@ -67,7 +67,7 @@ def _score_again(name: str, champion: Path, candidate: Proof) -> tuple[Losses | 
     except UserError as error:
         return None, f"the champion could not be scored again: {error.problem}"
     if evaluation_set != candidate.evaluation_set:
-        return None, f"{workspace.shards} has another one still, {evaluation_set}"
+        return None, f"{workspace.shards} has another one, {evaluation_set}"
     logger.info("%s: scored the champion on the candidate's evaluation set", name)
     return losses, "the champion was scored on the candidate's"
 

@@ -1,16 +1,22 @@
-"""A clone of the repository with a real Prefect server, worker and MLflow server."""
+"""A clone of the repository with a real Prefect server, worker and MLflow server.
+
+The stages before the one that a test is about are replaced in the clone's `dvc.yaml`: what
+they do is tested elsewhere, and here they would take minutes.
+"""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
+from ruamel.yaml import YAML
 
 from flows.serve import HOST
 from pipelines.base.run_stage import QUIET_ENVIRONMENT
@@ -87,6 +93,16 @@ class Server:
         return [one for one in everything if one.is_running()]
 
 
+def set_graph(clone: Path, keep: Sequence[str], stages: dict[str, Any]) -> None:
+    """Write a `dvc.yaml` of some stages as they are, and of stages of a test's own."""
+    path = clone / "dvc.yaml"
+    yaml = YAML()
+    graph = yaml.load(path.read_text(encoding="utf-8"))
+    graph["stages"] = {name: graph["stages"][name] for name in keep} | stages
+    with path.open("w", encoding="utf-8") as stream:
+        yaml.dump(graph, stream)
+
+
 def _environment() -> dict[str, str]:
     kept = {
         name: value
@@ -96,7 +112,8 @@ def _environment() -> dict[str, str]:
     }
     binaries = Path(sys.executable).parent
     path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
-    return {**kept, **QUIET_ENVIRONMENT, "PATH": path}
+    # A worker that looks for runs every second, as a test waits for each.
+    return {**kept, **QUIET_ENVIRONMENT, "PATH": path, "PREFECT_WORKER_QUERY_SECONDS": "1"}
 
 
 @pytest.fixture(scope="module")

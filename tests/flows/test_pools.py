@@ -33,12 +33,12 @@ def test_a_kubernetes_job_gets_its_gpus_and_shared_memory() -> None:
     assert container["image"] == "enigma:1"
     assert container["args"][:2] == ["prefect", "flow-run"]
     assert container["workingDir"] == "/enigma"
-    # Prefect tries again, from the newest checkpoint; Kubernetes must not do so as well.
+    # Prefect retries, from the newest checkpoint; Kubernetes must not retry as well.
     assert job["spec"]["backoffLimit"] == 0
     names = {volume["name"] for volume in pod["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == names
     assert pod["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
-    # A cancelled run may save for 9 s, and what it leaves has 3 s more.
+    # A cancelled run gets 9 s to save, and the processes it leaves 3 s more.
     assert pod["terminationGracePeriodSeconds"] > 15
 
 
@@ -54,7 +54,7 @@ def test_kubernetes_knows_every_field_of_the_job(release: str) -> None:
 
 
 def test_an_image_takes_along_nothing_that_git_ignores() -> None:
-    """Secrets and state of this machine among it, such as DVC's `config.local`."""
+    """That includes secrets and state of this machine, for example DVC's `config.local`."""
 
     def entries(path: str) -> set[str]:
         lines = (REPOSITORY / path).read_text(encoding="utf-8").splitlines()

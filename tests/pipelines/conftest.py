@@ -180,7 +180,7 @@ def registered_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_finished_project(directory, run_log.run_id)
         for name in MODELS:
             assert register(name) == "1"
-            assert promote(name)
+            assert promote(name).outcome == "promoted"
         write_losses(directory, better_by=0.02, noise=0.01)
         for name in MODELS:
             assert register(name) == "2"

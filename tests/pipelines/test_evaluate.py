@@ -14,8 +14,8 @@ from pipelines.base.errors import GateError, UserError
 from pipelines.base.workspace import Workspace
 from pipelines.data.text.vocabulary import load_tokenizer
 from pipelines.evaluate import alarms, main
-from pipelines.language_model.generation import distinct_2, readable, repetition_rate
 from pipelines.language_model.published import load_language_model, model_config
+from pipelines.language_model.repetition import distinct_2, repetition_rate
 from pipelines.language_model.scoring import ASSIGNED_CHARACTERS, Score, Span
 from pipelines.params import load_params
 from tests.support import TINY_RUN
@@ -127,9 +127,3 @@ def test_repetition_is_the_share_of_repeated_4_grams() -> None:
     assert repetition_rate([[1, 2, 3, 4, 5, 6]]) == 0.0
     assert repetition_rate([[1] * 8]) == pytest.approx(4 / 5)
     assert distinct_2([[1, 1, 1]]) == pytest.approx(1 / 2)
-
-
-def test_chinese_is_decoded_without_spaces_and_words_keep_theirs() -> None:
-    tokenizer = load_tokenizer("bert-base-chinese")
-    ids = tokenizer("却说曹操 hello world 12月", add_special_tokens=False)["input_ids"]
-    assert readable(tokenizer, ids) == "却说曹操hello world 12月"

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from enigma.word_pieces import join_word_pieces
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.run_stage import progress
 from pipelines.base.workspace import SPLITS
@@ -26,7 +27,7 @@ from pipelines.data.shards import SequenceFiles, Tokens, fixed_binary, shard_pat
 from pipelines.data.text.arrays import hash_keys
 from pipelines.data.text.compiled import have_numba
 from pipelines.data.text.normalisation import title_key
-from pipelines.data.text.vocabulary import decode_text, load_tokenizer
+from pipelines.data.text.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,7 +158,7 @@ class _Comparison:
 
     def _name(self, other: str, index: int, other_index: int) -> str:
         sequence_1L = self._sequence(self._split, index)
-        text = decode_text(load_tokenizer(self._vocabulary), sequence_1L[0])
+        text = join_word_pieces(load_tokenizer(self._vocabulary), sequence_1L[0])
         return f"{self._split} sequence {index} is in {other} sequence {other_index}: {text}"
 
     def _sequence(self, split: str, index: int) -> Tokens:

@@ -1,7 +1,6 @@
 """The tokenizer: WordPiece over the bert-base-chinese vocabulary."""
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,28 +115,3 @@ def _parse(content: bytes, name: str) -> dict[str, int]:
                 "use the vocabulary of bert-base-chinese",
             )
     return vocabulary
-
-
-def decode_text(tokenizer: "BertTokenizerFast", ids: Iterable[int]) -> str:
-    """Write ids as Chinese is written: a space only between two latin words.
-
-    Args:
-        tokenizer: The tokenizer of the ids.
-        ids: Token ids.
-
-    Returns:
-        The text; special tokens are spelled out ("[UNK]").
-    """
-    text = ""
-    for token in tokenizer.convert_ids_to_tokens([int(index) for index in ids]):
-        if token.startswith("##") and len(token) > 2:
-            text += token[2:]
-        elif text and _is_latin(text[-1]) and _is_latin(token[0]):
-            text += f" {token}"
-        else:
-            text += token
-    return text
-
-
-def _is_latin(character: str) -> bool:
-    return character.isascii() and character.isalnum()

@@ -9,7 +9,7 @@ import pytest
 
 from flows.running.checkout import Checkout
 from flows.running.command import reason_of
-from flows.running.record import Experiment, metrics_of, page
+from flows.running.record import MLFLOW_URL, Experiment, links, metrics_of, page
 from flows.running.stages import order_of, repro_command
 from tests.support import wait_for
 
@@ -33,13 +33,13 @@ def test_a_stage_is_run_by_an_argument_list() -> None:
         ),
         (
             ["loading", "ERROR: failed"],
-            "exit code 9; its last words: loading | ERROR: failed",
+            "exit code 9; last lines: loading | ERROR: failed",
             False,
         ),
-        ([], "exit code 9; its last words: ", False),
+        ([], "exit code 9; last lines: ", False),
         (
             ["ERROR: 'data/p' is busy, it is being blocked by:", "  (PID 7): dvc repro"],
-            """another DVC command is at work in this checkout \
+            """another DVC command is running in this checkout \
 (ERROR: 'data/p' is busy, it is being blocked by:)
   to fix this: wait until it has ended, then start this run again""",
             True,
@@ -66,7 +66,7 @@ def test_a_second_dvc_in_one_checkout_is_told_to_wait(tmp_path: Path) -> None:
         os.killpg(first.pid, signal.SIGKILL)
     assert second.returncode != 0
     reason, explained = reason_of((second.stdout + second.stderr).splitlines(), second.returncode)
-    assert "another DVC command is at work in this checkout" in reason
+    assert "another DVC command is running in this checkout" in reason
     assert "wait until it has ended" in reason
     assert explained
 
@@ -85,3 +85,20 @@ def test_the_artifact_shows_the_metrics_of_the_stages_that_ran(tmp_path: Path) -
     text = page("p", checkout, Experiment("train-p-run", "b" * 40))
     assert "`dvc exp apply train-p-run`" in text
     assert str(tmp_path / "w" / "reports" / "p") in text
+
+
+def test_links_lead_to_what_the_run_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MLFLOW_URL, "http://127.0.0.1:5000")
+    checkout = Checkout(repository=tmp_path, path=tmp_path, baseline="a" * 40, lock=-1)
+    assert links("p", checkout) == {}
+    docs = tmp_path / "reports" / "p" / "validate" / "data_docs" / "index.html"
+    training = tmp_path / "models" / "p" / "lm" / "training.json"
+    for path, text in ((docs, ""), (training, '{"mlflow_run_id": "r1"}')):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    assert links("p", checkout) == {
+        "data-docs": (docs.as_uri(), "Data Docs"),
+        "mlflow-run": ("http://127.0.0.1:5000/#/runs/r1", "MLflow run of the training"),
+    }
+    training.write_text('{"mlflow_run_id": null}')
+    assert list(links("p", checkout)) == ["data-docs"]

@@ -1,4 +1,4 @@
-"""The supervisor, with real processes: nothing may outlive whoever asked for it."""
+"""The supervisor, with real processes: none may outlive the process that started it."""
 
 import os
 import signal
@@ -88,6 +88,13 @@ def test_a_program_that_does_not_exist() -> None:
     code, lines = run(["no-such-program-of-ours"])
     assert code == NOT_FOUND
     assert lines == ["error: no-such-program-of-ours: no such program"]
+
+
+def test_stdout_can_go_to_a_file_of_its_own(tmp_path: Path) -> None:
+    script = "import sys; print('answer'); print('log', file=sys.stderr)"
+    with (tmp_path / "stdout").open("w") as file:
+        assert run([sys.executable, "-c", script], stdout=file.fileno()) == (0, ["log"])
+    assert (tmp_path / "stdout").read_text() == "answer\n"
 
 
 def test_output_comes_line_by_line_while_the_command_runs() -> None:

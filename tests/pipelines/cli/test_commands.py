@@ -1,11 +1,12 @@
 """The command `enigma` as a user runs it.
 
-What a process of its own shows (what reaches stdout and stderr, where libraries write
-too) is shown by one of success and one of failure; each costs seconds of imports. The
-rest calls the same `main` with the same arguments.
+Two tests start a process, one that succeeds and one that fails: only a process shows what
+libraries write to stdout and stderr. The others call the same `main` with the same arguments,
+which saves seconds of imports.
 """
 
 import io
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -117,6 +118,41 @@ def test_history_and_dry_run(store: Path, enigma: Any) -> None:
     assert "bits per character" in run.stdout
 
 
+def test_json_is_all_that_register_and_promote_print(store: Path, enigma: Any) -> None:
+    run = enigma("register", "--json")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == [
+        {"model": "enigma-lm", "version": "2"},
+        {"model": "enigma-flow", "version": "2"},
+    ]
+    run = enigma("promote", "--dry-run", "--json")
+    assert run.returncode == 0, run.stderr
+    decisions = json.loads(run.stdout)
+    assert [(d["model"], d["version"], d["outcome"]) for d in decisions] == [
+        ("enigma-lm", "2", "dry run"),
+        ("enigma-flow", "2", "dry run"),
+    ]
+    for decision in decisions:
+        assert {"content", "recorded", "successor"} < {gate["gate"] for gate in decision["gates"]}
+        assert all(gate["passed"] and gate["figures"] for gate in decision["gates"])
+
+
+def test_a_refusal_prints_its_gates_as_json_and_its_reason_on_stderr(
+    store: Path, enigma: Any
+) -> None:
+    assert enigma("promote", "--model", "enigma-lm").returncode == 0
+    run = enigma("promote", "--model", "enigma-lm", "--version", "1", "--json")
+    assert enigma("rollback", "--model", "enigma-lm").returncode == 0
+    assert run.returncode == 1
+    [decision] = json.loads(run.stdout)
+    assert decision["outcome"] == "refused"
+    refusing = decision["gates"][-1]
+    assert (refusing["gate"], refusing["passed"]) == ("successor", False)
+    assert "train on more text or longer" in refusing["fix"]
+    assert "error: gate `successor` refused" in run.stderr
+    assert refusing["figures"] in run.stderr
+
+
 def test_rollback_goes_back_and_history_says_so(store: Path, enigma: Any) -> None:
     assert enigma("promote", "--model", "enigma-lm", "--version", "2").returncode == 0
     run = enigma("rollback", "--model", "enigma-lm", "--reason", "it speaks in riddles")
@@ -146,9 +182,9 @@ def test_a_mistake_says_what_was_expected(workspace: Path, enigma: Any) -> None:
 
 
 def test_a_mistake_has_no_traceback(workspace: Path, enigma: Any) -> None:
-    run = enigma.process("generate", "曹操")
+    run = enigma.process("monitor", "--once")
     assert run.returncode == 1, run.stdout
-    assert "error: expected" in run.stderr
+    assert "error: expected a training run" in run.stderr
     assert "Traceback" not in run.stderr
 
 

@@ -27,7 +27,7 @@ def text_of(path: Path, gpus: Any = "no NVIDIA GPU") -> str:
 def test_a_run_is_shown_from_its_files(one_rank: Any) -> None:
     rank = one_rank({})
     rank.run.write_config(rank.config)
-    assert "none yet" in text_of(rank.run.path), "a run that has not begun"
+    assert "none yet" in text_of(rank.run.path), "a run that has not started"
     rank.train()
     shown = text_of(rank.run.path)
     assert "running" in shown
@@ -39,7 +39,7 @@ def test_a_run_is_shown_from_its_files(one_rank: Any) -> None:
 
     (rank.run.path / "lock").write_text(f"{2**22 + 1} {socket.gethostname()}")
     assert "stopped: its launcher was killed" in text_of(rank.run.path)
-    rank.run.write_outcome(Outcome("failed", 6, "the loss exploded", "mend it"))
+    rank.run.write_outcome(Outcome("failed", 6, "the loss exploded", "fix it"))
     assert "failed at step 6: the loss exploded" in text_of(rank.run.path)
 
 

@@ -1,4 +1,4 @@
-"""Odd documents come first, and what cannot be scored is refused."""
+"""Atypical documents come first, and what cannot be scored is refused."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def write_documents(path: Path, kinds: dict[str, range], models: Path, length: i
     return path
 
 
-def test_planted_oddities_come_first(
+def test_planted_atypical_documents_come_first(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kinds = {
@@ -86,7 +86,7 @@ def test_planted_oddities_come_first(
     assert np.median([row["atypicality"] for row in rows if "normal" in row["id"]]) < 3
 
 
-def test_too_likely_is_odd_too() -> None:
+def test_too_likely_is_atypical_too() -> None:
     typical = Typical.of(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
     low, middle, high = typical.deviations(np.array([0.0, 3.0, 6.0]))
     assert middle == 0.0
@@ -98,7 +98,7 @@ def test_held_out_passages_without_spread_are_refused() -> None:
         Typical.of(np.ones(9))
 
 
-def test_a_passage_is_read_alike_alone_and_beside_longer_ones(models: Path) -> None:
+def test_a_passage_gets_the_same_states_alone_and_beside_longer_ones(models: Path) -> None:
     model = EnigmaForCausalLM.from_pretrained(models / "lm").eval()
     ids = [[1000, 1001, 1002], [1003] * LENGTH, [1004]]
     together = read_passages(model, Passages(ids, np.arange(3), 3))
@@ -109,7 +109,7 @@ def test_a_passage_is_read_alike_alone_and_beside_longer_ones(models: Path) -> N
     assert together.loss_nats[2] == pytest.approx(np.log(21128), rel=1e-6)
 
 
-def test_what_is_left_over_of_a_longer_document_is_not_read(models: Path) -> None:
+def test_the_rest_of_a_longer_document_is_not_read(models: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(models / "lm")
     texts = ["曹" * (2 * LENGTH + 3), "操" * 3]
     passages = Passages.of_texts(tokenizer, texts, LENGTH)

@@ -117,12 +117,12 @@ def test_a_promotion_during_the_load_loses_no_request(
             body = {"prompt": "玄德曰", "max_new_tokens": 2, "seed": number * 1000 + turn}
             status, answer = post(port, body)
             found.append((status, answer.get("version", str(answer))))
-            # The load shall outlast the promotion.
+            # The load must outlast the promotion.
             time.sleep(0.15)
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         running = [pool.submit(client, number) for number in range(CLIENTS)]
-        assert promote(LM)
+        assert promote(LM).outcome == "promoted"
         for one in running:
             one.result()
     assert {status for status, _ in found} == {200}

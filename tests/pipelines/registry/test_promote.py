@@ -10,7 +10,7 @@ from pipelines.base.errors import GateError, UserError
 from pipelines.cli.history import show_history
 from pipelines.registry import ledger
 from pipelines.registry.names import FLOW, LM
-from pipelines.registry.promote import promote, restore, rollback
+from pipelines.registry.promote import RefusalError, promote, restore, rollback
 from pipelines.tracking.store import tracking_uri
 from tests.finished import change_json
 from tests.support import change_params
@@ -85,9 +85,14 @@ def test_a_gate_refuses_and_the_champion_stays(proof, name, case) -> None:
     gate, file, field, value = case
     change_json(proof[name] / file, field, value)
     lines = len(ledger.read())
-    with pytest.raises(GateError, match=f"{name} version 2") as refusal:
+    with pytest.raises(RefusalError, match=f"{name} version 2") as refusal:
         promote(name)
     assert refusal.value.gate == gate
+    decision = refusal.value.decision.to_dict()
+    assert (decision["model"], decision["version"], decision["outcome"]) == (name, "2", "refused")
+    *passed, last = [gate["passed"] for gate in decision["gates"]]
+    assert all(passed)
+    assert not last
     assert champion(name) == "1"
     assert len(ledger.read()) == lines
 
@@ -146,10 +151,10 @@ def test_what_is_recorded_beside_the_content_is_checked_too(proof, file: str) ->
 
 def test_the_ledger_records_every_move_and_rollback_goes_back(store: Path) -> None:
     before = len(ledger.read())
-    assert not promote(LM, dry_run=True)
-    assert not promote(LM, "1")
+    assert promote(LM, dry_run=True).outcome == "dry run"
+    assert promote(LM, "1").outcome == "champion already"
     assert len(ledger.read()) == before
-    assert promote(LM)
+    assert promote(LM).outcome == "promoted"
     assert champion(LM) == "2"
     assert rollback(LM, reason="it speaks in riddles") == "1"
     assert champion(LM) == "1"
@@ -175,9 +180,9 @@ def test_a_rollback_goes_only_to_an_earlier_champion(store: Path, to) -> None:
 def test_a_move_that_left_no_line_is_recorded_later(store: Path) -> None:
     client = MlflowClient(tracking_uri())
     client.set_registered_model_alias(FLOW, "champion", "2")
-    with pytest.raises(GateError, match="the ledger ends with version 1, the alias is at 2"):
+    with pytest.raises(GateError, match=r"expected the alias at version 1, .*, got 2"):
         show_history(FLOW)
-    assert not promote(FLOW, "2")
+    assert promote(FLOW, "2").outcome == "champion already"
     last = ledger.read()[-1]
     assert (last["action"], last["from"], last["to"]) == ("observe", "1", "2")
     assert rollback(FLOW, reason="back") == "1"

@@ -24,7 +24,7 @@ PROMOTERS = 20
 def race(version: str, start: Barrier, outcomes: "ListProxy[tuple[str, str]]") -> None:
     start.wait()
     try:
-        outcomes.append((version, "moved" if promote(LM, version) else "stayed"))
+        outcomes.append((version, promote(LM, version).outcome))
     except GateError as error:
         outcomes.append((version, error.gate))
 
@@ -69,8 +69,8 @@ def test_twenty_promoters_have_one_outcome(
     loser = {"2": "3", "3": "2"}[winner]
     each = PROMOTERS // 2
     assert found == {
-        (winner, "moved"): 1,
-        (winner, "stayed"): each - 1,
+        (winner, "promoted"): 1,
+        (winner, "champion already"): each - 1,
         (loser, "successor"): each,
     }
     [entry] = ledger.read()[before:]

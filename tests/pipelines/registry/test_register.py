@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from enigma.generation import Sampling
 from pipelines.base.artifacts import sha256_file
 from pipelines.base.errors import UserError
+from pipelines.cli.terminal import generate
 from pipelines.params import load_params
 from pipelines.registry.names import FLOW, LM
 from pipelines.registry.register import register
@@ -134,9 +136,14 @@ def test_a_version_carries_its_environment_and_its_profile_alone(store: Path) ->
     assert all((card / name).is_file() for name in figures)
 
 
-def test_the_language_model_runs_in_a_fresh_process(store: Path, tmp_path: Path) -> None:
-    found = predict(store, tmp_path, f"models:/{LM}@champion", {"max_new_tokens": 8, "seed": 3})
+def test_a_fresh_process_and_the_command_line_print_the_same_text(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"max_new_tokens": 8, "seed": 3, "top_k": 5, "repetition_penalty": 1.2}
+    found = predict(store, tmp_path, f"models:/{LM}@champion", settings)
     first, second = found["rows"]["text"]
+    generate("却说曹操", Sampling(**settings))
+    assert capsys.readouterr().out == f"{first}\n"
     assert first.startswith("却说曹操")
     assert len(first) > len("却说曹操")
     assert second.startswith("Abc，玄德曰")
@@ -179,7 +186,7 @@ def test_parameters_that_the_outputs_were_not_made_with_are_refused(workspace: P
     stage = {"params": {"params.yaml": {"profiles.sanguo.promote": {"baseline": "5-gram"}}}}
     lock = {"schema": "2.0", "stages": {"train": stage}}
     (workspace / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
-    with pytest.raises(UserError, match=r"profiles\.sanguo\.promote is not what stage train"):
+    with pytest.raises(UserError, match=r"expected profiles\.sanguo\.promote as in stage train"):
         register(LM)
 
 

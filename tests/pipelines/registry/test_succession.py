@@ -110,7 +110,7 @@ def test_a_champion_without_losses_is_scored_or_the_candidate_refused(champion, 
 @pytest.mark.parametrize("name", [LM, FLOW])
 def test_a_champion_that_is_better_stays(store: Path, name: str) -> None:
     """Version 2 is champion for a moment; version 1, which is worse, may not succeed it."""
-    assert promote(name)
+    assert promote(name).outcome == "promoted"
     try:
         with pytest.raises(GateError, match=r"against the champion, 95 % interval") as refusal:
             promote(name, "1", allow_tie=True)

@@ -15,10 +15,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines.base.errors import UserError
-from pipelines.registry.champion import load_champion
 from pipelines.registry.names import LM
 from pipelines.registry.promote import promote
 from pipelines.registry.register import register
+from pipelines.registry.versions import load_champion
 from pipelines.runs.directory import Outcome
 from pipelines.runs.mlflow_run import open_run_log, resend
 from pipelines.tracking import store as tracking
@@ -285,7 +285,7 @@ def test_models_are_registered_and_promoted_through_a_server(
     log.finish("FINISHED")
     write_finished_project(workspace, log.run_id)
     assert register(LM) == "1"
-    assert promote(LM)
+    assert promote(LM).outcome == "promoted"
     client = MlflowClient(server.uri)
     assert client.get_model_version_by_alias(LM, "champion").run_id == log.run_id
     # The files are the server's, whatever becomes of the working directory.

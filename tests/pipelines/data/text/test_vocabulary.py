@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.base.errors import UserError
-from pipelines.data.text.vocabulary import decode_text, load_tokenizer, vocabulary_file
+from pipelines.data.text.vocabulary import load_tokenizer, vocabulary_file
 from tests.support import REPOSITORY
 
 
@@ -44,19 +44,6 @@ def test_a_saved_tokenizer_loads_again_as_it_was(tokenizer, tmp_path: Path) -> N
     assert len(again) == 21128
     assert again.eos_token_id == 102
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("却说曹操，字孟德。", "却说曹操，字孟德。"),
-        ("hello world于2024年", "hello world于2024年"),
-        ("“吾”", "[UNK]吾[UNK]"),
-    ],
-)
-def test_decoding_writes_chinese_without_spaces(tokenizer, text: str, shown: str) -> None:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert decode_text(tokenizer, ids) == shown
 
 
 def test_a_vocabulary_of_the_wrong_size_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Continue a text with a causal language model: the one way to sample.
+
+The command line, the server, the evaluation and the model as MLflow serves it all call
+`continue_text` or `generate`, so the same seed and settings give the same text everywhere.
+
+Shape legend: L tokens.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from enigma.word_pieces import join_word_pieces
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; the names are those of transformers.
+
+    Args:
+        max_new_tokens: Upper limit of added tokens; the end of a document ends the text earlier.
+        temperature: Divides the logits; 0 always takes the most likely token.
+        top_k: Sample from this many of the most likely tokens; 0 for all.
+        top_p: Sample from the smallest set of tokens with this probability.
+        repetition_penalty: Divides the logits of tokens that already occurred; 1 for none.
+        seed: Seed of the random numbers.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.9
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def for_turn(self, turn: int) -> "Sampling":
+        """Return the same settings with a seed of its own for each turn."""
+        return replace(self, seed=self.seed + turn)
+
+
+def prompt_ids(model: Any, tokenizer: Any, prompt: str) -> list[int]:
+    """Tokenize a prompt and keep what the model can read of it.
+
+    Args:
+        model: Its `config.max_len` is the length it was trained on: the last tokens are kept.
+        tokenizer: The tokenizer published with it.
+        prompt: Empty starts a document.
+
+    Returns:
+        At least one id.
+    """
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
+    return [int(token) for token in ids[-model.config.max_len :]]
+
+
+def generate(
+    model: Any, tokenizer: Any, prompt: str, sampling: Sampling, *, streamer: Any = None
+) -> list[int]:
+    """Sample a continuation. Seeds torch's global generator.
+
+    Args:
+        model: An `EnigmaForCausalLM` in evaluation mode.
+        tokenizer: The tokenizer published with it.
+        prompt: The text to continue, as `prompt_ids` reads it.
+        sampling: How tokens are drawn.
+        streamer: A transformers streamer that receives the tokens as they are drawn.
+
+    Returns:
+        The ids of the prompt as it was read, and of what was added.
+    """
+    import torch  # noqa: PLC0415 - the command line reads `Sampling` without it
+
+    prompt_1L = torch.tensor([prompt_ids(model, tokenizer, prompt)], device=model.device)
+    choice = {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+    }
+    torch.manual_seed(sampling.seed)
+    output_1L = model.generate(
+        prompt_1L,
+        attention_mask=torch.ones_like(prompt_1L),
+        max_new_tokens=sampling.max_new_tokens,
+        repetition_penalty=sampling.repetition_penalty,
+        streamer=streamer,
+        **(choice if sampling.temperature > 0 else {"do_sample": False}),
+    )
+    return [int(token) for token in output_1L[0]]
+
+
+def continue_text(
+    model: Any, tokenizer: Any, prompt: str, sampling: Sampling, *, streamer: Any = None
+) -> str:
+    """Return what a model adds to a prompt, without the prompt; see `generate`."""
+    ids = generate(model, tokenizer, prompt, sampling, streamer=streamer)
+    given = ids[: len(prompt_ids(model, tokenizer, prompt))]
+    # Decoded together, as whether a space comes first depends on the token before it.
+    before, after = (
+        join_word_pieces(tokenizer, part, skip_special_tokens=True) for part in (given, ids)
+    )
+    return after[len(before) :]

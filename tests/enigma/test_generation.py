@@ -1,0 +1,53 @@
+"""Sampling on a tiny model: what is read of a prompt, and what decides the text."""
+
+import pytest
+import torch
+
+from enigma.configuration_enigma import EnigmaConfig
+from enigma.generation import Sampling, continue_text, generate, prompt_ids
+from enigma.modeling_enigma import EnigmaForCausalLM
+from pipelines.data.text.vocabulary import load_tokenizer
+
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("bert-base-chinese")
+
+
+@pytest.fixture(scope="module")
+def model() -> EnigmaForCausalLM:
+    torch.manual_seed(0)
+    config = EnigmaConfig(
+        d=16, num_heads=2, num_rev_blocks=1, num_rotors=1, num_transformer_layers=1,
+        max_len=LENGTH, conv1x1_positions=4,
+    )  # fmt: skip
+    return EnigmaForCausalLM(config).eval()
+
+
+def test_of_a_long_prompt_the_end_is_read(model, tokenizer) -> None:
+    ids = prompt_ids(model, tokenizer, "曹" * 5 + "操" * LENGTH)
+    assert ids == tokenizer.convert_tokens_to_ids(["操"]) * LENGTH
+    assert prompt_ids(model, tokenizer, "") == [tokenizer.eos_token_id]
+
+
+def test_the_seed_decides_and_greedy_ignores_it(model, tokenizer) -> None:
+    def text(**settings) -> str:
+        return continue_text(model, tokenizer, "却说", Sampling(max_new_tokens=6, **settings))
+
+    assert text(seed=1) == text(seed=1)
+    assert text(seed=1) != text(seed=2)
+    greedy = text(temperature=0.0, seed=1)
+    assert greedy == text(temperature=0.0, seed=2) == text(top_k=1)
+
+
+def test_a_latin_word_after_a_latin_word_is_separated(model, tokenizer, monkeypatch) -> None:
+    added = tokenizer.convert_tokens_to_ids(["world", "月"])
+    monkeypatch.setattr(
+        model,
+        "generate",
+        lambda ids, **_: torch.cat([ids, torch.tensor([added])], dim=1),
+    )
+    assert continue_text(model, tokenizer, "hello", Sampling()) == " world月"
+    assert generate(model, tokenizer, "hello", Sampling())[-2:] == added

@@ -1,0 +1,91 @@
+"""Every kind of damage to DVC's objects is found and named."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.base.artifacts import write_manifest
+from pipelines.base.errors import GateError
+from pipelines.registry.dvc_objects import Output, check_working_copy, hash_output, read_lock
+
+
+def put(cache: Path, content: bytes, suffix: str = "") -> str:
+    md5 = hashlib.md5(content).hexdigest()
+    path = cache / "files" / "md5" / md5[:2] / f"{md5[2:]}{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return md5 + suffix
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """An output with a manifest."""
+    made = tmp_path / "out"
+    made.mkdir()
+    (made / "part.bin").write_bytes(b"part")
+    write_manifest(made, stage="ingest", facts={})
+    return made
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def cached(directory: Path, cache: Path) -> Output:
+    listing = [
+        {"relpath": path.name, "md5": put(cache, path.read_bytes())}
+        for path in sorted(directory.iterdir())
+    ]
+    return Output(str(directory), put(cache, json.dumps(listing).encode(), ".dir"))
+
+
+def test_a_whole_output_is_listed_file_by_file(directory: Path, cache: Path) -> None:
+    output = cached(directory, cache)
+    files = hash_output(output, cache)
+    assert sorted(files) == ["manifest.json", "part.bin"]
+    assert files["part.bin"].read_bytes() == b"part"
+    check_working_copy(output, files)
+    single = Output("one", put(cache, b"one"))
+    assert list(hash_output(single, cache)) == [""]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(b"other", "expected md5"), (None, "in DVC's cache, found no such file")],
+)
+def test_a_changed_or_missing_object_is_refused(
+    directory: Path, cache: Path, damage: bytes | None, reason: str
+) -> None:
+    output = cached(directory, cache)
+    path = hash_output(output, cache)["part.bin"]
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage)
+    with pytest.raises(GateError, match=reason):
+        hash_output(output, cache)
+
+
+def test_a_file_that_the_manifest_does_not_know_so_is_refused(directory: Path, cache: Path) -> None:
+    (directory / "part.bin").write_bytes(b"replaced, and DVC was told so")
+    with pytest.raises(GateError, match=r"out/part\.bin: expected sha256"):
+        hash_output(cached(directory, cache), cache)
+
+
+def test_a_changed_working_copy_is_refused(directory: Path, cache: Path) -> None:
+    output = cached(directory, cache)
+    files = hash_output(output, cache)
+    (directory / "part.bin").write_bytes(b"edited")
+    with pytest.raises(GateError, match=r"part\.bin: expected sha256"):
+        check_working_copy(output, files)
+
+
+@pytest.mark.parametrize("text", [None, "schema: '2.0'\n", "[", "stages: {a: {outs: [{}]}}"])
+def test_what_is_no_lock_is_refused(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "dvc.lock"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(GateError, match=r"dvc\.lock: expected the lock of a finished"):
+        read_lock(path)

@@ -1,0 +1,61 @@
+"""A reference names one version or is refused; the walk follows what a stage read."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.base.errors import UserError
+from pipelines.registry.dvc_objects import Output, Stage
+from pipelines.registry.lineage import lineage, resolve
+
+
+@pytest.mark.parametrize(
+    ("reference", "found"),
+    [("enigma-lm@champion", ("enigma-lm", "1")), ("enigma-flow/2", ("enigma-flow", "2"))],
+)
+def test_a_reference_names_a_version(store: Path, reference: str, found: tuple[str, str]) -> None:
+    assert resolve(reference) == found
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("enigma-lm", "expected a reference like"),
+        ("enigma-lm/two", "expected a reference like"),
+        ("other@champion", "expected a reference like"),
+        ("enigma-lm@nobody", "expected a version at enigma-lm@nobody"),
+    ],
+)
+def test_anything_else_is_refused(store: Path, reference: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        resolve(reference)
+
+
+def test_the_walk_shows_what_was_checked_and_stops_at_the_break(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The run of this version does not name its shards, as the run of a real training does.
+    with pytest.raises(UserError, match="expected shards_root"):
+        lineage("enigma-lm@champion")
+    shown = capsys.readouterr().out
+    assert "ok enigma-lm version 1, content" in shown
+    assert "BROKEN" in shown
+
+
+def test_the_walk_goes_from_the_last_stage_to_the_first() -> None:
+    from pipelines.registry.lineage import _upstream
+
+    raw, tokens, model = (Output(f"data/{name}", name) for name in ("raw", "tokens", "model"))
+    part = Output("data/raw/manifest.json", "x")
+    lock = {
+        "ingest": Stage("ingest", (Output("pipelines/ingest.py", "c"),), (raw,)),
+        "tokenize": Stage("tokenize", (raw,), (tokens,)),
+        "train": Stage("train", (part, tokens), (model,)),
+        "other": Stage("other", (), (Output("data/other", "o"),)),
+    }
+    made = {out.path: (stage, out) for stage in lock.values() for out in stage.outs}
+    assert [stage.name for stage in _upstream("train", lock, made)] == [
+        "train",
+        "tokenize",
+        "ingest",
+    ]
