@@ -9,7 +9,7 @@ Shape legend: L tokens.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from enigma.word_pieces import join_word_pieces
+from enigma.language_model.word_pieces import join_word_pieces
 
 
 @dataclass(frozen=True)

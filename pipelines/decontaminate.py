@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from enigma.word_pieces import join_word_pieces
+from enigma.language_model.word_pieces import join_word_pieces
 from pipelines.base.artifacts import publish_directory, read_manifest, write_json, write_manifest
 from pipelines.base.errors import UserError
 from pipelines.base.part_workers import map_parts

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from enigma.generation import Sampling, generate
-from enigma.word_pieces import join_word_pieces
+from enigma.language_model.word_pieces import join_word_pieces
 from pipelines.base.artifacts import publish_directory, read_manifest, sha256_file, write_json
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.run_stage import progress, run_stage

@@ -24,7 +24,7 @@ from benchmarks.language_model.quality import CONFIGS, RUNS, arguments_of, kept,
 from benchmarks.language_model.quality_table import MODELS, bits
 from benchmarks.record import row, write
 from enigma.generation import Sampling
-from enigma.word_pieces import join_word_pieces
+from enigma.language_model.word_pieces import join_word_pieces
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.data.shards import ShardReader

@@ -4,7 +4,7 @@ import sys
 from typing import Any, TextIO
 
 from enigma.generation import Sampling, continue_text
-from enigma.word_pieces import join_word_pieces
+from enigma.language_model.word_pieces import join_word_pieces
 from pipelines.registry.versions import load_champion
 
 

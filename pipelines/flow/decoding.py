@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enigma.word_pieces import join_word_pieces
+from enigma.language_model.word_pieces import join_word_pieces
 
 SHOWN_TOKENS = 20
 STATES_PER_BATCH = 256

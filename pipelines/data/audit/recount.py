@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from enigma.word_pieces import join_word_pieces
+from enigma.language_model.word_pieces import join_word_pieces
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.run_stage import progress
 from pipelines.base.workspace import SPLITS

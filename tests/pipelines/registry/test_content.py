@@ -14,9 +14,11 @@ def test_the_stored_version_has_the_registered_hash(store: Path) -> None:
     with downloaded(MlflowClient(), LM, "1") as version:
         files = content_of_version(version.directory, code_name=CODE[LM].name)
         assert hash_content(files) == version.tags["content_sha256"]
-        assert {"code/pyfunc.py", "code/enigma/word_pieces.py", "model/model.safetensors"} <= set(
-            files
-        )
+        assert {
+            "code/pyfunc.py",
+            "code/enigma/language_model/word_pieces.py",
+            "model/model.safetensors",
+        } <= set(files)
         assert not {name for name in files if name.startswith("card/")}
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from enigma.word_pieces import join_word_pieces
+from enigma.language_model.word_pieces import join_word_pieces
 from pipelines.data.text.vocabulary import load_tokenizer
 
 
@@ -34,7 +34,7 @@ def test_only_latin_words_are_separated(tokenizer, text, shown, without_special)
 
 def test_decoding_and_sampling_import_no_torch() -> None:
     script = (
-        "import sys, enigma.word_pieces, enigma.generation\n"
+        "import sys, enigma.language_model.word_pieces, enigma.generation\n"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
