@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from pipelines.registry.content import content_of_version, content_to_log, hash_content
 from pipelines.registry.names import CODE, LM
 from pipelines.registry.versions import downloaded
+from pipelines.tracking.store import connect
 
 
 def test_the_stored_version_has_the_registered_hash(store: Path) -> None:
-    with downloaded(MlflowClient(), LM, "1") as version:
+    with downloaded(connect(), LM, "1") as version:
         files = content_of_version(version.directory, code_name=CODE[LM].name)
         assert hash_content(files) == version.tags["content_sha256"]
         assert {
