@@ -39,7 +39,7 @@ from pipelines.flow.walk import DocumentReport, describe_documents
 from pipelines.language_model.losses import LOSSES_FILE
 from pipelines.language_model.published import load_language_model
 from pipelines.params import SampleFlowParams, load_params
-from pipelines.tracking.store import RunLog
+from pipelines.tracking.run_log import RunLog
 
 if TYPE_CHECKING:
     from enigma.modeling_enigma import EnigmaForCausalLM

@@ -14,7 +14,6 @@ from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from pipelines.base.workspace import Workspace
 from pipelines.params import load_params
 from pipelines.runs.directory import Outcome, RunConfig, RunDirectory
-from pipelines.tracking.store import RunLog
 from pipelines.train import prepare
 from tests.support import REPOSITORY, TINY_RUN, WIKI_SAMPLE, change_params, make_tiny_shards
 
@@ -82,10 +81,10 @@ class OneRank:
         self.run = run
         self.config = config
 
-    def train(self, run_log: RunLog | None = None) -> Outcome:
+    def train(self) -> Outcome:
         from pipelines.training.worker import train_rank
 
-        return train_rank(self.run, self.config, rank=0, world_size=1, run_log=run_log)
+        return train_rank(self.run, self.config, rank=0, world_size=1)
 
 
 @pytest.fixture

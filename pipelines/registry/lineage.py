@@ -33,7 +33,7 @@ from pipelines.registry.dvc_objects import (
 from pipelines.registry.gates import data_gates, recorded_gates
 from pipelines.registry.names import FLOW, MODELS, aliased
 from pipelines.registry.promote import Version, check, downloaded
-from pipelines.tracking.git_files import GitFiles
+from pipelines.tracking.git import GitFiles
 from pipelines.tracking.store import connect
 
 SHORT = 12

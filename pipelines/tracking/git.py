@@ -1,8 +1,13 @@
-"""Which code ran: the commit, and whether tracked files differed from it."""
+"""What git knows: which code ran, and the files of a commit, hashed as DVC hashes them."""
 
+import hashlib
+import json
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+# What DVC leaves out of the hash of a directory of ours.
+IGNORED = ("__pycache__", ".pyc")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,43 @@ class GitState:
         return {"git_commit": self.commit, "git_dirty": self.dirty}
 
 
+@dataclass(frozen=True)
+class GitFiles:
+    """A commit of the repository in the working directory.
+
+    Args:
+        commit: Its name.
+    """
+
+    commit: str
+
+    def subject(self) -> str | None:
+        """The first line of the commit's message; None if there is no such commit."""
+        said = git_output("log", "-1", "--format=%h %s", "--end-of-options", self.commit)
+        return None if said is None else said.decode(errors="replace").strip().split(" ", 1)[-1]
+
+    def md5(self, path: str) -> str | None:
+        """The hash that `dvc.lock` would have for a file or directory; None without it."""
+        listing = git_output("ls-tree", "-r", "-z", "--full-tree", self.commit, "--", path)
+        if not listing:
+            return None
+        names = [entry.split(b"\t", 1)[1].decode() for entry in listing.split(b"\0") if entry]
+        hashes = {name: self._blob_md5(name) for name in names if not name.endswith(IGNORED)}
+        if list(hashes) == [path]:
+            return hashes[path]
+        entries = sorted(
+            (
+                {"md5": md5, "relpath": str(PurePosixPath(name).relative_to(path))}
+                for name, md5 in hashes.items()
+            ),
+            key=lambda entry: entry["relpath"],
+        )
+        return _md5(json.dumps(entries, sort_keys=True).encode()) + ".dir"
+
+    def _blob_md5(self, name: str) -> str:
+        return _md5(git_output("cat-file", "blob", f"{self.commit}:{name}") or b"")
+
+
 def git_output(*arguments: str, directory: Path = Path()) -> bytes | None:
     """What a git command prints; None without git, outside a repository, or if it fails."""
     command = ["git", "-C", str(directory), *arguments]
@@ -39,3 +81,7 @@ def git_output(*arguments: str, directory: Path = Path()) -> bytes | None:
         return subprocess.run(command, capture_output=True, check=True).stdout
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -36,7 +36,7 @@ def test_a_run_killed_three_times_ends_with_the_weights_of_an_unkilled_one(
         {"train.max_steps": 30, "train.epochs": 10, "train.early_stopping_patience": 99}
     )
     rank.train()
-    best = checkpoint_path(rank.run.checkpoints, best_step(rank.run.read_metrics()))
+    best = checkpoint_path(rank.run.checkpoints, best_step(rank.run.metrics.read()))
     expected = sha256_file(best / "model.safetensors")
 
     monkeypatch.setenv("ENIGMA_RUNS_DIR", str(tmp_path / "runs"))

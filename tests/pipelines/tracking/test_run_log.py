@@ -1,5 +1,6 @@
 """The run log against real MLflow stores: SQLite, and a server that dies and comes back."""
 
+import json
 import os
 import shutil
 import signal
@@ -21,18 +22,20 @@ from pipelines.registry.promote import promote
 from pipelines.registry.register import register
 from pipelines.runs.directory import Outcome
 from pipelines.runs.mlflow_run import open_run_log, resend
-from pipelines.tracking import store as tracking
-from pipelines.tracking.git_state import GitState
-from pipelines.tracking.store import EXPERIMENT, RunLog, connect, tracking_uri
+from pipelines.tracking import run_log
+from pipelines.tracking.metrics_file import MetricsFile
+from pipelines.tracking.run_log import RunLog
+from pipelines.tracking.store import tracking_uri
 from pipelines.training.trainer import EnigmaTrainer
 from tests.finished import write_finished_project
-from tests.support import free_port
+from tests.support import free_port, fresh_processes
 
 SETTINGS = {"train": {"epochs": 2, "max_steps": None}}
 
 
-def open_log(run_id: str | None = None, name: str = "train") -> RunLog:
-    return RunLog.open(run_name=name, params=SETTINGS, tags={"profile": "sanguo"}, run_id=run_id)
+def open_log(run_id: str | None = None, metrics: MetricsFile | None = None) -> RunLog:
+    tags = {"profile": "sanguo"}
+    return RunLog.open(run_name="train", params=SETTINGS, tags=tags, run_id=run_id, metrics=metrics)
 
 
 def steps_of(run_id: str, metric: str) -> list[int]:
@@ -77,14 +80,19 @@ class Server:
             self.process = None
 
 
-@pytest.fixture
-def server(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    directory = tmp_path / "server"
-    directory.mkdir()
-    server = Server(directory)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+@pytest.fixture(scope="module")
+def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
     yield server
     server.kill()
+
+
+@pytest.fixture
+def server(one_server: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A server that is not running, and the address that it will have."""
+    one_server.kill()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", one_server.uri)
+    return one_server
 
 
 def test_a_run_holds_params_metrics_files_data_and_commit(workspace: Path) -> None:
@@ -142,7 +150,7 @@ def test_a_resumed_run_gets_no_step_twice(workspace: Path) -> None:
 
 
 @pytest.mark.parametrize("deleted", [True, False])
-def test_a_run_that_is_gone_is_replaced(workspace: Path, caplog, deleted: bool) -> None:
+def test_a_run_that_no_longer_exists_is_replaced(workspace: Path, caplog, deleted: bool) -> None:
     run_id = "0" * 32
     if deleted:
         first = open_log()
@@ -154,11 +162,11 @@ def test_a_run_that_is_gone_is_replaced(workspace: Path, caplog, deleted: bool) 
     log.finish("FINISHED")
     assert log.run_id not in (None, run_id)
     assert steps_of(log.run_id, "loss") == [1]
-    assert f"run {run_id} is gone" in caplog.text
+    assert f"run {run_id} no longer exists" in caplog.text
 
 
-def test_values_arrive_while_the_run_goes_on(workspace: Path, monkeypatch) -> None:
-    monkeypatch.setattr(tracking, "FLUSH_INTERVAL_S", 0.1)
+def test_values_arrive_during_the_run(workspace: Path, monkeypatch) -> None:
+    monkeypatch.setattr(run_log, "FLUSH_INTERVAL_S", 0.1)
     log = open_log()
     log.log(1, {"loss": 1.0})
     deadline = time.monotonic() + 10
@@ -177,30 +185,95 @@ def test_what_the_store_refuses_does_not_block_what_follows(workspace: Path, cap
     log.finish("FINISHED")
     assert steps_of(log.run_id, "loss") == [1]
     assert "MLflow refused values" in caplog.text
-    assert "nothing.png went away" in caplog.text
+    assert "nothing.png was deleted" in caplog.text
 
 
-def test_a_deleted_experiment_is_restored(workspace: Path, caplog) -> None:
-    first = open_log()
-    first.finish("FINISHED")
-    client = MlflowClient(tracking_uri())
-    client.delete_experiment(client.get_experiment_by_name(EXPERIMENT).experiment_id)
-    second = open_log()
+def test_a_batch_whose_answer_was_lost_is_not_sent_again(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log()
+    served = MlflowClient.log_batch
+
+    def serve_and_lose_the_answer(*arguments: Any, **more: Any) -> None:
+        served(*arguments, **more)
+        raise ConnectionError("no answer")
+
+    log.log(1, {"loss": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", serve_and_lose_the_answer)
+        assert not log._send()
+    assert log.num_waiting == 1
+    log.log(2, {"loss": 2.0})
+    log.finish("FINISHED")
+    assert steps_of(log.run_id, "loss") == [1, 2]
+
+
+def send_and_be_killed(path: Path) -> None:
+    """Send batches of two values; die in the third, after the store has it."""
+    run_log.MAX_METRICS_PER_BATCH = 2
+    served, batches = MlflowClient.log_batch, []
+
+    def serve_and_die(*arguments: Any, **more: Any) -> None:
+        served(*arguments, **more)
+        batches.append(more.get("metrics"))
+        if sum(batch is not None for batch in batches) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    MlflowClient.log_batch = serve_and_die
+    open_log(metrics=MetricsFile(path))
+
+
+def test_a_killed_sender_is_continued_and_a_rewritten_file_is_sent_once(workspace: Path) -> None:
+    metrics = MetricsFile(workspace / "run" / "metrics.jsonl")
+    for step in range(10):
+        metrics.append({"step": step, "loss": float(step)})
+    killed = fresh_processes().Process(target=send_and_be_killed, args=(metrics.path,))
+    killed.start()
+    killed.join(120)
+    assert killed.exitcode == -signal.SIGKILL
+    run_id = metrics.run_id
+    assert steps_of(run_id, "loss") == list(range(6))
+    assert [json.loads(line)["step"] for line in metrics.unsent()] == list(range(4, 10))
+
+    # A resume takes the file back to its checkpoint, with the keys in another order.
+    log = open_log(metrics=metrics)
+    log._send()
+    metrics.rewrite([{"loss": float(step), "step": step} for step in range(3)])
+    for step in range(3, 12):
+        metrics.append({"loss": 100.0 + step, "step": step})
+    log._send()
+    assert metrics.unsent() == []
+    metrics.append({"step": 12, "loss": 12.0})
+    log.finish("FINISHED")
+    assert log.run_id == run_id
+    assert steps_of(run_id, "loss") == list(range(13))
+    assert MlflowClient(tracking_uri()).get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_run_that_was_deleted_gets_all_records_again(workspace: Path) -> None:
+    metrics = MetricsFile(workspace / "run" / "metrics.jsonl")
+    metrics.append({"step": 1, "loss": 1.0})
+    first = open_log(metrics=metrics)
+    first.finish("KILLED")
+    assert metrics.unsent() == []
+    MlflowClient(tracking_uri()).delete_run(first.run_id)
+    second = open_log(metrics=metrics)
     second.finish("FINISHED")
-    assert client.get_run(second.run_id).info.status == "FINISHED"
-    assert "had been deleted" in caplog.text
+    assert metrics.run_id == second.run_id != first.run_id
+    assert steps_of(second.run_id, "loss") == [1]
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_and_comes_back_loses_nothing(
+def test_a_server_that_starts_late_dies_and_comes_back_loses_nothing(
     server: Server, workspace: Path, caplog, monkeypatch
 ) -> None:
-    monkeypatch.setattr(tracking, "FLUSH_INTERVAL_S", 0.2)
+    monkeypatch.setattr(run_log, "FLUSH_INTERVAL_S", 0.2)
     figure = workspace / "loss.png"
     figure.write_bytes(b"png")
-    server.start()
     log = open_log()
+    assert log.run_id is None
     log.log(0, {"loss": 10.0})
+    server.start()
     log._send()
     assert steps_of(log.run_id, "loss") == [0]
     server.kill()
@@ -210,161 +283,77 @@ def test_a_server_that_dies_and_comes_back_loses_nothing(
         assert time.perf_counter() - started < 0.5, "training waited for the tracking server"
     log.artifact(figure, "figures")
     assert not log._send()
+    logged_ms = time.time() * 1000
     server.start()
     log.log(1500, {"loss": 0.0})
     log.finish("FINISHED")
     client = MlflowClient(server.uri)
-    assert steps_of(log.run_id, "loss") == list(range(1501))
+    history = client.get_metric_history(log.run_id, "loss")
+    assert [point.step for point in history] == list(range(1501))
+    assert history[1499].timestamp <= logged_ms < history[1500].timestamp
     assert client.list_artifacts(log.run_id, "figures")[0].path == "figures/loss.png"
     assert client.get_run(log.run_id).info.status == "FINISHED"
-    assert caplog.text.count("is away, going on") == 1
+    assert caplog.text.count("is away, retrying") == 2, "once per outage"
 
-
-@pytest.mark.slow
-def test_training_outlives_its_server_and_the_same_run_gets_the_rest_afterwards(
-    server: Server, one_rank: Any, caplog, monkeypatch
-) -> None:
-    monkeypatch.setattr(tracking, "FLUSH_INTERVAL_S", 0.2)
-    monkeypatch.setattr(tracking, "FINISH_PATIENCE_S", 0.5)
-    server.start()
-    rank = one_rank({"train.max_steps": 12, "train.evaluate_every_steps": 4})
-    rank.run.write_config(rank.config)
-    log = open_run_log(rank.run, rank.config)
-    scored = EnigmaTrainer._nll_nats
-
-    def kill_the_server(self: EnigmaTrainer, index_batches: Any) -> float:
-        log._send()
-        server.kill()
-        return scored(self, index_batches)
-
-    monkeypatch.setattr(EnigmaTrainer, "_nll_nats", kill_the_server)
-    outcome = rank.train(log)
-    assert outcome == Outcome("finished", 12)
-    log.finish("FINISHED")
-    rank.run.write_outcome(outcome)
-    assert log.num_waiting > 0
-    assert "is away, going on" in caplog.text
-    with pytest.raises(UserError, match="is away"):
-        resend(rank.run.path)
-    server.start()
-    assert steps_of(log.run_id, "train_loss_nats") == [1, 2, 3, 4]
-    assert resend(rank.run.path) == log.run_id
-    assert steps_of(log.run_id, "train_loss_nats") == list(range(1, 13))
-    assert steps_of(log.run_id, "validation_loss_nats") == [4, 8, 12]
-    assert MlflowClient(server.uri).get_run(log.run_id).info.status == "FINISHED"
-
-
-def test_a_batch_that_arrived_without_an_answer_is_not_sent_again(workspace: Path) -> None:
-    log = open_log()
-    log.log(1, {"loss": 1.0})
-    log._send()
-    # The same values wait again, as after a request whose answer was lost.
-    log._seen.clear()
-    log._away = True
-    log.log(1, {"loss": 1.0})
-    log.log(2, {"loss": 2.0})
-    log.finish("FINISHED")
-    assert steps_of(log.run_id, "loss") == [1, 2]
-
-
-@pytest.mark.slow
-def test_a_run_can_begin_before_its_server_does(server: Server, caplog) -> None:
-    log = open_log()
-    assert log.run_id is None
-    log.log(1, {"loss": 1.0})
-    server.start()
-    log.finish("FINISHED")
-    assert steps_of(log.run_id, "loss") == [1]
-
-
-def test_models_are_registered_and_promoted_through_a_server(
-    server: Server, workspace: Path
-) -> None:
-    server.start()
-    log = open_log()
-    log.finish("FINISHED")
+    # Models go through a server as well.
     write_finished_project(workspace, log.run_id)
     assert register(LM) == "1"
     assert promote(LM)
-    client = MlflowClient(server.uri)
     assert client.get_model_version_by_alias(LM, "champion").run_id == log.run_id
-    # The files are the server's, whatever becomes of the working directory.
+    # The files are the server's, whatever happens to the working directory.
     shutil.rmtree(workspace / "models")
     assert load_champion().version == "1"
     assert not (workspace / "mlflow.db").exists()
 
 
-def test_a_server_that_never_comes_stops_nothing(server: Server, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(tracking, "FINISH_PATIENCE_S", 1.0)
-    log = open_log()
-    log.log(1, {"loss": 1.0})
+def test_training_survives_an_outage_and_resend_sends_the_rest(
+    one_rank: Any, caplog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run_log, "FLUSH_INTERVAL_S", 0.2)
+    monkeypatch.setattr(run_log, "FINISH_PATIENCE_S", 0.5)
+    rank = one_rank({"train.max_steps": 6, "train.evaluate_every_steps": 2})
+    rank.run.write_config(rank.config)
+    log = open_run_log(rank.run, rank.config)
+    scored = EnigmaTrainer._nll_nats
+    away = pytest.MonkeyPatch()
+
+    def begin_the_outage(self: EnigmaTrainer, index_batches: Any) -> float:
+        log._send()
+        away.setattr(MlflowClient, "log_batch", fail)
+        return scored(self, index_batches)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route to the store")
+
+    monkeypatch.setattr(EnigmaTrainer, "_nll_nats", begin_the_outage)
+    outcome = rank.train()
+    assert outcome == Outcome("finished", 6)
     log.finish("FINISHED")
-    assert log.run_id is None
-    assert "1 values and 0 files of run train were not sent" in caplog.text
-
-
-@pytest.mark.slow
-def test_five_first_users_of_a_cold_store(workspace: Path) -> None:
-    script = (
-        "from pipelines.tracking.store import RunLog\n"
-        "log = RunLog.open(run_name='cold', params={}, tags={})\n"
-        "log.log(1, {'loss': 1.0})\n"
-        "log.finish('FINISHED')\n"
-        "assert log.run_id, 'not connected'\n"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        for _ in range(5)
-    ]
-    outputs = [process.communicate()[0].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0] * 5, "\n".join(outputs)
-    client = MlflowClient(tracking_uri())
-    experiments = [e for e in client.search_experiments() if e.name == EXPERIMENT]
-    assert len(experiments) == 1
-    runs = client.search_runs([experiments[0].experiment_id])
-    assert [run.data.metrics for run in runs] == [{"loss": 1.0}] * 5
+    rank.run.write_outcome(outcome)
+    assert log.num_waiting > 0
+    assert "is away, retrying" in caplog.text
+    with pytest.raises(UserError, match="is already running it"):
+        resend(rank.run.path)
+    # The run itself stays locked until the end of the test.
+    run = shutil.copytree(rank.run.path, tmp_path / "run")
+    with pytest.raises(UserError, match="got no answer"):
+        resend(run)
+    assert steps_of(log.run_id, "train_loss_nats") == [1, 2]
+    away.undo()
+    assert resend(run) == log.run_id
+    assert steps_of(log.run_id, "train_loss_nats") == list(range(1, 7))
+    assert steps_of(log.run_id, "validation_loss_nats") == [2, 4, 6]
+    assert MlflowClient(tracking_uri()).get_run(log.run_id).info.status == "FINISHED"
 
 
 @pytest.mark.parametrize("store", ["http://127.0.0.1:9", "foo://bar", "sqlite:////proc/no/x.db"])
-def test_a_store_that_cannot_be_used_is_named(workspace, monkeypatch, caplog, store) -> None:
+def test_a_store_that_never_answers_stops_nothing(
+    workspace: Path, caplog, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match=f"MLflow store at {store}"):
-        connect()
+    monkeypatch.setattr(run_log, "FINISH_PATIENCE_S", 0.1)
     log = open_log()
-    monkeypatch.setattr(tracking, "FINISH_PATIENCE_S", 0.1)
     log.log(1, {"loss": 1.0})
     log.finish("FINISHED")
-    assert "is away, going on" in caplog.text
-
-
-def test_a_damaged_store_stops_commands_but_not_runs(workspace: Path, monkeypatch) -> None:
-    (workspace / "mlflow.db").write_bytes(b"no database" * 1000)
-    with pytest.raises(UserError, match="cannot be used"):
-        connect()
-    monkeypatch.setattr(tracking, "FINISH_PATIENCE_S", 0.1)
-    log = open_log()
-    log.finish("FINISHED")
     assert log.run_id is None
-
-
-def git(directory: Path, *arguments: str) -> None:
-    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
-    subprocess.run(["git", "-C", str(directory), *who, *arguments], check=True, capture_output=True)
-
-
-def test_git_state(tmp_path: Path) -> None:
-    assert GitState.read(tmp_path) == GitState("unknown", "unknown")
-    git(tmp_path, "init", "--quiet")
-    assert GitState.read(tmp_path) == GitState("unknown", "unknown")
-    (tmp_path / "a.txt").write_text("one")
-    git(tmp_path, "add", "a.txt")
-    git(tmp_path, "commit", "--quiet", "-m", "one")
-    (tmp_path / "untracked.txt").write_text("x")
-    clean = GitState.read(tmp_path)
-    assert len(clean.commit) == 40
-    assert clean.dirty == "false"
-    (tmp_path / "a.txt").write_text("two")
-    assert GitState.read(tmp_path) == GitState(clean.commit, "true")
+    assert "1 records and 0 files of run train were not sent" in caplog.text

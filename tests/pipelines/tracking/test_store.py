@@ -1,0 +1,57 @@
+"""Opening the MLflow store: five first users at once, damage, addresses that do not answer."""
+
+from multiprocessing.managers import ListProxy
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from pipelines.base.errors import UserError
+from pipelines.tracking.store import EXPERIMENT, connect, initialise_store, tracking_uri
+from tests.support import fresh_processes
+
+
+def test_a_deleted_experiment_is_restored(workspace: Path, caplog) -> None:
+    client = MlflowClient(tracking_uri())
+    experiment = initialise_store()
+    client.delete_experiment(experiment)
+    assert initialise_store() == experiment
+    assert client.get_experiment(experiment).lifecycle_stage == "active"
+    assert "had been deleted" in caplog.text
+
+
+@pytest.mark.parametrize("store", ["http://127.0.0.1:9", "foo://bar", "sqlite:////proc/no/x.db"])
+def test_a_store_that_cannot_be_used_is_named(workspace, monkeypatch, store) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=f"MLflow store at {store}"):
+        connect()
+
+
+def test_a_damaged_store_is_named_too(workspace: Path) -> None:
+    (workspace / "mlflow.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(UserError, match="cannot be used"):
+        connect()
+
+
+def be_a_first_user(start: Barrier, experiments: "ListProxy[str]") -> None:
+    start.wait()
+    experiments.append(initialise_store())
+
+
+def test_five_first_users_of_a_cold_store_find_one_experiment(workspace: Path) -> None:
+    context = fresh_processes()
+    with context.Manager() as manager:
+        experiments, start = manager.list(), manager.Barrier(5)
+        users = [
+            context.Process(target=be_a_first_user, args=(start, experiments)) for _ in range(5)
+        ]
+        for user in users:
+            user.start()
+        for user in users:
+            user.join(240)
+        found = list(experiments)
+    assert [user.exitcode for user in users] == [0] * 5
+    [experiment] = [e for e in connect().search_experiments() if e.name == EXPERIMENT]
+    assert found == [experiment.experiment_id] * 5
