@@ -29,8 +29,8 @@ from pipelines.runs.directory import Outcome, RunConfig, RunDirectory
 from pipelines.runs.mlflow_run import ENDINGS, open_run_log
 from pipelines.runs.progress import Progress
 from pipelines.runs.recorder import Recorder
-from pipelines.training.failures import TrainingFailure
 from pipelines.training.history import patience_is_over
+from pipelines.training.ranks import TrainingFailure
 from pipelines.training.schedule import Schedule
 from pipelines.training.trainer import EnigmaTrainer
 from pipelines.training.weight_average import WeightAverage

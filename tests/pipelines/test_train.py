@@ -107,7 +107,7 @@ def test_early_stopping_survives_a_kill_right_after_the_last_checkpoint(one_rank
 def test_a_gradient_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
     one_rank: Any,
 ) -> None:
-    from pipelines.training.failures import NotFiniteError
+    from pipelines.training.ranks import NotFiniteError
 
     # The first step of a warm-up has a rate of 0; the second ruins the weights.
     rank = one_rank(
@@ -127,7 +127,7 @@ def test_a_gradient_is_checked_before_the_weights_take_the_step(
 ) -> None:
     import torch
 
-    from pipelines.training.failures import NotFiniteError
+    from pipelines.training.ranks import NotFiniteError
     from pipelines.training.trainer import EnigmaTrainer
 
     monkeypatch.setattr(

@@ -12,8 +12,8 @@ import pytest
 
 from pipelines.runs.checkpoints import AVERAGED, checkpoint_path, newest_complete, steps_on_disk
 from pipelines.runs.directory import Outcome
-from pipelines.training.failures import ExplodedError, SaveError
 from pipelines.training.history import evaluations
+from pipelines.training.ranks import ExplodedError, SaveError
 from tests.support import TINY_RUN
 
 LAST = TINY_RUN["train.max_steps"]
