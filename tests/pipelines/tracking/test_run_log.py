@@ -30,6 +30,8 @@ from pipelines.training.trainer import EnigmaTrainer
 from tests.finished import write_finished_project
 from tests.support import free_port, fresh_processes
 
+pytestmark = pytest.mark.usefixtures("tables")
+
 SETTINGS = {"train": {"epochs": 2, "max_steps": None}}
 
 
