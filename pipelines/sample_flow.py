@@ -39,7 +39,7 @@ from pipelines.flow.state_flow import StateFlow, check_language_model
 from pipelines.language_model.losses import LOSSES_FILE
 from pipelines.language_model.published import load_language_model
 from pipelines.params import SampleFlowParams, load_params
-from pipelines.tracking.store import RunLog
+from pipelines.tracking.run_log import RunLog
 
 logger = logging.getLogger(__name__)
 

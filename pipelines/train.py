@@ -25,12 +25,17 @@ from pipelines.runs.directory import (
     RunDirectory,
     fingerprint,
 )
-from pipelines.runs.mlflow_run import complete, open_run_log
+from pipelines.runs.mlflow_run import open_run_log
 from pipelines.training.report import publish
 
 CAUSALITY_LENGTH = 16
-# What launches a run and publishes what it made decides no weight.
-PUBLISHING = ("pipelines/train.py", "pipelines/training/report.py")
+# What launches a run, publishes its result or continues texts decides no weight.
+PUBLISHING = (
+    "enigma/generation.py",
+    "enigma/language_model/word_pieces.py",
+    "pipelines/train.py",
+    "pipelines/training/report.py",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +207,7 @@ def launch(run: RunDirectory, config: RunConfig, lock: int) -> Outcome:
     code = run_agent(run, config, pass_fds=[lock])
     outcome = run.read_outcome()
     if outcome is None:
-        complete(run, open_run_log(run, config), "FAILED", plots=[])
+        open_run_log(run, config).finish("FAILED")
         raise UserError(
             f"the ranks died (exit code {code}) after {MAX_RESTARTS} restarts",
             "read the log above; the same command goes on from the newest complete checkpoint",

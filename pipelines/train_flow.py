@@ -38,7 +38,7 @@ from pipelines.flow.state_flow import StateFlow
 from pipelines.language_model.published import load_language_model
 from pipelines.params import TrainFlowParams, load_params
 from pipelines.runs.directory import FINGERPRINT_DIGITS, RunDirectory
-from pipelines.tracking.store import RunLog
+from pipelines.tracking.run_log import RunLog
 
 if TYPE_CHECKING:
     from enigma.modeling_enigma import EnigmaForCausalLM
@@ -198,14 +198,13 @@ def _open_run(
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     fingerprint = digest[:FINGERPRINT_DIGITS]
     run = RunDirectory(runs / f"flow-{fingerprint}")
+    run.metrics.rewrite([])
     run_log = RunLog.open(
         run_name=f"train_flow/{profile} {fingerprint}",
         params={"train_flow": params.model_dump(mode="json")},
         tags={"profile": profile, **facts},
-        run_id=run.mlflow_run_id,
+        metrics=run.metrics,
     )
-    if run_log.run_id is not None:
-        run.remember_mlflow_run(run_log.run_id)
     return run, run_log
 
 

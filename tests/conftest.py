@@ -1,6 +1,7 @@
 """Fixtures that every kind of test shares."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,7 +15,6 @@ from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from pipelines.base.workspace import Workspace
 from pipelines.params import load_params
 from pipelines.runs.directory import Outcome, RunConfig, RunDirectory
-from pipelines.tracking.store import RunLog
 from pipelines.train import prepare
 from tests.support import REPOSITORY, TINY_RUN, WIKI_SAMPLE, change_params, make_tiny_shards
 
@@ -53,6 +53,22 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store with tables and without runs; to create the tables takes a second."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def tables(workspace: Path, migrated_store: Path) -> None:
+    """Spare the workspace's MLflow store the creation of its tables."""
+    shutil.copy(migrated_store, workspace / "mlflow.db")
+
+
 @pytest.fixture
 def set_params(workspace: Path) -> SetParams:
     """Change values in the workspace's `params.yaml`.
@@ -82,10 +98,10 @@ class OneRank:
         self.run = run
         self.config = config
 
-    def train(self, run_log: RunLog | None = None) -> Outcome:
+    def train(self) -> Outcome:
         from pipelines.training.worker import train_rank
 
-        return train_rank(self.run, self.config, rank=0, world_size=1, run_log=run_log)
+        return train_rank(self.run, self.config, rank=0, world_size=1)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines.base.artifacts import sha256_file, write_json
 from pipelines.language_model.losses import Losses
-from pipelines.tracking.store import RunLog
+from pipelines.tracking.run_log import RunLog
 from tests.support import REPOSITORY
 
 SHARDS_ROOT = "5" * 64

@@ -1,10 +1,12 @@
 """What tests of several rooms call by name (fixtures are in conftest.py)."""
 
+import multiprocessing
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,16 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def fresh_processes() -> ForkServerContext:
+    """A context of `multiprocessing` whose processes find MLflow's stores imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "mlflow.store.artifact.models_artifact_repo",
+            "mlflow.store.model_registry.sqlalchemy_store",
+            "mlflow.store.tracking.sqlalchemy_store",
+        ]
+    )
+    return context

@@ -129,7 +129,7 @@ def train(runs: Path, kills: int) -> str:
 def records(runs: Path) -> int:
     """The last step that is recorded; 0 before the first."""
     found = list(runs.glob("*/run.json"))
-    recorded = RunDirectory(newest_run(runs)).read_metrics() if found else []
+    recorded = RunDirectory(newest_run(runs)).metrics.read() if found else []
     return int(recorded[-1]["step"]) if recorded else 0
 
 

@@ -81,7 +81,7 @@ def losses(runs: str, *, ranks: int, batch_size: int) -> list[float]:
     """Train to the end; the training loss of every step."""
     divide(runs, ranks=ranks, batch_size=batch_size)
     train_to_the_end()
-    records = RunDirectory(newest_run(Path(runs))).read_metrics()
+    records = RunDirectory(newest_run(Path(runs))).metrics.read()
     found = {int(r["step"]): r["train_loss_nats"] for r in records if "train_loss_nats" in r}
     return [found[step] for step in range(1, STEPS + 1)]
 

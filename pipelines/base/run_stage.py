@@ -1,4 +1,4 @@
-"""What every stage shares: a quiet environment, logs as lines, errors without tracebacks."""
+"""What every stage shares: libraries without analytics, logs, errors without tracebacks."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ QUIET_ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "TOKENIZERS_PARALLELISM": "false",
-    # Without it torchrun cannot restart a gloo group after it lost a rank.
+    # Without this, torchrun cannot restart a gloo group that lost a rank.
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
 
@@ -32,7 +32,7 @@ def quiet_libraries() -> None:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage or command; a user's mistake ends in exit code 1, not in a traceback.
+    """Run a stage or command; a `UserError` ends in exit code 1 and without a traceback.
 
     Args:
         main: The stage, without arguments; it raises `UserError` for bad input.
@@ -50,7 +50,7 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; finished work is kept, run the same command to go on\n")
+        sys.stderr.write("interrupted; finished work is kept, run the same command to resume\n")
         sys.exit(130)
 
 

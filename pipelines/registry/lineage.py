@@ -34,7 +34,7 @@ from pipelines.registry.gates import data_gates, recorded_gates
 from pipelines.registry.names import FLOW, MODELS, aliased
 from pipelines.registry.promote import check
 from pipelines.registry.versions import Version, downloaded
-from pipelines.tracking.git_files import GitFiles
+from pipelines.tracking.git import GitFiles
 from pipelines.tracking.store import connect
 
 SHORT = 12

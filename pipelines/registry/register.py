@@ -29,8 +29,8 @@ from pipelines.registry.content import (
 from pipelines.registry.material import Material, collect
 from pipelines.registry.model_card import ModelCard
 from pipelines.registry.names import CANDIDATE, CODE, FLOW, find_version
-from pipelines.tracking.flat_names import flatten
-from pipelines.tracking.git_state import GitState
+from pipelines.tracking.git import GitState
+from pipelines.tracking.run_log import flatten
 from pipelines.tracking.store import EXPERIMENT, connect, local_state
 
 # Proof files whose hash is a tag of the version.

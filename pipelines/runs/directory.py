@@ -6,8 +6,8 @@ the same directory and go on; other inputs start afresh.
 
     run.json        what the ranks need to know (written by the launcher)
     checkpoints/    see pipelines/runs/checkpoints.py
-    metrics.jsonl   one record a logged step; the first place a metric goes
-    mlflow_run_id   which MLflow run to go on with
+    metrics.jsonl   see pipelines/tracking/metrics_file.py
+    mlflow.json     see there
     outcome.json    how the ranks ended, written by rank 0
     stop            its presence asks the ranks to save and end
     lock            held by the launcher; its text is the launcher's process id
@@ -16,7 +16,7 @@ the same directory and go on; other inputs start afresh.
 import hashlib
 import json
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,10 +24,11 @@ from typing import Literal
 
 import psutil
 
-from pipelines.base.artifacts import read_json, write_json, write_text
+from pipelines.base.artifacts import read_json, write_json
 from pipelines.base.errors import UserError
 from pipelines.base.locks import held_lock
 from pipelines.params import ModelParams, TrainParams
+from pipelines.tracking.metrics_file import MetricsFile
 
 FINGERPRINT_DIGITS = 16
 
@@ -95,6 +96,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The directory of the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> MetricsFile:
+        """The records of the run."""
+        return MetricsFile(self.path / "metrics.jsonl")
 
     def write_config(self, config: RunConfig) -> None:
         """Write `run.json`."""
@@ -177,29 +183,7 @@ class RunDirectory:
     @property
     def mlflow_run_id(self) -> str | None:
         """The MLflow run that belongs to this one, if it has been made."""
-        path = self.path / "mlflow_run_id"
-        return path.read_text(encoding="utf-8").strip() if path.is_file() else None
-
-    def remember_mlflow_run(self, run_id: str) -> None:
-        """Write down which MLflow run belongs to this one."""
-        if run_id != self.mlflow_run_id:
-            write_text(self.path / "mlflow_run_id", run_id)
-
-    def append_metrics(self, record: Mapping[str, float]) -> None:
-        """Add one line to `metrics.jsonl`; `record` has `step`."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record, allow_nan=False) + "\n")
-
-    def read_metrics(self) -> list[dict[str, float]]:
-        """All records of `metrics.jsonl`; none before the first."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [json.loads(line) for line in lines]
-
-    def reset_metrics(self, records: Sequence[Mapping[str, float]]) -> None:
-        """Start `metrics.jsonl` again with what the checkpoint of a resume remembers."""
-        lines = (json.dumps(record, allow_nan=False) + "\n" for record in records)
-        write_text(self.path / "metrics.jsonl", "".join(lines))
+        return self.metrics.run_id
 
 
 def fingerprint(*, shards_root: str, model: ModelParams, train: TrainParams, code: str) -> str:

@@ -1,37 +1,25 @@
-"""What a training run writes down: the local file first, MLflow second."""
+"""What a training run measures and writes to `metrics.jsonl`, from where it goes to MLflow."""
 
 import time
 from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from pipelines.runs.directory import RunDirectory
 from pipelines.runs.hardware import peak_flops, peak_memory_mib, training_flops_per_token
-from pipelines.tracking.store import RunLog
+from pipelines.tracking.metrics_file import TIME, MetricsFile
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
-    """Measures speed, waiting and memory, and writes each record.
-
-    `metrics.jsonl` is the truth. MLflow gets the same values, whenever it can be reached.
+    """Measures speed, waiting and memory, and writes each record on rank 0.
 
     Args:
-        run: Where `metrics.jsonl` is.
-        run_log: On rank 0 the MLflow run, if there is one; None elsewhere.
+        metrics: The records of the run.
         tokens_per_step: Tokens that all ranks together take in one optimiser step.
         sequence_length: Tokens of a sequence.
     """
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        run_log: RunLog | None,
-        *,
-        tokens_per_step: int,
-        sequence_length: int,
-    ) -> None:
-        self._run = run
-        self._run_log = run_log
+    def __init__(self, metrics: MetricsFile, *, tokens_per_step: int, sequence_length: int) -> None:
+        self._metrics = metrics
         self._tokens_per_step = tokens_per_step
         self._sequence_length = sequence_length
         self._full_speed: float | None = None
@@ -43,12 +31,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any, **__: Any
     ) -> None:
-        """Begin the file with what the checkpoint remembers: a kill may have logged more."""
+        """Take the file back to the history of the checkpoint: a kill may have logged more."""
         self._full_speed = _full_speed_tokens_per_s(args, model, self._sequence_length)
         if state.is_world_process_zero:
-            self._run.reset_metrics(state.log_history)
-            for record in state.log_history:
-                self._send(record)
+            self._metrics.rewrite(state.log_history)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Start the clock."""
@@ -68,7 +54,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         logs: dict[str, float],
         **_: Any,
     ) -> None:
-        """Add what was measured to a training record, and write it down."""
+        """Complete a record with the time and what was measured, and write it."""
+        logs[TIME] = time.time()
         if "train_loss_nats" in logs and self._steps:
             elapsed_s = self._busy_s + self._waited_s
             logs["tokens_per_s"] = self._steps * self._tokens_per_step / elapsed_s
@@ -79,12 +66,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
             self._busy_s = self._waited_s = 0.0
             self._steps = 0
         if state.is_world_process_zero:
-            self._run.append_metrics(logs)
-            self._send(logs)
-
-    def _send(self, record: dict[str, float]) -> None:
-        if self._run_log is not None:
-            self._run_log.log_record(record)
+            self._metrics.append(logs)
 
 
 def _full_speed_tokens_per_s(args: TrainingArguments, model: Any, length: int) -> float | None:

@@ -112,7 +112,7 @@ def read_status(path: Path) -> RunStatus:
     if newest is not None:
         manifest = checkpoint_path(run.checkpoints, newest) / MANIFEST_NAME
         age_s = max(0.0, time.time() - manifest.stat().st_mtime)
-    return RunStatus(path, config, _state(run), run.read_metrics(), newest, age_s)
+    return RunStatus(path, config, _state(run), run.metrics.read(), newest, age_s)
 
 
 def _state(run: RunDirectory) -> str:

@@ -19,8 +19,9 @@ from pipelines.base.workspace import Workspace
 from pipelines.data.text.vocabulary import load_tokenizer
 from pipelines.runs.checkpoints import AVERAGED, checkpoint_path, is_complete
 from pipelines.runs.directory import RunConfig, RunDirectory
-from pipelines.runs.mlflow_run import complete, open_run_log
-from pipelines.tracking.git_state import GitState
+from pipelines.runs.mlflow_run import open_run_log
+from pipelines.tracking.git import GitState
+from pipelines.tracking.metrics_file import TIME
 from pipelines.training.history import Records, best_step, evaluations
 
 COLUMNS = (
@@ -56,7 +57,7 @@ def publish(run: RunDirectory, config: RunConfig, workspace: Workspace) -> None:
     Raises:
         UserError: If the best checkpoint is gone or damaged.
     """
-    history = run.read_metrics()
+    history = run.metrics.read()
     step = best_step(history)
     checkpoint = checkpoint_path(run.checkpoints, step or 0)
     if step is None or not is_complete(checkpoint):
@@ -83,8 +84,9 @@ def publish(run: RunDirectory, config: RunConfig, workspace: Workspace) -> None:
     _write_csv(report / "history.csv", rows)
     with publish_directory(report / "figures") as figures:
         draw_curves(history, figures)
-    plots = [*sorted((report / "figures").glob("*.png")), report / "history.csv"]
-    complete(run, run_log, "FINISHED", plots)
+    for path in (*sorted((report / "figures").glob("*.png")), report / "history.csv"):
+        run_log.artifact(path, "plots")
+    run_log.finish("FINISHED")
 
 
 def _write_model(checkpoint: Path, config: RunConfig, building: Path) -> None:
@@ -107,7 +109,7 @@ def summary(history: Records, step: int) -> dict[str, float]:
         return [record[name] for record in history if name in record] or [0.0]
 
     best = next(record for record in evaluations(history) if record["step"] == step)
-    values = {name: value for name, value in best.items() if name != "step"}
+    values = {name: value for name, value in best.items() if name not in {"step", TIME}}
     return {
         "best_step": step,
         "last_step": int(history[-1]["step"]),

@@ -6,8 +6,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipelines.runs.directory import RunDirectory
-from pipelines.training.agreement import any_rank
 from pipelines.training.history import Records, evaluations, patience_is_over
+from pipelines.training.ranks import any_rank
 
 
 class Schedule(TrainerCallback):  # type: ignore[misc]  # transformers ships no types

@@ -30,10 +30,9 @@ from pipelines.data.shards import ShardReader
 from pipelines.language_model.scoring import Score, Span, batches, model_nll_nats
 from pipelines.params import TrainParams
 from pipelines.runs.checkpoints import building_path, checkpoint_path, discard, prune, publish
-from pipelines.training.agreement import any_rank
-from pipelines.training.failures import ExplodedError, NotFiniteError, SaveError
 from pipelines.training.history import best_step, rise_nats
 from pipelines.training.optimisers import make_optimiser
+from pipelines.training.ranks import ExplodedError, NotFiniteError, SaveError, any_rank
 from pipelines.training.schedule import Schedule
 from pipelines.training.weight_average import WeightAverage
 

@@ -26,12 +26,11 @@ from pipelines.language_model.published import model_config
 from pipelines.params import TrainParams
 from pipelines.runs.checkpoints import checkpoint_path, newest_complete
 from pipelines.runs.directory import Outcome, RunConfig, RunDirectory
-from pipelines.runs.mlflow_run import ENDINGS, open_run_log, remember
+from pipelines.runs.mlflow_run import ENDINGS, open_run_log
 from pipelines.runs.progress import Progress
 from pipelines.runs.recorder import Recorder
-from pipelines.tracking.store import RunLog
-from pipelines.training.failures import TrainingFailure
 from pipelines.training.history import patience_is_over
+from pipelines.training.ranks import TrainingFailure
 from pipelines.training.schedule import Schedule
 from pipelines.training.trainer import EnigmaTrainer
 from pipelines.training.weight_average import WeightAverage
@@ -48,22 +47,19 @@ def main() -> None:
     config = run.read_config()
     run_log = open_run_log(run, config) if rank == 0 else None
     try:
-        outcome = train_rank(run, config, rank=rank, world_size=world_size, run_log=run_log)
+        outcome = train_rank(run, config, rank=rank, world_size=world_size)
     except TrainingFailure as error:
         outcome = Outcome("failed", _last_step(run), error.problem, error.fix)
     if run_log is not None:
         run.write_outcome(outcome)
-        # Who asks for a stop waits for it, and the next attempt sends what is missing.
+        # A stop must be quick; the next attempt sends the rest.
         patience_s = STOP_PATIENCE_S if outcome.status == "stopped" else None
         run_log.finish(ENDINGS[outcome.status], patience_s)
-        remember(run, run_log)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def train_rank(
-    run: RunDirectory, config: RunConfig, *, rank: int, world_size: int, run_log: RunLog | None
-) -> Outcome:
+def train_rank(run: RunDirectory, config: RunConfig, *, rank: int, world_size: int) -> Outcome:
     """Train from the newest complete checkpoint to the end, or until asked to stop.
 
     Args:
@@ -71,7 +67,6 @@ def train_rank(
         config: Its configuration.
         rank: This process.
         world_size: Number of processes.
-        run_log: On rank 0 the MLflow run; None elsewhere.
 
     Returns:
         How it ended.
@@ -107,8 +102,7 @@ def train_rank(
             return Outcome("finished", int(state.global_step))
         args.eval_on_start = schedule.owes_evaluation(state.global_step, state.log_history)
     recorder = Recorder(
-        run,
-        run_log,
+        run.metrics,
         tokens_per_step=config.tokens_per_step,
         sequence_length=reader.sequence_length,
     )
@@ -189,7 +183,7 @@ def _resume_point(run: RunDirectory, args: TrainingArguments) -> Path | None:
 
 
 def _last_step(run: RunDirectory) -> int:
-    records = run.read_metrics()
+    records = run.metrics.read()
     return int(records[-1]["step"]) if records else 0
 
 

@@ -22,7 +22,7 @@ from pipelines.registry.names import MODELS
 from pipelines.registry.promote import promote
 from pipelines.registry.register import register
 from pipelines.tokenize import tokenize
-from pipelines.tracking.store import RunLog
+from pipelines.tracking.run_log import RunLog
 from tests.finished import write_finished_project, write_losses
 from tests.support import REPOSITORY
 

@@ -1,20 +1,27 @@
 """Training refuses what must not train, and a killed run ends where an unkilled one does."""
 
-import json
-import random
 import signal
-import time
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from mlflow.tracking import MlflowClient
 
-from pipelines.base.artifacts import read_manifest, sha256_file, write_json, write_manifest
+from pipelines.base.artifacts import (
+    read_json,
+    read_manifest,
+    sha256_file,
+    write_json,
+    write_manifest,
+)
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.workspace import Workspace
 from pipelines.params import load_params
 from pipelines.runs.checkpoints import checkpoint_path, is_complete, newest_complete, steps_on_disk
-from pipelines.runs.directory import Outcome
+from pipelines.runs.directory import Outcome, RunDirectory
+from pipelines.tracking.store import tracking_uri
 from pipelines.train import PUBLISHING, check_causality, check_certificate, check_sizes, prepare
 from pipelines.training.history import best_step
 from pipelines.training.report import summary, table
@@ -22,72 +29,94 @@ from tests.support import REPOSITORY, kill_tree, start_training, train_to_the_en
 from tests.support import TINY_RUN as TINY
 
 
-def newest_checkpoint(runs: Path) -> int:
-    """The step of the newest checkpoint of the only run; 0 without one."""
-    return max((s for run in runs.glob("*") for s in steps_on_disk(run / "checkpoints")), default=0)
-
-
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_a_run_killed_three_times_ends_with_the_weights_of_an_unkilled_one(
-    one_rank: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    rank = one_rank(
-        {"train.max_steps": 30, "train.epochs": 10, "train.early_stopping_patience": 99}
-    )
-    rank.train()
-    best = checkpoint_path(rank.run.checkpoints, best_step(rank.run.read_metrics()))
-    expected = sha256_file(best / "model.safetensors")
-
-    monkeypatch.setenv("ENIGMA_RUNS_DIR", str(tmp_path / "runs"))
-    for step in (2, 0, 10):
-        process = start_training()
-        if step:
-            wait_for(lambda step=step: newest_checkpoint(tmp_path / "runs") >= step, process)
-        else:
-            time.sleep(random.Random(0).uniform(0.0, 5.0))
-        kill_tree(process)
-    # A checkpoint that a kill left half written: it must not be resumed from.
-    (run,) = (tmp_path / "runs").iterdir()
-    half = run / "checkpoints" / "checkpoint-29"
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
-    output = train_to_the_end()
-    assert "checkpoint-29 is incomplete; falling back" in output
-    workspace = Workspace("sanguo")
-    assert sha256_file(workspace.language_model / "model.safetensors") == expected
-    assert (workspace.report("train") / "figures" / "loss.png").stat().st_size > 1000
-    steps = [
-        record["step"]
-        for record in read_lines(run / "metrics.jsonl")
+def recorded_steps(runs: Path) -> list[int]:
+    """The steps of the training records of the only run."""
+    return [
+        int(record["step"])
+        for run in runs.glob("*")
+        for record in RunDirectory(run).metrics.read()
         if "train_loss_nats" in record
     ]
-    assert steps == list(range(1, 31)), "no step twice, none missing"
+
+
+def train_until_it_saves(runs: Path) -> subprocess.Popen[str]:
+    """Start the stage; it is training, and has saved a checkpoint since it started."""
+    newest = max(
+        (n for run in runs.glob("*") for n in steps_on_disk(run / "checkpoints")), default=0
+    )
+    process = start_training()
+    wait_for(
+        lambda: any(
+            int(path.parent.name.removeprefix("checkpoint-")) > newest
+            for path in runs.glob("*/checkpoints/checkpoint-*/manifest.json")
+        ),
+        process,
+    )
+    return process
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_sigterm_saves_and_the_next_run_goes_on(shards: Path, set_params: Any) -> None:
-    set_params(
+@pytest.mark.usefixtures("tables")
+def test_a_run_that_is_killed_orphaned_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
+    one_rank: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps = 240
+    rank = one_rank(
         {
-            **TINY,
-            "train.epochs": 100000,
-            "train.max_steps": 100000,
-            "train.evaluate_every_steps": 50000,
+            "train.max_steps": steps,
+            "train.epochs": 100,
+            "train.evaluate_every_steps": 20,
+            "train.early_stopping_patience": 99,
+            "train.learning_rate": 1.0e-4,
         }
     )
-    process = start_training()
-    wait_for(lambda: list(Path("runs").glob("*/metrics.jsonl")), process)
-    wait_for(
-        lambda: "train_loss" in next(Path("runs").glob("*/metrics.jsonl")).read_text(), process
-    )
+    rank.train()
+    best = checkpoint_path(rank.run.checkpoints, best_step(rank.run.metrics.read()))
+    expected = sha256_file(best / "model.safetensors")
+
+    runs = tmp_path / "runs"
+    monkeypatch.setenv("ENIGMA_RUNS_DIR", str(runs))
+    kill_tree(train_until_it_saves(runs))
+
+    # Only the launcher is killed: its ranks notice, save and end.
+    process = train_until_it_saves(runs)
+    (run,) = runs.iterdir()
+    orphans = psutil.Process(process.pid).children(recursive=True)
+    # The agent unpickles what its store holds: nobody else may reach that.
+    [agent] = [one for one in orphans if "torch.distributed.run" in one.cmdline()]
+    assert [one for one in agent.net_connections("inet") if one.status == "LISTEN"] == []
+    process.kill()
+    _, alive = psutil.wait_procs(orphans, timeout=60)
+    process.communicate()
+    assert alive == []
+    outcome = RunDirectory(run).read_outcome()
+    assert outcome is not None
+    assert outcome.status == "stopped"
+    assert newest_complete(run / "checkpoints") == outcome.step
+
+    process = train_until_it_saves(runs)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "asked to stop" in output
     assert "Traceback" not in output
-    assert list(Path("runs").glob("*/checkpoints/checkpoint-*/manifest.json"))
-    assert not Workspace("sanguo").language_model.exists()
+    assert outcome.step < (newest_complete(run / "checkpoints") or 0) < steps
+    workspace = Workspace("sanguo")
+    assert not workspace.language_model.exists()
+
+    # A checkpoint that a kill left half written: it must not be resumed from.
+    half = run / "checkpoints" / f"checkpoint-{steps - 1}"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    output = train_to_the_end()
+    assert f"checkpoint-{steps - 1} is incomplete; falling back" in output
+    assert sha256_file(workspace.language_model / "model.safetensors") == expected
+    assert (workspace.report("train") / "figures" / "loss.png").stat().st_size > 1000
+    assert recorded_steps(runs) == list(range(1, steps + 1)), "no step twice, none missing"
+    run_id = read_json(workspace.language_model / "training.json")["mlflow_run_id"]
+    sent = MlflowClient(tracking_uri()).get_metric_history(run_id, "train_loss_nats")
+    assert sorted(point.step for point in sent) == list(range(1, steps + 1)), "nor in MLflow"
 
 
 def test_early_stopping_survives_a_kill_right_after_the_last_checkpoint(one_rank: Any) -> None:
@@ -107,7 +136,7 @@ def test_early_stopping_survives_a_kill_right_after_the_last_checkpoint(one_rank
 def test_a_gradient_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
     one_rank: Any,
 ) -> None:
-    from pipelines.training.failures import NotFiniteError
+    from pipelines.training.ranks import NotFiniteError
 
     # The first step of a warm-up has a rate of 0; the second ruins the weights.
     rank = one_rank(
@@ -127,7 +156,7 @@ def test_a_gradient_is_checked_before_the_weights_take_the_step(
 ) -> None:
     import torch
 
-    from pipelines.training.failures import NotFiniteError
+    from pipelines.training.ranks import NotFiniteError
     from pipelines.training.trainer import EnigmaTrainer
 
     monkeypatch.setattr(
@@ -224,7 +253,3 @@ def test_the_table_has_one_complete_row_an_evaluation() -> None:
     assert first["step"] == 2
     assert "train_loss_nats" not in second
     assert summary(history, 4)["validation_loss_nats"] == 2.5
-
-
-def read_lines(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

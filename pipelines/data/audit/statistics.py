@@ -180,7 +180,7 @@ def print_summary(analysis: Mapping[str, Any]) -> None:
 
 def log_analysis(workspace: Workspace, analysis: Mapping[str, Any]) -> None:
     """Log figures, files and data sets to MLflow."""
-    from pipelines.tracking.store import RunLog
+    from pipelines.tracking.run_log import RunLog
 
     roots = {
         name: {"root": analysis[f"{name}_root"], "source": str(path)}

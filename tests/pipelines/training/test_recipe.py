@@ -12,8 +12,8 @@ import pytest
 
 from pipelines.runs.checkpoints import AVERAGED, checkpoint_path, newest_complete, steps_on_disk
 from pipelines.runs.directory import Outcome
-from pipelines.training.failures import ExplodedError, SaveError
 from pipelines.training.history import evaluations
+from pipelines.training.ranks import ExplodedError, SaveError
 from tests.support import TINY_RUN
 
 LAST = TINY_RUN["train.max_steps"]
@@ -35,14 +35,14 @@ def test_muon_trapezoid_and_average_go_on_bit_by_bit(one_rank: Any) -> None:
     assert rank.train() == Outcome("finished", LAST)
     last = checkpoint_path(rank.run.checkpoints, LAST)
     expected = [weights(last), weights(last / AVERAGED)]
-    history = rank.run.read_metrics()
+    history = rank.run.metrics.read()
     assert expected[0] != expected[1]
     # As after a kill in the middle.
     shutil.rmtree(last)
     assert newest_complete(rank.run.checkpoints) == 4
     assert rank.train() == Outcome("finished", LAST)
     assert [weights(last), weights(last / AVERAGED)] == expected
-    for before, after in zip(history, rank.run.read_metrics(), strict=True):
+    for before, after in zip(history, rank.run.metrics.read(), strict=True):
         for name in ("train_loss_nats", "validation_loss_nats", "learning_rate"):
             assert before.get(name) == after.get(name)
 
@@ -59,7 +59,7 @@ def test_the_averaged_weights_are_what_is_evaluated(one_rank: Any) -> None:
     rank.train()
     reader = ShardReader(rank.config.shards, "validation")
     subset = evenly_spaced(len(reader), TINY_RUN["train.max_validation_sequences"])
-    recorded = evaluations(rank.run.read_metrics())[-1]["validation_loss_nats"]
+    recorded = evaluations(rank.run.metrics.read())[-1]["validation_loss_nats"]
     checkpoint = checkpoint_path(rank.run.checkpoints, LAST)
     torch.manual_seed(0)
     losses = []
@@ -172,7 +172,7 @@ def test_the_trapezoid_rises_stays_and_falls(one_rank: Any) -> None:
         }
     )
     rank.train()
-    rates = [r["learning_rate"] for r in rank.run.read_metrics() if "learning_rate" in r]
+    rates = [r["learning_rate"] for r in rank.run.metrics.read() if "learning_rate" in r]
     # The rate of a record is the one that its step was taken with.
     expected = [0, 0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
     assert rates == pytest.approx([1e-3 * part for part in expected])
@@ -189,7 +189,7 @@ def test_accumulation_learns_what_one_batch_learns(one_rank: Any) -> None:
             }
         )
         rank.train()
-        histories.append(rank.run.read_metrics())
+        histories.append(rank.run.metrics.read())
         shutil.rmtree(rank.run.checkpoints)
     one, many = ([r["train_loss_nats"] for r in h if "train_loss_nats" in r] for h in histories)
     assert many == pytest.approx(one, abs=1e-5)
@@ -209,7 +209,7 @@ def test_a_loss_that_explodes_ends_the_run_and_is_never_saved(one_rank: Any) -> 
     )
     with pytest.raises(ExplodedError, match=r"at most 1 nats above the lowest so far"):
         rank.train()
-    exploded = int(rank.run.read_metrics()[-1]["step"])
+    exploded = int(rank.run.metrics.read()[-1]["step"])
     assert newest_complete(rank.run.checkpoints) == exploded - 1, "the last good one is kept"
     with pytest.raises(ExplodedError):
         rank.train()
@@ -249,7 +249,7 @@ def test_a_stop_in_the_middle_of_an_evaluation_is_made_good_for(
     settings = {"train.max_validation_sequences": 8, "train.evaluate_every_steps": 3}
     rank = one_rank(settings)
     rank.train()
-    expected = rank.run.read_metrics()
+    expected = rank.run.metrics.read()
     shutil.rmtree(rank.run.checkpoints)
 
     scored = EnigmaTrainer._nll_nats
@@ -262,18 +262,18 @@ def test_a_stop_in_the_middle_of_an_evaluation_is_made_good_for(
         patch.setattr(EnigmaTrainer, "_nll_nats", stop_after_this_batch)
         assert rank.train() == Outcome("stopped", 3)
     assert newest_complete(rank.run.checkpoints) == 3
-    assert evaluations(rank.run.read_metrics()) == []
+    assert evaluations(rank.run.metrics.read()) == []
     rank.run.begin()
     assert rank.train() == Outcome("finished", LAST)
     names = ("step", "train_loss_nats", "validation_loss_nats")
-    for before, after in zip(expected, rank.run.read_metrics(), strict=True):
+    for before, after in zip(expected, rank.run.metrics.read(), strict=True):
         assert [before.get(name) for name in names] == [after.get(name) for name in names]
 
 
 def test_records_say_how_long_was_waited_and_how_much_memory_was_held(one_rank: Any) -> None:
     rank = one_rank({})
     rank.train()
-    records = [r for r in rank.run.read_metrics() if "train_loss_nats" in r]
+    records = [r for r in rank.run.metrics.read() if "train_loss_nats" in r]
     assert len(records) == LAST
     for record in records:
         assert 0.0 < record["data_wait_fraction"] < 1.0

@@ -1,13 +1,40 @@
-"""Files as a commit has them, hashed the way DVC hashes a dependency."""
+"""What git knows: which code ran, and the files of a commit, hashed as DVC hashes them."""
 
 import hashlib
 import json
+import subprocess
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from pipelines.tracking.git_state import git_output
-
+# What DVC leaves out of the hash of a directory of ours.
 IGNORED = ("__pycache__", ".pyc")
+
+
+@dataclass(frozen=True)
+class GitState:
+    """Which code ran.
+
+    Args:
+        commit: 40 hexadecimal digits, or "unknown" outside a repository.
+        dirty: "true" if tracked files differed from the commit, "false" if not,
+            or "unknown".
+    """
+
+    commit: str
+    dirty: str
+
+    @classmethod
+    def read(cls, directory: Path = Path()) -> "GitState":
+        """Ask git about a directory; works without git and outside a repository."""
+        commit = git_output("rev-parse", "HEAD", directory=directory)
+        changes = git_output("status", "--porcelain", "--untracked-files=no", directory=directory)
+        if commit is None or changes is None:
+            return cls("unknown", "unknown")
+        return cls(commit.decode().strip(), "true" if changes.strip() else "false")
+
+    def tags(self) -> dict[str, str]:
+        """The same as tags of a run or a model version."""
+        return {"git_commit": self.commit, "git_dirty": self.dirty}
 
 
 @dataclass(frozen=True)
@@ -45,6 +72,15 @@ class GitFiles:
 
     def _blob_md5(self, name: str) -> str:
         return _md5(git_output("cat-file", "blob", f"{self.commit}:{name}") or b"")
+
+
+def git_output(*arguments: str, directory: Path = Path()) -> bytes | None:
+    """What a git command prints; None without git, outside a repository, or if it fails."""
+    command = ["git", "-C", str(directory), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, check=True).stdout
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
 
 
 def _md5(content: bytes) -> str:

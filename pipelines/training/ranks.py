@@ -1,14 +1,36 @@
-"""Ends of a training run that another try would meet again; all ranks meet them together."""
+"""What the ranks of a run decide together, and the failures that end all of them.
+
+Each rank sees only its own signals, its own disk and its own clock; ranks that decided
+alone would end at different steps, and the others would wait for them for ever.
+"""
 
 from pathlib import Path
 
 import psutil
+import torch
 
 from pipelines.base.errors import UserError
 
 
+def any_rank(yes: bool, device: torch.device) -> bool:
+    """Whether at least one rank says yes; every rank gets the same answer.
+
+    Args:
+        yes: The answer of this rank.
+        device: Where the backend of the process group expects its tensors.
+
+    Returns:
+        The common answer; with one process, its own.
+    """
+    if not torch.distributed.is_initialized():
+        return yes
+    votes = torch.tensor(float(yes), device=device)
+    torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX)
+    return bool(votes)
+
+
 class TrainingFailure(UserError):  # noqa: N818 - the outcome of the run is "failed"
-    """A run that cannot go on as it is; its last checkpoint is kept."""
+    """An end that another attempt would meet again. The last checkpoint is kept."""
 
 
 class NotFiniteError(TrainingFailure):
@@ -29,8 +51,8 @@ class ExplodedError(TrainingFailure):
         super().__init__(
             f"step {step}: expected a loss at most {limit_nats:g} nats above the lowest so far "
             f"(train.max_loss_rise_nats), got one {rise_nats:.2f} nats above it",
-            "lower train.learning_rate or lengthen the warm-up; the last checkpoint before "
-            "this is kept",
+            "lower train.learning_rate or raise train.warmup_fraction; "
+            "the last checkpoint before this is kept",
         )
 
 
@@ -42,5 +64,5 @@ class SaveError(TrainingFailure):
         super().__init__(
             f"the checkpoint of step {step} could not be written ({free_mb:,.0f} MB are free): "
             f"{problem}",
-            "make room; the same command goes on from the checkpoint before it",
+            "free disk space; the same command resumes from the checkpoint before it",
         )
