@@ -16,10 +16,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines.base.errors import UserError
-from pipelines.registry.versions import load_champion
 from pipelines.registry.names import LM
 from pipelines.registry.promote import promote
 from pipelines.registry.register import register
+from pipelines.registry.versions import load_champion
 from pipelines.runs.directory import Outcome
 from pipelines.runs.mlflow_run import open_run_log, resend
 from pipelines.tracking import run_log
