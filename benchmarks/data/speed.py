@@ -30,8 +30,7 @@ from benchmarks.data.recall import recall
 from benchmarks.record import RESULTS, median_times_s, row, write
 from pipelines.base.artifacts import write_json
 from pipelines.base.downloads import packaged_file
-from pipelines.data.cleaning.minhash import minhash_signatures
-from pipelines.data.cleaning.near_duplicates import ArraySignatures, UnionFind, join_by_signatures
+from pipelines.data.cleaning.near_duplicates import UnionFind, join_near_duplicates
 from pipelines.data.order import SequenceOrder
 from pipelines.data.shards import ShardReader, ShardWriter
 from pipelines.data.text.arrays import text_array
@@ -237,11 +236,8 @@ def near_duplicates(corpus: Path) -> Rows:
     documents, pairs = near_duplicate_corpus(corpus, 50_000)
 
     def ours(texts: list[str]) -> UnionFind:
-        array = text_array(texts)
         sets = UnionFind(len(texts))
-        join_by_signatures(
-            ArraySignatures(minhash_signatures(array, params)), array.take, params, sets
-        )
+        join_near_duplicates(text_array(texts), params, sets)
         return sets
 
     def grams(text: str) -> list[str]:
