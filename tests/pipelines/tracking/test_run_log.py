@@ -210,8 +210,10 @@ def test_a_batch_whose_answer_was_lost_is_not_sent_again(
     assert steps_of(log.run_id, "loss") == [1, 2]
 
 
-def send_and_be_killed(path: Path) -> None:
+def send_and_be_killed(path: Path, store: str) -> None:
     """Send batches of two values; die in the third, after the store has it."""
+    # A fork server has the environment of the test that started it.
+    os.environ["MLFLOW_TRACKING_URI"] = store
     run_log.MAX_METRICS_PER_BATCH = 2
     served, batches = MlflowClient.log_batch, []
 
@@ -229,7 +231,9 @@ def test_a_killed_sender_is_continued_and_a_rewritten_file_is_sent_once(workspac
     metrics = MetricsFile(workspace / "run" / "metrics.jsonl")
     for step in range(10):
         metrics.append({"step": step, "loss": float(step)})
-    killed = fresh_processes().Process(target=send_and_be_killed, args=(metrics.path,))
+    killed = fresh_processes().Process(
+        target=send_and_be_killed, args=(metrics.path, tracking_uri())
+    )
     killed.start()
     killed.join(120)
     assert killed.exitcode == -signal.SIGKILL
@@ -270,6 +274,7 @@ def test_a_server_that_starts_late_dies_and_comes_back_loses_nothing(
     server: Server, workspace: Path, caplog, monkeypatch
 ) -> None:
     monkeypatch.setattr(run_log, "FLUSH_INTERVAL_S", 0.2)
+    (workspace / "mlflow.db").unlink()
     figure = workspace / "loss.png"
     figure.write_bytes(b"png")
     log = open_log()

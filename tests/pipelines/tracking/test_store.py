@@ -1,5 +1,6 @@
 """Opening the MLflow store: five first users at once, damage, addresses that do not answer."""
 
+import os
 from multiprocessing.managers import ListProxy
 from pathlib import Path
 from threading import Barrier
@@ -35,7 +36,9 @@ def test_a_damaged_store_is_named_too(workspace: Path) -> None:
         connect()
 
 
-def be_a_first_user(start: Barrier, experiments: "ListProxy[str]") -> None:
+def be_a_first_user(start: Barrier, experiments: "ListProxy[str]", store: str) -> None:
+    # A fork server has the environment of the test that started it.
+    os.environ["MLFLOW_TRACKING_URI"] = store
     start.wait()
     experiments.append(initialise_store())
 
@@ -45,7 +48,8 @@ def test_five_first_users_of_a_cold_store_find_one_experiment(workspace: Path) -
     with context.Manager() as manager:
         experiments, start = manager.list(), manager.Barrier(5)
         users = [
-            context.Process(target=be_a_first_user, args=(start, experiments)) for _ in range(5)
+            context.Process(target=be_a_first_user, args=(start, experiments, tracking_uri()))
+            for _ in range(5)
         ]
         for user in users:
             user.start()
