@@ -1,4 +1,4 @@
-"""Evaluation is honest about [UNK], and every alarm can ring."""
+"""Evaluation charges [UNK] honestly, and every alarm can ring."""
 
 import copy
 import math
