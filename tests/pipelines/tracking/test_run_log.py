@@ -211,7 +211,7 @@ def test_a_batch_whose_answer_was_lost_is_not_sent_again(
 
 
 def send_and_be_killed(path: Path) -> None:
-    """Send batches of two values; die in the third, after the store has it."""
+    """Send batches of two values; die in the third, after the store has received it."""
     run_log.MAX_METRICS_PER_BATCH = 2
     served, batches = MlflowClient.log_batch, []
 
@@ -295,7 +295,7 @@ def test_a_server_that_starts_late_dies_and_comes_back_loses_nothing(
     assert history[1499].timestamp <= logged_ms < history[1500].timestamp
     assert client.list_artifacts(log.run_id, "figures")[0].path == "figures/loss.png"
     assert client.get_run(log.run_id).info.status == "FINISHED"
-    assert caplog.text.count("is away, retrying") == 2, "once per outage"
+    assert caplog.text.count("is unreachable, retrying") == 2, "once per outage"
 
     # Models go through a server as well.
     write_finished_project(workspace, log.run_id)
@@ -333,7 +333,7 @@ def test_training_survives_an_outage_and_resend_sends_the_rest(
     log.finish("FINISHED")
     rank.run.write_outcome(outcome)
     assert log.num_waiting > 0
-    assert "is away, retrying" in caplog.text
+    assert "is unreachable, retrying" in caplog.text
     with pytest.raises(UserError, match="is already running it"):
         resend(rank.run.path)
     # The run itself stays locked until the end of the test.
