@@ -107,7 +107,7 @@ def run_agent(run: RunDirectory, config: RunConfig, pass_fds: Sequence[int] = ()
         start_new_session=True,
         pass_fds=pass_fds,
     )
-    with _passing_on_signals(run, process):
+    with _forwarded_signals(run, process):
         return process.wait()
 
 
@@ -128,7 +128,7 @@ def _rendezvous_options(config: RunConfig) -> list[str]:
 
 
 @contextmanager
-def _passing_on_signals(run: RunDirectory, process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _forwarded_signals(run: RunDirectory, process: subprocess.Popen[bytes]) -> Iterator[None]:
     """The first TERM or Ctrl-C asks the ranks to save and end, the second ends torchrun."""
 
     def stop(*_: Any) -> None:

@@ -119,8 +119,8 @@ def newest_complete(directory: Path) -> int | None:
         checkpoint = checkpoint_path(directory, step)
         if not is_complete(checkpoint):
             logger.warning("%s is incomplete; falling back to the one before", checkpoint)
-        elif stranger := find_code(checkpoint):
-            logger.warning("%s would run code when loaded: refused; falling back", stranger)
+        elif unsafe := find_code(checkpoint):
+            logger.warning("%s would run code when loaded: refused; falling back", unsafe)
         else:
             return step
         shutil.rmtree(checkpoint)

@@ -70,7 +70,7 @@ class RunLog:
         self._waiting = threading.Lock()
         self._sending = threading.Lock()
         self._stop = threading.Event()
-        self._sender = threading.Thread(target=self._send_often, name="run-log", daemon=True)
+        self._sender = threading.Thread(target=self._send_periodically, name="run-log", daemon=True)
 
     @classmethod
     def open(
@@ -87,7 +87,7 @@ class RunLog:
         Args:
             run_name: Shown in the MLflow UI.
             params: Nested settings; they become dotted names.
-            tags: More tags, beside the git commit.
+            tags: Tags in addition to the git commit.
             run_id: The run to resume; by default the one that `metrics` belongs to. Without
                 one, or if it no longer exists, a new run is created.
             metrics: The file whose present and future records are sent; by default a
@@ -183,7 +183,7 @@ class RunLog:
         while not self._send(status) and time.monotonic() < deadline:
             time.sleep(0.5)
 
-    def _send_often(self) -> None:
+    def _send_periodically(self) -> None:
         while not self._stop.wait(FLUSH_INTERVAL_S):
             self._send()
 
@@ -194,7 +194,7 @@ class RunLog:
                 if self._run_id is None:
                     self._connect()
                 elif self._away:
-                    self._read_what_arrived()
+                    self._read_arrived_steps()
                 self._send_metrics()
                 self._send_files()
                 if final_status is not None:
@@ -234,7 +234,7 @@ class RunLog:
         for name, value in self._tags.items():
             self._client.set_tag(run.info.run_id, name, value)
         self._run_id = run.info.run_id
-        self._read_what_arrived()
+        self._read_arrived_steps()
 
     def _find_run(self) -> Any:
         """The run to resume; None if there is none, or if it was deleted."""
@@ -253,7 +253,7 @@ class RunLog:
             return None
         return run
 
-    def _read_what_arrived(self) -> None:
+    def _read_arrived_steps(self) -> None:
         """Ask which steps the run has: MLflow would append a repeated step again.
 
         A request may have succeeded although its answer was lost, and a rewritten file (a

@@ -91,7 +91,7 @@ def test_a_malicious_pickle_in_place_of_a_checkpoint_is_refused_and_does_not_run
     assert f"{name} would run code when loaded: refused" in caplog.text
     assert not mark.exists()
     pickle.loads(pickle.dumps(Malicious(mark)))
-    assert mark.exists(), "the test would have seen it"
+    assert mark.exists(), "the pickle does run when loaded"
 
 
 def test_without_a_complete_checkpoint_training_starts_from_scratch(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_ranks_without_a_launcher_are_asked_to_stop(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text(f"{nobody} {socket.gethostname()}")
     assert run.stop_is_asked()
     (tmp_path / "lock").write_text(f"{nobody} another-node")
-    assert not run.stop_is_asked(), "the ranks of its own node watch it"
+    assert not run.stop_is_asked(), "the ranks of that node watch it"
     (tmp_path / "lock").write_text(f"{os.getpid()} {socket.gethostname()}")
     os.utime(tmp_path / "lock", (0, 0))
-    assert run.stop_is_asked(), "a later process with the number of the launcher is not it"
+    assert run.stop_is_asked(), "a later process that reuses the launcher's id does not count"

@@ -237,7 +237,7 @@ def test_a_killed_sender_is_continued_and_a_rewritten_file_is_sent_once(workspac
     assert steps_of(run_id, "loss") == list(range(6))
     assert [json.loads(line)["step"] for line in metrics.unsent()] == list(range(4, 10))
 
-    # A resume takes the file back to its checkpoint, with the keys in another order.
+    # A resume resets the file to its checkpoint, with the keys in another order.
     log = open_log(metrics=metrics)
     log._send()
     metrics.rewrite([{"loss": float(step), "step": step} for step in range(3)])
@@ -297,7 +297,7 @@ def test_a_server_that_starts_late_dies_and_comes_back_loses_nothing(
     assert client.get_run(log.run_id).info.status == "FINISHED"
     assert caplog.text.count("is unreachable, retrying") == 2, "once per outage"
 
-    # Models go through a server as well.
+    # Models also go through the server.
     write_finished_project(workspace, log.run_id)
     assert register(LM) == "1"
     assert promote(LM).outcome == "promoted"
