@@ -50,7 +50,7 @@ def load_language_model(directory: Path) -> "EnigmaForCausalLM":
 
     from enigma.modeling_enigma import EnigmaForCausalLM
 
-    # A bar for one file would tell nothing.
+    # A progress bar for a single file is noise.
     disable_progress_bar()
     if not (directory / "model.safetensors").is_file():
         raise UserError(
@@ -60,9 +60,9 @@ def load_language_model(directory: Path) -> "EnigmaForCausalLM":
     model: EnigmaForCausalLM
     model, found = EnigmaForCausalLM.from_pretrained(directory, output_loading_info=True)
     # transformers would replace missing weights by random numbers and carry on.
-    if strangers := sorted(map(str, {*found["missing_keys"], *found["unexpected_keys"]})):
+    if mismatched := sorted(map(str, {*found["missing_keys"], *found["unexpected_keys"]})):
         raise UserError(
-            f"{directory}: the weights do not fit this version of enigma: {strangers[:5]}",
+            f"{directory}: the weights do not fit this version of enigma: {mismatched[:5]}",
             "use the version of the code that they were trained with, or train again",
         )
     model.eval()

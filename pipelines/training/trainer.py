@@ -6,7 +6,7 @@ cosine schedule, and the state from which a resume is bit-exact. This module add
 * batches that are a pure function of (seed, step, rank), so a resume has nothing to skip;
 * a validation loss summed over a fixed subset that is divided among the ranks;
 * checkpoints that appear whole or not at all, and every rank knows which;
-* an end before a gradient that is not finite reaches the weights, and before a loss
+* a stop before a gradient that is not finite reaches the weights, and before a loss
   that explodes reaches a checkpoint;
 * early stopping and a best step that follow from the history in the checkpoint.
 

@@ -49,5 +49,5 @@ class WeightAverage(TrainerCallback):  # type: ignore[misc]  # transformers ship
             self._averaged.update_parameters(model)
 
     def save(self, checkpoint: Path) -> None:
-        """Write the averaged model beside the state of training."""
+        """Write the averaged model next to the training state."""
         self.model.save_pretrained(checkpoint / AVERAGED)

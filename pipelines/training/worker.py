@@ -176,7 +176,7 @@ def uses_bf16(recipe: TrainParams) -> bool:
 
 
 def _resume_point(run: RunDirectory, args: TrainingArguments) -> Path | None:
-    # Rank 0 looks first and deletes what is broken; the others look after it.
+    # Rank 0 looks first and deletes what is broken; the others look afterwards.
     with args.main_process_first(local=False, desc="finding the newest complete checkpoint"):
         step = newest_complete(run.checkpoints)
     return None if step is None else checkpoint_path(run.checkpoints, step)

@@ -96,7 +96,7 @@ def test_a_model_that_knows_the_answers_stops_the_stage(
         return 1e3 * self.embedding.tokens(ids_BL.roll(-1, dims=1))
 
     model = load_language_model(published_model)
-    with torch.no_grad():  # of unit length, so that no other token's embedding outshouts it
+    with torch.no_grad():  # of unit length, or a longer embedding of another token would win
         weight = model.lm.embedding.tokens.weight
         weight.copy_(torch.nn.functional.normalize(weight))
     model.save_pretrained(published_model)

@@ -37,7 +37,7 @@ def test_muon_trapezoid_and_average_resume_bit_for_bit(one_rank: Any) -> None:
     expected = [weights(last), weights(last / AVERAGED)]
     history = rank.run.metrics.read()
     assert expected[0] != expected[1]
-    # As after a kill in the middle.
+    # As after a kill halfway.
     shutil.rmtree(last)
     assert newest_complete(rank.run.checkpoints) == 4
     assert rank.train() == Outcome("finished", LAST)
@@ -47,7 +47,7 @@ def test_muon_trapezoid_and_average_resume_bit_for_bit(one_rank: Any) -> None:
             assert before.get(name) == after.get(name)
 
 
-def test_the_averaged_weights_are_what_is_evaluated(one_rank: Any) -> None:
+def test_the_averaged_weights_are_evaluated(one_rank: Any) -> None:
     import torch
 
     from enigma.modeling_enigma import EnigmaForCausalLM
@@ -107,7 +107,7 @@ def test_muon_updates_the_linear_layers_and_each_optimiser_steps_as_it_does_alon
         muon.step()
         adamw.step()
         for one, two in zip(ours, alone, strict=True):
-            # torch's Muon orthogonalises in bfloat16, ours in float32.
+            # torch's Muon orthogonalises in bfloat16, this one in float32.
             close = {"rtol": 0, "atol": 0.02} if one is ours[0] else {"rtol": 0, "atol": 0}
             torch.testing.assert_close(one, two, **close)
 
@@ -175,7 +175,7 @@ def test_the_trapezoid_rises_stays_level_and_falls(one_rank: Any) -> None:
     )
     rank.train()
     rates = [r["learning_rate"] for r in rank.run.metrics.read() if "learning_rate" in r]
-    # The rate of a record is the one that its step was taken with.
+    # A record holds the rate that its step used.
     expected = [0, 0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
     assert rates == pytest.approx([1e-3 * part for part in expected])
 
@@ -281,7 +281,7 @@ def test_records_hold_the_waiting_time_and_the_peak_memory(one_rank: Any) -> Non
         assert 0.0 < record["data_wait_fraction"] < 1.0
         assert 100 < record["peak_memory_mib"] < 100_000
         assert record["tokens_per_s"] > 0
-        assert "mfu" not in record, "a CPU has no peak that is known"
+        assert "mfu" not in record, "no peak is known for a CPU"
     assert all(one["step"] < two["step"] for one, two in pairwise(records))
 
 
