@@ -1,4 +1,4 @@
-"""The rows of the README's table of results: which row of which file, and what made it."""
+"""The rows of the README's table of results: the row of a results file, and its command."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ DATA = "python -m benchmarks.data.speed --corpus wiki.parquet"
 
 
 class Words(NamedTuple):
-    """The same words in both languages of the READMEs."""
+    """One text in both languages of the READMEs."""
 
     english: str
     chinese: str
@@ -27,8 +27,8 @@ class Words(NamedTuple):
 class Headline(NamedTuple):
     """One row of the table.
 
-    `row` and, where the file has several rows of that name, `peer` say which row of the results
-    file it is; `what`, `unit`, `peer_name` and `target` say how it reads.
+    `row` and, where the file has several rows of that name, `peer` select the row of the results
+    file; `what`, `unit`, `peer_name` and `target` are its text.
     """
 
     results: str

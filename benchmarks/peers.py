@@ -1,4 +1,4 @@
-"""GPT-2 and Llama as transformers has them, without dropout, to stand beside EnigmaLM."""
+"""GPT-2 and Llama of transformers, without dropout, as peers of EnigmaLM."""
 
 from collections.abc import Mapping
 
@@ -41,17 +41,17 @@ def llama_config(
 
 
 def check_sizes(counts: Mapping[str, int], kind: str) -> None:
-    """See that models are of one size.
+    """Check that models have the same size.
 
     Args:
         counts: Parameters by model.
-        kind: Which parameters, in words.
+        kind: Name of the parameters that are counted.
 
     Raises:
         UserError: If two differ by more than 1 %.
     """
     if max(counts.values()) > 1.01 * min(counts.values()):
         raise UserError(
-            f"parameters ({kind}) differ by more than 1 %: {dict(counts)}",
-            "change the sizes at the head of the benchmark",
+            f"parameters ({kind}): expected sizes within 1 %, got {dict(counts)}",
+            "change the sizes at the top of the benchmark",
         )

@@ -1,7 +1,7 @@
 """Write the tables of the READMEs and of the docs from `benchmarks/results/*.json`.
 
     python -m benchmarks.readme           # rewrite the tables
-    python -m benchmarks.readme --check   # exit 1 if a table is not what the files say
+    python -m benchmarks.readme --check   # exit 1 if a table differs from the files
 
 A table stands between `<!-- results:NAME -->` and `<!-- end -->`, where NAME is the name
 of a results file, or `headlines` for the selection in `benchmarks/headlines.py`. A missed

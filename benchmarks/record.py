@@ -1,6 +1,6 @@
-"""Times functions in turn, and writes `benchmarks/results/<name>.json`.
+"""Time functions in turn, and write `benchmarks/results/<name>.json`.
 
-A row says what was measured on ours and on a peer in the same process; `ratio` is value over
+A row holds a measurement of Enigma and of a peer in the same process; `ratio` is value over
 peer value. `met` is None for a row without a target.
 """
 
@@ -43,7 +43,7 @@ def row(
 
 
 def write(name: str, rows: list[dict[str, Any]], packages: tuple[str, ...] = ()) -> Path:
-    """Print the rows and write them with the machine and the versions."""
+    """Print the rows and write them, with the machine and the versions."""
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -83,9 +83,9 @@ def median_times_s(functions: list[Callable[[], object]], repeats: int) -> list[
 
 
 def _take_turns(functions: list[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """Return each function's times in seconds; they take turns, so noise is shared.
+    """Return each function's times in seconds; they take turns, so all share the noise.
 
-    With one thread it is processor time, which other programs on the machine disturb less.
+    With one thread, processor time is measured: other programs disturb it less.
     """
     clock = time.process_time if os.environ.get("OMP_NUM_THREADS") == "1" else time.perf_counter
     for function in functions:

@@ -1,11 +1,11 @@
-"""Stage `evaluate`: how good the language model is, and whether to believe it.
+"""Stage `evaluate`: how good the language model is, and whether to trust the result.
 
     python -m pipelines.evaluate
 
-Perplexity a token and bits per character on validation and test, beside a unigram and a
-5-gram model of the same training tokens. Then the alarms, any of which fails the stage:
+Perplexity per token and bits per character on validation and test, compared with a unigram
+and a 5-gram model of the same training tokens. Then the alarms, any of which fails the stage:
 a perplexity that is too good, a leak from the future, a core that does not invert, text
-that repeats itself. `pipelines/language_model/scoring.py` says how [UNK] is charged.
+that repeats itself. `pipelines/language_model/scoring.py` defines how [UNK] is charged.
 """
 
 import csv
@@ -78,11 +78,11 @@ def main() -> None:
 
 
 def evaluate(workspace: Workspace, params: EvaluateParams) -> tuple[dict[str, Any], Losses]:
-    """Measure everything; nothing is written.
+    """Measure everything; write nothing.
 
     Args:
         workspace: Where shards and model are.
-        params: Sizes and bounds.
+        params: Sample sizes and bounds.
 
     Returns:
         What `evaluation.json` holds, and the loss of each test sequence.
@@ -122,14 +122,14 @@ def evaluate(workspace: Workspace, params: EvaluateParams) -> tuple[dict[str, An
 
 
 def alarms(report: dict[str, Any], *, lowest_validation_loss: float) -> list[dict[str, str]]:
-    """The alarms that a report raises, each with its figures.
+    """Find the alarms that a report raises, each with its figures.
 
     Args:
         report: What `evaluation.json` holds.
-        lowest_validation_loss: Of the training history, in nats per token.
+        lowest_validation_loss: The lowest in the training history, in nats per token.
 
     Returns:
-        One entry an alarm: `name` and `message`.
+        One entry per alarm: `name` and `message`.
     """
     bounds = report["bounds"]
     found = []
@@ -218,7 +218,7 @@ def _generation(model: Any, directory: Path, params: EvaluateParams) -> dict[str
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    # No repetition penalty, so that repetition can be seen.
+    # A repetition penalty would hide the repetition that is measured.
     sampling = Sampling(params.generated_tokens, TEMPERATURE, top_p=TOP_P)
     texts = [generate(model, tokenizer, prompt, sampling) for prompt in params.prompts]
     return {

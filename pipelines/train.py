@@ -2,9 +2,9 @@
 
     python -m pipelines.train
 
-This process is the launcher. It checks what must hold before a day of compute is
+This process is the launcher. It checks the preconditions before a day of compute is
 spent, starts the ranks in `runs/<fingerprint>/`, and publishes the best model when
-they have finished. Killed at any moment, the same command goes on from the newest
+they have finished. After a kill at any moment, the same command resumes from the newest
 complete checkpoint.
 """
 
@@ -29,7 +29,7 @@ from pipelines.runs.mlflow_run import open_run_log
 from pipelines.training.report import publish
 
 CAUSALITY_LENGTH = 16
-# What launches a run, publishes its result or continues texts decides no weight.
+# Code that launches a run, publishes its result or generates text affects no weight.
 PUBLISHING = (
     "enigma/generation.py",
     "enigma/language_model/word_pieces.py",
@@ -55,7 +55,7 @@ def main() -> None:
         if outcome.status == "stopped":
             raise UserError(
                 f"training was asked to stop at step {outcome.step}; a checkpoint is saved",
-                "run the same command to go on from there",
+                "run the same command to resume from there",
             )
         publish(run, config, workspace)
 
@@ -68,10 +68,10 @@ def prepare(workspace: Workspace, profile: Profile) -> tuple[RunDirectory, RunCo
         profile: The parameters.
 
     Returns:
-        The directory of the run, and what its ranks need to know.
+        The directory of the run, and the configuration for its ranks.
 
     Raises:
-        GateError: `certificate`, if there is no passed certificate of these shards.
+        GateError: `certificate`, if these shards have no passing certificate.
         UserError: If the shards are damaged or too few for the ranks.
     """
     certificate = workspace.report("validate") / "certificate.json"
@@ -103,7 +103,7 @@ def prepare(workspace: Workspace, profile: Profile) -> tuple[RunDirectory, RunCo
 
 
 def planned_steps(recipe: TrainParams, num_sequences: int) -> int:
-    """Optimiser steps of a run that nothing ends earlier."""
+    """Count the optimiser steps of a run that nothing ends early."""
     from pipelines.data.order import BatchPlan, SequenceOrder
 
     order = SequenceOrder(num_sequences, recipe.seed)
@@ -120,7 +120,7 @@ def check_certificate(path: Path, shards_root: str) -> None:
     """
     certificate = read_json(path)
     if certificate["passed"] is not True:
-        raise GateError("certificate", f"{path} says that the data did not pass", "mend the data")
+        raise GateError("certificate", f"{path} says that the data did not pass", "fix the data")
     if certificate["shards_root"] != shards_root:
         raise GateError(
             "certificate",
@@ -134,7 +134,7 @@ def check_sizes(recipe: TrainParams, *, num_sequences: int, nodes: int) -> None:
     """Refuse a batch that the data cannot fill, or more ranks than GPUs.
 
     Raises:
-        UserError: With both numbers.
+        UserError: If either does not fit; it names both numbers.
     """
     import torch
 
@@ -174,7 +174,7 @@ def check_causality(config: RunConfig) -> None:
         raise GateError(
             "causality",
             f"the fresh model sees the future: {report.to_dict()}",
-            "undo the change to enigma/ that lets later tokens through",
+            "undo the change to enigma/ that leaks later tokens",
         )
     count = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
@@ -183,19 +183,19 @@ def check_causality(config: RunConfig) -> None:
 
 
 def launch(run: RunDirectory, config: RunConfig, lock: int) -> Outcome:
-    """Run the ranks to their end; TERM and Ctrl-C make them save and stop.
+    """Run the ranks until they end; TERM and Ctrl-C make them save and stop.
 
     Args:
         run: The directory of the run.
-        config: What the ranks need to know.
-        lock: File descriptor that the ranks keep open, so that the run stays locked
-            for as long as one of them lives.
+        config: The configuration for the ranks.
+        lock: File descriptor that the ranks keep open: the run stays locked
+            as long as one of them lives.
 
     Returns:
         How the ranks ended.
 
     Raises:
-        UserError: If they died, more often than torchrun may restart them.
+        UserError: If they died more often than torchrun may restart them.
     """
     run.write_config(config)
     run.begin()
@@ -210,7 +210,7 @@ def launch(run: RunDirectory, config: RunConfig, lock: int) -> Outcome:
         open_run_log(run, config).finish("FAILED")
         raise UserError(
             f"the ranks died (exit code {code}) after {MAX_RESTARTS} restarts",
-            "read the log above; the same command goes on from the newest complete checkpoint",
+            "read the log above; the same command resumes from the newest complete checkpoint",
         )
     logger.info("ranks ended: %s at step %d", outcome.status, outcome.step)
     return outcome

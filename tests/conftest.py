@@ -1,4 +1,4 @@
-"""Fixtures that every kind of test shares."""
+"""Fixtures that tests of every kind share."""
 
 import os
 import shutil
@@ -21,15 +21,15 @@ from tests.support import REPOSITORY, TINY_RUN, WIKI_SAMPLE, change_params, make
 SetParams = Callable[..., Path]
 
 
-# A time limit for an example says how busy the machine is, not whether the code is right.
+# A deadline per example would measure how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("enigma", deadline=None)
 hypothesis.settings.load_profile("enigma")
 
 
 def pytest_configure() -> None:
-    """One thread a process, before torch is imported, here and in what the tests start.
+    """Use one thread per process, here and in what the tests start, before torch is imported.
 
-    Two workers of pytest on two cores would else each run two threads that wait for one
+    Otherwise two pytest workers on two cores each run two threads that wait for one
     another: fits of a small flow took three times as long.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -37,7 +37,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test phones home."""
+    """Turn analytics off in every test."""
     for name, value in QUIET_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
 
@@ -55,7 +55,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store with tables and without runs; to create the tables takes a second."""
+    """An MLflow store with tables but no runs; creating the tables takes a second."""
     from mlflow.tracking import MlflowClient
 
     path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
@@ -65,7 +65,7 @@ def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tables(workspace: Path, migrated_store: Path) -> None:
-    """Spare the workspace's MLflow store the creation of its tables."""
+    """Give the workspace an MLflow store whose tables exist."""
     shutil.copy(migrated_store, workspace / "mlflow.db")
 
 
@@ -92,7 +92,7 @@ def shards(workspace: Path) -> Path:
 
 
 class OneRank:
-    """Trains as the only rank, in this process: no torchrun, no MLflow."""
+    """Trains as the only rank, in this process, without torchrun and MLflow."""
 
     def __init__(self, run: RunDirectory, config: RunConfig) -> None:
         self.run = run
@@ -123,7 +123,7 @@ def one_rank(shards: Path, set_params: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def wiki_sample() -> Path:
-    """The development sample of Chinese Wikipedia; skips where it is not at hand."""
+    """The development sample of Chinese Wikipedia; skips where it is missing."""
     if not WIKI_SAMPLE.is_file():
         pytest.skip("the Wikipedia sample is not on this machine")
     return WIKI_SAMPLE

@@ -1,4 +1,4 @@
-"""What tests of several rooms call by name (fixtures are in conftest.py)."""
+"""Helpers that tests of several rooms call by name (fixtures are in conftest.py)."""
 
 import multiprocessing
 import socket
@@ -100,7 +100,7 @@ def start_training() -> subprocess.Popen[str]:
 
 
 def train_to_the_end() -> str:
-    """Run the stage `train`; what it printed."""
+    """Run the stage `train` and return what it printed."""
     process = start_training()
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output[-4000:]
@@ -117,7 +117,7 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> No
 
 
 def kill_tree(process: subprocess.Popen[str]) -> None:
-    """Kill -9 a process and all that it started."""
+    """Kill -9 a process and all its descendants."""
     tree = psutil.Process(process.pid)
     for member in [*tree.children(recursive=True), tree]:
         member.kill()
@@ -125,7 +125,7 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens now."""
+    """Find a port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -133,7 +133,7 @@ def free_port() -> int:
 
 
 def fresh_processes() -> ForkServerContext:
-    """A context of `multiprocessing` whose processes find MLflow's stores imported."""
+    """A `multiprocessing` context whose processes start with MLflow's stores imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [

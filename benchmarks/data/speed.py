@@ -5,7 +5,7 @@
 
 Sections: tokenize, packing, overlap, gather, near_duplicates, end_to_end, recall. A named
 section replaces its own rows in the results file. The corpus is parquet with a column
-`text`. Every section first checks that the outputs of ours and the peer agree; the two
+`text`. Every section first checks that the outputs of Enigma and the peer agree; the two
 take turns, and times are medians of processor time. Needs the dependency group `bench`.
 """
 

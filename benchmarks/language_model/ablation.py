@@ -1,11 +1,11 @@
-"""What each part of the machine does for the language model: one switched off at a time.
+"""What each part of the machine does for the language model: switch off one at a time.
 
     python -m benchmarks.language_model.ablation data/wiki-zh/shards --tokens 102400
 
 Enigma as in `quality.py`, with AdamW at one learning rate, three seeds each; the
-seed decides the start and the order of the sequences, so runs of one seed are compared. A part
-that is taken out takes its parameters along, except in the last row, where an attention layer
-stands in the machine's place. Runs are kept under `runs/lm_ablation/`.
+seed decides the initial weights and the order of the sequences, so runs of one seed are compared.
+A part is removed with its parameters, except in the last row, where an attention layer
+takes the machine's place. Runs are kept under `runs/lm_ablation/`.
 """
 
 import copy
@@ -36,47 +36,47 @@ def without_plugboard(model: EnigmaForCausalLM) -> None:
 
 
 def without_reflector(model: EnigmaForCausalLM) -> None:
-    """Turn the signal around as it came."""
+    """Return the signal unchanged."""
     model.lm.core.reflector = InvertibleConv1x1Stack(model.lm.d, 0)
 
 
 def without_return_path(model: EnigmaForCausalLM) -> None:
-    """Pass every block once."""
+    """Pass through every block once."""
     model.lm.core.return_path = "untied"
     model.lm.core.return_blocks = torch.nn.ModuleList()
 
 
-def without_the_rest(model: EnigmaForCausalLM) -> None:
-    """Take out what no setting takes out."""
+def without_plugboard_and_reflector(model: EnigmaForCausalLM) -> None:
+    """Remove the two parts that no setting removes."""
     without_plugboard(model)
     without_reflector(model)
 
 
-def nothing(model: EnigmaForCausalLM) -> None:
-    """Leave the model as its settings make it."""
+def unchanged(model: EnigmaForCausalLM) -> None:
+    """Leave the model as its settings define it."""
 
 
 NO_MACHINE = {"num_rev_blocks": 0, "num_rotors": 0}
 Change = Callable[[EnigmaForCausalLM], None]
 VARIANTS: dict[str, tuple[dict[str, Any], Change]] = {
-    WHOLE: ({}, nothing),
-    "no machine": (NO_MACHINE, without_the_rest),
-    "no rotors": ({"num_rotors": 0}, nothing),
-    "rotors that stand still": ({"use_dynamic_conv1x1": False}, nothing),
-    "no reversible blocks": ({"num_rev_blocks": 0}, nothing),
+    WHOLE: ({}, unchanged),
+    "no machine": (NO_MACHINE, without_plugboard_and_reflector),
+    "no rotors": ({"num_rotors": 0}, unchanged),
+    "static rotors": ({"use_dynamic_conv1x1": False}, unchanged),
+    "no reversible blocks": ({"num_rev_blocks": 0}, unchanged),
     "no reflector": ({}, without_reflector),
     "no plugboard": ({}, without_plugboard),
     "no return path": ({}, without_return_path),
-    "convolutions of 4 taps": ({"kernel_size": 4}, nothing),
+    "convolutions of 4 taps": ({"kernel_size": 4}, unchanged),
     "an attention layer in its place": (
         {**NO_MACHINE, "num_transformer_layers": CONFIGS["enigma"].num_transformer_layers + 1},
-        without_the_rest,
+        without_plugboard_and_reflector,
     ),
 }
 
 
 def make(variant: str, seed: int) -> EnigmaForCausalLM:
-    """A fresh model of a variant, in training mode."""
+    """Make a fresh model of a variant, in training mode."""
     settings, change = VARIANTS[variant]
     config = copy.deepcopy(CONFIGS["enigma"])
     for name, value in settings.items():
@@ -89,7 +89,7 @@ def make(variant: str, seed: int) -> EnigmaForCausalLM:
 def rows_of(
     variant: str, runs: list[dict[str, Any]], whole: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Size, mean over seeds, and the mean and spread of the difference a seed."""
+    """Size, mean over seeds, and the mean and range of the difference per seed."""
     found = [bits(run, "validation") for run in runs]
     differences = [mine - bits(run, "validation") for mine, run in zip(found, whole, strict=True)]
     count = parameters(make(variant, 0))["without embeddings"]
@@ -100,14 +100,14 @@ def rows_of(
     if runs is not whole:
         rows += [
             row(f"{variant}, change, mean", statistics.mean(differences), "bits/char"),
-            row(f"{variant}, change, least", min(differences), "bits/char"),
-            row(f"{variant}, change, most", max(differences), "bits/char"),
+            row(f"{variant}, change, smallest", min(differences), "bits/char"),
+            row(f"{variant}, change, largest", max(differences), "bits/char"),
         ]
     return rows
 
 
 def main() -> None:
-    """Train what is not kept, seed by seed; then compare."""
+    """Train the runs that are not kept yet, seed by seed; then compare."""
     arguments = arguments_of(__doc__)
     runs: dict[str, list[Run]] = {variant: [] for variant in VARIANTS}
     for seed in SEEDS:

@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python -m benchmarks.language_model.budget      # about two minutes
 
 A training step of the profile's model and batch runs here, in its memory mode and in float32. Its
-peak memory and its processor time are measured, and so is what this core reaches in one large
-product. The share of it that the step reaches (useful operations, recomputation not counted) is
-taken to be the share of the GPU's bfloat16 peak that it would reach there. No GPU was at hand: a
-small model may leave a fast GPU waiting for its memory, so a tenth of the peak stands beside it.
+peak memory and its processor time are measured, and so is the speed of this core in one large
+matrix product. The share of that speed that the step reaches (useful operations, without
+recomputation) is taken as the share of the GPU's bfloat16 peak that it would reach there. No GPU
+was available: memory traffic may dominate a small model on a fast GPU, so the projection is also
+made at a tenth of the peak.
 """
 
 import time
@@ -27,11 +28,11 @@ PROFILE, GPU, LENGTH, TOKENS = "wiki-zh", "NVIDIA GeForce RTX 4090", 256, 305e6
 PRODUCT, REPEATS = 2048, 3
 CAUTIOUS_SHARE = 0.1
 STATE_BYTES = 16
-"""Of a parameter in float32: itself, its gradient, and the two moments of AdamW."""
+"""Per parameter in float32: the value, its gradient, and the two moments of AdamW."""
 
 
 def processor_s(function: Callable[[], object]) -> float:
-    """The shortest processor time of a call."""
+    """Measure the shortest processor time of a call."""
     times_s = []
     for _ in range(REPEATS):
         start_s = time.process_time()
@@ -53,19 +54,19 @@ def main() -> None:
 
     flops = training_flops_per_token(model, LENGTH)
     reached_here = 2 * PRODUCT**3 / processor_s(lambda: a @ b)
-    tokens_a_s = ids_BL.numel() / processor_s(lambda: training_step(model, ids_BL))
-    share = flops * tokens_a_s / reached_here
+    tokens_per_s = ids_BL.numel() / processor_s(lambda: training_step(model, ids_BL))
+    share = flops * tokens_per_s / reached_here
     peak = peak_bytes(lambda: training_step(model, ids_BL))
     state = STATE_BYTES * sum(p.numel() for p in model.parameters())
     rows = [
-        row("training operations a token", flops / 1e6, "MFLOP"),
-        row("one core here, one large product", reached_here / 1e9, "GFLOP/s"),
-        row("one core here, training", tokens_a_s, "tokens/s"),
-        row("share of the product that training reaches", share, ""),
-        row("a rank's weights, gradients and moments", state / 2**20, "MiB"),
-        row(f"beyond them, batch of {len(ids_BL)} x {LENGTH}, float32", peak / 2**20, "MiB"),
+        row("training operations per token", flops / 1e6, "MFLOP"),
+        row("one core here, one large matrix product", reached_here / 1e9, "GFLOP/s"),
+        row("one core here, training", tokens_per_s, "tokens/s"),
+        row("share of that speed reached in training", share, ""),
+        row("weights, gradients and moments of a rank", state / 2**20, "MiB"),
+        row(f"peak beyond them, batch of {len(ids_BL)} x {LENGTH}, float32", peak / 2**20, "MiB"),
     ]
-    for name, reached in (("the share measured here", share), ("a tenth", CAUTIOUS_SHARE)):
+    for name, reached in (("the measured share", share), ("a tenth", CAUTIOUS_SHARE)):
         speed = profile.train.ranks * reached * PEAK_FLOPS[GPU] / flops
         rows += [
             row(f"projection at {name} of the peak, {profile.train.ranks} GPUs", speed, "tokens/s"),

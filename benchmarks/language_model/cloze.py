@@ -1,8 +1,8 @@
-"""A held-out cloze: the true next clause of a test document among clauses of other ones.
+"""A held-out cloze: the true next clause of a test document among clauses of others.
 
 The wrong clauses are as long as the true one, in characters, and come from other documents. They
-are drawn with a seed, so the same documents give the same items. `benchmarks/lm_eval/zh_cloze.yaml`
-describes the task to lm-eval.
+are drawn with a seed, so the same documents give the same items.
+`benchmarks/language_model/lm_eval/zh_cloze.yaml` describes the task to lm-eval.
 """
 
 import json
@@ -30,10 +30,10 @@ def items(documents: list[str]) -> list[dict[str, Any]]:
         documents: Texts.
 
     Returns:
-        `context`, `choices` and `label`, the index of the true one; at most `ITEMS`.
+        At most `ITEMS` items: `context`, `choices` and `label`, the index of the true clause.
 
     Raises:
-        UserError: If no clause has enough others of its length.
+        UserError: If no clause has enough alternatives of its length.
     """
     draw = random.Random(SEED)
     places = []

@@ -1,16 +1,16 @@
-"""How well EnigmaLM predicts Chinese, beside GPT-2 and Llama of the same cost.
+"""How well EnigmaLM predicts Chinese, compared with GPT-2 and Llama of the same cost.
 
     python -m benchmarks.language_model.quality data/wiki-zh/shards --tokens 153600
 
 The three have the same parameters (within 1 %, with and without embeddings), tied embeddings,
 shards, order, batch, tokens, schedule, no dropout, float32; Enigma trains in its reversible memory
-mode. The learning rate of each is the best of one grid on validation at seed 0; then come two
-more seeds; first all with AdamW, then all with Muon, whose updates are scaled to take the learning
-rate of AdamW. Each model starts as its own class initialises it.
-A run that is complete is one directory under `runs/lm_quality/` with its curve, scores and
-weights: interrupt, and the same command goes on. It knows the data, the recipe and the sizes of
-its model, not the model's code: delete it if that changes. Bits per character are those of
-`pipelines/language_model/scoring.py`. Seconds are processor seconds of the training steps alone.
+mode. The learning rate of each is the best of one grid on validation at seed 0; two more seeds
+follow; first all with AdamW, then all with Muon, whose updates are scaled to use the learning
+rate of AdamW. Each model is initialised by its own class.
+A complete run is one directory under `runs/lm_quality/` with its curve, scores and weights: after
+an interruption the same command resumes. The directory's name depends on the data, the recipe and
+the sizes of the model, not on the model's code: delete it if that changes. Bits per character are
+those of `pipelines/language_model/scoring.py`. Seconds are processor seconds of training.
 """
 
 import argparse
@@ -81,13 +81,13 @@ SPLITS = ("validation", "test")
 
 
 def make(name: str, seed: int, config: PreTrainedConfig | None = None) -> Any:
-    """A model as its own class initialises it, in training mode; by default of `CONFIGS`."""
+    """Make a model, initialised by its own class, in training mode; by default of `CONFIGS`."""
     torch.manual_seed(seed)
     return CLASSES[name](copy.deepcopy(config or CONFIGS[name])).train()
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
-    """How many there are, with embeddings (of positions too) and without."""
+    """Count parameters with embeddings (including those of positions) and without."""
     embeddings = {
         id(p): p.numel()
         for module in model.modules()
@@ -99,7 +99,7 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 
 def peak_mib(name: str) -> float:
-    """The most that a training step allocates beyond parameters and gradients, in MiB."""
+    """Measure the peak memory of a training step beyond parameters and gradients, in MiB."""
     model = make(name, 0)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -108,7 +108,7 @@ def peak_mib(name: str) -> float:
 
 
 def score(model: nn.Module, shards: Path, split: str, at_most: int) -> dict[str, Any]:
-    """Nats per token and bits per character over sequences spread over a split."""
+    """Score sequences evenly spaced over a split."""
     reader = ShardReader(shards, split)
     chosen = evenly_spaced(len(reader), at_most)
     nll_N = sequence_nll_nats(model, reader, batches(chosen, BATCH))
@@ -116,12 +116,12 @@ def score(model: nn.Module, shards: Path, split: str, at_most: int) -> dict[str,
 
 
 def train(model: Any, shards: Path, spec: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """One run from a fresh model to its scores.
+    """Train a fresh model and score it.
 
     Args:
-        model: Left trained.
+        model: The model; it is trained in place.
         shards: The directory of the final shards.
-        spec: `optimiser`, `lr`, `seed`, and what else describes the run.
+        spec: `optimiser`, `lr`, `seed`, and whatever else describes the run.
         tokens: Training tokens.
 
     Returns:
@@ -135,7 +135,7 @@ def train(model: Any, shards: Path, spec: dict[str, Any], tokens: int) -> dict[s
         model,
         lr=spec["lr"],
         weight_decay=RECIPE["weight_decay"],
-        # GPT-2 keeps its linear layers transposed, which an orthogonalised update does not notice.
+        # GPT-2 stores its linear layers transposed, which does not affect an orthogonalised update.
         linear=(nn.Linear, Conv1D),
     )
     warmup = int(RECIPE["warmup_fraction"] * steps)
@@ -184,12 +184,12 @@ def all_runs(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
 
 def kept_in(arguments: argparse.Namespace, runs: Path, config: PreTrainedConfig) -> Path:
-    """Where the runs of one model are kept.
+    """Name the directory in which the runs of one model are kept.
 
     Args:
         arguments: `shards` and `tokens`.
         runs: The directory of a benchmark's runs.
-        config: Of the model.
+        config: Configuration of the model.
     """
     what = {
         "root": read_manifest(arguments.shards)["root"],
@@ -215,13 +215,13 @@ def run_once(
     spec: dict[str, Any],
     make_model: Callable[[], Any],
 ) -> dict[str, Any]:
-    """A run, trained if it is not kept yet.
+    """Return a run; train it if it is not kept yet.
 
     Args:
         arguments: `shards` and `tokens`.
         directory: See `kept_in`.
         spec: See `train`.
-        make_model: Called for a fresh model.
+        make_model: Makes a fresh model.
     """
     values = (f"{value:g}" if isinstance(value, float) else str(value) for value in spec.values())
     path = directory / "-".join(values) / "run.json"
@@ -234,10 +234,10 @@ def run_once(
 
 
 def check_shards(shards: Path, tokens: int) -> None:
-    """See that shards fit the models.
+    """Check that the shards fit the models.
 
     Raises:
-        UserError: If their sequences or vocabulary have other sizes, or `tokens` is no batch.
+        UserError: If their sequences or vocabulary have other sizes, or `tokens` is below a batch.
     """
     manifest = read_manifest(shards)
     sizes = (manifest["sequence_length"], manifest["vocabulary_size"])
@@ -245,12 +245,12 @@ def check_shards(shards: Path, tokens: int) -> None:
         raise UserError(
             f"{shards}: expected sequences of {LENGTH} of {VOCABULARY} tokens and --tokens of at "
             f"least {BATCH * LENGTH}, got {sizes} and {tokens}",
-            "name the shards of a profile with these sizes, such as data/wiki-zh/shards",
+            "name the shards of a profile with these sizes, for example data/wiki-zh/shards",
         )
 
 
 def arguments_of(doc: str | None) -> argparse.Namespace:
-    """The command line of the benchmarks that train language models."""
+    """Parse the command line of the benchmarks that train language models."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("shards", type=Path, help="directory of final shards, 256 tokens each")
     parser.add_argument("--tokens", type=int, required=True, help="training tokens of each run")
@@ -260,7 +260,7 @@ def arguments_of(doc: str | None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train what is not kept; write and draw what is complete, interrupted or not."""
+    """Train the runs that are not kept yet; then write and draw."""
     arguments = arguments_of(__doc__)
     counts = {name: parameters(make(name, 0)) for name in MODELS}
     for kind in ("all", "without embeddings"):

@@ -1,7 +1,7 @@
 """The table and the plot of `benchmarks.language_model.quality`, from the complete runs.
 
-A cell is a model with an optimiser: all seeds at the best learning rate of its grid, which AdamW
-runs at seed 0. What lacks a run is named as missing, and no comparison is made without all models.
+A cell is a model with an optimiser: all seeds at the best learning rate of its grid, which is run
+with AdamW at seed 0. Missing runs are listed, and no comparison is made without all models.
 """
 
 import math
@@ -16,7 +16,7 @@ from benchmarks.record import row
 MODELS, OPTIMISERS, SEEDS = ("enigma", "gpt2", "llama"), ("adamw", "muon"), (0, 1, 2)
 LEARNING_RATES = (1e-3, 3e-3, 9e-3)
 BOUNDS = {"adamw": 0.98, "muon": 0.97}
-"""The share of the better peer's bits that ours may spend: AdamW for all, and best recipes."""
+"""Bound on Enigma's bits as a share of the better peer's: AdamW for all, and best recipes."""
 OURS, PEERS = MODELS[0], MODELS[1:]
 COLOURS = {"enigma": "#b5482a", "gpt2": "#3465a4", "llama": "#888888"}
 LINES = {"adamw": "--", "muon": "-"}
@@ -33,7 +33,7 @@ def bits(run: Run, split: str) -> float:
 
 
 def best_lr(grid: list[Run]) -> float:
-    """The learning rate with the fewest bits a validation character."""
+    """Find the learning rate with the fewest bits per validation character."""
     return float(min(grid, key=lambda run: bits(run, "validation"), default={"lr": math.nan})["lr"])
 
 
@@ -41,8 +41,8 @@ def cells(runs: list[Run]) -> tuple[Cells, dict[tuple[str, str], int]]:
     """Sort runs into cells.
 
     Returns:
-        The complete cells, a run a seed at the learning rate that was best with AdamW; and how
-        many runs each other cell lacks.
+        The complete cells, one run per seed at the learning rate that was best with AdamW; and
+        how many runs each other cell lacks.
     """
     complete: Cells = {}
     missing = {}
@@ -60,25 +60,25 @@ def cells(runs: list[Run]) -> tuple[Cells, dict[tuple[str, str], int]]:
 
 
 def mean_bits(cell: list[Run], split: str) -> float:
-    """Over seeds."""
+    """Mean bits per character over seeds."""
     return statistics.mean(bits(run, split) for run in cell)
 
 
 def mean_curve(cell: list[Run], key: str) -> list[float]:
-    """One column of the curve, mean over seeds; infinite where a loss was not finite."""
+    """Mean of one column of the curve over seeds; infinite where a loss was not finite."""
     columns = [[math.inf if p[key] is None else float(p[key]) for p in r["curve"]] for r in cell]
     return [statistics.mean(values) for values in zip(*columns, strict=True)]
 
 
 def against_best(name: str, unit: str, values: dict[str, float], bound: float) -> dict[str, Any]:
-    """A row of ours beside the best peer's, which is to be at most `bound` times it."""
+    """Compare Enigma with the best peer; the target is at most `bound` times its value."""
     return _against(name, unit, values, min(PEERS, key=lambda peer: values[peer]), bound)
 
 
 def table(
     runs: list[Run], counts: dict[str, dict[str, int]], peaks_mib: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """All rows: sizes and memory, the cells, what is missing, and the two comparisons.
+    """Make all rows: sizes and memory, the cells, missing runs, and the two comparisons.
 
     Args:
         runs: The complete runs.
@@ -121,7 +121,7 @@ def table(
 
 
 def draw(runs: list[Run]) -> None:
-    """Validation loss of the complete cells against tokens and against processor seconds."""
+    """Draw the validation loss of the complete cells against tokens and processor seconds."""
     complete, _ = cells(runs)
     if not complete:
         return
@@ -151,24 +151,24 @@ def _quality(title: str, chosen: dict[str, list[Run]], bound: float) -> dict[str
 
 
 def _speed(chosen: dict[str, list[Run]]) -> list[dict[str, Any]]:
-    """What ours needs to come to the better peer's final validation loss."""
+    """What Enigma needs to reach the better peer's final validation loss."""
     losses = {model: mean_curve(cell, "validation_loss_nats") for model, cell in chosen.items()}
     peer = min(PEERS, key=lambda name: losses[name][-1])
-    there = [i for i, loss in enumerate(losses[OURS]) if loss <= losses[peer][-1]]
+    reached = [i for i, loss in enumerate(losses[OURS]) if loss <= losses[peer][-1]]
     rows = []
-    for key, bound in (("tokens", 0.6), ("processor_s", 0.75)):
+    for key, what, bound in (("tokens", "tokens", 0.6), ("processor_s", "processor seconds", 0.75)):
         spent = {model: mean_curve(cell, key) for model, cell in chosen.items()}
-        values = {peer: spent[peer][-1], OURS: spent[OURS][there[0] if there else -1]}
-        title = f"(b) {key} to the peer's final loss" + ("" if there else ": NEVER REACHED within")
+        values = {peer: spent[peer][-1], OURS: spent[OURS][reached[0] if reached else -1]}
+        title = f"(b) {what} to the peer's final loss" + ("" if reached else ": NOT REACHED within")
         found = _against(title, "", values, peer, bound)
-        rows.append(found if there else {**found, "met": False})
+        rows.append(found if reached else {**found, "met": False})
     return rows
 
 
 def _against(
     name: str, unit: str, values: dict[str, float], peer: str, bound: float
 ) -> dict[str, Any]:
-    """A row of ours beside a peer's, which is to be at most `bound` times it."""
+    """Compare Enigma with a peer; the target is at most `bound` times its value."""
     return row(
         name,
         values[OURS],

@@ -1,13 +1,13 @@
-"""Loss against parameters and tokens, a fitted law, and what it says of the mission.
+"""Loss against parameters and tokens, a fitted scaling law, and its projection for the mission.
 
     python -m benchmarks.language_model.scaling data/wiki-zh/shards --tokens 153600
 
 Four widths, each trained on a quarter, a half and all of `--tokens` with a schedule of its own
-(AdamW, the rest as in `quality.py`); at the largest, of some 10 M parameters without
-embeddings, GPT-2 and Llama of equal size beside it, once with AdamW and once with Muon. The law is
-that of Hoffmann et al. (2022), L = E + A / N^a + B / D^b (equation 2), N the parameters without
-embeddings and D the tokens. A law fitted so far from where it is asked says little: the interval of
-the projection (bootstrap over the runs) belongs to it. Runs are kept under `runs/lm_scaling/`.
+(AdamW, the rest as in `quality.py`); the largest, of about 10 M parameters without embeddings, is
+compared with GPT-2 and Llama of equal size, once with AdamW and once with Muon. The law is that of
+Hoffmann et al. (2022), L = E + A / N^a + B / D^b (equation 2), with N the parameters without
+embeddings and D the tokens. A law extrapolated so far says little: quote the projection only with
+its interval (bootstrap over the runs). Runs are kept under `runs/lm_scaling/`.
 """
 
 import argparse
@@ -49,8 +49,8 @@ PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "lm_scaling.png
 WIDTHS, LARGEST, HEADS = (64, 96, 160), 288, 4
 FRACTIONS = (4, 2, 1)
 LEARNING_RATES_AT_128 = {"enigma": 3e-3, "gpt2": 9e-3, "llama": 3e-3}
-"""The best of `quality.py`; at other widths in proportion to 1 / sqrt(width), since
-wider models take smaller steps."""
+"""The best rates in `quality.py`; scaled by 1 / sqrt(width) at other widths, since wider models
+need smaller steps."""
 MISSION = {"parameters": 24.0e6, "tokens": 305e6}
 RESAMPLES = 200
 
@@ -65,7 +65,7 @@ def enigma_of(width: int) -> Any:
 
 
 def largest() -> dict[str, Any]:
-    """The three models of some 10 M parameters without embeddings."""
+    """The three models of about 10 M parameters without embeddings."""
     return {
         "enigma": enigma_of(LARGEST),
         "gpt2": gpt2_config(VOCABULARY, LARGEST, HEADS, 10, LENGTH),
@@ -80,7 +80,7 @@ def run(
     fraction: int = 1,
     optimiser: str = "adamw",
 ) -> dict[str, Any]:
-    """One kept run, with the sizes that the law asks for."""
+    """Make or load one kept run, and add the sizes that the law needs."""
     part = argparse.Namespace(shards=arguments.shards, tokens=arguments.tokens // fraction)
     lr = LEARNING_RATES_AT_128[name] * math.sqrt(128 / config.hidden_size)
     spec = {"model": name, "optimiser": optimiser, "seed": 0, "lr": lr}
@@ -90,7 +90,7 @@ def run(
 
 
 def law(coefficients: Floats, parameters_R: Floats, tokens_R: Floats) -> Floats:
-    """The loss in nats per token; `coefficients` are E, ln A, a, ln B, b."""
+    """Compute the loss in nats per token; `coefficients` are E, ln A, a, ln B, b."""
     e, ln_a, a, ln_b, b = coefficients
     loss: Floats = e + np.exp(ln_a - a * np.log(parameters_R)) + np.exp(ln_b - b * np.log(tokens_R))
     return loss
@@ -103,8 +103,8 @@ def fit(points: Floats) -> Floats:
         points: `(R, 3)`: parameters, tokens, loss of each run.
 
     Returns:
-        The coefficients, within what is believable for text: E in 1 to 3.5 nats, the exponents in
-        0.05 to 0.6.
+        The coefficients, bounded to plausible values for text: E to 1 to 3.5 nats, the exponents
+        to 0.05 to 0.6.
     """
     parameters_R, tokens_R, loss_R = points.T
     found = least_squares(
@@ -142,7 +142,7 @@ def projection_rows(points: Floats) -> list[dict[str, Any]]:
 
 
 def draw(runs: list[dict[str, Any]], coefficients: Floats) -> None:
-    """Loss against tokens, a line a width, and the law."""
+    """Draw the loss against tokens and the law, one line per width."""
     figure = Figure(figsize=(6.4, 4))
     axes = figure.subplots()
     for i, width in enumerate(sorted({found["width"] for found in runs})):
@@ -166,7 +166,7 @@ def draw(runs: list[dict[str, Any]], coefficients: Floats) -> None:
 
 
 def largest_rows(runs: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The largest models' test scores; Enigma's beside the better peer's, by optimiser."""
+    """Test scores of the largest models by optimiser; Enigma against the better peer."""
     rows = []
     for optimiser, found in runs.items():
         test = {name: bits(run, "test") for name, run in found.items()}
@@ -177,7 +177,7 @@ def largest_rows(runs: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, A
 
 
 def main() -> None:
-    """Train what is not kept; compare at the largest size, fit and project."""
+    """Train the runs that are not kept yet; compare at the largest size, fit and project."""
     arguments = arguments_of(__doc__)
     models = largest()
     for kind in ("all", "without embeddings"):

@@ -1,12 +1,12 @@
-"""What the language models of `benchmarks/language_model/quality.py` are like in use.
+"""How the language models of `benchmarks/language_model/quality.py` perform in use.
 
     OMP_NUM_THREADS=1 python -m benchmarks.language_model.use data/wiki-zh/shards --tokens 153600
 
-It takes the kept runs of seed 0, each model with its best recipe, and asks three things of them.
-Long texts: trained at 256 tokens, what does a token cost with up to 1,023 before it, and what
-with 128 to 255 (windows of 256, stride 128)? Cloze: which of four clauses goes on with a test
-document (`cloze.py`), asked by lm-eval as an outsider would? Generation: how varied
-and how repetitive are continuations of test texts, beside the true ones? Samples are printed.
+It takes the kept runs of seed 0, each model with its best recipe, and measures three things.
+Long texts: trained at 256 tokens, what does a token cost with up to 1,023 tokens of context, and
+what with 128 to 255 (windows of 256, stride 128)? Cloze: which of four clauses continues a test
+document (`cloze.py`), asked by lm-eval as an outsider would? Generation: how varied and how
+repetitive are continuations of test texts, compared with the true ones? Samples are printed.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from pipelines.data.text.vocabulary import load_tokenizer
 from pipelines.language_model.repetition import distinct_2, repetition_rate
 
 LONG, SHORT, STRIDE = 1024, 256, 128
-WITHOUT_BOUND = ("enigma", "llama")
+EXTRAPOLATING = ("enigma", "llama")
 """GPT-2 has learned positions, which end at the training length."""
 PROMPTS, PROMPT_TOKENS = 16, 32
 SAMPLING = Sampling(max_new_tokens=64)
 
 
 def best_models(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The best kept run of seed 0 of each model, loaded for evaluation.
+    """Load the best kept run of seed 0 of each model for evaluation.
 
     Raises:
         UserError: If a model has none.
@@ -59,7 +59,7 @@ def best_models(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def token_nll(model: Any, ids_BL: Tensor) -> Tensor:
-    """Nats of every token but the first, given those before it: `(B, L - 1)`."""
+    """Nats of every token except the first, given those before it: `(B, L - 1)`."""
     with torch.no_grad():
         logits_BLV = model(input_ids=ids_BL, use_cache=False).logits
     flat = cross_entropy(
@@ -69,7 +69,7 @@ def token_nll(model: Any, ids_BL: Tensor) -> Tensor:
 
 
 def length_rows(models: dict[str, Any], reader: ShardReader) -> list[dict[str, Any]]:
-    """The cost of the last 256 tokens of texts of 1,024, by what the model sees before them."""
+    """Score the last 256 tokens of texts of 1,024, by the context that the model sees."""
     count = len(reader) // (LONG // SHORT)
     texts_NL = reader.gather(np.arange(count * LONG // SHORT)).reshape(count, LONG)
     rows = []
@@ -77,14 +77,14 @@ def length_rows(models: dict[str, Any], reader: ShardReader) -> list[dict[str, A
         long, short = [], []
         for text_L in progress(texts_NL, total=count, unit="text", label=f"length {name}"):
             ids_1L = torch.from_numpy(text_L.astype(np.int64))[None]
-            # Windows that end at 896 and at 1,024, of which the second halves are scored.
+            # Windows that end at 896 and at 1,024; their second halves are scored.
             ends = range(LONG - SHORT + STRIDE, LONG + 1, STRIDE)
             windows = torch.cat([ids_1L[:, end - SHORT : end] for end in ends])
             short.append(token_nll(model, windows)[:, -STRIDE:].mean().item())
-            if name in WITHOUT_BOUND:
+            if name in EXTRAPOLATING:
                 long.append(token_nll(model, ids_1L)[:, -SHORT:].mean().item())
         with_short = float(np.mean(short))
-        title = f"{name}, nats per token, {{}} tokens before it"
+        title = f"{name}, nats per token, context of {{}} tokens"
         if long:
             with_long = float(np.mean(long))
             rows.append(
@@ -121,13 +121,13 @@ def cloze_rows(models: dict[str, Any], documents: Path) -> list[dict[str, Any]]:
         )["results"][TASK.stem]
         rows += [
             row(f"{name}, cloze, {what}", found[f"{key},none"], "share")
-            for key, what in (("acc", "by probability"), ("acc_norm", "by probability a byte"))
+            for key, what in (("acc", "by probability"), ("acc_norm", "by probability per byte"))
         ]
     return rows
 
 
 def generation_rows(models: dict[str, Any], reader: ShardReader) -> list[dict[str, Any]]:
-    """Variety and repetition of continuations, and of the true ones."""
+    """Measure variety and repetition of the models' continuations and of the true ones."""
     tokenizer = load_tokenizer("bert-base-chinese")
     texts_NL = torch.from_numpy(reader.gather(np.arange(PROMPTS)).astype(np.int64))
     end = PROMPT_TOKENS + SAMPLING.max_new_tokens
@@ -160,7 +160,7 @@ def generation_rows(models: dict[str, Any], reader: ShardReader) -> list[dict[st
 
 
 def main() -> None:
-    """Ask all three, print and write."""
+    """Measure all three, print and write."""
     arguments = arguments_of(__doc__)
     models = best_models(arguments)
     reader = ShardReader(arguments.shards, "test")

@@ -1,11 +1,11 @@
-"""The whole tree of `dvc repro` killed at random moments: the weights must not notice.
+"""Kill the process tree of `dvc repro` at random moments: the weights must be unaffected.
 
     OMP_NUM_THREADS=1 python -m benchmarks.training.kills   # 20 kills, about fifteen minutes
 
 A clone of the repository trains a tiny model on 2 gloo ranks twice: once undisturbed, once
-with SIGKILL for every process of the tree (dvc, launcher, torchrun, ranks) at random moments:
-in turn at any time after the start, and at any time after the first new record of the ranks,
-while they train, evaluate or save. Each time `dvc repro` is simply run again. The
+with SIGKILL for every process of the tree (dvc, launcher, torchrun, ranks) at random moments,
+alternately at any time after the start, and at any time after the first new record of the
+ranks, while they train, evaluate or save. After each kill `dvc repro` is simply run again. The
 published weights must be equal bit for bit.
 """
 
@@ -56,7 +56,7 @@ def main() -> None:
     print(f"undisturbed         {expected}\nafter {KILLS} kills      {actual}")
     os.chdir(REPOSITORY)
     if actual != expected:
-        raise ValueError("the weights differ")
+        raise ValueError(f"expected equal weights, got {actual} instead of {expected}")
     write(
         "kills",
         [
@@ -85,8 +85,8 @@ def train(runs: Path, kills: int) -> str:
     """Run `dvc repro` for the stage train until it succeeds.
 
     Args:
-        runs: Where the run in progress lives.
-        kills: How often the tree is killed before it may end.
+        runs: The directory of the run in progress.
+        kills: How often the tree is killed before it may finish.
 
     Returns:
         The SHA-256 of the published weights.
@@ -116,7 +116,9 @@ def train(runs: Path, kills: int) -> str:
             deadline = began_s + generator.uniform(0.0, LONGEST_LIFE_S)
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise ValueError(f"the run ended before kill {number + 1}: make it longer")
+                raise ValueError(
+                    f"the run ended before kill {number + 1}; to fix this: raise train.max_steps"
+                )
             time.sleep(0.01)
         kill_tree(process)
         life_s = time.monotonic() - began_s
@@ -127,14 +129,14 @@ def train(runs: Path, kills: int) -> str:
 
 
 def records(runs: Path) -> int:
-    """The last step that is recorded; 0 before the first."""
+    """The last recorded step; 0 before the first."""
     found = list(runs.glob("*/run.json"))
     recorded = RunDirectory(newest_run(runs)).metrics.read() if found else []
     return int(recorded[-1]["step"]) if recorded else 0
 
 
 def describe(runs: Path) -> str:
-    """Where a killed run was, in words."""
+    """Describe how far a killed run had come."""
     if not list(runs.glob("*/run.json")):
         return "nothing had begun"
     run = RunDirectory(newest_run(runs))

@@ -1,10 +1,10 @@
-"""Five gloo ranks against one rank with the same global batch, and three after five.
+"""Five gloo ranks against one with the same global batch, and three that resume from five.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.training.ranks            # some five minutes
+    OMP_NUM_THREADS=1 python -m benchmarks.training.ranks            # about five minutes
 
 50 steps of 15 sequences under the real torchrun, without dropout (each rank draws its own
-masks): alone, on 5 ranks x 3 sequences, and on 5 ranks up to step 20, killed, and on with 3
-ranks x 5 sequences. The largest difference of any training loss must stay below 1e-5.
+masks): on one rank, on 5 ranks x 3 sequences, and on 5 ranks that are killed at step 20 and
+resumed as 3 ranks x 5 sequences. No training loss may differ by more than 1e-5.
 """
 
 import os
@@ -61,7 +61,7 @@ def main() -> None:
         difference = max(abs(one - two) for one, two in zip(ours, alone, strict=True))
         rows.append(
             row(
-                f"{name} against 1, largest difference of a loss in {STEPS} steps",
+                f"{name} against 1, largest loss difference in {STEPS} steps",
                 difference,
                 "nats",
                 target=f"<= {TOLERANCE:g}",
@@ -72,13 +72,13 @@ def main() -> None:
 
 
 def divide(runs: str, *, ranks: int, batch_size: int) -> None:
-    """Divide a step in this way, in a directory of runs of its own."""
+    """Set how a step is divided, and use a separate directory of runs."""
     os.environ["ENIGMA_RUNS_DIR"] = runs
     change_params(Path("params.yaml"), {"train.ranks": ranks, "train.batch_size": batch_size})
 
 
 def losses(runs: str, *, ranks: int, batch_size: int) -> list[float]:
-    """Train to the end; the training loss of every step."""
+    """Train to the end; return the training loss of every step."""
     divide(runs, ranks=ranks, batch_size=batch_size)
     train_to_the_end()
     records = RunDirectory(newest_run(Path(runs))).metrics.read()

@@ -1,11 +1,11 @@
-"""Training tokens per second against GPT-2 and Llama at equal parameters, and where the time goes.
+"""Training speed against GPT-2 and Llama of equal size, and where the time goes.
 
     OMP_NUM_THREADS=1 python -m benchmarks.training.speed       # about ten minutes on one core
 
 Every model trains under transformers' own `Trainer` with its default optimiser: 8 x 256 tokens
-a step, vocabulary 21,128, tied embeddings, no dropout, clipping at 1. Each is trained for a few
-steps in turn, several times over; the first step of a turn does not count. All run in the
-precision that is faster for GPT-2 on this processor. Parameters must agree within 1 %.
+per step, vocabulary 21,128, tied embeddings, no dropout, clipping at 1. The models take
+turns of a few steps, several times over; the first step of a turn does not count. All run in
+the precision that is faster for GPT-2 on this processor. Parameters must agree within 1 %.
 """
 
 import tempfile
@@ -33,11 +33,11 @@ from enigma.configuration_enigma import EnigmaConfig
 from enigma.modeling_enigma import EnigmaForCausalLM
 
 VOCABULARY, LENGTH, TEXTS = 21128, 256, 8
-TURNS, STEPS_A_TURN = 3, 3
-# Width, heads, layers of the peers, layers of ours, rotors, blocks.
+TURNS, STEPS_PER_TURN = 3, 3
+# Width, heads, layers of the peers, layers of Enigma, rotors, blocks.
 SIZES = {"5 M": (160, 5, 6, 5, 2, 3), "30 M": (512, 8, 6, 5, 4, 2)}
 TARGETS = {"plain": 1.2, "reversible": 1.0}
-KINDS = {  # the first that an operator's name contains
+KINDS = {  # the first one with a part that occurs in the operator's name
     "loss head": ("linear_cross_entropy", "log_softmax", "nll_loss"),
     "attention kernel": ("scaled_dot_product", "flash_attention"),
     "matrix products": ("mm",),
@@ -46,10 +46,10 @@ KINDS = {  # the first that an operator's name contains
 
 
 class RandomTexts(Dataset[dict[str, torch.Tensor]]):
-    """As many texts of random ids as the turns ask for."""
+    """Texts of random ids, as many as one turn needs."""
 
     def __len__(self) -> int:
-        return TEXTS * STEPS_A_TURN
+        return TEXTS * STEPS_PER_TURN
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(index)
@@ -58,7 +58,7 @@ class RandomTexts(Dataset[dict[str, torch.Tensor]]):
 
 
 class StepTimes(TrainerCallback):  # type: ignore[misc]  # untyped base
-    """Collects processor seconds of whole steps: data, forward, backward, optimiser."""
+    """Measures processor seconds of whole steps: data, forward, backward, optimiser."""
 
     def __init__(self) -> None:
         self.times_s: list[float] = []
@@ -76,7 +76,7 @@ class StepTimes(TrainerCallback):  # type: ignore[misc]  # untyped base
 
 
 def make_models(size: str) -> dict[str, PreTrainedModel]:
-    """Ours in two memory modes, and the peers."""
+    """Make Enigma in two memory modes, and the peers."""
     width, heads, peer_layers, layers, rotors, blocks = SIZES[size]
     peer = (VOCABULARY, width, heads, peer_layers, LENGTH)
     makers: dict[str, Callable[[], PreTrainedModel]] = {
@@ -96,7 +96,7 @@ def make_models(size: str) -> dict[str, PreTrainedModel]:
         for memory in TARGETS
     }
     makers["GPT-2"] = lambda: GPT2LMHeadModel(gpt2_config(*peer))
-    # Three matrices of 8/3 the width are as many parameters as two of four times.
+    # Three matrices of 8/3 the width have as many parameters as two of 4 times the width.
     makers["Llama"] = lambda: LlamaForCausalLM(llama_config(*peer, hidden=round(8 * width / 3)))
     models = {}
     for name, maker in makers.items():
@@ -111,7 +111,7 @@ def train(model: PreTrainedModel, directory: str, *, bf16: bool) -> list[float]:
     clock = StepTimes()
     arguments = TrainingArguments(
         output_dir=directory,
-        max_steps=STEPS_A_TURN,
+        max_steps=STEPS_PER_TURN,
         per_device_train_batch_size=TEXTS,
         use_cpu=True,
         bf16=bf16,
@@ -143,7 +143,7 @@ def bf16_is_faster(model: PreTrainedModel) -> bool:
 
 
 def speed_rows(size: str, models: dict[str, PreTrainedModel], *, bf16: bool) -> list[Any]:
-    """Train in turns; ours against the faster peer."""
+    """Train in turns; compare Enigma with the faster peer."""
     times_s: dict[str, list[float]] = {name: [] for name in models}
     with tempfile.TemporaryDirectory() as directory:
         for _ in range(TURNS):
@@ -183,7 +183,7 @@ def speed_rows(size: str, models: dict[str, PreTrainedModel], *, bf16: bool) -> 
 
 
 def profile_rows(size: str, models: dict[str, PreTrainedModel]) -> list[Any]:
-    """The shares of a training step's time by kind of operator, in float32."""
+    """Profile a training step in float32; return the share of each kind of operator."""
     rows = []
     ids_BL = torch.randint(VOCABULARY, (TEXTS, LENGTH))
     for name, model in models.items():

@@ -1,10 +1,10 @@
-"""How long a training run takes to save and end after SIGTERM.
+"""Measure how long a training run takes to save and end after SIGTERM.
 
     OMP_NUM_THREADS=1 python -m benchmarks.training.stop       # about three minutes
 
 A clone of the repository trains a tiny model on 2 gloo ranks and is sent SIGTERM at a random
-moment after its first step, as a scheduler would; the next run goes on from the checkpoint that
-this one saved, and is stopped in its turn.
+moment after its first step, as a scheduler would do; the next run resumes from the checkpoint
+that this one saved, and is stopped in turn.
 """
 
 import os
@@ -27,7 +27,7 @@ STOPS, SEED, DEADLINE_S = 7, 0, 10.0
 
 
 def stop_once(runs: Path, generator: random.Random) -> float:
-    """Train on, stop, check that nothing was lost, and return the seconds from TERM to the end."""
+    """Resume, stop, check that nothing was lost, and return the seconds from TERM to the end."""
     process, before = start_training(), records(runs)
     wait_for(lambda: records(runs) > before, process)
     time.sleep(generator.uniform(0.0, 3.0))
@@ -40,7 +40,7 @@ def stop_once(runs: Path, generator: random.Random) -> float:
     saved, recorded = newest_complete(RunDirectory(newest_run(runs)).checkpoints), records(runs)
     print(f"{took_s:.1f} s; last recorded step {recorded}, saved step {saved}", flush=True)
     if saved is None or saved < recorded:
-        raise ValueError("steps that were taken are not in the checkpoint")
+        raise ValueError(f"expected a checkpoint of step {recorded} or later, got step {saved}")
     return took_s
 
 

@@ -1,9 +1,9 @@
 """Files that appear whole or not at all, and the manifest that says what they are.
 
-A stage builds its output directory beside the final place and renames it at the
+A stage builds its output directory next to its final path and renames it at the
 end (`publish_directory`), so a killed stage never leaves half an output. The
 manifest of a directory lists every file with its SHA-256; its `root` is one hash
-for all of them, which is how certificates and the registry name a data set.
+for all of them, by which certificates and the registry name a data set.
 """
 
 import hashlib
@@ -65,16 +65,16 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} is not JSON ({error})", "delete it and run `dvc repro` again"
         ) from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object", "delete it and run `dvc repro` again")
+        raise UserError(f"{path} is not a JSON object", "delete it and run `dvc repro` again")
     return value
 
 
 @contextmanager
 def publish_directory(final: Path) -> Iterator[Path]:
-    """Build a directory aside and put it in its place only when all went well.
+    """Build a directory under a temporary name; move it into place only on success.
 
     Args:
-        final: Where the directory shall appear; what is there is replaced.
+        final: The directory's final path; what is there is replaced.
 
     Yields:
         An empty directory on the same file system to write into. On an
@@ -99,7 +99,7 @@ def write_manifest(directory: Path, *, stage: str, facts: Mapping[str, Any]) -> 
     Args:
         directory: The directory; its manifest is written last.
         stage: The stage that made it.
-        facts: What else later stages need to know (counts, settings).
+        facts: Counts and settings that later stages need.
 
     Returns:
         The root: SHA-256 over the sorted lines `<sha256>  <relative path>`.
@@ -124,14 +124,14 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def verify_manifest(directory: Path) -> dict[str, Any]:
-    """Hash every file again and compare with the manifest.
+    """Hash every file again and compare the hashes with the manifest.
 
     Returns:
         The manifest.
 
     Raises:
         UserError: At the first file that is missing or has changed, or if the
-            root does not follow from the files.
+            root does not match the files.
     """
     manifest = read_manifest(directory)
     for entry in manifest["files"]:
@@ -144,13 +144,13 @@ def verify_manifest(directory: Path) -> dict[str, Any]:
             )
     if manifest_root(manifest["files"]) != manifest["root"]:
         raise UserError(
-            f"{directory / MANIFEST_NAME}: the root does not follow from the files",
+            f"{directory / MANIFEST_NAME}: the root does not match the files",
             "make the directory again with `dvc repro`",
         )
     return manifest
 
 
 def manifest_root(files: list[dict[str, Any]]) -> str:
-    """One hash for all files of a manifest: over the sorted lines `<sha256>  <path>`."""
+    """Hash all files of a manifest into one: over the sorted lines `<sha256>  <path>`."""
     lines = sorted(f"{entry['sha256']}  {entry['path']}\n" for entry in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

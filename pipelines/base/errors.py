@@ -1,4 +1,4 @@
-"""The one exception that is a user's to mend, and how it is shown."""
+"""The one exception that the user can fix, and how it is shown."""
 
 
 class UserError(Exception):
@@ -8,18 +8,18 @@ class UserError(Exception):
     printed without a traceback, and the process ends with exit code 1.
 
     Args:
-        problem: What was found, beside what was expected.
+        problem: What was expected, and what was found.
         fix: What the user can do about it, as a sentence.
     """
 
     def __init__(self, problem: str, fix: str) -> None:
         self.problem = problem
         self.fix = fix
-        # The arguments as they came: so the error of a worker arrives here whole.
+        # Pickling passes `args` to the constructor: a worker's error must arrive here whole.
         super().__init__(problem, fix)
 
     def __str__(self) -> str:
-        """As it is printed."""
+        """The message as it is printed."""
         return f"{self.problem}\n  to fix this: {self.fix}"
 
 
@@ -28,7 +28,7 @@ class GateError(UserError):
 
     Args:
         gate: Name of the gate, as reports and the registry spell it.
-        problem: What was measured, beside the bound.
+        problem: What was measured, and the bound.
         fix: What the user can do about it, as a sentence.
     """
 

@@ -15,10 +15,10 @@ def held_lock(path: Path, when_taken: Callable[[str], None], *, task: str = "") 
     Its text is `<process id> <host> <task>` of the holder; only this user can read it.
 
     Args:
-        path: The lock file; its directory is made.
+        path: The lock file; its directory is created.
         when_taken: Called with the holder's text if another process has the lock. It may
             raise; if it returns, this process waits for its turn.
-        task: What the holder does, for others who wait.
+        task: What the holder is doing, shown to others that wait.
 
     Yields:
         The file descriptor of the lock. A child that inherits it keeps holding the lock if

@@ -1,4 +1,4 @@
-"""What every stage shares: libraries without analytics, logs, errors without tracebacks."""
+"""What every stage shares: analytics off, logs, errors without tracebacks."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ def quiet_libraries() -> None:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage or command; a `UserError` ends in exit code 1 and without a traceback.
+    """Run a stage or command; a `UserError` ends in exit code 1 without a traceback.
 
     Args:
         main: The stage, without arguments; it raises `UserError` for bad input.
@@ -60,8 +60,8 @@ def progress(items: Iterable[T], *, total: int | None, unit: str, label: str) ->
     Args:
         items: What to iterate over.
         total: Number of items, where known.
-        unit: What one item is ("document").
-        label: What is being done ("clean").
+        unit: Name of one item ("document").
+        label: Name of the work ("clean").
 
     Returns:
         The same items.

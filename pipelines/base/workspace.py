@@ -24,7 +24,7 @@ class Workspace:
 
     @property
     def documents(self) -> Path:
-        """Clean documents, one parquet file a split, made by `clean`."""
+        """Clean documents, one parquet file per split, made by `clean`."""
         return Path("data", self.profile, "documents")
 
     @property

@@ -6,12 +6,12 @@ language modeling", 1995; in the notation of Chen and Goodman, 1998, section 2.7
     p(w | c) = (max(n(c w) - D, 0) + D * types(c) * p(w | c')) / n(c)
 
 where c' is c without its first token, lower orders count in how many different
-contexts an n-gram stands, and below the unigram lies the uniform distribution, so that
-every probability is positive and each distribution sums to one.
+contexts an n-gram occurs, and below the unigram is the uniform distribution: every
+probability is positive and each distribution sums to one.
 
-An n-gram is known by a number: the place of (number of its prefix, last token) in a
-sorted table. So counting and looking up are sorts and searches over whole arrays,
-and no key is hashed. No n-gram crosses the border of a sequence.
+An n-gram is identified by a number: the index of (number of its prefix, last token) in a
+sorted table. Counting and looking up are therefore sorts and searches over whole arrays,
+without hashing. No n-gram crosses a sequence boundary.
 
 Shape legend: N sequences, L length, S start positions.
 """
@@ -29,7 +29,7 @@ ABSENT = -1
 
 @dataclass(frozen=True)
 class _Order:
-    """The counts of one order n.
+    """The counts of the n-grams of one order n.
 
     Args:
         keys: Sorted keys (prefix number << bits | last token) of the n-grams.
@@ -84,7 +84,7 @@ class NGramModel:
                 break
             number_NS = self._find(order.keys, prefix_NS, ids_NL[:, n - 1 :])
             p_NL[:, n - 1 :] = _interpolate(order, prefix_NS, number_NS, p_NL[:, n - 1 :])
-            # The next order's prefixes; the last one starts too late to have a successor.
+            # The prefixes for the next order; the last n-gram has no successor.
             prefix_NS = number_NS[:, :-1]
         return p_NL
 
@@ -99,7 +99,7 @@ class NGramModel:
             number_NS = number.reshape(key_NS.shape)
             tables.append((keys, first, count))
             if n > 1:
-                # How many different tokens stand before each (n-1)-gram.
+                # How many different tokens precede each (n-1)-gram.
                 row, start = np.divmod(first, key_NS.shape[1])
                 suffix = previous_NS[row, start + 1]
                 left = np.bincount(suffix, minlength=len(tables[-2][0]))
@@ -122,7 +122,7 @@ class NGramModel:
         )
 
     def _find(self, keys: Integers, prefix_NS: Integers, last_NS: Integers) -> Integers:
-        """Numbers of n-grams, or ABSENT."""
+        """Look up the numbers of n-grams; ABSENT where there is none."""
         key_NS = (prefix_NS << self._bits) | last_NS
         place_NS = np.minimum(np.searchsorted(keys, key_NS), len(keys) - 1)
         found_NS = (keys[place_NS] == key_NS) & (prefix_NS != ABSENT)
@@ -139,5 +139,5 @@ def _interpolate(
     seen_NS = np.maximum(count_NS - order.discount, 0.0)
     held_back_NS = order.discount * order.types[prefix_NS]
     mixed_NS = (seen_NS + held_back_NS * lower_NS) / np.maximum(total_NS, 1.0)
-    # A context that was never followed by anything says nothing: ask the shorter one.
+    # A context that was never seen has no counts: back off to the shorter one.
     return np.where(total_NS > 0.0, mixed_NS, lower_NS)

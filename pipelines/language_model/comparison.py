@@ -1,10 +1,10 @@
-"""Whether one model is better than another, or whether chance could have made it look so.
+"""Whether one model is better than another, or whether chance could explain the difference.
 
 A paired bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
-chapter 13): both models were scored on the same items, items are drawn again with
-replacement, and the spread of the difference over the draws is its uncertainty. Sequences
-of one document are alike, so documents are what is drawn; with few documents that says
-nothing about the spread, and sequences are drawn instead (ADR 5).
+chapter 13): both models are scored on the same items, the items are resampled with
+replacement, and the spread of the difference over the resamples is its uncertainty.
+Sequences of one document are alike, so whole documents are drawn; too few documents say
+little about the spread, and sequences are drawn instead (ADR 5).
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from pipelines.language_model.losses import Floats, Losses
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
-# Below it the bootstrap over clusters is known to give intervals that are too narrow.
+# With fewer clusters the bootstrap is known to give intervals that are too narrow.
 MIN_DOCUMENTS = 30
 NATS_PER_BIT = float(np.log(2.0))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference candidate minus champion, lower is better.
+    """The difference candidate minus champion; lower is better.
 
     Args:
         difference: In bits or nats per unit, over the whole evaluation set.
         low: Lower end of the 95 % interval.
         high: Upper end.
-        drawn: What was drawn, with its number ("412 documents").
-        unit: Of the difference ("bits per character").
+        drawn: What was drawn, and how many ("412 documents").
+        unit: Unit of the difference ("bits per character").
     """
 
     difference: float
@@ -59,13 +59,13 @@ def compare(champion: Losses, candidate: Losses, *, unit: str, nats_per_unit: fl
     """Compare two models item by item.
 
     Args:
-        champion: Its losses.
-        candidate: Losses on the same items in the same order.
-        unit: Name of what the difference is given in.
-        nats_per_unit: How many nats it has (ln 2 for bits).
+        champion: The champion's losses.
+        candidate: The candidate's losses on the same items, in the same order.
+        unit: Unit in which the difference is given.
+        nats_per_unit: Nats in one unit (ln 2 for bits).
 
     Returns:
-        The difference and its interval; the same for the same input.
+        The difference and its interval; deterministic.
 
     Raises:
         ValueError: If the items differ.
@@ -95,7 +95,7 @@ def compare(champion: Losses, candidate: Losses, *, unit: str, nats_per_unit: fl
 
 
 def _clusters(losses: Losses, delta_N: Floats) -> tuple[str, Floats, Floats]:
-    """Add items up by document, where there are enough documents."""
+    """Sum items by document if there are enough documents."""
     names, number = np.unique(losses.document.astype(str), return_inverse=True)
     if len(names) < MIN_DOCUMENTS:
         return "sequences", delta_N, losses.units

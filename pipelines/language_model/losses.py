@@ -1,12 +1,12 @@
-"""What a model lost on each item of an evaluation set: the ground of a paired comparison.
+"""The loss of a model on each item of an evaluation set, for paired comparisons.
 
-Two models can be told apart far better by their difference item by item than by two
-totals, as what makes a text hard makes it hard for both. So `evaluate` and `sample_flow`
-write a parquet file with a row an item; a registered version carries it as proof.
+The differences item by item tell two models apart far better than two totals do, since
+a text that is hard for one is hard for both. So `evaluate` and `sample_flow` write a
+parquet file with one row per item; a registered version carries it as evidence.
 
     document    id of the document in which the item begins
-    units       what the loss is spread over: characters, or dimensions
-    loss_nats   summed over the item, lower is better
+    units       characters or dimensions in the item
+    loss_nats   sum over the item; lower is better
 """
 
 import hashlib
@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses of the items of an evaluation set, in its order.
+    """The losses of the items of an evaluation set, in order.
 
     Args:
         document: N ids of documents.
@@ -79,7 +79,7 @@ class Losses:
 
 
 def documents_of(reader: ShardReader, indices: Indices) -> npt.NDArray[np.object_]:
-    """The id of the document in which each sequence begins.
+    """Find the document in which each sequence begins.
 
     Args:
         reader: The split.
@@ -93,17 +93,18 @@ def documents_of(reader: ShardReader, indices: Indices) -> npt.NDArray[np.object
 
 
 def evaluation_set_sha256(reader: ShardReader, indices: Indices) -> str:
-    """Name an evaluation set by its tokens, in order."""
+    """Identify an evaluation set by the hash of its tokens, in order."""
     return hashlib.sha256(reader.gather(indices).tobytes()).hexdigest()
 
 
 def losses_of(reader: ShardReader, indices: Indices, nll_nats_N: Floats) -> Losses:
-    """Losses by sequence, spread over the characters of the source text.
+    """Pair the loss of each sequence with the characters of its source text.
 
     Args:
         reader: The split.
         indices: (N,) sequences.
-        nll_nats_N: Of each; what [UNK] is charged is the same for every model and left out.
+        nll_nats_N: The loss of each, without the charge for [UNK], which is the same for all
+            models.
     """
     characters = reader.sequences().take(indices)["characters"].to_numpy()
     return Losses(documents_of(reader, indices), characters.astype(np.float64), nll_nats_N)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def model_config(model: ModelParams, shards: Path) -> "EnigmaConfig":
-    """The architecture of the parameters, with the sizes that the shards have.
+    """Make the configuration from the parameters and the sizes of the shards.
 
     Args:
         model: The section `model`.
@@ -37,7 +37,7 @@ def load_language_model(directory: Path) -> "EnigmaForCausalLM":
     """Load a published language model for evaluation.
 
     Args:
-        directory: What `train` published.
+        directory: The directory that `train` published.
 
     Returns:
         The model in evaluation mode, on the GPU if there is one.
@@ -50,7 +50,7 @@ def load_language_model(directory: Path) -> "EnigmaForCausalLM":
 
     from enigma.modeling_enigma import EnigmaForCausalLM
 
-    # One file is loaded: a bar would say nothing.
+    # A progress bar for a single file is noise.
     disable_progress_bar()
     if not (directory / "model.safetensors").is_file():
         raise UserError(
@@ -59,10 +59,10 @@ def load_language_model(directory: Path) -> "EnigmaForCausalLM":
         )
     model: EnigmaForCausalLM
     model, found = EnigmaForCausalLM.from_pretrained(directory, output_loading_info=True)
-    # transformers would go on with random numbers in the place of what is missing.
-    if strangers := sorted(map(str, {*found["missing_keys"], *found["unexpected_keys"]})):
+    # transformers would replace missing weights by random numbers and carry on.
+    if mismatched := sorted(map(str, {*found["missing_keys"], *found["unexpected_keys"]})):
         raise UserError(
-            f"{directory}: the weights do not fit this version of enigma: {strangers[:5]}",
+            f"{directory}: the weights do not fit this version of enigma: {mismatched[:5]}",
             "use the version of the code that they were trained with, or train again",
         )
     model.eval()

@@ -6,7 +6,7 @@ REPETITION_NGRAM = 4
 
 
 def repetition_rate(texts: Sequence[Sequence[int]]) -> float:
-    """Share of 4-grams that occur earlier in the same text; 0 for texts without any.
+    """Share of 4-grams that occur earlier in the same text; 0 if the texts have none.
 
     Args:
         texts: Token ids of each generated text.
@@ -20,7 +20,7 @@ def repetition_rate(texts: Sequence[Sequence[int]]) -> float:
 
 
 def distinct_2(texts: Sequence[Sequence[int]]) -> float:
-    """Distinct bigrams over all bigrams (Li et al., 2016); 0 for texts without any."""
+    """Distinct bigrams over all bigrams (Li et al., 2016); 0 if the texts have none."""
     grams = [gram for ids in texts for gram in _ngrams(ids, 2)]
     return len(set(grams)) / len(grams) if grams else 0.0
 

@@ -1,10 +1,10 @@
 """How well a model predicts text: nats per token, perplexity, bits per character.
 
-Tokens are a unit of one vocabulary; characters are the unit of the text. Bits a
-character are all bits spent on the predicted tokens, divided by the characters of
-the source text behind them. [UNK] would make this cheap, since it says nothing
-about what it hides: so each hidden character is charged as if it were drawn
-uniformly from all assigned Unicode characters.
+Tokens depend on a vocabulary; characters do not. Bits per character are all bits
+spent on the predicted tokens, divided by the characters of the source text behind
+them. [UNK] would make text cheap, since it hides characters without predicting
+them; each hidden character is therefore charged as if it were drawn uniformly from
+all assigned Unicode characters.
 
 Shape legend: N sequences, L length, B batch, V vocabulary.
 """
@@ -35,7 +35,7 @@ class Span:
     Args:
         tokens: Predicted tokens.
         characters: Characters of the source text behind them.
-        unk_characters: Those of them that [UNK] hides.
+        unk_characters: How many of them [UNK] hides.
     """
 
     tokens: int
@@ -44,7 +44,7 @@ class Span:
 
     @classmethod
     def of(cls, reader: ShardReader, indices: Indices) -> "Span":
-        """Add up the columns that `decontaminate` wrote beside the shards."""
+        """Sum the columns that `decontaminate` wrote next to the shards."""
         table = reader.sequences().take(indices)
         return cls(
             tokens=len(indices) * (reader.sequence_length - 1),
@@ -55,7 +55,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Score:
-    """A negative log-likelihood and the span it belongs to.
+    """A negative log-likelihood and the span that it covers.
 
     Args:
         span: What was predicted.
@@ -67,7 +67,7 @@ class Score:
 
     @property
     def loss_nats(self) -> float:
-        """Mean negative log-likelihood of a token."""
+        """Mean negative log-likelihood per token."""
         return self.nll_nats / self.span.tokens
 
     @property
@@ -77,12 +77,12 @@ class Score:
 
     @property
     def bits_per_character(self) -> float:
-        """All bits, those charged for [UNK] included, for a character of the source text."""
+        """All bits, including those charged for [UNK], per character of the source text."""
         bits = self.nll_nats / math.log(2) + self.span.unk_characters * UNK_CHARGE_BITS
         return bits / self.span.characters if self.span.characters else math.inf
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: what is not finite becomes None."""
+        """The figures for JSON; those that are not finite become None."""
         numbers = {
             "loss_nats": self.loss_nats,
             "perplexity": self.perplexity,
@@ -105,7 +105,7 @@ def sequence_nll_nats(model: Any, reader: ShardReader, index_batches: Iterable[I
     """A causal model's negative log-likelihood of each sequence, over tokens 1..L-1.
 
     Args:
-        model: A Hugging Face causal language model; left in the mode it was in.
+        model: A Hugging Face causal language model; its mode (training or not) is restored.
         reader: The split.
         index_batches: Which sequences, batch by batch.
 

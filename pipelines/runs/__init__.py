@@ -1,4 +1,4 @@
-"""A training run on disk, and who watches it.
+"""A training run on disk, and what monitors it.
 
-It decides no byte of an output.
+Nothing here affects a byte of an output.
 """

@@ -1,12 +1,12 @@
-"""The torchrun agent of one node: it starts the ranks of a run here, and starts them again.
+"""The torchrun agent of one node: it starts the ranks of a run here, and restarts them.
 
 One machine needs nothing but `python -m pipelines.train`. Several machines share the
-directory of the run (checkpoints, data) over a network file system. The first one is
-told how many there are and where they meet:
+directory of the run (checkpoints, data) over a network file system. The first
+one needs to know how many there are and where they meet:
 
     ENIGMA_NODES=2 ENIGMA_RENDEZVOUS=node0:29500 python -m pipelines.train
 
-and each other one joins: `enigma join runs/<fingerprint>`.
+and every other machine joins: `enigma join runs/<fingerprint>`.
 """
 
 import os
@@ -29,13 +29,13 @@ def nodes_asked_for(ranks: int) -> tuple[int, str]:
     """Read `ENIGMA_NODES` and `ENIGMA_RENDEZVOUS`.
 
     Args:
-        ranks: Ranks of the run; every node takes the same number.
+        ranks: Ranks of the run; every node runs the same number.
 
     Returns:
         How many nodes, and where they meet: HOST:PORT, empty for one node.
 
     Raises:
-        UserError: If a value cannot be.
+        UserError: If a value is invalid.
     """
     text = os.environ.get("ENIGMA_NODES", "1")
     nodes = int(text) if text.isdigit() else 0
@@ -60,16 +60,16 @@ def join(path: Path) -> None:
     """Run this node's share of the ranks of a run that was started on another node.
 
     Args:
-        path: The directory of the run, the same files as on the first node.
+        path: The directory of the run, shared with the first node.
 
     Raises:
-        UserError: If the run is not one of several nodes, or if its ranks died.
+        UserError: If the run was started for one node, or if its ranks died.
     """
     run = RunDirectory(path)
     config = run.read_config()
     if config.nodes == 1:
         raise UserError(
-            f"{path} was started for one node",
+            f"{path}: expected a run of several nodes, got one that was started for one node",
             "start it with ENIGMA_NODES and ENIGMA_RENDEZVOUS set (docs/training.md)",
         )
     code = run_agent(run, config)
@@ -81,7 +81,7 @@ def join(path: Path) -> None:
 
 
 def run_agent(run: RunDirectory, config: RunConfig, pass_fds: Sequence[int] = ()) -> int:
-    """Run this node's ranks to their end; TERM and Ctrl-C make all ranks save and stop.
+    """Run this node's ranks until they end; TERM and Ctrl-C make all ranks save and stop.
 
     Args:
         run: The directory of the run.
@@ -107,7 +107,7 @@ def run_agent(run: RunDirectory, config: RunConfig, pass_fds: Sequence[int] = ()
         start_new_session=True,
         pass_fds=pass_fds,
     )
-    with _passing_on_signals(run, process):
+    with _forwarded_signals(run, process):
         return process.wait()
 
 
@@ -123,12 +123,12 @@ def _rendezvous_options(config: RunConfig) -> list[str]:
         f"--rdzv-id={config.fingerprint}",
     ]
     host = config.rendezvous.rpartition(":")[0].strip("[]")
-    # By default an agent gives the name of its machine, which loopback does not answer to.
+    # By default an agent announces its host name, which loopback does not answer to.
     return [*options, f"--local-addr={host}"] if host in LOOPBACK else options
 
 
 @contextmanager
-def _passing_on_signals(run: RunDirectory, process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _forwarded_signals(run: RunDirectory, process: subprocess.Popen[bytes]) -> Iterator[None]:
     """The first TERM or Ctrl-C asks the ranks to save and end, the second ends torchrun."""
 
     def stop(*_: Any) -> None:

@@ -1,13 +1,13 @@
-"""Checkpoints that are either whole or not there.
+"""Checkpoints that are either complete or absent.
 
-`transformers.Trainer` writes a checkpoint file by file, so a kill leaves half of
-one. So it writes in `.building`; when all ranks have written their part, a manifest
-with the SHA-256 of every file seals the checkpoint, and a rename puts it in its place.
-A resume takes the newest one that still agrees with its manifest.
+`transformers.Trainer` writes a checkpoint file by file, so a kill could leave half of
+one. Here it writes to `.building`; when all ranks have written their part, a manifest
+with the SHA-256 of every file seals the checkpoint, and a rename moves it into place.
+A resume takes the newest one that still matches its manifest.
 
 Nothing that could run code is ever unpickled: weights are safetensors, and Trainer
 reads optimiser, scheduler and RNG state with `torch.load(weights_only=True)`.
-Its `training_args.bin`, a plain pickle that nobody reads, is deleted.
+Its `training_args.bin`, a plain pickle that nothing reads, is deleted.
 """
 
 import logging
@@ -24,7 +24,7 @@ AVERAGED = "averaged"
 BUILDING = ".building"
 UNREAD_PICKLE = "training_args.bin"
 KEEP_NEWEST = 2
-# What `torch.save` and its like write.
+# The suffixes of pickled files, as `torch.save` writes them.
 PICKLED = {".bin", ".pkl", ".pt", ".pth"}
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def building_path(directory: Path) -> Path:
 
 
 def publish(directory: Path, step: int) -> None:
-    """Seal a checkpoint and put it in its place; call it when every rank has written.
+    """Seal a checkpoint and move it into place; call it when every rank has written.
 
     Args:
         directory: The directory of the checkpoints.
@@ -63,7 +63,7 @@ def publish(directory: Path, step: int) -> None:
 
 
 def discard(directory: Path) -> None:
-    """Delete what was written of a checkpoint that did not come to be."""
+    """Delete what was written of a checkpoint that was not completed."""
     shutil.rmtree(building_path(directory), ignore_errors=True)
 
 
@@ -76,7 +76,7 @@ def seal(checkpoint: Path, step: int) -> None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Hash every file and compare with the manifest."""
+    """Hash every file and compare the hashes with the manifest."""
     if not (checkpoint / MANIFEST_NAME).is_file():
         return False
     try:
@@ -87,9 +87,9 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def find_code(checkpoint: Path) -> Path | None:
-    """Find a file that is more than tensors, without running what it holds.
+    """Find a pickle that holds more than tensors, without running it.
 
-    A manifest can be written by whoever can write the checkpoint, so it does not protect.
+    A manifest does not protect: an attacker who can write a checkpoint can write that too.
 
     Returns:
         The first such file, or None.
@@ -109,7 +109,7 @@ def find_code(checkpoint: Path) -> Path | None:
 
 
 def newest_complete(directory: Path) -> int | None:
-    """Find where to resume; what is newer and incomplete is deleted, and said.
+    """Find where to resume; newer incomplete checkpoints are deleted with a warning.
 
     Returns:
         The step of the newest complete checkpoint, or None if there is none.
@@ -119,8 +119,8 @@ def newest_complete(directory: Path) -> int | None:
         checkpoint = checkpoint_path(directory, step)
         if not is_complete(checkpoint):
             logger.warning("%s is incomplete; falling back to the one before", checkpoint)
-        elif stranger := find_code(checkpoint):
-            logger.warning("%s would run code when loaded: refused; falling back", stranger)
+        elif unsafe := find_code(checkpoint):
+            logger.warning("%s would run code when loaded: refused; falling back", unsafe)
         else:
             return step
         shutil.rmtree(checkpoint)

@@ -1,13 +1,13 @@
-"""A training run in progress: `runs/<fingerprint>/`, which outlives every kill.
+"""A training run in progress: `runs/<fingerprint>/`, which survives every kill.
 
 DVC deletes a stage's outputs before it runs the stage, so a run lives elsewhere,
 under a name made from everything that decides its result. The same inputs find
-the same directory and go on; other inputs start afresh.
+the same directory and resume; other inputs start a new run.
 
-    run.json        what the ranks need to know (written by the launcher)
+    run.json        the configuration for the ranks (written by the launcher)
     checkpoints/    see pipelines/runs/checkpoints.py
     metrics.jsonl   see pipelines/tracking/metrics_file.py
-    mlflow.json     see there
+    mlflow.json     see pipelines/tracking/metrics_file.py
     outcome.json    how the ranks ended, written by rank 0
     stop            its presence asks the ranks to save and end
     lock            held by the launcher; its text is the launcher's process id
@@ -35,18 +35,18 @@ FINGERPRINT_DIGITS = 16
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a rank needs to know; it travels as `run.json`.
+    """The configuration for the ranks, stored as `run.json`.
 
     Args:
         profile: Name of the profile.
         fingerprint: See `fingerprint`.
-        steps: Optimiser steps, if nothing ends it earlier.
-        tokens_per_step: Tokens that all ranks together take in one optimiser step.
+        steps: Optimiser steps, if nothing ends the run early.
+        tokens_per_step: Tokens that all ranks together process in one optimiser step.
         nodes: Machines that the ranks are spread over, the same number on each.
         rendezvous: Where the agents of several nodes meet, HOST:PORT; empty for one node.
         shards: The directory of the final shards.
         shards_root: The root of their manifest.
-        certificate_sha256: Of the certificate that let the run start.
+        certificate_sha256: SHA-256 of the certificate that allowed the run.
         model: The architecture.
         train: The recipe.
     """
@@ -69,10 +69,10 @@ class Outcome:
     """How the ranks ended.
 
     Args:
-        status: "finished"; "stopped" on request, to be gone on with; "failed" for
-            a reason that another try would meet again.
+        status: "finished"; "stopped" on request, resumable; "failed" for a reason
+            that another attempt would meet again.
         step: The last optimiser step.
-        problem: For "failed": what was found, beside what was expected.
+        problem: For "failed": what was expected, and what was found.
         fix: For "failed": what the user can do.
     """
 
@@ -124,7 +124,7 @@ class RunDirectory:
 
         Yields:
             The file descriptor that holds the lock; a child that inherits it
-            goes on holding it if this process is killed.
+            keeps holding it if this process is killed.
 
         Raises:
             UserError: If another process holds it.
@@ -141,10 +141,10 @@ class RunDirectory:
             yield descriptor
 
     def launcher_is_alive(self) -> bool:
-        """Whether the process that holds the lock still runs.
+        """Whether the process that holds the lock is still running.
 
         Returns:
-            True as well for a launcher on another node: that node's ranks watch it.
+            Also True for a launcher on another node: that node's ranks watch it.
         """
         path = self.path / "lock"
         process_id, host = path.read_text(encoding="utf-8").split()
@@ -152,7 +152,7 @@ class RunDirectory:
             return True
         try:
             launcher = psutil.Process(int(process_id))
-            # A process that began after the lock was taken only has the same number.
+            # A process that began after the lock was taken merely reuses its number.
             began_first = launcher.create_time() <= path.stat().st_mtime + 1
             return began_first and launcher.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
@@ -163,7 +163,7 @@ class RunDirectory:
         (self.path / "stop").touch()
 
     def begin(self) -> None:
-        """Forget how an earlier attempt ended."""
+        """Delete the stop request and the outcome of an earlier attempt."""
         (self.path / "stop").unlink(missing_ok=True)
         (self.path / "outcome.json").unlink(missing_ok=True)
 
@@ -176,21 +176,21 @@ class RunDirectory:
         write_json(self.path / "outcome.json", asdict(outcome))
 
     def read_outcome(self) -> Outcome | None:
-        """Read `outcome.json`; None if the ranks did not come to an end by themselves."""
+        """Read `outcome.json`; None if the ranks did not end by themselves."""
         path = self.path / "outcome.json"
         return Outcome(**read_json(path)) if path.is_file() else None
 
     @property
     def mlflow_run_id(self) -> str | None:
-        """The MLflow run that belongs to this one, if it has been made."""
+        """The MLflow run that belongs to this one, if it has been created."""
         return self.metrics.run_id
 
 
 def fingerprint(*, shards_root: str, model: ModelParams, train: TrainParams, code: str) -> str:
     """Name a run by everything that decides its result: data, parameters, code.
 
-    How the sequences of a step are divided over ranks and micro-batches is not part of
-    it: a run that began on 5 ranks may go on with 3 of them, on the same sequences.
+    The name leaves out how the sequences of a step are divided among ranks and micro-batches:
+    a run that began on 5 ranks may resume on 3 of them, with the same sequences.
 
     Args:
         shards_root: The root of the shards' manifest.

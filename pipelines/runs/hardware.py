@@ -1,4 +1,4 @@
-"""What the machine under a training run can do, and how much of it the run uses."""
+"""What the hardware under a training run can do, and how much of it the run uses."""
 
 import resource
 import sys
@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 MIB = 2**20
 # Dense bf16 matrix multiplication with fp32 accumulation, in FLOP/s, from NVIDIA's data
-# sheets (without sparsity). A GPU that is not here has no MFU: a guess would be no figure.
+# sheets (without sparsity). A GPU that is not listed gets no MFU rather than a guess.
 PEAK_FLOPS = {
     "NVIDIA GeForce RTX 4090": 165.2e12,
     "NVIDIA GeForce RTX 3090": 71.0e12,
@@ -25,7 +25,7 @@ TRAINING_OVER_FORWARD = 3
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The bf16 peak of a GPU in FLOP/s; None for a CPU and for a GPU that is not listed."""
+    """The bf16 peak of a GPU in FLOP/s; None for a CPU or a GPU that is not listed."""
     if device.type != "cuda":
         return None
     return PEAK_FLOPS.get(torch.cuda.get_device_name(device))
@@ -39,10 +39,10 @@ def training_flops_per_token(model: nn.Module, length: int) -> float:
 
     Args:
         model: A causal language model, called with `input_ids`.
-        length: Tokens of a training sequence.
+        length: Tokens per training sequence.
 
     Returns:
-        FLOPs; a multiplication and an addition are two.
+        FLOPs; a multiplication and an addition count as two.
     """
     device = next(model.parameters()).device
     ids_BL = torch.zeros((1, length), dtype=torch.int64, device=device)
@@ -54,7 +54,7 @@ def training_flops_per_token(model: nn.Module, length: int) -> float:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory that this process has held: on the GPU, or resident on a CPU."""
+    """The peak memory of this process: allocated on a GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     # Linux counts in KiB, macOS in bytes.

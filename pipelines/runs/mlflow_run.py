@@ -16,11 +16,11 @@ def open_run_log(run: RunDirectory, config: RunConfig) -> RunLog:
     """Start the MLflow run of a training run, or resume it.
 
     Args:
-        run: The directory of the run; it remembers which MLflow run is its own.
+        run: The directory of the run; it stores the id of its MLflow run.
         config: Its configuration.
 
     Returns:
-        The log, with parameters, tags and the data set. It sends the metrics of the run.
+        The log, with parameters, tags and the data set. It sends the run's metrics.
     """
     run_log = RunLog.open(
         # Named like its directory: runs of one profile are compared side by side.
@@ -58,7 +58,7 @@ def resend(path: Path) -> str:
 
     Raises:
         UserError: If the run is still training (its ranks send by themselves), or if the
-            store is still away.
+            store still cannot be reached.
     """
     run = RunDirectory(path)
     config = run.read_config()

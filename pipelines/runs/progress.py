@@ -1,4 +1,4 @@
-"""How a training run shows that it lives: a bar on a terminal, lines in a log file."""
+"""Training progress: a bar on a terminal, lines in a log file."""
 
 import logging
 import sys
@@ -27,7 +27,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        """Begin where the checkpoint ended."""
+        """Start the bar at the step of the checkpoint."""
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=state.max_steps, initial=state.global_step, unit=" step", desc="train"
@@ -46,7 +46,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         logs: dict[str, float],
         **_: Any,
     ) -> None:
-        """Show every evaluation; of the training records, one in ten seconds."""
+        """Show every evaluation, and one training record every ten seconds."""
         line = describe(logs, last_step=state.max_steps)
         is_evaluation = "validation_loss_nats" in logs
         if self._bar is not None:
@@ -65,11 +65,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
 
 
 def describe(record: dict[str, float], *, last_step: int) -> str:
-    """One line for one record of the history.
+    """Describe a record of the history in one line.
 
     Args:
         record: A training record or an evaluation.
-        last_step: The step at which training ends at the latest.
+        last_step: The last step of the run, if nothing ends it early.
 
     Example:
         >>> describe({"step": 20, "train_loss_nats": 5.25, "tokens_per_s": 3000.0}, last_step=80)

@@ -1,4 +1,4 @@
-"""What a training run measures and writes to `metrics.jsonl`, from where it goes to MLflow."""
+"""What a training run measures and writes to `metrics.jsonl`, which is sent to MLflow."""
 
 import time
 from typing import Any
@@ -14,8 +14,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
 
     Args:
         metrics: The records of the run.
-        tokens_per_step: Tokens that all ranks together take in one optimiser step.
-        sequence_length: Tokens of a sequence.
+        tokens_per_step: Tokens that all ranks together process in one optimiser step.
+        sequence_length: Tokens per sequence.
     """
 
     def __init__(self, metrics: MetricsFile, *, tokens_per_step: int, sequence_length: int) -> None:
@@ -31,7 +31,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any, **__: Any
     ) -> None:
-        """Take the file back to the history of the checkpoint: a kill may have logged more."""
+        """Reset the file to the checkpoint's history: a killed run may have logged more."""
         self._full_speed = _full_speed_tokens_per_s(args, model, self._sequence_length)
         if state.is_world_process_zero:
             self._metrics.rewrite(state.log_history)
@@ -41,7 +41,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         self._step_began_s = time.perf_counter()
 
     def on_step_end(self, *_: Any, train_dataloader: Any, **__: Any) -> None:
-        """Stop the clock: evaluations and checkpoints are not training time."""
+        """Stop the clock: evaluations and checkpoints do not count as training time."""
         self._busy_s += time.perf_counter() - self._step_began_s
         self._waited_s += train_dataloader.take_waited_s()
         self._steps += 1
@@ -54,7 +54,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         logs: dict[str, float],
         **_: Any,
     ) -> None:
-        """Complete a record with the time and what was measured, and write it."""
+        """Add the time and the measurements to a record, and write it."""
         logs[TIME] = time.time()
         if "train_loss_nats" in logs and self._steps:
             elapsed_s = self._busy_s + self._waited_s
@@ -70,7 +70,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
 
 
 def _full_speed_tokens_per_s(args: TrainingArguments, model: Any, length: int) -> float | None:
-    """Tokens/s of all ranks at the peak of their GPUs; None where no peak is known."""
+    """Tokens/s of all ranks at the peak of their GPUs; None if the peak is unknown."""
     peak = peak_flops(args.device) if args.bf16 else None
     if peak is None:
         return None

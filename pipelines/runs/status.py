@@ -1,7 +1,7 @@
-"""What the files of a training run and the machine say about it, for whoever looks on.
+"""The status of a training run, from its files and the machine, for monitoring.
 
-Nothing here talks to the ranks: a run on a machine without MLflow, started by anyone,
-or long dead, is read all the same.
+Nothing here talks to the ranks: a run can be read on a machine without MLflow, by
+any user, and long after it ended.
 """
 
 import time
@@ -17,7 +17,7 @@ from pipelines.runs.checkpoints import checkpoint_path, steps_on_disk
 from pipelines.runs.directory import RunConfig, RunDirectory
 
 MIB = 2**20
-# CPU use is measured over this time, where it is asked for once.
+# CPU use is measured over this interval.
 CPU_INTERVAL_S = 0.2
 
 
@@ -39,10 +39,10 @@ class RunStatus:
     Args:
         path: Its directory.
         config: Its configuration.
-        state: "running", or how it ended, in words.
+        state: "running", or a sentence on how it ended.
         records: All records of `metrics.jsonl`.
         checkpoint_step: The newest sealed checkpoint; None if there is none.
-        checkpoint_age_s: How old it is.
+        checkpoint_age_s: Its age.
     """
 
     path: Path
@@ -53,11 +53,11 @@ class RunStatus:
     checkpoint_age_s: float
 
     def newest(self, name: str) -> float | None:
-        """The newest value of a figure; None if it was never recorded."""
+        """The newest value of a metric; None if it was never recorded."""
         return next((r[name] for r in reversed(self.records) if name in r), None)
 
     def curve(self, name: str) -> list[float]:
-        """All values of a figure, in the order of the steps."""
+        """All values of a metric, in step order."""
         return [record[name] for record in self.records if name in record]
 
     @property
@@ -67,7 +67,7 @@ class RunStatus:
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds until the last step at the newest speed, evaluations not counted."""
+        """Seconds until the last step at the current speed, without evaluations."""
         tokens_per_s = self.newest("tokens_per_s")
         if self.state != "running" or not tokens_per_s:
             return None
@@ -75,7 +75,7 @@ class RunStatus:
 
 
 def newest_run(runs: Path) -> Path:
-    """The run that was written to last.
+    """Find the run that was written to last.
 
     Args:
         runs: The directory of all runs.
@@ -98,7 +98,7 @@ def read_status(path: Path) -> RunStatus:
         path: The directory of the run.
 
     Raises:
-        UserError: If it is no run.
+        UserError: If it is not the directory of a run.
     """
     run = RunDirectory(path)
     config = run.read_config()
@@ -154,7 +154,7 @@ def _read_gpu(nvml: Any, index: int) -> Gpu:
 
 
 def read_machine() -> str:
-    """CPU and memory of this machine, in a line."""
+    """CPU and memory use of this machine, in one line."""
     memory = psutil.virtual_memory()
     percent = psutil.cpu_percent(CPU_INTERVAL_S)
     return (

@@ -1,4 +1,4 @@
 """MLflow runs and git state: what is recorded about a run.
 
-It decides no byte of an output.
+Nothing here affects a byte of an output.
 """

@@ -1,4 +1,4 @@
-"""What git knows: which code ran, and the files of a commit, hashed as DVC hashes them."""
+"""Read from git: which code ran, and the files of a commit, hashed as DVC hashes them."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-# What DVC leaves out of the hash of a directory of ours.
+# DVC leaves these out of the hash of a directory (.dvcignore).
 IGNORED = ("__pycache__", ".pyc")
 
 
@@ -33,7 +33,7 @@ class GitState:
         return cls(commit.decode().strip(), "true" if changes.strip() else "false")
 
     def tags(self) -> dict[str, str]:
-        """The same as tags of a run or a model version."""
+        """The state as tags of a run or a model version."""
         return {"git_commit": self.commit, "git_dirty": self.dirty}
 
 
@@ -42,7 +42,7 @@ class GitFiles:
     """A commit of the repository in the working directory.
 
     Args:
-        commit: Its name.
+        commit: Its hash or another name of it.
     """
 
     commit: str
@@ -53,7 +53,7 @@ class GitFiles:
         return None if said is None else said.decode(errors="replace").strip().split(" ", 1)[-1]
 
     def md5(self, path: str) -> str | None:
-        """The hash that `dvc.lock` would have for a file or directory; None without it."""
+        """The hash that `dvc.lock` would hold for a file or directory; None if it is absent."""
         listing = git_output("ls-tree", "-r", "-z", "--full-tree", self.commit, "--", path)
         if not listing:
             return None
@@ -75,7 +75,7 @@ class GitFiles:
 
 
 def git_output(*arguments: str, directory: Path = Path()) -> bytes | None:
-    """What a git command prints; None without git, outside a repository, or if it fails."""
+    """Return what a git command prints; None if it fails or git is missing."""
     command = ["git", "-C", str(directory), *arguments]
     try:
         return subprocess.run(command, capture_output=True, check=True).stdout

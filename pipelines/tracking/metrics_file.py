@@ -50,11 +50,11 @@ class MetricsFile:
             stream.write(line)
 
     def read(self) -> list[dict[str, float]]:
-        """All records; none before the first."""
+        """All records; an empty list before the first."""
         return [json.loads(line) for line in self._content().splitlines()]
 
     def rewrite(self, records: Iterable[Mapping[str, float]]) -> None:
-        """Replace all records; reading for the store starts again at the first."""
+        """Replace all records; sending starts again at the first."""
         write_text(self.path, "".join(map(_line, records)))
 
     @property
@@ -63,7 +63,7 @@ class MetricsFile:
         return None if self._sent is None else self._sent.run_id
 
     def belongs_to(self, run_id: str) -> None:
-        """Remember the MLflow run. A new run has received nothing of the file yet."""
+        """Store the id of the MLflow run. A new run has not received any of the file yet."""
         if run_id != self.run_id:
             write_json(self._note, asdict(Sent(run_id)))
 

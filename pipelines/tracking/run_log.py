@@ -1,8 +1,8 @@
 """One run in MLflow: its parameters, metrics and files.
 
-A run's log must never stop a training run. Metrics go to a file first; a background thread
-sends what is new in it every few seconds, from the offset that the store has accepted. While
-the store is away the file grows, and the rest is sent when the store is back: by this
+The log of a run must never stop its training. Metrics go to a file first; a background thread
+sends what is new in it every few seconds, starting at the offset that the store has accepted.
+While the store is unreachable the file grows; the rest is sent once the store is back: by this
 process, by the next one that opens the run, or by `enigma resend`.
 """
 
@@ -26,14 +26,14 @@ from pipelines.tracking.uris import hide_password, shown_uri
 
 FLUSH_INTERVAL_S = 2.0
 FINISH_PATIENCE_S = 20.0
-# Limits of MLflow: of a parameter, of `log_batch`, and of a dataset's digest.
+# MLflow's limits for a parameter, for `log_batch`, and for a dataset's digest.
 MAX_PARAM_CHARACTERS = 6000
 MAX_METRICS_PER_BATCH = 1000
 MAX_PARAMS_PER_BATCH = 100
 MAX_DIGEST_CHARACTERS = 36
-# By default MLflow retries a request for minutes; the log retries by itself.
+# By default MLflow retries a request for minutes; this log does its own retries.
 CLIENT_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-# The store understood the request and refused it: a repetition would not help.
+# The store understood the request and refused it: repeating it would not help.
 REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"})
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class RunLog:
         self._waiting = threading.Lock()
         self._sending = threading.Lock()
         self._stop = threading.Event()
-        self._sender = threading.Thread(target=self._send_often, name="run-log", daemon=True)
+        self._sender = threading.Thread(target=self._send_periodically, name="run-log", daemon=True)
 
     @classmethod
     def open(
@@ -87,11 +87,11 @@ class RunLog:
         Args:
             run_name: Shown in the MLflow UI.
             params: Nested settings; they become dotted names.
-            tags: More tags, beside the git commit.
+            tags: Tags in addition to the git commit.
             run_id: The run to resume; by default the one that `metrics` belongs to. Without
-                one, or if it no longer exists, a new run is made.
-            metrics: The file whose records are sent, those in it and those to come; by
-                default a temporary one.
+                one, or if it no longer exists, a new run is created.
+            metrics: The file whose present and future records are sent; by default a
+                temporary one.
 
         Returns:
             The log. Its `run_id` is None until the store can be reached.
@@ -118,7 +118,7 @@ class RunLog:
 
         Args:
             step: Optimiser step. MLflow keeps the first value that a metric has for a step.
-            metrics: Names to values; those that are not finite are left out with a warning.
+            metrics: Names to values; those that are not finite are dropped with a warning.
         """
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         for name in metrics.keys() - finite.keys() - self._not_finite:
@@ -133,19 +133,19 @@ class RunLog:
 
         Args:
             path: The file or directory; it must exist until `finish`.
-            folder: Where it goes among the run's artifacts.
+            folder: Its folder among the run's artifacts.
         """
         with self._waiting:
             self._files.append((path.resolve(), folder))
 
     def dataset(self, *, name: str, root: str, source: str, context: str) -> None:
-        """Name the data that went into the run.
+        """Record which data went into the run.
 
         Args:
             name: Name of the data set.
             root: The root of its manifest. (MLflow's own digest hashes the first
                 rows only.)
-            source: Where it is.
+            source: Its path.
             context: What it was used for ("training").
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -158,11 +158,11 @@ class RunLog:
             self._datasets.append(DatasetInput(dataset, tags))
 
     def finish(self, status: str, patience_s: float | None = None) -> None:
-        """Send the rest and close the run; a store that is away is retried for a short time.
+        """Send the rest and close the run; an unreachable store is retried for a short time.
 
         Args:
             status: "FINISHED", "FAILED" or "KILLED".
-            patience_s: Return after this time, even during a request.
+            patience_s: Return after this time, even while a request is in progress.
         """
         self._stop.set()
         closer = threading.Thread(target=self._close, args=(status,), daemon=True)
@@ -170,7 +170,7 @@ class RunLog:
         closer.join(patience_s)
         if self.num_waiting:
             logger.warning(
-                "MLflow at %s stayed away: %d records and %d files of run %s were not sent",
+                "MLflow at %s is unreachable: %d records and %d files of run %s were not sent",
                 shown_uri(tracking_uri()),
                 len(self._metrics.unsent()),
                 len(self._files),
@@ -183,18 +183,18 @@ class RunLog:
         while not self._send(status) and time.monotonic() < deadline:
             time.sleep(0.5)
 
-    def _send_often(self) -> None:
+    def _send_periodically(self) -> None:
         while not self._stop.wait(FLUSH_INTERVAL_S):
             self._send()
 
     def _send(self, final_status: str | None = None) -> bool:
-        """Send all that is new; False, with a warning, if the store is away."""
+        """Send all that is new; if the store is unreachable, warn and return False."""
         with self._sending:
             try:
                 if self._run_id is None:
                     self._connect()
                 elif self._away:
-                    self._read_what_arrived()
+                    self._read_arrived_steps()
                 self._send_metrics()
                 self._send_files()
                 if final_status is not None:
@@ -202,7 +202,7 @@ class RunLog:
             except store_errors() as error:
                 if not self._away:
                     logger.warning(
-                        "MLflow at %s is away, retrying in the background: %s",
+                        "MLflow at %s is unreachable, retrying in the background: %s",
                         shown_uri(tracking_uri()),
                         hide_password(str(error), tracking_uri()),
                     )
@@ -234,7 +234,7 @@ class RunLog:
         for name, value in self._tags.items():
             self._client.set_tag(run.info.run_id, name, value)
         self._run_id = run.info.run_id
-        self._read_what_arrived()
+        self._read_arrived_steps()
 
     def _find_run(self) -> Any:
         """The run to resume; None if there is none, or if it was deleted."""
@@ -253,18 +253,18 @@ class RunLog:
             return None
         return run
 
-    def _read_what_arrived(self) -> None:
-        """Ask which steps the run has: MLflow would append a step that is sent again.
+    def _read_arrived_steps(self) -> None:
+        """Ask which steps the run has: MLflow would append a repeated step again.
 
-        A request may have been served though its answer was lost, and a rewritten file (a
-        resume takes it back to the checkpoint) is sent from its start.
+        A request may have succeeded although its answer was lost, and a rewritten file (a
+        resume resets it to the checkpoint) is sent from its start.
         """
         for name in self._client.get_run(self._run_id).data.metrics:
             history = self._client.get_metric_history(self._run_id, name)
             self._arrived[name] = {metric.step for metric in history}
 
     def _send_metrics(self) -> None:
-        """Send the file from its offset on; advance the offset past each accepted batch."""
+        """Send the file from its offset; advance the offset past each accepted batch."""
         lines = self._metrics.unsent()
         while lines:
             batch: dict[tuple[str, int], Any] = {}
@@ -311,7 +311,7 @@ class RunLog:
                 del self._files[0]
 
     def _offer(self, what: str, send: Any, *arguments: Any, **more: Any) -> None:
-        """Send once; what the store refuses is dropped, so that it does not block the rest."""
+        """Send once; what the store refuses is dropped, as it would block the rest."""
         from mlflow.exceptions import MlflowException
 
         try:

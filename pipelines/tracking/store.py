@@ -12,7 +12,7 @@ from pipelines.tracking.uris import hide_password, shown_uri
 
 EXPERIMENT = "enigma"
 SQLITE_PREFIX = "sqlite:///"
-# A command that a person waits for gives up within seconds.
+# A command for which a user is waiting gives up within seconds.
 COMMAND_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 LOCK_PATIENCE_S = 120
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def tracking_uri() -> str:
-    """Where runs and models are recorded.
+    """Find out where runs and models are recorded.
 
     Returns:
         `MLFLOW_TRACKING_URI`, or a SQLite file `mlflow.db` in the working directory.
@@ -29,7 +29,7 @@ def tracking_uri() -> str:
 
 
 def tracking_directory() -> Path:
-    """Where files that belong to the store are.
+    """Find the directory of files that belong to the store.
 
     Returns:
         The directory of a SQLite store; for a database or a server `ENIGMA_STORE_DIR`
@@ -42,7 +42,7 @@ def tracking_directory() -> Path:
 
 
 def local_state(name: str) -> Path:
-    """The path of one of our files that belong to the store (locks, the ledger), in `.enigma/`."""
+    """The path of a local file that belongs to the store (a lock, the ledger), in `.enigma/`."""
     directory = tracking_directory() / ".enigma"
     directory.mkdir(parents=True, exist_ok=True)
     return directory / name
@@ -53,7 +53,7 @@ def initialise_store() -> str:
 
     This happens under a file lock: of several processes that create the tables of one SQLite
     file at the same time, all but one crash. The lock has a time limit, which `held_lock`
-    does not: a store that hangs must not hold up a training run for ever.
+    does not: a store that hangs must not block a training run forever.
 
     Returns:
         The id of the experiment.
@@ -66,7 +66,7 @@ def initialise_store() -> str:
 
     uri = tracking_uri()
     with FileLock(local_state("store.lock"), timeout=LOCK_PATIENCE_S):
-        # In places MLflow reads the global value, even where a client is given.
+        # Parts of MLflow read the global value, even when given a client.
         mlflow.set_tracking_uri(uri)
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -98,7 +98,7 @@ def connect() -> Any:
         initialise_store()
     except store_errors() as error:
         raise UserError(
-            f"expected an MLflow store at {shown_uri(tracking_uri())}, which cannot be used: "
+            f"expected a usable MLflow store at {shown_uri(tracking_uri())}, got: "
             f"{hide_password(str(error), tracking_uri())}",
             "start the server with `make serve`, or set MLFLOW_TRACKING_URI to another store "
             "(without it, mlflow.db in the working directory is used)",
@@ -107,7 +107,7 @@ def connect() -> Any:
 
 
 def store_errors() -> tuple[type[Exception], ...]:
-    """The exceptions of a store that is away, locked or damaged, or that refuses a request."""
+    """The exceptions of a store that is unreachable, locked or damaged, or refuses a request."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError

@@ -1,11 +1,11 @@
-"""Addresses and messages as they may be shown: without the password that they may carry."""
+"""Addresses and messages that are safe to show, without the password in them."""
 
 import re
 from urllib.parse import urlsplit
 
 
 def shown_uri(uri: str) -> str:
-    """An address as it may be shown: without the password that it may carry.
+    """Mask the password in an address.
 
     Example:
         >>> shown_uri("postgresql://enigma:secret@127.0.0.1/mlflow")
@@ -17,7 +17,7 @@ def shown_uri(uri: str) -> str:
 
 
 def hide_password(text: str, uri: str) -> str:
-    """A library's message without the password of an address, should it repeat that.
+    """Mask the password of an address wherever a library's message repeats it.
 
     Example:
         >>> hide_password("no route to enigma:secret@db", "postgresql://enigma:secret@db/mlflow")

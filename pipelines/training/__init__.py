@@ -1,1 +1,1 @@
-"""What decides the weights of the language model."""
+"""Training: the code that decides the weights of the language model."""

@@ -1,6 +1,6 @@
 """Decisions that follow from the history of a run alone.
 
-The history is part of every checkpoint, so whoever resumes decides the same: early
+The history is part of every checkpoint, so a resumed run decides the same: early
 stopping has no counter of its own that a resume could lose.
 
 A record is a flat dict with `step`; a training record has `train_loss_nats`, an
@@ -13,19 +13,19 @@ Records = Sequence[Mapping[str, float]]
 
 
 def evaluations(history: Records) -> list[Mapping[str, float]]:
-    """The records of evaluations, in the order in which they came."""
+    """Select the records of evaluations, in order."""
     return [record for record in history if "validation_loss_nats" in record]
 
 
 def rise_nats(history: Records, record: Mapping[str, float]) -> float:
-    """How far a loss is above the lowest one of its kind before it.
+    """Measure how far a loss is above the lowest earlier one of its kind.
 
     Args:
-        history: The records before it.
+        history: The earlier records.
         record: A training record or an evaluation.
 
     Returns:
-        Nats per token; not above 0 for the lowest loss so far.
+        Nats per token; at most 0 for the lowest loss so far.
 
     Example:
         >>> history = [{"step": 1, "train_loss_nats": 6.0}, {"step": 2, "train_loss_nats": 4.0}]
@@ -40,7 +40,7 @@ def rise_nats(history: Records, record: Mapping[str, float]) -> float:
 
 
 def best_step(history: Records) -> int | None:
-    """The step of the lowest validation loss, the earliest of equals; None before any."""
+    """The step of the lowest validation loss, the earliest on a tie; None without evaluations."""
     best = min(
         evaluations(history), key=lambda record: record["validation_loss_nats"], default=None
     )
@@ -48,6 +48,6 @@ def best_step(history: Records) -> int | None:
 
 
 def patience_is_over(history: Records, patience: int) -> bool:
-    """Whether `patience` evaluations in a row brought nothing better than the best before."""
+    """Whether the last `patience` evaluations all failed to beat the best one before them."""
     after_best = [r for r in evaluations(history) if r["step"] > (best_step(history) or 0)]
     return len(after_best) >= patience

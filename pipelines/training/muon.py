@@ -1,4 +1,4 @@
-"""Muon for matrices that come in many of one shape, on processors without bfloat16 too.
+"""Muon that batches matrices of one shape, also for processors without bfloat16.
 
 Shape legend: S matrices of one shape, M rows, N columns, M <= N.
 """
@@ -14,10 +14,10 @@ from torch import Tensor
 class Muon(torch.optim.Muon):
     """`torch.optim.Muon`, computed for all matrices of one shape at once.
 
-    torch's orthogonalises one matrix after the other, in bfloat16 always. On a processor without
-    instructions for it that took three times as long as the rest of a training step
-    (docs/LOG.md). Here a CPU takes the dtype of the parameters. Groups and state are torch's own,
-    and so are the arguments, but for `adjust_lr_fn`, which is `match_rms_adamw`.
+    torch's version orthogonalises one matrix after the other, always in bfloat16. On a processor
+    without instructions for it that took three times as long as the rest of a training step
+    (docs/LOG.md). Here a CPU uses the dtype of the parameters. Groups, state and arguments are
+    torch's own, except `adjust_lr_fn`, which is always `match_rms_adamw`.
 
     Args:
         params: 2-D parameters.
@@ -33,7 +33,7 @@ class Muon(torch.optim.Muon):
         """Take one step.
 
         Args:
-            closure: Computes the loss again, as for any optimiser.
+            closure: Recomputes the loss, as for any optimiser.
 
         Returns:
             What `closure` returned; None without one.
@@ -66,7 +66,7 @@ class Muon(torch.optim.Muon):
             parameter.add_(update.to(parameter.dtype), alpha=-lr * scale)
 
     def _direction(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        """The momentum of a gradient, with Nesterov's look ahead."""
+        """Update the momentum with a gradient; return it with Nesterov's look-ahead."""
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
@@ -86,10 +86,10 @@ def orthogonalise(
         matrices: `(S, rows, columns)`, floating.
         coefficients: a, b and c of X <- a X + (b X X^T + c (X X^T)^2) X.
         steps: Iterations.
-        epsilon: The least norm that a matrix is divided by.
+        epsilon: Lower bound of the norm that a matrix is divided by.
 
     Returns:
-        A tensor of the shape of `matrices`; bfloat16 on a GPU, else of their dtype.
+        A tensor of the shape of `matrices`; bfloat16 on a GPU, otherwise of their dtype.
     """
     a, b, c = coefficients
     tall = matrices.shape[-2] > matrices.shape[-1]

@@ -1,10 +1,10 @@
-"""The optimisers that a recipe can name, and which parameters each of them takes.
+"""The optimisers that a recipe can name, and which parameters each one updates.
 
 Muon (Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024)
-orthogonalises the momentum of a matrix. It is for the matrices of linear layers alone:
+orthogonalises the momentum of a matrix. It is only for the matrices of linear layers:
 a row of the embedding, a gain or a packed triangular rotor has no singular values worth
-levelling, so AdamW takes those. With the scaling of `pipelines.training.muon`, an update of Muon is
-as large as one of AdamW: one learning rate and one weight decay serve both.
+equalising, so AdamW updates those. With the scaling of `pipelines.training.muon`, an update of
+Muon is as large as one of AdamW: one learning rate and one weight decay serve both.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,17 @@ from enigma.invertible_conv1x1 import InvertibleConv1x1
 from pipelines.training.muon import Muon
 
 BETAS = (0.9, 0.95)
-ROTOR_SHARE = 0.1
-"""Of the learning rate, for rotors. A rotor starts as the identity and turns the whole stream, so
-what is a small step for a layer beside the stream is a large one for it: at the full rate a
+ROTOR_LR_FRACTION = 0.1
+"""Fraction of the learning rate that rotors use. A rotor starts as the identity and rotates the
+whole stream, so a step that is small for a residual layer is large for a rotor: at the full rate a
 language model was worse than without rotors, at a tenth hardly (docs/LOG.md)."""
 
 
 class MuonWithAdamW(Optimizer):
     """Muon for some matrices and AdamW for the rest, behind one interface.
 
-    Schedulers and checkpoints see one optimiser: its groups and its state are those of
-    both, and `state_dict` brings both back.
+    Schedulers and checkpoints see one optimiser: it holds the groups and the state of
+    both, and `state_dict` restores both.
 
     Args:
         matrices: 2-D parameters for Muon.
@@ -55,12 +55,12 @@ class MuonWithAdamW(Optimizer):
         """Take one step with both.
 
         Args:
-            closure: Computes the loss again, as for any optimiser.
+            closure: Recomputes the loss, as for any optimiser.
 
         Returns:
             What `closure` returned; None without one.
         """
-        # A loaded checkpoint brings new groups and a new state.
+        # Loading a checkpoint replaces the groups and the state.
         self._muon.param_groups, self._adamw.param_groups = (
             self.param_groups[:1],
             self.param_groups[1:],
@@ -82,10 +82,10 @@ def make_optimiser(
     """Make the optimiser of a recipe.
 
     Args:
-        name: `adamw` for all parameters, or `muon` for the weights of the linear layers, the head
-            excepted, with AdamW for the rest.
+        name: `adamw` for all parameters, or `muon` for the weights of the linear layers except
+            the head, with AdamW for the rest.
         model: A model with `get_input_embeddings` and `get_output_embeddings`.
-        lr: Learning rate; rotors take `ROTOR_SHARE` of it.
+        lr: Learning rate; rotors use `ROTOR_LR_FRACTION` of it.
         weight_decay: Decoupled weight decay of matrices; gains, biases and signs have none.
         linear: Classes of linear layers, each with a 2-D `weight`.
 
@@ -105,7 +105,7 @@ def make_optimiser(
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-        {"params": rotors, "weight_decay": weight_decay, "lr": lr * ROTOR_SHARE},
+        {"params": rotors, "weight_decay": weight_decay, "lr": lr * ROTOR_LR_FRACTION},
     ]
     if matrices:
         return MuonWithAdamW(matrices, groups, lr=lr, weight_decay=weight_decay)
@@ -113,7 +113,7 @@ def make_optimiser(
 
 
 def _matrices(model: Any, linear: tuple[type[nn.Module], ...]) -> list[nn.Parameter]:
-    """The weights of the linear layers, but for the head and what it is tied to."""
+    """The weights of the linear layers, except the head and what it is tied to."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     apart = {id(parameter) for end in ends for parameter in end.parameters()}
     found = {

@@ -1,7 +1,7 @@
 """What the ranks of a run decide together, and the failures that end all of them.
 
-Each rank sees only its own signals, its own disk and its own clock; ranks that decided
-alone would end at different steps, and the others would wait for them for ever.
+Each rank sees only its own signals, disk and clock; ranks that decided alone would end
+at different steps, and the others would wait for them forever.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ def any_rank(yes: bool, device: torch.device) -> bool:
 
     Args:
         yes: The answer of this rank.
-        device: Where the backend of the process group expects its tensors.
+        device: The device on which the process group's backend expects tensors.
 
     Returns:
         The common answer; with one process, its own.
@@ -30,11 +30,11 @@ def any_rank(yes: bool, device: torch.device) -> bool:
 
 
 class TrainingFailure(UserError):  # noqa: N818 - the outcome of the run is "failed"
-    """An end that another attempt would meet again. The last checkpoint is kept."""
+    """A failure that another attempt would repeat. The last checkpoint is kept."""
 
 
 class NotFiniteError(TrainingFailure):
-    """The loss or a gradient became infinite or not a number."""
+    """The loss or a gradient became infinite or NaN."""
 
     def __init__(self, what: str, step: int) -> None:
         super().__init__(
@@ -45,7 +45,7 @@ class NotFiniteError(TrainingFailure):
 
 
 class ExplodedError(TrainingFailure):
-    """The loss rose too far above the lowest one before it."""
+    """The loss rose too far above the lowest one so far."""
 
     def __init__(self, rise_nats: float, limit_nats: float, step: int) -> None:
         super().__init__(

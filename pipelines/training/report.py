@@ -1,4 +1,4 @@
-"""What a finished training run leaves: the best model, its metrics and its curves."""
+"""What a finished training run publishes: the best model, its metrics and its curves."""
 
 import csv
 import shutil
@@ -55,14 +55,14 @@ def publish(run: RunDirectory, config: RunConfig, workspace: Workspace) -> None:
         workspace: Where the stage's outputs go.
 
     Raises:
-        UserError: If the best checkpoint is gone or damaged.
+        UserError: If the best checkpoint is missing or damaged.
     """
     history = run.metrics.read()
     step = best_step(history)
     checkpoint = checkpoint_path(run.checkpoints, step or 0)
     if step is None or not is_complete(checkpoint):
         raise UserError(
-            f"expected the best checkpoint whole in {checkpoint}",
+            f"expected the best checkpoint in {checkpoint}, found it missing or damaged",
             f"delete {run.path} and train again",
         )
     run_log = open_run_log(run, config)
@@ -98,7 +98,7 @@ def _write_model(checkpoint: Path, config: RunConfig, building: Path) -> None:
 
 
 def summary(history: Records, step: int) -> dict[str, float]:
-    """The figures of the best evaluation, and what the run took.
+    """Summarise the best evaluation, and the speed and memory of the run.
 
     Args:
         history: All records of the run.
@@ -121,13 +121,13 @@ def summary(history: Records, step: int) -> dict[str, float]:
 
 
 def table(history: Records) -> list[dict[str, float]]:
-    """One row an evaluation; training figures are means since the one before.
+    """Make one row per evaluation; training figures are means since the one before.
 
     Args:
         history: All records of the run.
 
     Returns:
-        Rows with the names of `COLUMNS`; a figure that was never logged is absent.
+        Rows with the names of `COLUMNS`; a figure that was not logged is absent.
     """
     rows = []
     since: list[Any] = []
@@ -157,7 +157,7 @@ def _write_csv(path: Path, rows: Sequence[dict[str, float]]) -> None:
 
 
 def draw_curves(history: Records, directory: Path) -> None:
-    """Draw one PNG for each of `CURVES` over the optimiser steps."""
+    """Draw each of `CURVES` against the optimiser steps, one PNG each."""
     import matplotlib as mpl
 
     mpl.use("Agg")

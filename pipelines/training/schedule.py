@@ -1,4 +1,4 @@
-"""When a training run evaluates, saves and ends; all ranks decide the same."""
+"""When a training run evaluates, saves and ends; all ranks decide alike."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from pipelines.training.ranks import any_rank
 
 
 class Schedule(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
-    """When to evaluate, to save and to end.
+    """Decides when to evaluate, save and end.
 
     Args:
-        run: Where a wish to stop is found.
-        steps: Optimiser steps, if nothing ends it earlier.
-        evaluate_every_steps: An evaluation and a checkpoint come so often, and at the end.
-        patience: Evaluations without a better one before training ends.
-        seed: Of dropout; each rank draws its own masks.
+        run: The directory in which requests to stop appear.
+        steps: Optimiser steps, if nothing ends the run early.
+        evaluate_every_steps: Interval of evaluations and checkpoints; both also come at the end.
+        patience: Evaluations without an improvement before training ends.
+        seed: Seed of dropout; each rank draws its own masks.
         rank: This process.
     """
 
@@ -41,7 +41,7 @@ class Schedule(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         self.stopped = False
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Give this rank its own dropout; a resume then restores where it was."""
+        """Seed this rank's own dropout; a resume then restores its state."""
         torch.manual_seed(self._dropout_seed)
 
     def on_step_end(
@@ -53,7 +53,7 @@ class Schedule(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
             control.should_evaluate = control.should_save = True
         control.should_log = control.should_log or last
         if not last and self.stop_is_agreed(args.device):
-            # The evaluation, if one is due, comes first thing after the resume.
+            # If an evaluation is due, the resumed run starts with it.
             control.should_evaluate = False
             control.should_save = control.should_training_stop = True
         return control
@@ -65,17 +65,17 @@ class Schedule(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         control: TrainerControl,
         **_: Any,
     ) -> TrainerControl:
-        """End when the patience is over; every rank has the same history."""
+        """End when patience runs out; every rank has the same history."""
         if patience_is_over(state.log_history, self._patience):
             control.should_training_stop = True
         return control
 
     def owes_evaluation(self, step: int, history: Records) -> bool:
-        """Whether a checkpoint was saved in the middle of the evaluation that was due.
+        """Whether a checkpoint was saved before the evaluation due at its step was complete.
 
         Args:
             step: The step of the checkpoint.
-            history: The history in it.
+            history: The history in the checkpoint.
         """
         done = any(record["step"] == step for record in evaluations(history))
         return step > 0 and self._is_due(step) and not done

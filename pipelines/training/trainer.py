@@ -1,16 +1,16 @@
-"""`transformers.Trainer` with our order of data, checkpoints, schedule and records.
+"""`transformers.Trainer` with its own data order, checkpoints, schedule and records.
 
-What is Trainer's: the loop, gradient accumulation, DDP, mixed precision, AdamW, the
-cosine schedule, and the state from which a resume goes on bit by bit. What is ours:
+Trainer provides the loop, gradient accumulation, DDP, mixed precision, AdamW, the
+cosine schedule, and the state from which a resume is bit-exact. This module adds:
 
-* the batches: a pure function of (seed, step, rank), so nothing is skipped on resume;
-* the validation loss: summed over a fixed subset, divided over the ranks;
-* a checkpoint appears whole or not at all, and every rank knows which;
-* a gradient that is not finite ends the run before it reaches the weights, and a loss
-  that explodes before it reaches a checkpoint;
-* early stopping and the best step follow from the history in the checkpoint.
+* batches that are a pure function of (seed, step, rank), so a resume has nothing to skip;
+* a validation loss summed over a fixed subset that is divided among the ranks;
+* checkpoints that appear whole or not at all, and every rank knows which;
+* a stop before a gradient that is not finite reaches the weights, and before a loss
+  that explodes reaches a checkpoint;
+* early stopping and a best step that follow from the history in the checkpoint.
 
-Shape legend: B sequences of a batch, L length.
+Shape legend: B sequences per batch, L length.
 """
 
 import math
@@ -40,7 +40,7 @@ NAMES = {"loss": "train_loss_nats", "grad_norm": "gradient_norm", "learning_rate
 
 
 class TrainBatches:
-    """What Trainer takes for a data loader: it starts at the step that the state is at."""
+    """A data loader for Trainer that starts at the step of the trainer's state."""
 
     def __init__(self, plan: BatchPlan, reader: ShardReader, rank: int, trainer: Trainer) -> None:
         self._plan = plan
@@ -59,12 +59,12 @@ class TrainBatches:
                 index_B = self._plan.batch(step, micro_step, self._rank)
                 ids_BL = torch.from_numpy(self._reader.gather(index_B).astype(np.int64))
                 self._waited_s += time.perf_counter() - start_s
-                # No key `labels`: Trainer would count targets over all ranks at every step,
-                # and every batch here is full.
+                # With a key `labels` Trainer would count targets over all ranks at every
+                # step; every batch here is full, so there is nothing to count.
                 yield {"input_ids": ids_BL}
 
     def take_waited_s(self) -> float:
-        """Seconds spent on making batches since this was last asked."""
+        """Return the seconds spent on making batches since the last call."""
         waited_s, self._waited_s = self._waited_s, 0.0
         return waited_s
 
@@ -74,18 +74,18 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
 
     Args:
         model: An `EnigmaForCausalLM`.
-        args: What Trainer takes from the recipe; `output_dir` is where checkpoints go.
+        args: Trainer's arguments, made from the recipe; checkpoints go to `output_dir`.
         recipe: The recipe.
-        plan: Which sequences per rank takes at a step.
+        plan: Which sequences each rank takes at a step.
         shards: The directory of the final shards.
-        schedule: Says when to evaluate, to save and to end.
+        schedule: Decides when to evaluate, save and end.
         average: The running average of the weights, if there is one.
-        callbacks: More callbacks, called after these two.
+        callbacks: More callbacks, called after `schedule` and `average`.
     """
 
     control: TrainerControl
     optimizer: torch.optim.Optimizer | None
-    # Each micro-batch has its own mean: Trainer divides it by their number.
+    # The loss of a micro-batch is its own mean: Trainer divides it by their number.
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -115,11 +115,11 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         self._validation_span = Span.of(self._validation_reader, self._validation_subset)
 
     def get_train_dataloader(self) -> TrainBatches:
-        """Ours as it is: accelerate would shard it a second time."""
+        """Return the batches unwrapped: accelerate would split them a second time."""
         return TrainBatches(self._plan, self._train_reader, self.args.process_index, self)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimiser of the recipe."""
+        """Make the optimiser of the recipe."""
         if self.optimizer is None:
             self.optimizer = make_optimiser(
                 self._recipe.optimiser,
@@ -143,7 +143,7 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         return loss
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:  # noqa: ARG002
-        """Not counted: nobody reads it."""
+        """Return 0: nothing reads the count."""
         return 0
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -151,7 +151,7 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
 
         Returns:
             The record that goes into the history, the same on every rank; empty if the
-            ranks were asked to stop before they were through.
+            ranks were asked to stop before they had finished.
 
         Raises:
             NotFiniteError: If the loss is not finite.
@@ -196,10 +196,10 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         return model_nll_nats(model, self._validation_reader, index_batches)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
-        """Put a record under our names into the history and hand it to the callbacks."""
+        """Rename a record's figures, add it to the history and pass it to the callbacks."""
         record = {NAMES.get(name, name): float(value) for name, value in logs.items()}
         if "train_loss_nats" not in record and "validation_loss_nats" not in record:
-            # The summary that Trainer makes at the end: the history says it better.
+            # Trainer's summary at the end: the history already holds it.
             return
         step = self.state.global_step
         record |= {"epoch": self._plan.epochs_at(step), "step": step}
@@ -207,19 +207,19 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         # A callback adds what it has measured (tokens/s) before the record is kept.
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, record)
         self.state.log_history.append(record)
-        # Every rank has the same history. No checkpoint is saved of what came of this.
+        # Every rank has the same history, so all end here, before a checkpoint is saved.
         if rise > self._recipe.max_loss_rise_nats:
             raise ExplodedError(rise, self._recipe.max_loss_rise_nats, step)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
         norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
-        # DDP has averaged the gradients, so every rank sees the same and ends here together.
+        # DDP has averaged the gradients, so every rank sees the same norm and ends here.
         if not math.isfinite(norm):
             raise NotFiniteError("gradient norm", self.state.global_step + 1)
         return norm
 
     def _get_output_dir(self, trial: Any) -> str:  # noqa: ARG002
-        """Where Trainer writes a checkpoint: aside, until it is whole."""
+        """Where Trainer writes a checkpoint until it is complete."""
         return str(building_path(Path(self.args.output_dir)))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -245,7 +245,7 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
 
     @staticmethod
     def _problem_of(action: Callable[[], None]) -> str | None:
-        """What a full or broken disk says; torch and safetensors have errors of their own."""
+        """The error of a full or broken disk, if any; torch and safetensors raise their own."""
         try:
             action()
         except (OSError, RuntimeError, SafetensorError) as error:

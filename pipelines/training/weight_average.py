@@ -1,8 +1,8 @@
-"""A running average of the weights, which is evaluated and published in their place.
+"""A running average of the weights, evaluated and published in their place.
 
 The average over an exponentially fading past (Polyak and Juditsky, "Acceleration of
-stochastic approximation by averaging", 1992) sits nearer the middle of the valley that
-training bounces about in. Every rank keeps the same one: their weights are the same.
+stochastic approximation by averaging", 1992) lies nearer the middle of the valley in
+which training oscillates. All ranks have the same weights, so all keep the same average.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ from pipelines.runs.checkpoints import AVERAGED
 
 
 class WeightAverage(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
-    """Follows the weights of the model that trains.
+    """Averages the weights of the model in training.
 
     Args:
         decay: Weight of the past at each optimiser step, in (0, 1).
-        checkpoint: Where to go on from; None to begin with the first step's weights.
+        checkpoint: Checkpoint to resume from; None to start from the first step's weights.
     """
 
     def __init__(self, decay: float, checkpoint: Path | None) -> None:
@@ -34,20 +34,20 @@ class WeightAverage(TrainerCallback):  # type: ignore[misc]  # transformers ship
         return None if self._averaged is None else self._averaged.module
 
     def on_train_begin(self, *_: Any, model: nn.Module, **__: Any) -> None:
-        """Copy the model, or load the copy that the checkpoint has."""
+        """Copy the model, or load the average from the checkpoint."""
         average = get_ema_multi_avg_fn(self._decay)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(model, multi_avg_fn=average)
         if self._checkpoint is not None:
             loaded = type(self.model).from_pretrained(self._checkpoint / AVERAGED)
             self.model.load_state_dict(loaded.state_dict())
-            # Not the first: what follows is averaged, not copied.
+            # At 0 the next update would copy the weights; at 1 it averages them.
             self._averaged.n_averaged.fill_(1)
 
     def on_optimizer_step(self, *_: Any, model: nn.Module, **__: Any) -> None:
-        """Take in the new weights."""
+        """Add the new weights to the average."""
         if self._averaged is not None:
             self._averaged.update_parameters(model)
 
     def save(self, checkpoint: Path) -> None:
-        """Write the averaged model beside the state of training."""
+        """Write the averaged model next to the training state."""
         self.model.save_pretrained(checkpoint / AVERAGED)

@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node RANKS -m pipelines.training.worker runs/<fingerprint>
 
-Exit code 0 means that another try would change nothing: the run has finished, was
-asked to stop, or failed for a reason that `outcome.json` names. Any other end makes
-torchrun start the group again, from the newest complete checkpoint.
+Exit code 0 means that another attempt would change nothing: the run has finished, was
+asked to stop, or failed for a reason that `outcome.json` names. Any other exit code makes
+torchrun restart the group from the newest complete checkpoint.
 """
 
 import os
@@ -40,7 +40,7 @@ STOP_PATIENCE_S = 2.0
 
 def main() -> None:
     """Train as one rank of the group that torchrun's environment describes."""
-    # Every checkpoint would draw a bar for its one file.
+    # Otherwise every checkpoint draws a bar for its one file.
     disable_progress_bar()
     run = RunDirectory(Path(sys.argv[1]))
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -72,8 +72,8 @@ def train_rank(run: RunDirectory, config: RunConfig, *, rank: int, world_size: i
         How it ended.
 
     Raises:
-        TrainingFailure: If another try would meet the same end, as for a loss or gradient
-            that is not finite.
+        TrainingFailure: If another attempt would fail in the same way, as for a loss or
+            gradient that is not finite.
     """
     recipe = config.train
     reader = ShardReader(config.shards, "train")
@@ -114,7 +114,7 @@ def train_rank(run: RunDirectory, config: RunConfig, *, rank: int, world_size: i
         shards=config.shards,
         schedule=schedule,
         average=None if recipe.ema_decay is None else WeightAverage(recipe.ema_decay, checkpoint),
-        # The recorder comes before what shows the speed that it measures.
+        # The recorder must come before Progress, which shows the speed that it measures.
         callbacks=[recorder, *([Progress()] if rank == 0 else [])],
     )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -125,7 +125,7 @@ def train_rank(run: RunDirectory, config: RunConfig, *, rank: int, world_size: i
 def trainer_arguments(
     recipe: TrainParams, directory: Path, *, steps: int, world_size: int
 ) -> TrainingArguments:
-    """Translate the recipe; saving and evaluating are left to `Schedule`."""
+    """Translate the recipe for Trainer; saving and evaluating are left to `Schedule`."""
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(directory),
@@ -147,10 +147,10 @@ def trainer_arguments(
         logging_nan_inf_filter=False,
         eval_strategy="no",
         save_strategy="no",
-        # The order of the batches follows from the step: there is nothing to skip.
+        # The step decides the order of the batches: there is nothing to skip.
         ignore_data_skip=True,
         report_to=[],
-        # Ours shows more with less noise, see pipelines/runs/progress.py.
+        # `Progress` shows more with less noise (pipelines/runs/progress.py).
         disable_tqdm=True,
     )
 
@@ -169,14 +169,14 @@ def _schedule_arguments(recipe: TrainParams, steps: int) -> dict[str, Any]:
 
 
 def uses_bf16(recipe: TrainParams) -> bool:
-    """Whether the couplings and attention run under bf16 autocast; "auto" means on GPUs only."""
+    """Whether couplings and attention run under bf16 autocast; "auto" means on GPUs only."""
     if recipe.precision == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return recipe.precision == "bf16"
 
 
 def _resume_point(run: RunDirectory, args: TrainingArguments) -> Path | None:
-    # Rank 0 looks and deletes what is broken; the others look when it has done so.
+    # Rank 0 looks first and deletes what is broken; the others look afterwards.
     with args.main_process_first(local=False, desc="finding the newest complete checkpoint"):
         step = newest_complete(run.checkpoints)
     return None if step is None else checkpoint_path(run.checkpoints, step)

@@ -1,4 +1,4 @@
-"""Evaluation is honest about [UNK], and every alarm can ring."""
+"""Evaluation charges [UNK] honestly, and every alarm can ring."""
 
 import copy
 import math
@@ -96,7 +96,7 @@ def test_a_model_that_knows_the_answers_stops_the_stage(
         return 1e3 * self.embedding.tokens(ids_BL.roll(-1, dims=1))
 
     model = load_language_model(published_model)
-    with torch.no_grad():  # of unit length, so that no other token's embedding outshouts it
+    with torch.no_grad():  # of unit length, or a longer embedding of another token would win
         weight = model.lm.embedding.tokens.weight
         weight.copy_(torch.nn.functional.normalize(weight))
     model.save_pretrained(published_model)

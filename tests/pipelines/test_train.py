@@ -40,7 +40,7 @@ def recorded_steps(runs: Path) -> list[int]:
 
 
 def train_until_it_saves(runs: Path) -> subprocess.Popen[str]:
-    """Start the stage; it is training, and has saved a checkpoint since it started."""
+    """Start the stage and wait until it has saved a checkpoint since it started."""
     newest = max(
         (n for run in runs.glob("*") for n in steps_on_disk(run / "checkpoints")), default=0
     )
@@ -105,7 +105,7 @@ def test_a_run_that_is_killed_orphaned_and_stopped_ends_with_the_weights_of_an_u
     workspace = Workspace("sanguo")
     assert not workspace.language_model.exists()
 
-    # A checkpoint that a kill left half written: it must not be resumed from.
+    # A checkpoint that a kill left half written must not be resumed.
     half = run / "checkpoints" / f"checkpoint-{steps - 1}"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
@@ -138,7 +138,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
 ) -> None:
     from pipelines.training.ranks import NotFiniteError
 
-    # The first step of a warm-up has a rate of 0; the second ruins the weights.
+    # The first warm-up step has a rate of 0; the second ruins the weights.
     rank = one_rank(
         {
             "train.learning_rate": 1.0e30,
@@ -151,7 +151,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
     assert newest_complete(rank.run.checkpoints) == 1
 
 
-def test_a_gradient_is_checked_before_the_weights_take_the_step(
+def test_a_gradient_is_checked_before_the_weights_are_updated(
     one_rank: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -187,11 +187,11 @@ def test_bf16_trains_close_to_fp32_and_its_checkpoint_stays_fp32(one_rank: Any) 
     assert 0.0 < max(differences) < 0.05
 
 
-def test_what_a_run_is_not_named_by_exists() -> None:
+def test_the_files_left_out_of_the_fingerprint_exist() -> None:
     assert all((REPOSITORY / path).is_file() for path in PUBLISHING)
 
 
-def test_more_sequences_a_step_than_there_are_is_refused(shards: Path, set_params: Any) -> None:
+def test_a_step_of_more_sequences_than_exist_is_refused(shards: Path, set_params: Any) -> None:
     set_params({**TINY, "train.ranks": 17})
     with pytest.raises(UserError, match="at least 68 train sequences for 17 ranks x 4"):
         prepare(Workspace("sanguo"), load_params().profile)
@@ -241,7 +241,7 @@ def test_sizes_that_fit_pass(workspace: Path) -> None:
     check_sizes(load_params().profile.train, num_sequences=8, nodes=1)
 
 
-def test_the_table_has_one_complete_row_an_evaluation() -> None:
+def test_the_table_has_one_complete_row_per_evaluation() -> None:
     history = [
         {"step": 1, "epoch": 0.1, "train_loss_nats": 4.0, "tokens_per_s": 10.0},
         {"step": 2, "epoch": 0.2, "train_loss_nats": 2.0, "tokens_per_s": 30.0},

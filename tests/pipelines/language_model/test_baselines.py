@@ -1,4 +1,4 @@
-"""The n-gram baselines are proper distributions and know a small example by heart."""
+"""The n-gram baselines are proper distributions and match small examples computed by hand."""
 
 import numpy as np
 import pytest

@@ -11,7 +11,7 @@ BITS = {"unit": "bits per character", "nats_per_unit": NATS_PER_BIT}
 
 
 def losses(seed: int, *, shift: float = 0.0, documents: int = 100, items: int = 400) -> Losses:
-    """Items whose hardness varies 20 times as much as two models of one kind differ."""
+    """Items whose difficulty varies 20 times as much as two models of one kind differ."""
     hardness = np.random.default_rng(7).normal(5.0, 1.0, size=items)
     own = np.random.default_rng(seed).normal(0.0, 0.05, size=items)
     names = np.array([f"d{number % documents}" for number in range(items)], dtype=object)
@@ -30,19 +30,19 @@ def test_a_true_difference_is_found_and_its_sign_is_right() -> None:
     assert not worse.better
 
 
-def test_the_interval_holds_what_it_promises() -> None:
-    """Two equal models: 95 of 100 intervals hold 0; at least 85 with this few draws."""
+def test_the_interval_covers_the_truth_as_often_as_stated() -> None:
+    """Two equal models: 95 of 100 intervals contain 0; at least 85 with so few draws."""
     found = [compare(losses(2 * seed), losses(2 * seed + 1), **BITS) for seed in range(40)]
     held = sum(not (one.better or one.worse) for one in found)
     assert held >= 34
 
 
-def test_few_documents_are_no_ground_and_sequences_are_drawn() -> None:
+def test_with_few_documents_sequences_are_drawn_instead() -> None:
     few = compare(losses(0, documents=6), losses(1, documents=6), **BITS)
     assert few.drawn == "400 sequences"
 
 
-def test_equal_losses_are_a_tie_and_one_item_says_nothing() -> None:
+def test_equal_losses_are_a_tie_and_one_item_is_inconclusive() -> None:
     tie = compare(losses(0), losses(0), **BITS)
     assert (tie.difference, tie.low, tie.high) == (0.0, 0.0, 0.0)
     assert not tie.better
@@ -52,7 +52,7 @@ def test_equal_losses_are_a_tie_and_one_item_says_nothing() -> None:
     assert "1 sequences" in str(one)
 
 
-def test_other_items_are_refused() -> None:
+def test_different_items_are_refused() -> None:
     with pytest.raises(ValueError, match="same items"):
         compare(losses(0), losses(0, documents=50), **BITS)
 

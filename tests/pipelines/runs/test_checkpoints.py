@@ -1,4 +1,4 @@
-"""A checkpoint counts when it is whole, and a run directory has one launcher."""
+"""Only a complete checkpoint counts, and a run directory has one launcher."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ def write_checkpoint(directory: Path, step: int, *, sealed: bool = True) -> Path
     return checkpoint
 
 
-def test_the_newest_sealed_one_is_found_and_its_unread_pickle_is_gone(tmp_path: Path) -> None:
+def test_the_newest_sealed_checkpoint_is_found_without_its_unread_pickle(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 9)
     checkpoint = write_checkpoint(tmp_path, 10)
     assert newest_complete(tmp_path) == 10
@@ -45,7 +45,7 @@ def test_the_newest_sealed_one_is_found_and_its_unread_pickle_is_gone(tmp_path: 
 
 
 @pytest.mark.parametrize("damage", ["unsealed", "truncated", "missing", "manifest cut in half"])
-def test_a_damaged_one_falls_back_to_the_one_before_and_says_so(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_checkpoint(tmp_path, 20)
@@ -64,7 +64,7 @@ def test_a_damaged_one_falls_back_to_the_one_before_and_says_so(
 
 
 class Malicious:
-    """Unpickled, it makes a file: as good as anything else that it could do."""
+    """Creates a file when unpickled; it could do anything else as well."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -78,7 +78,7 @@ class Malicious:
 def test_a_malicious_pickle_in_place_of_a_checkpoint_is_refused_and_does_not_run(
     tmp_path: Path, name: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It comes with a manifest that agrees: who can write the one can write the other."""
+    """Its manifest matches: an attacker who can write one can write the other."""
     directory, mark = tmp_path / "checkpoints", tmp_path / "pwned"
     write_checkpoint(directory, 20)
     newest = write_checkpoint(directory, 100, sealed=False)
@@ -91,10 +91,10 @@ def test_a_malicious_pickle_in_place_of_a_checkpoint_is_refused_and_does_not_run
     assert f"{name} would run code when loaded: refused" in caplog.text
     assert not mark.exists()
     pickle.loads(pickle.dumps(Malicious(mark)))
-    assert mark.exists(), "the test would have seen it"
+    assert mark.exists(), "the pickle does run when loaded"
 
 
-def test_without_a_whole_one_training_starts_afresh(tmp_path: Path) -> None:
+def test_without_a_complete_checkpoint_training_starts_from_scratch(tmp_path: Path) -> None:
     assert newest_complete(tmp_path / "nothing") is None
     write_checkpoint(tmp_path, 5, sealed=False)
     assert newest_complete(tmp_path) is None
@@ -143,7 +143,7 @@ def test_ranks_without_a_launcher_are_asked_to_stop(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text(f"{nobody} {socket.gethostname()}")
     assert run.stop_is_asked()
     (tmp_path / "lock").write_text(f"{nobody} another-node")
-    assert not run.stop_is_asked(), "the ranks of its own node watch it"
+    assert not run.stop_is_asked(), "the ranks of that node watch it"
     (tmp_path / "lock").write_text(f"{os.getpid()} {socket.gethostname()}")
     os.utime(tmp_path / "lock", (0, 0))
-    assert run.stop_is_asked(), "a later process with the number of the launcher is not it"
+    assert run.stop_is_asked(), "a later process that reuses the launcher's id does not count"

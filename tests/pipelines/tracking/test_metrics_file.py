@@ -52,7 +52,7 @@ def test_a_rewritten_file_is_read_from_its_start(
     assert unsent_steps(metrics) == [record["step"] for record in records]
 
 
-def test_lines_of_a_file_that_was_rewritten_meanwhile_are_not_accepted(
+def test_lines_of_a_file_rewritten_in_the_meantime_are_not_accepted(
     metrics: MetricsFile,
 ) -> None:
     lines = metrics.unsent()

@@ -241,7 +241,7 @@ def test_a_killed_sender_is_continued_and_a_rewritten_file_is_sent_once(workspac
     assert steps_of(run_id, "loss") == list(range(6))
     assert [json.loads(line)["step"] for line in metrics.unsent()] == list(range(4, 10))
 
-    # A resume takes the file back to its checkpoint, with the keys in another order.
+    # A resume resets the file to its checkpoint, with the keys in another order.
     log = open_log(metrics=metrics)
     log._send()
     metrics.rewrite([{"loss": float(step), "step": step} for step in range(3)])
@@ -300,9 +300,9 @@ def test_a_server_that_starts_late_dies_and_comes_back_loses_nothing(
     assert history[1499].timestamp <= logged_ms < history[1500].timestamp
     assert client.list_artifacts(log.run_id, "figures")[0].path == "figures/loss.png"
     assert client.get_run(log.run_id).info.status == "FINISHED"
-    assert caplog.text.count("is away, retrying") == 2, "once per outage"
+    assert caplog.text.count("is unreachable, retrying") == 2, "once per outage"
 
-    # Models go through a server as well.
+    # Models also go through the server.
     write_finished_project(workspace, log.run_id)
     assert register(LM) == "1"
     assert promote(LM).outcome == "promoted"
@@ -338,7 +338,7 @@ def test_training_survives_an_outage_and_resend_sends_the_rest(
     log.finish("FINISHED")
     rank.run.write_outcome(outcome)
     assert log.num_waiting > 0
-    assert "is away, retrying" in caplog.text
+    assert "is unreachable, retrying" in caplog.text
     with pytest.raises(UserError, match="is already running it"):
         resend(rank.run.path)
     # The run itself stays locked until the end of the test.

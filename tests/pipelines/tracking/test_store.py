@@ -1,4 +1,4 @@
-"""Opening the MLflow store: five first users at once, damage, addresses that do not answer."""
+"""Opening the MLflow store: five concurrent first users, damage, addresses that do not answer."""
 
 import os
 from multiprocessing.managers import ListProxy
@@ -32,7 +32,7 @@ def test_a_store_that_cannot_be_used_is_named(workspace, monkeypatch, store) -> 
 
 def test_a_damaged_store_is_named_too(workspace: Path) -> None:
     (workspace / "mlflow.db").write_bytes(b"no database" * 1000)
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(UserError, match="usable MLflow store"):
         connect()
 
 

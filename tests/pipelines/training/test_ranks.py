@@ -1,4 +1,4 @@
-"""Gloo ranks under the real torchrun: they agree, and outlive the loss of one."""
+"""Gloo ranks under the real torchrun: they agree, and survive the loss of one."""
 
 import json
 import subprocess
@@ -63,7 +63,7 @@ def test_ranks_that_lose_one_and_then_move_to_two_nodes_learn_what_one_rank_lear
     before = ranks_of(process)
     assert len(before) == 3
     before[1].kill()
-    # torchrun starts all of them again, from the newest checkpoint.
+    # torchrun restarts all of them from the newest checkpoint.
     wait_for(lambda: list(run.glob("checkpoints/checkpoint-40/manifest.json")), process)
     assert not {rank.pid for rank in before} & {rank.pid for rank in ranks_of(process)}
     kill_tree(process)
@@ -93,7 +93,7 @@ def test_ranks_that_lose_one_and_then_move_to_two_nodes_learn_what_one_rank_lear
     assert losses(run) == pytest.approx(losses(alone.run.path), abs=1e-5)
 
 
-def test_ranks_agree_on_a_failure_and_nobody_tries_again(shards: Path, set_params: Any) -> None:
+def test_ranks_agree_on_a_failure_and_do_not_retry(shards: Path, set_params: Any) -> None:
     set_params(
         {
             **TINY,

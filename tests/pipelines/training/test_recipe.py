@@ -1,4 +1,4 @@
-"""What a recipe can choose: optimiser, schedule, average; and what ends a run for good."""
+"""What a recipe can choose: optimiser, schedule, average; and what ends a run."""
 
 import os
 import shutil
@@ -30,14 +30,14 @@ def weights(checkpoint: Path) -> bytes:
     return (checkpoint / "model.safetensors").read_bytes()
 
 
-def test_muon_trapezoid_and_average_go_on_bit_by_bit(one_rank: Any) -> None:
+def test_muon_trapezoid_and_average_resume_bit_for_bit(one_rank: Any) -> None:
     rank = one_rank(EVERYTHING)
     assert rank.train() == Outcome("finished", LAST)
     last = checkpoint_path(rank.run.checkpoints, LAST)
     expected = [weights(last), weights(last / AVERAGED)]
     history = rank.run.metrics.read()
     assert expected[0] != expected[1]
-    # As after a kill in the middle.
+    # As after a kill halfway.
     shutil.rmtree(last)
     assert newest_complete(rank.run.checkpoints) == 4
     assert rank.train() == Outcome("finished", LAST)
@@ -47,7 +47,7 @@ def test_muon_trapezoid_and_average_go_on_bit_by_bit(one_rank: Any) -> None:
             assert before.get(name) == after.get(name)
 
 
-def test_the_averaged_weights_are_what_is_evaluated(one_rank: Any) -> None:
+def test_the_averaged_weights_are_evaluated(one_rank: Any) -> None:
     import torch
 
     from enigma.modeling_enigma import EnigmaForCausalLM
@@ -71,7 +71,7 @@ def test_the_averaged_weights_are_what_is_evaluated(one_rank: Any) -> None:
     assert abs(losses[1] - recorded) > 1e-4
 
 
-def test_muon_has_the_linear_layers_and_both_take_the_steps_that_they_take_alone() -> None:
+def test_muon_updates_the_linear_layers_and_each_optimiser_steps_as_it_does_alone() -> None:
     import torch
     from torch.optim import AdamW, Muon
 
@@ -107,13 +107,15 @@ def test_muon_has_the_linear_layers_and_both_take_the_steps_that_they_take_alone
         muon.step()
         adamw.step()
         for one, two in zip(ours, alone, strict=True):
-            # torch's Muon orthogonalises in bfloat16, ours in float32.
+            # torch's Muon orthogonalises in bfloat16, this one in float32.
             close = {"rtol": 0, "atol": 0.02} if one is ours[0] else {"rtol": 0, "atol": 0}
             torch.testing.assert_close(one, two, **close)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (3, 6, 10), (3, 10, 6)])
-def test_muon_levels_the_singular_values_and_turns_nothing(shape: tuple[int, ...]) -> None:
+def test_muon_equalises_the_singular_values_and_keeps_the_singular_vectors(
+    shape: tuple[int, ...],
+) -> None:
     import torch
 
     from pipelines.training.muon import orthogonalise
@@ -136,7 +138,7 @@ def test_muon_levels_the_singular_values_and_turns_nothing(shape: tuple[int, ...
 def test_every_parameter_has_one_optimiser_and_rotors_learn_slowly(name: str, form: str) -> None:
     from enigma.configuration_enigma import EnigmaConfig
     from enigma.modeling_enigma import EnigmaForCausalLM
-    from pipelines.training.optimisers import ROTOR_SHARE, make_optimiser
+    from pipelines.training.optimisers import ROTOR_LR_FRACTION, make_optimiser
 
     sizes = {"d": 16, "num_rev_blocks": 1, "num_heads": 2, "conv1x1_positions": 4}
     config = EnigmaConfig(
@@ -148,7 +150,7 @@ def test_every_parameter_has_one_optimiser_and_rotors_learn_slowly(name: str, fo
     members = [[names[id(value)] for value in group["params"]] for group in groups]
     assert sorted(n for mine in members for n in mine) == sorted(names.values())
     assert [group["lr"] for group in groups[:-1]] == [0.1] * (len(groups) - 1)
-    assert groups[-1]["lr"] == pytest.approx(0.1 * ROTOR_SHARE)
+    assert groups[-1]["lr"] == pytest.approx(0.1 * ROTOR_LR_FRACTION)
     assert [group["weight_decay"] for group in groups[-3:]] == [0.2, 0.0, 0.2]
     assert members[-1]
     assert all("rotors" in n for n in members[-1])
@@ -161,7 +163,7 @@ def test_every_parameter_has_one_optimiser_and_rotors_learn_slowly(name: str, fo
         assert len(groups) == 3
 
 
-def test_the_trapezoid_rises_stays_and_falls(one_rank: Any) -> None:
+def test_the_trapezoid_rises_stays_level_and_falls(one_rank: Any) -> None:
     rank = one_rank(
         {
             "train.schedule": "trapezoid",
@@ -173,7 +175,7 @@ def test_the_trapezoid_rises_stays_and_falls(one_rank: Any) -> None:
     )
     rank.train()
     rates = [r["learning_rate"] for r in rank.run.metrics.read() if "learning_rate" in r]
-    # The rate of a record is the one that its step was taken with.
+    # A record holds the rate that its step used.
     expected = [0, 0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
     assert rates == pytest.approx([1e-3 * part for part in expected])
 
@@ -241,7 +243,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_usable(
     assert rank.train() == Outcome("finished", LAST)
 
 
-def test_a_stop_in_the_middle_of_an_evaluation_is_made_good_for(
+def test_an_evaluation_that_a_stop_interrupts_runs_after_the_resume(
     one_rank: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipelines.training.trainer import EnigmaTrainer
@@ -270,7 +272,7 @@ def test_a_stop_in_the_middle_of_an_evaluation_is_made_good_for(
         assert [before.get(name) for name in names] == [after.get(name) for name in names]
 
 
-def test_records_say_how_long_was_waited_and_how_much_memory_was_held(one_rank: Any) -> None:
+def test_records_hold_the_waiting_time_and_the_peak_memory(one_rank: Any) -> None:
     rank = one_rank({})
     rank.train()
     records = [r for r in rank.run.metrics.read() if "train_loss_nats" in r]
@@ -279,11 +281,11 @@ def test_records_say_how_long_was_waited_and_how_much_memory_was_held(one_rank: 
         assert 0.0 < record["data_wait_fraction"] < 1.0
         assert 100 < record["peak_memory_mib"] < 100_000
         assert record["tokens_per_s"] > 0
-        assert "mfu" not in record, "a CPU has no peak that is known"
+        assert "mfu" not in record, "no peak is known for a CPU"
     assert all(one["step"] < two["step"] for one, two in pairwise(records))
 
 
-def test_the_flops_of_training_are_six_a_multiplied_weight() -> None:
+def test_training_takes_six_flops_per_multiplied_weight() -> None:
     import torch
 
     from pipelines.runs.hardware import peak_flops, training_flops_per_token
