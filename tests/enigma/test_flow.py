@@ -30,6 +30,7 @@ def test_round_trip_and_log_det(prior, coupling, stirred):
     assert abs(reference - log_det[0, 0]).item() <= 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coupling", ["additive", "affine", "spline", "affine-spline"])
 def test_the_density_integrates_to_one(coupling, stirred):
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """The fit finds a planted law, and its interval is wide where the law is not known."""
 
 import numpy as np
+import pytest
 
 from benchmarks.language_model.scaling import fit, law, projection_rows
 
@@ -26,5 +27,6 @@ def test_a_planted_law_is_found() -> None:
     np.testing.assert_allclose(fit(points(0.0)), PLANTED, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_noise_widens_the_interval() -> None:
     assert width_nats(0.05) > 0.1 > width_nats(0.0)

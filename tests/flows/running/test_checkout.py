@@ -135,6 +135,7 @@ def test_the_next_run_keeps_outputs_and_forgets_overrides(repository: Path) -> N
         assert (checkout.path / "dvc.lock").is_file()
 
 
+@pytest.mark.slow
 def test_the_list_of_readers_that_a_killed_dvc_left_half_written_is_dropped(
     repository: Path,
 ) -> None:

@@ -91,6 +91,7 @@ def test_a_source_that_changed_meanwhile_is_read_again(
     assert sorted(texts) == [["五"], ["四"]]
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_bytes_of_one(raw_parts: Path, profile, tmp_path: Path) -> None:
     for workers in (1, 2):
         clean(profile.clean, raw_parts, tmp_path / f"by-{workers}", workers=workers)

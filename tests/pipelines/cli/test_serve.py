@@ -20,6 +20,8 @@ import pytest
 from pipelines.registry.names import LM
 from pipelines.registry.promote import promote
 
+pytestmark = pytest.mark.slow
+
 HOST = "127.0.0.1"
 CLIENTS = 8
 REQUESTS = 200
@@ -104,7 +106,6 @@ def test_the_seed_decides(port: int) -> None:
     assert once["model"] == LM
 
 
-@pytest.mark.slow
 def test_a_promotion_during_the_load_loses_no_request(
     port: int, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

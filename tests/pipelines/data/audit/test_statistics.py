@@ -40,6 +40,7 @@ def test_scripts_are_distinguished() -> None:
     assert set(script_shares(np.zeros(0x110000, np.int64)).values()) == {0.0}
 
 
+@pytest.mark.slow
 def test_the_novel_is_described_printed_drawn_and_logged(
     novel: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:

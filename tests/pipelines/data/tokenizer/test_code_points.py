@@ -39,6 +39,7 @@ def test_the_table_knows_what_stands_alone(backend: Tokenizer) -> None:
     assert np.count_nonzero(table < CHUNK) > 80_000
 
 
+@pytest.mark.slow
 def test_a_damaged_table_is_derived_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = load_tokenizer("bert-base-chinese").backend_tokenizer
     expected = code_point_table(backend)
