@@ -15,11 +15,11 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("stream", "lines"), [(io.StringIO(), 1), (Terminal(), 10)])
+@pytest.mark.parametrize(("stream", "lines"), [(io.StringIO(), 1), (Terminal(), 8)])
 def test_a_long_line_is_broken_on_a_terminal_alone(
     monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, lines: int
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("COLUMNS", "50")
     monkeypatch.setattr(sys, "stdout", stream)
     tree_console().print(LINE)
     printed = stream.getvalue().splitlines()

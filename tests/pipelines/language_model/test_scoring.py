@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,16 +25,16 @@ from pipelines.language_model.scoring import (
 LENGTH = 5
 
 
-class Unigram(torch.nn.Module):
-    """Predicts each token with a probability in proportion to its id, plus one."""
+class Bigram(torch.nn.Module):
+    """Predicts a token in proportion to its id plus the id before it plus one."""
 
     device = torch.device("cpu")
 
     def forward(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
         assert not self.training
         assert not torch.is_grad_enabled()
-        scores_V = torch.log(torch.arange(1, 11, dtype=torch.float32))
-        return SimpleNamespace(logits=scores_V.expand(*input_ids.shape, 10))
+        weights_BLV = input_ids[..., None] + torch.arange(1, 11)
+        return SimpleNamespace(logits=weights_BLV.log())
 
 
 @pytest.fixture
@@ -50,9 +51,11 @@ def test_a_sequence_loses_what_its_tokens_after_the_first_lose(
 ) -> None:
     indices = np.array([8, 0, 3, 4, 1])
     tokens_NL = reader.gather(indices).tolist()
-    # The ids plus one add up to 55.
-    expected = [-sum(math.log((t + 1) / 55) for t in row[1:]) for row in tokens_NL]
-    model = Unigram().train(training)
+    # 1 to 10 add up to 55, and each of the ten has the id before it on top.
+    expected = [
+        -sum(math.log((b + a + 1) / (55 + 10 * a)) for a, b in pairwise(row)) for row in tokens_NL
+    ]
+    model = Bigram().train(training)
     found = sequence_nll_nats(model, reader, batches(indices, 2))
     assert found.dtype == np.float64
     assert found == pytest.approx(expected, abs=1e-5)
@@ -61,7 +64,7 @@ def test_a_sequence_loses_what_its_tokens_after_the_first_lose(
 
 
 def test_no_sequences_lose_nothing(reader: ShardReader) -> None:
-    assert sequence_nll_nats(Unigram(), reader, []).shape == (0,)
+    assert sequence_nll_nats(Bigram(), reader, []).shape == (0,)
     assert Span.of(reader, np.empty(0, dtype=np.int64)) == Span(0, 0, 0)
 
 

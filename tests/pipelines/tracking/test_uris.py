@@ -13,6 +13,7 @@ from pipelines.tracking.uris import hide_password, shown_uri
         ("postgresql+psycopg://li:s3c%40ret@db/x", "postgresql+psycopg://li:***@db/x"),
         ("http://li@mlflow:5000/", "http://li@mlflow:5000/"),
         ("http://mlflow:5000/a:b@c", "http://mlflow:5000/a:b@c"),
+        ("http://mlflow/a:b@c", "http://mlflow/a:b@c"),
     ],
 )
 def test_only_the_password_of_an_address_is_hidden(uri: str, shown: str) -> None:
