@@ -1,0 +1,94 @@
+"""Parameters and environment of a version; what it refuses otherwise: see test_register.py."""
+
+import copy
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipelines.base.errors import UserError
+from pipelines.params import load_params
+from pipelines.registry.material import check_parameters, write_environment, write_profile
+from tests.support import change_params
+
+
+@pytest.fixture
+def registered(workspace: Path) -> Path:
+    path = workspace / "registered.yaml"
+    write_profile(path)
+    return path
+
+
+def read(path: Path) -> Any:
+    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+
+
+def write_lock(directory: Path, params: dict[str, Any]) -> Path:
+    stages = {
+        "ingest": {"cmd": "a stage without parameters"},
+        "other": {"params": {"other.yaml": {"x": 1}}},
+        "train": {"params": {"params.yaml": params}},
+    }
+    path = directory / "dvc.lock"
+    with path.open("w", encoding="utf-8") as stream:
+        YAML().dump({"schema": "2.0", "stages": stages}, stream)
+    return path
+
+
+def test_a_profile_is_written_alone_and_reads_as_the_same(workspace: Path) -> None:
+    (workspace / "copy").mkdir()
+    write_profile(workspace / "copy" / "params.yaml")
+    assert list(read(workspace / "copy" / "params.yaml")["profiles"]) == ["sanguo"]
+    assert len(read(workspace / "params.yaml")["profiles"]) > 1
+    assert load_params(workspace / "copy" / "params.yaml").profile == load_params().profile
+
+
+def test_the_parameters_of_the_lock_are_accepted_in_any_order(registered: Path) -> None:
+    train = read(registered)["profiles"]["sanguo"]["train"]
+    backwards = dict(reversed(train.items()))
+    check_parameters(
+        write_lock(registered.parent, {"profiles.sanguo.train": backwards}), registered
+    )
+
+
+def test_one_other_value_is_refused_by_its_section(registered: Path) -> None:
+    train = copy.deepcopy(read(registered)["profiles"]["sanguo"]["train"])
+    train["max_steps"] = 12345
+    lock = write_lock(registered.parent, {"profiles.sanguo.train": train})
+    with pytest.raises(UserError, match=r"profiles\.sanguo\.train"):
+        check_parameters(lock, registered)
+
+
+def test_another_profile_may_have_been_made_with_anything(registered: Path) -> None:
+    check_parameters(write_lock(registered.parent, {"profiles.wiki.train": {}}), registered)
+
+
+@pytest.mark.parametrize("content", ["", "schema: '2.0'\n", "stages:\n"])
+def test_a_lock_of_no_stages_refuses_nothing(registered: Path, content: str) -> None:
+    lock = registered.parent / "dvc.lock"
+    lock.write_text(content, encoding="utf-8")
+    check_parameters(lock, registered)
+
+
+def test_a_changed_profile_no_longer_fits_its_lock(workspace: Path) -> None:
+    path = workspace / "registered.yaml"
+    write_profile(path)
+    section = {"profiles.sanguo.model": read(path)["profiles"]["sanguo"]["model"]}
+    lock = write_lock(workspace, section)
+    check_parameters(lock, path)
+    change_params(workspace / "params.yaml", {"model.d": 16})
+    write_profile(path)
+    with pytest.raises(UserError, match=r"profiles\.sanguo\.model"):
+        check_parameters(lock, path)
+
+
+def test_the_environment_pins_every_package_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "environment.txt"
+    write_environment(path)
+    first, *pins = path.read_text(encoding="utf-8").splitlines()
+    assert first.startswith("# python 3.")
+    assert pins == sorted(set(pins))
+    assert all(name == name.lower() for name, _ in (pin.split("==") for pin in pins))
+    assert {f"torch=={version('torch')}", f"pytest=={version('pytest')}"} <= set(pins)
