@@ -1,7 +1,11 @@
 """Addresses and messages that are safe to show, without the password in them."""
 
 import re
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+
+HTTP_PASSWORD = re.compile(r"(?<=://)([^/@:]*):([^/@]*)@")
+# SQLAlchemy also accepts a password with a slash in it.
+DATABASE_PASSWORD = re.compile(r"(?<=://)([^/@:]*):([^@]*)@")
 
 
 def shown_uri(uri: str) -> str:
@@ -13,7 +17,7 @@ def shown_uri(uri: str) -> str:
         >>> shown_uri("sqlite:////home/li/mlflow.db")
         'sqlite:////home/li/mlflow.db'
     """
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", uri)
+    return _password_in(uri).sub(r"\1:***@", uri)
 
 
 def hide_password(text: str, uri: str) -> str:
@@ -23,5 +27,11 @@ def hide_password(text: str, uri: str) -> str:
         >>> hide_password("no route to enigma:secret@db", "postgresql://enigma:secret@db/mlflow")
         'no route to enigma:***@db'
     """
-    password = urlsplit(uri).password
-    return text.replace(password, "***") if password else text
+    found = _password_in(uri).search(uri)
+    for password in (found[2], unquote(found[2])) if found and found[2] else ():
+        text = text.replace(password, "***")
+    return text
+
+
+def _password_in(uri: str) -> re.Pattern[str]:
+    return HTTP_PASSWORD if urlsplit(uri).scheme in {"http", "https"} else DATABASE_PASSWORD
