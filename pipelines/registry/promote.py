@@ -10,15 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from filelock import FileLock
-
 from pipelines.base.errors import GateError, UserError
 from pipelines.registry import ledger
 from pipelines.registry.gates import Gate, data_gates, flow_gates, lm_gates, recorded_gates
 from pipelines.registry.names import CANDIDATE, CHAMPION, FLOW, aliased
 from pipelines.registry.succession import succession_gates
 from pipelines.registry.versions import Version, downloaded
-from pipelines.tracking.store import connect, local_state
+from pipelines.tracking.store import connect, registry_lock
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +89,7 @@ def promote(
         gates = check(candidate, _absolute_gates(client, candidate))
         # One at a time: MLflow moves an alias without comparing what it replaces, and the
         # comparison must be with the champion that is replaced.
-        with FileLock(local_state("promotion.lock")):
+        with registry_lock(f"promote {name}"):
             champion = observe(client, name)
             if champion == candidate.number:
                 logger.info("%s version %s is the champion already", name, champion)
@@ -127,7 +125,7 @@ def rollback(name: str, *, to: str | None = None, reason: str) -> str:
         RefusalError: If its files have changed since, or do not belong together.
     """
     client = connect()
-    with FileLock(local_state("promotion.lock")):
+    with registry_lock(f"roll back {name}"):
         current = observe(client, name)
         earlier = ledger.champions(ledger.read(), name)[:-1]
         target = to or (earlier[-1] if earlier else None)
@@ -203,7 +201,7 @@ def restore(name: str) -> str | None:
         The version; None if the ledger has none.
     """
     client = connect()
-    with FileLock(local_state("promotion.lock")):
+    with registry_lock(f"restore {name}"):
         recorded = ledger.champions(ledger.read(), name)
         if not recorded:
             return None

@@ -13,8 +13,6 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from enigma.generation import Sampling
 from pipelines.base.artifacts import read_json, sha256_file
 from pipelines.base.workspace import Workspace
@@ -31,7 +29,7 @@ from pipelines.registry.model_card import ModelCard
 from pipelines.registry.names import CANDIDATE, CODE, FLOW, find_version
 from pipelines.tracking.git import GitState
 from pipelines.tracking.run_log import flatten
-from pipelines.tracking.store import EXPERIMENT, connect, local_state
+from pipelines.tracking.store import EXPERIMENT, connect, registry_lock
 
 # Proof files whose hash is a tag of the version.
 RECORDED = {
@@ -75,7 +73,7 @@ def register(name: str) -> str:
         content = hash_content(
             content_to_log(code=CODE[name], models=material.models, proof=material.proof)
         )
-        with FileLock(local_state("registry.lock")):
+        with registry_lock(f"register {name}"):
             version = find_version(client, name, "content_sha256", content)
             if version is None:
                 version = _log(client, material, content, workspace.profile)

@@ -2,12 +2,15 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from pipelines.base.errors import UserError
+from pipelines.base.locks import held_lock
 from pipelines.tracking.uris import hide_password, shown_uri
 
 EXPERIMENT = "enigma"
@@ -46,6 +49,21 @@ def local_state(name: str) -> Path:
     directory = tracking_directory() / ".enigma"
     directory.mkdir(parents=True, exist_ok=True)
     return directory / name
+
+
+@contextmanager
+def registry_lock(task: str) -> Iterator[None]:
+    """Let one process at a time change the registry; the others wait for their turn.
+
+    Args:
+        task: What this process does, for those who wait.
+    """
+
+    def wait(holder: str) -> None:
+        logger.info("waiting for process %s", holder)
+
+    with held_lock(local_state("registry.lock"), wait, task=task):
+        yield
 
 
 def initialise_store() -> str:

@@ -18,7 +18,6 @@ from tests.support import REPOSITORY, change_params
 SMALL = {
     "model.d": 64,
     "model.num_transformer_layers": 2,
-    "train.batch_size": 4,
     "train.max_steps": 60,
     "train.learning_rate": 4.0e-3,
     "train.evaluate_every_steps": 20,
