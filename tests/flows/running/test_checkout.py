@@ -15,6 +15,8 @@ from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from pipelines.params import load_params
 from tests.support import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 def git(directory: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
@@ -135,7 +137,6 @@ def test_the_next_run_keeps_outputs_and_forgets_overrides(repository: Path) -> N
         assert (checkout.path / "dvc.lock").is_file()
 
 
-@pytest.mark.slow
 def test_the_list_of_readers_that_a_killed_dvc_left_half_written_is_dropped(
     repository: Path,
 ) -> None:

@@ -17,6 +17,8 @@ import pytest
 
 from pipelines.cli.commands import main
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -57,7 +59,6 @@ def enigma(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> En
     return Enigma(monkeypatch, capsys)
 
 
-@pytest.mark.slow
 def test_generate_says_nothing_but_the_text_and_the_seed_decides(store: Path, enigma: Any) -> None:
     options = ("generate", "却说曹操", "--max-new-tokens", "8", "--seed", "5")
     alone = enigma.process(*options)

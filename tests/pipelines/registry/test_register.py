@@ -22,6 +22,8 @@ from pipelines.tracking.store import tracking_uri
 from tests.finished import SHARDS_ROOT, change_json, write_finished_project
 from tests.support import change_params
 
+pytestmark = pytest.mark.slow
+
 PREDICT = """
 import json, sys
 import mlflow, pandas as pd
@@ -136,7 +138,6 @@ def test_a_version_carries_its_environment_and_its_profile_alone(store: Path) ->
     assert all((card / name).is_file() for name in figures)
 
 
-@pytest.mark.slow
 def test_a_fresh_process_and_the_command_line_print_the_same_text(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,7 +152,6 @@ def test_a_fresh_process_and_the_command_line_print_the_same_text(
     assert Path(found["enigma"]).is_relative_to(store), "the version brings its own code"
 
 
-@pytest.mark.slow
 def test_the_flow_runs_in_a_fresh_process(store: Path, tmp_path: Path) -> None:
     found = predict(store, tmp_path, f"models:/{FLOW}/2", {"seed": 3})
     assert all(0 < value < 100 for value in found["rows"]["nll_nats_per_dim"])

@@ -16,6 +16,8 @@ from pipelines.training.history import evaluations
 from pipelines.training.ranks import ExplodedError, SaveError
 from tests.support import TINY_RUN
 
+pytestmark = pytest.mark.slow
+
 LAST = TINY_RUN["train.max_steps"]
 EVERYTHING = {
     "train.optimiser": "muon",
