@@ -70,9 +70,8 @@ lint: setup ## Ruff, mypy --strict, the import contracts and the Dockerfile
 quick: setup ## Only the quick tests
 	pytest --numprocesses 2 -m "not slow"
 
-# Three on two cores: tests of servers and kills wait much of their time.
 unit: setup ## Every test, slow ones included
-	pytest --numprocesses 3 --durations=30
+	pytest --numprocesses 2 --durations=30
 
 audit: setup ## Look for known holes in the pinned packages
 	@echo "== known holes of the pinned packages, by PyPI's advisories (a minute)"
