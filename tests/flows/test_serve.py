@@ -12,6 +12,8 @@ from flows.serve import HOST, check_port
 from pipelines.base.errors import UserError
 from tests.support import REPOSITORY, free_port
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
