@@ -1,4 +1,4 @@
-"""`dvc.yaml` names all code that decides a stage; and the folders are as LAYOUT says."""
+"""`dvc.yaml` names all code that decides a stage, and no folder is crowded."""
 
 import ast
 from collections.abc import Iterator
