@@ -35,7 +35,7 @@ from pipelines.data.shards import (
     read_blocks,
     shard_paths,
 )
-from pipelines.data.text.normalisation import title_key
+from pipelines.data.text.folding import title_key
 from pipelines.data.text.vocabulary import load_tokenizer
 from pipelines.params import DecontaminateParams, load_params
 

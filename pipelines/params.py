@@ -92,7 +92,7 @@ class SplitParams(_Section):
 class CleanParams(_Section):
     """Normalisation, filters, deduplication and the split by document.
 
-    `script: simplified` converts traditional characters (OpenCC, the extra `opencc`).
+    `script: simplified` converts traditional characters (OpenCC).
     """
 
     remove_wiki_leftovers: bool

@@ -26,7 +26,7 @@ from pipelines.base.workspace import SPLITS
 from pipelines.data.shards import SequenceFiles, Tokens, fixed_binary, shard_paths
 from pipelines.data.text.arrays import hash_keys
 from pipelines.data.text.compiled import have_numba
-from pipelines.data.text.normalisation import title_key
+from pipelines.data.text.folding import title_key
 from pipelines.data.text.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from pipelines.data.cleaning.leftovers import Removed, remove_leftovers
 from pipelines.data.cleaning.minhash import minhash_signatures
 from pipelines.data.text.arrays import text_array
 from pipelines.data.text.documents import RAW_SCHEMA
-from pipelines.data.text.normalisation import normalise, title_key, to_simplified
+from pipelines.data.text.folding import title_key
+from pipelines.data.text.normalisation import normalise, to_simplified
 from pipelines.data.text.scripts import HAN, KANA
 from pipelines.params import CleanParams
 

@@ -9,8 +9,6 @@ import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 
-from pipelines.base.errors import UserError
-
 # Increase it with every change of `normalise`.
 NORMALISATION = 1
 LINE_END = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -44,24 +42,10 @@ def normalise(text: str) -> str:
     return text.strip()
 
 
-def title_key(title: str) -> str:
-    """Fold compatibility forms, case and white space: titles with equal keys are the same."""
-    return " ".join(unicodedata.normalize("NFKC", title).casefold().split())
-
-
 @lru_cache
 def to_simplified() -> Callable[[str], str]:
-    """Load OpenCC's conversion of traditional to simplified characters (`t2s`).
+    """Load OpenCC's conversion of traditional to simplified text (`t2s`), phrases included."""
+    import opencc
 
-    Raises:
-        UserError: If OpenCC is not installed.
-    """
-    try:
-        import opencc
-    except ImportError:
-        raise UserError(
-            "clean.script: simplified: expected the package OpenCC, found none",
-            "run `pip install -c constraints.txt .[opencc]`, or set clean.script to as_is",
-        ) from None
     convert: Callable[[str], str] = opencc.OpenCC("t2s").convert
     return convert

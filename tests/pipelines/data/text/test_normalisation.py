@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.text.normalisation import normalise, title_key
+from pipelines.data.text.normalisation import normalise
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
@@ -44,8 +44,3 @@ def test_normalising_keeps_every_visible_character(text: str) -> None:
 )
 def test_normalisation_by_example(raw: str, expected: str) -> None:
     assert normalise(raw) == expected
-
-
-def test_title_keys_ignore_form_case_and_space() -> None:
-    assert title_key(" ＮＧＣ\u3000６２３１ ") == title_key("ngc 6231") == "ngc 6231"
-    assert title_key("周恩來") != title_key("周恩来")

@@ -1,0 +1,191 @@
+"""The comparison key of a text: what stays the same in every copy of it.
+
+Duplicates, near duplicates, shared windows and titles are compared by this key, so a copy in
+traditional characters, with other punctuation, white space, width or case, or with footnote
+marks, is still a copy. The text that is trained on is not changed.
+
+The rules of version `FOLDING`:
+
+1. a bracketed mark goes with its brackets: a pair of round, square or lenticular brackets
+   without another bracket inside, of at most `MARK_CHARACTERS` characters, of which at most
+   `MARK_HAN` are Han (`[12]`, `（英語：Beijing）`, `（とうきょう）`);
+2. every character takes its NFKC form, case-folded, and its simplified form (OpenCC, standard,
+   Hong Kong and Taiwan variants, character by character, so that the key of a character never
+   depends on its neighbours);
+3. of the result only letters and digits stay: no punctuation, symbol, accent or white space.
+
+Shape legend: D texts, C characters of all texts, F folded characters of all texts.
+"""
+
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import opencc
+import pyarrow as pa
+
+from pipelines.data.text.arrays import text_array, utf8_views
+from pipelines.data.text.scripts import HAN
+
+# Change it with the rules.
+FOLDING = 1
+MARK_CHARACTERS = 64
+MARK_HAN = 4
+OPENING, CLOSING = "([（［【〔", ")]）］】〕"
+# Unassigned, tags and private use above: they have no key.
+TABLE_SIZE = HAN[-1][1]
+UTF32 = "utf-32-le"
+# In this order, each on the result of the last one.
+VARIANTS = ("t2s", "hk2s", "tw2s")
+
+Points = npt.NDArray[np.uint32]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The keys of D texts, one after another.
+
+    Args:
+        points_F: (F,) uint32 code points.
+        sources_F: (F,) int64, the character of the input that each comes from.
+        offsets: (D + 1,) int64, where the key of each text starts.
+    """
+
+    points_F: Points
+    sources_F: Integers
+    offsets: Integers
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What rules 2 and 3 make of each code point, and the bits that rule 1 needs."""
+
+    starts: npt.NDArray[np.int32]
+    points: Points
+    bracket: npt.NDArray[np.int8]
+    is_han: npt.NDArray[np.bool_]
+
+
+def fold(text: str) -> str:
+    """Compute the comparison key of one text; folding twice changes nothing."""
+    return _string(fold_points(_points(text), np.array([0, len(text)])).points_F)
+
+
+def title_key(title: str) -> str:
+    """Compute the comparison key of a title, in which brackets tell two subjects apart."""
+    return _string(_map(_points(title))[0])
+
+
+def fold_array(texts: pa.Array) -> pa.Array:
+    """Compute the comparison keys of D texts.
+
+    Args:
+        texts: D strings.
+
+    Returns:
+        D large strings.
+    """
+    array = text_array(texts)
+    data, bounds = utf8_views(array)
+    points_C = _points(data[bounds[0] : bounds[-1]].tobytes().decode())
+    # Characters before each byte: every byte but those that continue a character starts one.
+    starts = np.append(0, np.cumsum((data[bounds[0] : bounds[-1]] & 0xC0) != 0x80))
+    folded = fold_points(points_C, starts[bounds - bounds[0]])
+    content = _string(folded.points_F).encode()
+    sizes_F = np.searchsorted(np.array([0x80, 0x800, 0x10000]), folded.points_F, "right") + 1
+    ends = np.append(0, np.cumsum(sizes_F))[folded.offsets]
+    return pa.LargeStringArray.from_buffers(
+        len(array), pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(content)
+    )
+
+
+def fold_points(points_C: Points, offsets: Integers) -> Folded:
+    """Compute the comparison keys of texts given as code points.
+
+    Args:
+        points_C: (C,) uint32, the texts one after another.
+        offsets: (D + 1,) int64, where each text starts.
+
+    Returns:
+        The keys.
+    """
+    kept = np.flatnonzero(~_marks(points_C, offsets))
+    points_F, sources = _map(points_C[kept])
+    sources_F = kept[sources]
+    return Folded(points_F, sources_F, np.searchsorted(sources_F, offsets))
+
+
+def _marks(points_C: Points, offsets: Integers) -> npt.NDArray[np.bool_]:
+    """Find the characters of bracketed marks (rule 1)."""
+    table = _table()
+    known_C = np.minimum(points_C, TABLE_SIZE - 1)
+    bracket_C = table.bracket[known_C]
+    at = np.flatnonzero(bracket_C)
+    pairs = np.flatnonzero((bracket_C[at[:-1]] > 0) & (bracket_C[at[1:]] < 0))
+    first, last = at[pairs], at[pairs + 1]
+    han = np.append(0, np.cumsum(table.is_han[known_C]))
+    text_of = np.searchsorted(offsets, np.stack([first, last]), "right")
+    is_mark = (
+        (last - first - 1 <= MARK_CHARACTERS)
+        & (han[last] - han[first] <= MARK_HAN)
+        & (text_of[0] == text_of[1])
+    )
+    depth = np.zeros(len(points_C) + 1, np.int8)
+    depth[first[is_mark]] += 1
+    depth[last[is_mark] + 1] -= 1
+    return np.cumsum(depth[:-1], dtype=np.int8) > 0
+
+
+def _map(points_C: Points) -> tuple[Points, Integers]:
+    """Apply rules 2 and 3; also return the index of the source of each result."""
+    table = _table()
+    known_C = np.minimum(points_C, TABLE_SIZE - 1)
+    starts_C = table.starts[known_C]
+    sizes_C = table.starts[known_C + 1] - starts_C
+    sources_F = np.repeat(np.arange(len(points_C)), sizes_C)
+    nth_F = np.arange(len(sources_F)) - (np.cumsum(sizes_C) - sizes_C)[sources_F]
+    return table.points[starts_C[sources_F] + nth_F], sources_F
+
+
+@lru_cache
+def _table() -> _Table:
+    # A newline is dropped by rule 3, and separates characters for OpenCC, which knows phrases.
+    forms = [
+        "\n" if unicodedata.category(chr(point))[0] == "C" else _compatible(chr(point))
+        for point in range(TABLE_SIZE)
+    ]
+    characters = sorted({character for form in forms for character in form} - {"\n"})
+    keys = "\n".join(characters)
+    for variant in VARIANTS:
+        keys = opencc.OpenCC(variant).convert(keys)
+    key_of = {
+        character: key if unicodedata.category(character)[0] in "LN" else ""
+        for character, key in zip(characters, keys.split("\n"), strict=True)
+    }
+    folded = ["".join(key_of.get(character, "") for character in form) for form in forms]
+    starts = np.zeros(TABLE_SIZE + 1, np.int32)
+    np.cumsum([len(form) for form in folded], out=starts[1:])
+    bracket = np.zeros(TABLE_SIZE, np.int8)
+    bracket[_points(OPENING)] = 1
+    bracket[_points(CLOSING)] = -1
+    is_han = np.zeros(TABLE_SIZE, np.bool_)
+    for start, stop in HAN:
+        is_han[start:stop] = True
+    return _Table(starts, _points("".join(folded)), bracket, is_han)
+
+
+def _compatible(character: str) -> str:
+    """NFKC with case folding; the second pass composes what folding took apart."""
+    folded = unicodedata.normalize("NFKC", character).casefold()
+    return unicodedata.normalize("NFKC", folded)
+
+
+def _points(text: str) -> Points:
+    return np.frombuffer(text.encode(UTF32), dtype="<u4")
+
+
+def _string(points: Points) -> str:
+    return points.astype("<u4").tobytes().decode(UTF32)

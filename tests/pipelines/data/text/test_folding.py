@@ -1,0 +1,95 @@
+"""The comparison key is the same for every form of one text, and different for different texts."""
+
+import unicodedata
+
+import numpy as np
+import opencc
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.data.text.folding import (
+    CLOSING,
+    MARK_CHARACTERS,
+    OPENING,
+    fold,
+    fold_array,
+    fold_points,
+    title_key,
+)
+
+TEXT = "北京大学的图书馆，藏书“八百万”册；里面有很多善本，跟着老师去看看。Open 24 hours！"
+KEY = "北京大学的图书馆藏书八百万册里面有很多善本跟着老师去看看open24hours"
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        TEXT,
+        *(opencc.OpenCC(f"s2{variant}").convert(TEXT) for variant in ("t", "tw", "hk")),
+        unicodedata.normalize("NFKC", TEXT),
+        "".join(character for character in TEXT if character.isalnum()),
+        TEXT.replace("，", "[1]，").replace("册", "册［註 12］"),
+        TEXT.replace("北京大学", "北京大学（拼音：Běijīng Dàxué）"),
+        TEXT.replace("图书馆", "图书馆(としょかん)"),
+        TEXT.replace("Open 24 hours", "ＯＰＥＮ\u3000２４ ｈｏｕｒｓ"),
+        "\n".join(TEXT),
+    ],
+    ids=["same", "t", "tw", "hk", "width", "bare", "notes", "reading", "kana", "full", "lines"],
+)
+def test_a_copy_in_another_form_has_the_same_key(copy: str) -> None:
+    assert fold(copy) == KEY
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("他说（我们明天一起去北京）了", "他说我们明天一起去北京了"),  # content, not a mark
+        (f"甲({'x' * MARK_CHARACTERS})乙", "甲乙"),
+        (f"甲({'x' * (MARK_CHARACTERS + 1)})乙", f"甲{'x' * (MARK_CHARACTERS + 1)}乙"),
+        ("甲（乙", "甲乙"),
+        ("甲）乙（丙", "甲乙丙"),
+        ("㎞ﬁ㈱", "kmfi株"),
+        ("。！", ""),
+        ("", ""),
+    ],
+)
+def test_rules_by_example(text: str, key: str) -> None:
+    assert fold(text) == key
+
+
+def test_a_mark_does_not_reach_into_the_next_text() -> None:
+    texts = ["甲（一", "二）乙"]
+    assert fold_array(pa.array(texts)).to_pylist() == [fold(text) for text in texts]
+
+
+def test_titles_keep_what_stands_in_brackets() -> None:
+    assert title_key(" ＮＧＣ\u3000６２３１ ") == title_key("ngc 6231") == "ngc6231"
+    assert title_key("周恩來") == title_key("周恩来")
+    assert title_key("张伟 (演员)") != title_key("张伟 (歌手)")
+
+
+@given(st.lists(st.text(st.sampled_from("学學ab Ａ１，。" + OPENING + CLOSING + "\ue000𠮷"))))
+def test_many_texts_have_the_keys_of_each(texts: list[str]) -> None:
+    keys = fold_array(pa.array(texts, pa.string())).to_pylist()
+    assert keys == [fold(text) for text in texts]
+    assert all(fold(key) == key for key in keys)
+
+
+@given(st.text())
+def test_a_key_is_its_own_key_and_names_its_sources(text: str) -> None:
+    points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+    folded = fold_points(points, np.array([0, len(points)]))
+    key = folded.points_F.tobytes().decode("utf-32-le")
+    assert fold(key) == key
+    assert all(
+        character in fold(text[source])
+        for source, character in zip(folded.sources_F.tolist(), key, strict=True)
+    )
+    assert (np.diff(folded.sources_F) >= 0).all()
+
+
+def test_an_array_in_the_middle_of_another_is_folded() -> None:
+    texts = pa.array(["学", "學", "Ａ", "（1）書"])
+    assert fold_array(texts.slice(1, 3)).to_pylist() == ["学", "a", "书"]
