@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from enigma.rev_block import RevBlock as RevBlock
     from enigma.simple_permutation import SimplePermutation as SimplePermutation
 
+__version__ = "0.2.0"
+
 _MODULES = {
     "Bijection": "bijections.base",
     "CouplingSettings": "couplings.settings",
@@ -60,14 +62,22 @@ _MODULES = {
     "shard": "language_model.sharding",
 }
 
-__all__ = list(_MODULES)
+__all__ = ["__version__", *_MODULES]
 
 if not TYPE_CHECKING:  # a type checker would take every name for one of the package
 
     def __getattr__(name):  # noqa: ANN001, ANN202 - unchecked, see above
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        try:
+            value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        except ModuleNotFoundError as error:
+            if error.name != "transformers":
+                raise
+            raise ImportError(
+                f"{name}: expected the package transformers, found none; "
+                "to fix this: pip install 'enigma-zh[hf]'"
+            ) from error
         globals()[name] = value
         return value
 

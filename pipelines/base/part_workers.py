@@ -1,6 +1,6 @@
 """Make the parts of a stage: in processes of this machine, or on the workers of a Dask cluster.
 
-`DASK_SCHEDULER_ADDRESS`, Dask's own setting, names the cluster (the extra `dask`). Its
+`DASK_SCHEDULER_ADDRESS`, Dask's own setting, names the cluster (the group `dask`). Its
 workers run the same function for a part as a process here does. They must have the same
 code and versions, one thread each, and the directories of the project under the same path:
 all three are checked, as the bytes of a part depend on them.
@@ -125,7 +125,7 @@ def _cluster(address: str) -> Iterator[tuple[Executor, _Home]]:
     except ImportError as error:
         raise UserError(
             f"{CLUSTER} names a Dask cluster; expected the package distributed, found none",
-            "pip install -c constraints.txt '.[dask]', or unset the variable",
+            "uv pip install -c constraints.txt --group dask, or unset the variable",
         ) from error
     try:
         client = Client(address, set_as_default=False)
