@@ -76,7 +76,7 @@ if not TYPE_CHECKING:  # a type checker would take every name for one of the pac
                 raise
             raise ImportError(
                 f"{name}: expected the package transformers, found none; "
-                "to fix this: pip install 'enigma-zh[hf]'"
+                "to fix this: run `pip install transformers`"
             ) from error
         globals()[name] = value
         return value
