@@ -62,7 +62,7 @@ _MODULES = {
     "shard": "language_model.sharding",
 }
 
-__all__ = ["__version__", *_MODULES]
+__all__ = list(_MODULES)
 
 if not TYPE_CHECKING:  # a type checker would take every name for one of the package
 
