@@ -8,10 +8,10 @@ change there, run `dvc repro --force ingest`.
 """
 
 import logging
+import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import count, islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.base.artifacts import (
-    publish_directory,
-    read_json,
-    sha256_file,
-    write_json,
-    write_manifest,
-)
+from pipelines.base.artifacts import publish_directory, read_json, write_json, write_manifest
 from pipelines.base.errors import UserError
 from pipelines.base.resumable_parts import link_or_copy, part_directory, resumable
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.base.workspace import Workspace
-from pipelines.data.sources.files import SourceFile, source_files
+from pipelines.data.sources.files import Source, find_source
+from pipelines.data.sources.folders import QUARANTINE
+from pipelines.data.sources.reading import BadFileError, SourceFile
 from pipelines.data.text.arrays import hash_keys
 from pipelines.data.text.documents import RAW_SCHEMA
 from pipelines.params import IngestParams, load_params
@@ -43,6 +39,8 @@ Row = dict[str, Any]
 DOCUMENTS_NAME = "documents.parquet"
 FACTS_NAME = "facts.json"
 ROWS_PER_GROUP = 2048
+# Texts hardly repeat: a dictionary and statistics of them cost time and bytes for nothing.
+ENCODING = {"use_dictionary": False, "write_statistics": False}
 
 
 def ingest(params: IngestParams, output: Path, *, work: Path | None = None) -> None:
@@ -54,10 +52,10 @@ def ingest(params: IngestParams, output: Path, *, work: Path | None = None) -> N
         work: Where finished parts are kept if the stage is killed; by default beside `output`.
 
     Raises:
-        UserError: If the source cannot be read, is empty, or repeats an id, or an unfinished
-            run has another number of documents per file.
+        UserError: If the source cannot be read, is empty, or repeats an id, if rows are lost on
+            the way, or if an unfinished run has another number of documents per file.
     """
-    bad: list[BadFile] = []
+    source = find_source(params.source)
     settings = params.model_dump(exclude={"documents_per_file"})
     with (
         resumable(
@@ -70,51 +68,28 @@ def ingest(params: IngestParams, output: Path, *, work: Path | None = None) -> N
         ) as unfinished,
         publish_directory(output) as building,
     ):
-        parts, sources = _write_parts(params, unfinished, bad)
-        rows = sum(part["rows"] for part in parts)
-        if rows == 0:
-            raise UserError(
-                f"ingest.source: expected documents, got no row from {params.source!r}",
-                "name a source that is not empty",
-            )
+        parts, documents = _write_parts(params, source, unfinished)
+        if not parts:
+            raise _no_documents(params, documents)
         for part in parts:
             written = part_directory(unfinished, "part", part["number"])
             link_or_copy(written / DOCUMENTS_NAME, building / part["path"])
-        _check_ids([building / part["path"] for part in parts])
+        paths = [building / part["path"] for part in parts]
+        _check_totals(documents, paths, unfinished)
+        _check_ids(paths)
         facts = {
             "source": params.source,
-            "sources": [{"name": file["name"], "sha256": file["sha256"]} for file in sources],
-            "quarantined": [entry.facts() for entry in bad],
-            "rows": rows,
+            **documents.facts(),
+            "ignored": source.ignored,
             "characters": sum(part["characters"] for part in parts),
             "parts": [
                 {name: part[name] for name in ("path", "rows", "characters")} for part in parts
             ],
         }
         write_manifest(building, stage="ingest", facts=facts)
-    for entry in bad:
-        entry.move()
-    log.info("%d documents, %d characters in %s", rows, facts["characters"], output)
-
-
-@dataclass(frozen=True)
-class BadFile:
-    """A file that could not be read, and why."""
-
-    file: SourceFile
-    sha256: str
-    problem: str
-
-    def facts(self) -> dict[str, Any]:
-        """The entry in the manifest."""
-        return {"name": self.file.name, "sha256": self.sha256, "problem": self.problem}
-
-    def move(self) -> None:
-        """Move a local file into `quarantine/` beside it; a file in a cache stays."""
-        if self.file.is_local:
-            quarantine = self.file.path.parent / "quarantine"
-            quarantine.mkdir(exist_ok=True)
-            self.file.path.rename(quarantine / self.file.path.name)
+    for file in documents.bad_files():
+        _move_to_quarantine(file)
+    log.info("%d documents, %d characters in %s", facts["rows"], facts["characters"], output)
 
 
 class _Documents:
@@ -122,13 +97,18 @@ class _Documents:
 
     Args:
         params: The section `ingest`.
-        done: What earlier runs took from the files, in order.
-        bad: Files that cannot be read are added to it.
+        source: The files.
+        done: The entries of the files that earlier runs have opened, in order.
     """
 
-    def __init__(self, params: IngestParams, done: list[Row], bad: list[BadFile]) -> None:
-        self.files: list[Row] = []
-        self._tables = self._read(params, {file["name"]: file for file in done}, bad)
+    def __init__(self, params: IngestParams, source: Source, done: list[Row]) -> None:
+        files = iter(source)
+        # Of each file that was opened: its name and hash, the rows that were taken from it, and
+        # the problem of a bad one.
+        self.files = [(file, dict(entry)) for entry, file in zip(done, files, strict=False)]
+        self.rows_read = sum(entry["rows"] for entry in done)
+        self._params = params
+        self._tables = self._read(files)
         self._waiting: list[tuple[Row, pa.Table]] = []
 
     def take(self, rows: int) -> Iterator[pa.Table]:
@@ -137,14 +117,15 @@ class _Documents:
             pieces: list[pa.Table] = []
             wanted = min(rows, ROWS_PER_GROUP)
             while wanted and not self.is_empty():
-                file, table = self._waiting.pop()
+                entry, table = self._waiting.pop()
                 pieces.append(table.slice(0, wanted))
-                file["rows"] += pieces[-1].num_rows
+                entry["rows"] += pieces[-1].num_rows
                 wanted -= pieces[-1].num_rows
                 rows -= pieces[-1].num_rows
                 if pieces[-1].num_rows < table.num_rows:
-                    self._waiting.append((file, table.slice(pieces[-1].num_rows)))
-            yield pa.concat_tables(pieces)
+                    self._waiting.append((entry, table.slice(pieces[-1].num_rows)))
+            # The writer ends its pages by the pieces, which are others in a resumed run.
+            yield pa.concat_tables(pieces).combine_chunks()
 
     def is_empty(self) -> bool:
         """Whether nothing is left; reads the next table to find out."""
@@ -152,74 +133,124 @@ class _Documents:
             self._waiting = list(islice(self._tables, 1))
         return not self._waiting
 
-    def _read(
-        self, params: IngestParams, done: dict[str, Row], bad: list[BadFile]
-    ) -> Iterator[tuple[Row, pa.Table]]:
-        for file in source_files(params.source):
-            before = done.get(file.name)
-            digest = sha256_file(file.path)
-            if before is None and params.on_bad_file == "quarantine":
-                problem = _problem(file)
-                if problem:
-                    log.warning("quarantined %s: %s", file.name, problem)
-                    bad.append(BadFile(file, digest, problem))
-                    _check_budget(params, bad)
-                    continue
-            rows = 0 if before is None else before["rows"]
-            self.files.append({"name": file.name, "sha256": digest, "rows": rows})
-            for table in file.read(file.path, rows):
-                yield self.files[-1], table
+    def facts(self) -> Row:
+        """The files and the number of rows, for the manifest."""
+        entries = [entry for _, entry in self.files]
+        good = [_without(entry, "problem") for entry in entries if not entry["problem"]]
+        bad = [_without(entry, "rows") for entry in entries if entry["problem"]]
+        return {
+            "sources": good,
+            "quarantined": bad,
+            "rows": sum(entry["rows"] for entry in good),
+            "rows_read": self.rows_read,
+            "rows_over_max_documents": sum(table.num_rows for _, table in self._waiting),
+        }
+
+    def bad_files(self) -> list[SourceFile]:
+        """The files that could not be read."""
+        return [file for file, entry in self.files if entry["problem"]]
+
+    def _read(self, files: Iterable[SourceFile]) -> Iterator[tuple[Row, pa.Table]]:
+        # Of the files that earlier runs have opened, only the last one can have rows left.
+        for file, entry in chain(self.files[-1:], self._opened(files)):
+            if entry["problem"]:
+                continue
+            for table in file.read(entry["rows"]):
+                self.rows_read += table.num_rows
+                yield entry, table
+
+    def _opened(self, files: Iterable[SourceFile]) -> Iterator[tuple[SourceFile, Row]]:
+        for file in files:
+            if self._params.on_bad_file == "quarantine":
+                entry = _checked(file)
+            else:
+                entry = {"name": file.name, "sha256": file.sha256(), "rows": 0, "problem": ""}
+            self.files.append((file, entry))
+            if entry["problem"]:
+                log.warning("quarantined %s: %s", file.name, entry["problem"])
+                self._check_budget()
+            yield self.files[-1]
+
+    def _check_budget(self) -> None:
+        bad = [entry for _, entry in self.files if entry["problem"]]
+        if len(bad) > self._params.max_bad_files:
+            names = ", ".join(entry["name"] for entry in bad)
+            raise UserError(
+                f"expected at most {self._params.max_bad_files} bad files "
+                f"(ingest.max_bad_files), got {len(bad)}: {names}; "
+                f"the last one: {bad[-1]['problem']}",
+                "repair the files, or raise ingest.max_bad_files in params.yaml",
+            )
 
 
-def _problem(file: SourceFile) -> str:
-    """Say what is wrong with a file; read it whole first, as no part of a bad one is used."""
+def _checked(file: SourceFile) -> Row:
+    """Read a file whole before any of it is taken, as no part of a bad one is used."""
+    entry = {"name": file.name, "sha256": None, "rows": 0, "problem": ""}
     try:
-        for _ in file.read(file.path, 0):
+        entry["sha256"] = file.sha256()
+        for _ in file.read():
             pass
-    except UserError as error:
-        # Without this machine's path: the manifest leaves the machine.
-        return error.problem.replace(str(file.path), file.name)
-    return ""
+    except BadFileError as error:
+        entry["problem"] = error.detail
+    return entry
 
 
-def _check_budget(params: IngestParams, bad: list[BadFile]) -> None:
-    if len(bad) > params.max_bad_files:
-        names = ", ".join(entry.file.name for entry in bad)
+def _without(entry: Row, key: str) -> Row:
+    return {name: value for name, value in entry.items() if name != key}
+
+
+def _move_to_quarantine(file: SourceFile) -> None:
+    """Move a local file into `quarantine/` beside it; a file in a cache stays."""
+    if not file.is_local:
+        return
+    folder = file.path.parent / QUARANTINE
+    names = chain([file.path.name], (f"{number}-{file.path.name}" for number in count(2)))
+    try:
+        folder.mkdir(exist_ok=True)
+        target = next(path for name in names if not os.path.lexists(path := folder / name))
+        if file.path.is_symlink():
+            # What a relative link points to is counted from where the link is.
+            target.symlink_to(file.path.parent.resolve() / file.path.readlink())
+            file.path.unlink()
+        else:
+            file.path.rename(target)
+    except OSError as error:
         raise UserError(
-            f"expected at most {params.max_bad_files} bad files (ingest.max_bad_files), "
-            f"got {len(bad)}: {names}; the last one: {bad[-1].problem}",
-            "repair the files, or raise ingest.max_bad_files in params.yaml",
-        )
+            f"{file.name}: expected to move this bad file into {folder}, got: {error.strerror}",
+            "move or repair it yourself, and run the command again",
+        ) from error
 
 
-def _write_parts(
-    params: IngestParams, work: Path, bad: list[BadFile]
-) -> tuple[list[Row], list[Row]]:
+def _write_parts(params: IngestParams, source: Source, work: Path) -> tuple[list[Row], _Documents]:
     """Write files of `documents_per_file` rows, after those that an earlier run finished.
 
     Returns:
         The facts of each, and what was taken from the files of the source.
     """
     parts = _finished_parts(work)
-    if parts and not _is_unchanged(params, parts[-1]["files"]):
+    if parts and not _is_unchanged(source, parts[-1]["files"]):
         log.warning("the source has changed since the unfinished run: starting over")
         for part in parts:
             shutil.rmtree(part_directory(work, "part", part["number"]))
         parts = []
-    documents = _Documents(params, parts[-1]["files"] if parts else [], bad)
+    documents = _Documents(params, source, parts[-1]["files"] if parts else [])
     remaining = params.max_documents
     if remaining is not None:
         remaining -= sum(part["rows"] for part in parts)
-    for _ in progress(count(), total=None, unit="file", label="ingest"):
-        size = params.documents_per_file
-        if remaining is not None:
-            size = min(size, remaining)
-        if size == 0 or documents.is_empty():
-            break
-        parts.append(_write_part(documents, size, work, len(parts)))
-        if remaining is not None:
-            remaining -= parts[-1]["rows"]
-    return parts, documents.files
+    try:
+        for _ in progress(count(), total=None, unit="file", label="ingest"):
+            size = params.documents_per_file
+            if remaining is not None:
+                size = min(size, remaining)
+            if size == 0 or documents.is_empty():
+                break
+            parts.append(_write_part(documents, size, work, len(parts)))
+            if remaining is not None:
+                remaining -= parts[-1]["rows"]
+    except BadFileError as error:
+        fix = f"{error.fix}; or set ingest.on_bad_file: quarantine"
+        raise UserError(error.problem, fix) from error
+    return parts, documents
 
 
 def _finished_parts(work: Path) -> list[Row]:
@@ -229,22 +260,24 @@ def _finished_parts(work: Path) -> list[Row]:
     return parts
 
 
-def _is_unchanged(params: IngestParams, done: list[Row]) -> bool:
-    """Whether the files that an unfinished run has read still hold the same bytes."""
-    digests = {file["name"]: file["sha256"] for file in done}
-    here = {}
-    for file in source_files(params.source):
-        if file.name in digests:
-            here[file.name] = sha256_file(file.path)
-        if len(here) == len(digests):
-            break
-    return here == digests
+def _is_unchanged(source: Source, done: list[Row]) -> bool:
+    """Whether the files that an unfinished run has opened are the first, with the same bytes."""
+    before = [(entry["name"], entry["sha256"]) for entry in done]
+    return before == [(file.name, _digest(file)) for file in islice(source, len(done))]
+
+
+def _digest(file: SourceFile) -> str | None:
+    try:
+        return file.sha256()
+    except BadFileError:
+        return None
 
 
 def _write_part(documents: _Documents, size: int, work: Path, number: int) -> Row:
     rows = characters = 0
     with publish_directory(part_directory(work, "part", number)) as building:
-        with pq.ParquetWriter(building / DOCUMENTS_NAME, RAW_SCHEMA, compression="zstd") as writer:
+        path = building / DOCUMENTS_NAME
+        with pq.ParquetWriter(path, RAW_SCHEMA, compression="zstd", **ENCODING) as writer:
             for table in documents.take(size):
                 writer.write_table(table)
                 rows += table.num_rows
@@ -254,10 +287,35 @@ def _write_part(documents: _Documents, size: int, work: Path, number: int) -> Ro
             "path": f"part-{number:05d}.parquet",
             "rows": rows,
             "characters": characters,
-            "files": documents.files,
+            "files": [entry for _, entry in documents.files],
         }
         write_json(building / FACTS_NAME, facts)
     return facts
+
+
+def _no_documents(params: IngestParams, documents: _Documents) -> UserError:
+    problems = [
+        f"{entry['name']}: {entry['problem']}" for _, entry in documents.files if entry["problem"]
+    ]
+    return UserError(
+        "; ".join(
+            [f"ingest.source: expected documents, got no row from {params.source!r}", *problems]
+        ),
+        "repair the files" if problems else "name a source that is not empty",
+    )
+
+
+def _check_totals(documents: _Documents, paths: list[Path], work: Path) -> None:
+    """Refuse to publish if rows were lost: those in the parts are counted by their footers."""
+    facts = documents.facts()
+    written = sum(pq.read_metadata(path).num_rows for path in paths)
+    over = facts["rows_over_max_documents"]
+    if written != facts["rows"] or facts["rows_read"] != written + over:
+        raise UserError(
+            f"expected every row that was read to be in a part, got {facts['rows_read']} read, "
+            f"{facts['rows']} taken, {written} in the parts, {over} over ingest.max_documents",
+            f"discard the unfinished run and start again: rm -r {work}",
+        )
 
 
 def _check_ids(paths: list[Path]) -> None:

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from pipelines.base.artifacts import read_json, write_text
 from pipelines.base.errors import UserError
-from pipelines.data.sources.files import source_files
+from pipelines.data.sources.files import find_source
+from pipelines.data.text.documents import RAW_SCHEMA
 from pipelines.flow.document_flow import DIRECTORY, DocumentFlow, Scores
 from pipelines.flow.passages import Passages, read_passages
 from pipelines.flow.state_flow import check_language_model
@@ -42,9 +43,8 @@ def score(source: str, *, models: Path | None, output: Path | None, top: int) ->
         GateError: `weights`, if the champion's files are not those that were registered.
         UserError: If there is no flow over documents, or a document has no text.
     """
-    documents = pa.concat_tables(
-        table for file in source_files(source) for table in file.read(file.path, 0)
-    )
+    tables = [table for file in find_source(source) for table in file.read()]
+    documents = pa.concat_tables(tables or [RAW_SCHEMA.empty_table()])
     if documents.num_rows == 0:
         raise UserError(f"{source}: expected documents, got none", "name a file that has documents")
     with _directories(models) as (language_model, flow):

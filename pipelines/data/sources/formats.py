@@ -3,82 +3,154 @@
 Both are read in constant memory, as tables of `RAW_SCHEMA`.
 """
 
-import bz2
-import gzip
+import io
 import json
 import re
-import zlib
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, BinaryIO
-from xml.etree.ElementTree import ParseError
 
 import pyarrow as pa
 
-from pipelines.base.errors import UserError
+from pipelines.data.sources.reading import Place, RefusedError
 from pipelines.data.text.documents import RAW_SCHEMA
 
 ROWS_PER_TABLE = 1024
+# A table of fewer rows, where they are long: 1,024 books would not fit into memory.
+CHARACTERS_PER_TABLE = 1 << 24
+LONGEST_LINE_BYTES = 1 << 27
 ARTICLES = 0
 REDIRECT = re.compile(r"^\s*#(?:REDIRECT|重定向)", re.IGNORECASE)
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+BYTE_ORDER_MARK = "\ufeff"
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file, decompressing `.bz2` and `.gz`."""
-    openers: dict[str, Any] = {".bz2": bz2.open, ".gz": gzip.open}
-    stream: BinaryIO = openers.get(path.suffix, open)(path, "rb")
-    return stream
+    """Open a file, decompressing `.gz`, `.bz2` and `.zst`.
+
+    Arrow decompresses: Python's own bz2 ends in silence where a second stream is damaged.
+    """
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    if compression is None:
+        return path.open("rb")
+    if path.stat().st_size == 0:
+        raise RefusedError(
+            f"expected {compression} data, got an empty file", "download or write it again"
+        )
+    stream: Any = pa.input_stream(str(path), compression=compression)
+    return io.BufferedReader(stream, 1 << 17)
 
 
-def read_json_lines(path: Path, skip: int = 0) -> Iterator[pa.Table]:
+def read_json_lines(path: Path, skip: int, place: Place) -> Iterator[pa.Table]:
     """Read a file with one JSON object per line: `id`, `text`, and optionally `url` and `title`.
 
     Args:
-        path: A `.jsonl` file; it may be compressed.
+        path: A `.jsonl` or `.ndjson` file; it may be compressed.
         skip: Documents to skip at its start, without parsing them.
+        place: Kept at the line.
 
     Yields:
-        Tables of `RAW_SCHEMA`; a missing url or title is the empty string.
+        Tables of `RAW_SCHEMA`; a missing url or title is the empty string, as is null, and an
+        id that is an integer is written in decimal digits.
 
     Raises:
-        UserError: If the file is damaged, or a line is not such an object.
+        RefusedError: If a line is not such an object.
     """
-    try:
-        with open_file(path) as stream:
-            lines = ((number, line) for number, line in enumerate(stream, 1) if line.strip())
-            yield from _tables(
-                _json_row(path, number, line) for number, line in islice(lines, skip, None)
+    with open_file(path) as stream:
+        yield from _tables(_json_row(line) for line in islice(_lines(stream, place), skip, None))
+
+
+def _lines(stream: BinaryIO, place: Place) -> Iterator[bytes]:
+    """Yield the lines that are not blank."""
+    for number in count(1):
+        place.row = f"line {number}"
+        line = stream.readline(LONGEST_LINE_BYTES + 1)
+        if not line:
+            return
+        if len(line) > LONGEST_LINE_BYTES:
+            raise RefusedError(
+                f"expected a line of at most {LONGEST_LINE_BYTES:,} bytes, got a longer one",
+                "write one object per line, and split a document of this size",
             )
-    except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, "file of JSON lines", error) from error
+        if not line.isspace():
+            yield line
 
 
-def _json_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next((name for name in RAW_SCHEMA.names if keys.count(name) > 1), None)
+        if repeated is not None:
+            raise RefusedError(
+                f"{repeated}: expected it once, got it {keys.count(repeated)} times",
+                "give every object one id, url, title and text",
+            )
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _json_row(line: bytes) -> dict[str, str]:
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(
-            f"{path}: line {number}: expected a JSON object, got something else ({error})",
+        text = line.decode().removeprefix(BYTE_ORDER_MARK)
+    except UnicodeDecodeError as error:
+        is_utf_16 = line.startswith(UTF_16_MARKS)
+        got = "UTF-16" if is_utf_16 else f"the byte 0x{line[error.start]:02x} at {error.start}"
+        raise RefusedError(
+            f"expected UTF-8, got {got}",
+            f"convert the file: iconv -f {'UTF-16' if is_utf_16 else 'GB18030'} -t UTF-8",
+        ) from error
+    try:
+        row = DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(
+            f"expected a JSON object, got something else ({error})",
             "correct the line (one object per line, UTF-8)",
-        ) from None
+        ) from error
     if not isinstance(row, dict):
-        raise UserError(
-            f"{path}: line {number}: expected a JSON object, got {type(row).__name__}",
+        raise RefusedError(
+            f"expected a JSON object, got {type(row).__name__}",
             "write one object per line, with id and text",
         )
-    row = {"url": "", "title": "", **{key: row[key] for key in RAW_SCHEMA.names if key in row}}
-    for name in RAW_SCHEMA.names:
-        if not isinstance(row.get(name), str) or (name == "id" and not row[name]):
-            got = type(row[name]).__name__ if name in row else "nothing"
-            raise UserError(
-                f"{path}: line {number}: {name}: expected a string, got {got}",
-                "give every document an id and a text, as strings",
+    values = {name: _json_value(row, name) for name in RAW_SCHEMA.names}
+    # Only an escape can bring in half a pair: the decoder refuses its bytes.
+    if b"\\u" in line:
+        _check_pairs(values)
+    return values
+
+
+def _json_value(row: dict[str, Any], name: str) -> str:
+    value = row.get(name)
+    if value is None and name in ("url", "title"):
+        return ""
+    if name == "id" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or (name == "id" and not value):
+        got = "an empty one" if value == "" else type(value).__name__
+        raise RefusedError(
+            f"{name}: expected a string, got {got if name in row else 'nothing'}",
+            "give every document an id (a string or an integer) and a text, and a url and a "
+            "title as string, null or not at all",
+        )
+    return value
+
+
+def _check_pairs(values: dict[str, str]) -> None:
+    for name, value in values.items():
+        if half := LONE_SURROGATE.search(value):
+            raise RefusedError(
+                f"{name}: expected whole characters, got half a surrogate pair, "
+                f"\\u{ord(half[0]):x}, at character {half.start()}",
+                "write the character as UTF-8, or as both halves of the pair",
             )
-    return row
 
 
-def read_wikipedia_dump(path: Path, skip: int = 0) -> Iterator[pa.Table]:
+def read_wikipedia_dump(path: Path, skip: int, place: Place) -> Iterator[pa.Table]:
     """Read the articles of a `pages-articles` dump as plain text.
 
     mwxml reads the XML and mwparserfromhell the wikitext. Templates, tables, references and
@@ -87,38 +159,64 @@ def read_wikipedia_dump(path: Path, skip: int = 0) -> Iterator[pa.Table]:
     Args:
         path: An `.xml` file; it may be compressed.
         skip: Articles to skip at its start; their wikitext is not parsed.
+        place: Kept at the page.
 
     Yields:
         Tables of `RAW_SCHEMA`.
 
     Raises:
-        UserError: If the file is damaged or is not a dump.
+        RefusedError: If the file is not a dump, or goes on after its end.
     """
     import mwxml
-    from mwxml.errors import MalformedXML
+    from mwxml.element_iterator import ElementIterator
 
-    try:
-        with open_file(path) as stream:
-            dump = mwxml.Dump.from_file(stream)
-            yield from _tables(_articles(dump, skip))
-    except (OSError, EOFError, zlib.error, ParseError, MalformedXML) as error:
-        raise _damaged(path, "XML dump of a wiki", error) from error
+    with open_file(path) as stream:
+        root = ElementIterator.from_file(stream)
+        if root.tag != "mediawiki":
+            raise RefusedError(
+                f"expected a whole XML dump of a wiki, which begins with <mediawiki>, "
+                f"got <{root.tag}>",
+                "download the dump again (was an error page saved in its place?)",
+            )
+        dump = mwxml.Dump.from_element(root)
+        yield from _tables(_articles(dump, skip, place, on_page=root.element.clear))
+        # The parser stops at the end of the first dump.
+        while rest := stream.read(1 << 20):
+            if not rest.isspace():
+                raise RefusedError(
+                    "expected the end of the file after </mediawiki>, got more",
+                    "give every dump a file of its own",
+                )
 
 
-def _articles(dump: Any, skip: int) -> Iterator[dict[str, Any]]:
+def _articles(
+    dump: Any, skip: int, place: Place, *, on_page: Callable[[], None]
+) -> Iterator[dict[str, str]]:
     host = dump.site_info.base or ""
     host = host.rsplit("/", 1)[0]
-    for page, text in islice(_pages(dump), skip, None):
+    for page, wikitext in islice(_pages(dump, place, on_page), skip, None):
         title = page.title.replace(" ", "_")
         url = f"{host}/{title}" if host else ""
-        yield {"id": str(page.id), "url": url, "title": page.title, "text": plain_text(text)}
+        # `&#xD800;` in wikitext is half a character, which browsers show as this one.
+        text = LONE_SURROGATE.sub("\ufffd", plain_text(wikitext))
+        yield {"id": str(page.id), "url": url, "title": page.title, "text": text}
 
 
-def _pages(dump: Any) -> Iterator[tuple[Any, str]]:
+def _pages(dump: Any, place: Place, on_page: Callable[[], None]) -> Iterator[tuple[Any, str]]:
     """Yield articles that are not redirects, with their wikitext."""
-    for page in dump:
+    pages = iter(dump)
+    for number in count(1):
+        place.row = f"page {number}"
+        # The tree would keep an empty element of every page.
+        on_page()
+        page = next(pages, None)
+        if page is None:
+            return
+        if page.id is None:
+            raise RefusedError("expected a page with an id, got none", "download the dump again")
         if page.namespace != ARTICLES or page.redirect:
             continue
+        place.row = f"page {number} ({page.title})"
         # A `pages-articles` dump has one revision per page; of several, the last one counts.
         text = ""
         for revision in page:
@@ -161,20 +259,14 @@ def _remove(code: Any, node: Any) -> None:
         return
 
 
-def _tables(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
-    waiting: list[dict[str, Any]] = []
+def _tables(rows: Iterable[dict[str, str]]) -> Iterator[pa.Table]:
+    waiting: list[dict[str, str]] = []
+    characters = 0
     for row in rows:
         waiting.append(row)
-        if len(waiting) == ROWS_PER_TABLE:
+        characters += len(row["text"])
+        if len(waiting) == ROWS_PER_TABLE or characters >= CHARACTERS_PER_TABLE:
             yield pa.Table.from_pylist(waiting, schema=RAW_SCHEMA)
-            waiting = []
+            waiting, characters = [], 0
     if waiting:
         yield pa.Table.from_pylist(waiting, schema=RAW_SCHEMA)
-
-
-def _damaged(path: Path, what: str, error: Exception) -> UserError:
-    return UserError(
-        f"{path}: expected a whole {what}, got one that cannot be read ({error})",
-        "the file is cut off or damaged: download or write it again, or set "
-        "ingest.on_bad_file: quarantine",
-    )

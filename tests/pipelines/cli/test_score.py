@@ -142,3 +142,14 @@ def test_a_flow_of_another_language_model_or_without_documents_is_refused(
     write_json(bare / "flow" / "flow_training.json", {"lm_weights_sha256": "0" * 64})
     with pytest.raises(UserError, match="the language model that the flow was fitted to"):
         score(str(source), models=bare, output=None, top=1)
+
+
+def test_a_bad_file_is_named_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "曹操"}\n')
+    (tmp_path / "b.jsonl").write_text('{"id": "b", "text": "\\ud83d"}\n')
+    with pytest.raises(UserError, match=r"b\.jsonl: line 1: text: .*half a surrogate pair"):
+        score(str(tmp_path), models=tmp_path / "none", output=None, top=1)
+    (tmp_path / "a.jsonl").write_text("")
+    (tmp_path / "b.jsonl").write_text("")
+    with pytest.raises(UserError, match="expected documents, got none"):
+        score(str(tmp_path), models=tmp_path / "none", output=None, top=1)

@@ -1,57 +1,27 @@
 """JSON lines and XML dumps are read; damaged files are refused or, on request, put aside."""
 
 import bz2
+import gc
 import gzip
 import json
+import subprocess
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import UserError
-from pipelines.data.sources.files import source_files
+from pipelines.data.sources import formats
+from pipelines.data.sources.files import find_source
 from pipelines.data.sources.formats import plain_text
-from pipelines.ingest import ingest
-
-PAGE = """  <page><title>{title}</title><ns>{ns}</ns><id>{id}</id>{redirect}
-    <revision><id>{id}1</id><timestamp>2023-11-01T00:00:00Z</timestamp>
-      <contributor><username>x</username><id>5</id></contributor>
-      <model>wikitext</model><format>text/x-wiki</format>
-      <text xml:space="preserve">{text}</text></revision></page>
-"""
-HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" version="0.10" xml:lang="zh">
-  <siteinfo><sitename>Wikipedia</sitename><dbname>zhwiki</dbname>
-    <base>https://zh.wikipedia.org/wiki/Wikipedia:%E9%A6%96%E9%A1%B5</base>
-    <generator>MediaWiki</generator><case>first-letter</case>
-    <namespaces><namespace key="0" case="first-letter" />
-      <namespace key="10" case="first-letter">Template</namespace></namespaces></siteinfo>
-"""
-WIKITEXT = (
-    "{{Infobox person|name=曹操}}\n"
-    "'''曹操'''（155年－220年），字[[字|孟德]]。&lt;ref&gt;《三国志》&lt;/ref&gt;\n\n"
-    "[[File:Cao.jpg|thumb|[[曹操]]像]]\n"
-    "{| class=\"wikitable\"\n|-\n| 甲 || 乙\n|}\n"
-    "== 生平 ==\n&lt;!-- 注 --&gt;曹操起兵&lt;br/&gt;於[[陳留]]。\n\n[[Category:三国]]"
-)  # fmt: skip
-
-
-def write_dump(path: Path, pages: int = 3) -> Path:
-    def page(number: int, **values: object) -> str:
-        values = {"ns": 0, "redirect": "", "text": WIKITEXT, **values}
-        return PAGE.format(title=f"曹 {number}", id=number, **values)
-
-    body = "".join(page(number) for number in range(1, pages + 1))
-    body += page(90, redirect='<redirect title="曹操" />', text="#重定向 [[曹操]]")
-    body += page(91, text="#REDIRECT [[曹操]]") + page(92, ns=10)
-    path.write_bytes(bz2.compress(f"{HEAD}{body}</mediawiki>\n".encode()))
-    return path
+from tests.pipelines.data.sources.good_files import dump_xml, write_dump
 
 
 def read(source: Path) -> list[dict[str, str]]:
-    (file,) = source_files(str(source))
-    return pa.concat_tables(file.read(file.path)).to_pylist()
+    (file,) = find_source(str(source))
+    return pa.concat_tables(file.read()).to_pylist()
 
 
 def test_a_dump_becomes_plain_articles(tmp_path: Path) -> None:
@@ -71,16 +41,38 @@ def test_wikitext_that_is_broken_gives_words_all_the_same() -> None:
     assert plain_text("") == ""
 
 
-@pytest.mark.parametrize("end", [".jsonl", ".jsonl.gz", ".jsonl.bz2"])
-def test_json_lines_are_read(tmp_path: Path, end: str) -> None:
-    lines = '{"id": "a", "text": "曹操", "extra": 1}\n\n{"id": "b", "text": "", "title": "劉"}\n'
-    pack = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.bz2": bz2.compress}[end]
-    path = tmp_path / f"corpus{end}"
-    path.write_bytes(pack(lines.encode()))
+PACKERS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".zst": lambda data: pa.Codec("zstd").compress(data, asbytes=True),
+}
+
+
+@pytest.mark.parametrize("end", [".jsonl", ".NDJSON"])
+@pytest.mark.parametrize("packed", PACKERS)
+def test_json_lines_are_read(tmp_path: Path, end: str, packed: str) -> None:
+    first = '\ufeff{"id": "a", "text": "曹操", "extra": 1, "url": null, "title": null}\r\n\n'
+    second = '{"id": -12, "text": "", "title": "劉\\ud83d\\ude00"}'
+    path = tmp_path / f"corpus{end}{packed.upper()}"
+    pack = PACKERS[packed]
+    # Two streams in one file, as parallel compressors write them.
+    path.write_bytes(pack(first.encode()) + pack(second.encode()))
     assert read(path) == [
         {"id": "a", "url": "", "title": "", "text": "曹操"},
-        {"id": "b", "url": "", "title": "劉", "text": ""},
+        {"id": "-12", "url": "", "title": "劉😀", "text": ""},
     ]
+
+
+@pytest.mark.parametrize("packed", [".gz", ".bz2", ".zst"])
+def test_no_stream_of_a_compressed_file_is_lost(tmp_path: Path, packed: str) -> None:
+    line = b'{"id": "a", "text": "x"}\n'
+    pack = PACKERS[packed]
+    path = tmp_path / f"corpus.jsonl{packed}"
+    for damaged in (b"", pack(line)[:-1], pack(line) + pack(line)[4:], pack(line) + b"<html>"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"corpus\.jsonl{packed}: .*expected"):
+            read(path)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +80,19 @@ def test_json_lines_are_read(tmp_path: Path, end: str) -> None:
     [
         ("{", "line 2: expected a JSON object"),
         ("[1]", "line 2: expected a JSON object, got list"),
+        ("[" * 100_000, "line 2: expected a JSON object, got something else .*recursion"),
+        ("\0" * 100, "line 2: expected a JSON object"),
         ('{"id": "a"}', "line 2: text: expected a string, got nothing"),
-        ('{"id": 1, "text": "x"}', "line 2: id: expected a string, got int"),
-        ('{"id": "", "text": "x"}', "line 2: id: expected a string"),
+        ('{"id": true, "text": "x"}', "line 2: id: expected a string, got bool"),
+        ('{"id": 1.0, "text": "x"}', "line 2: id: expected a string, got float"),
+        ('{"id": null, "text": "x"}', "line 2: id: expected a string, got NoneType"),
+        (f'{{"id": {"9" * 5000}, "text": "x"}}', "line 2: expected a JSON object"),
+        ('{"id": "", "text": "x"}', "line 2: id: expected a string, got an empty one"),
+        ('{"id": "b", "text": null}', "line 2: text: expected a string, got NoneType"),
+        ('{"id": "b", "text": "x", "title": 1984}', "line 2: title: expected a string, got int"),
+        ('{"id": "b", "text": "x", "text": "y"}', "line 2: text: expected it once, got it 2"),
+        (r'{"id": "b", "text": "x\ud83d"}', r"line 2: text: .*half a surrogate pair, \\ud83d, at"),
+        (r'{"id": "\ude00", "text": "x"}', r"line 2: id: .*half a surrogate pair, \\ude00, at"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -98,6 +100,56 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     path.write_text(f'{{"id": "a", "text": "x"}}\n{line}\n')
     with pytest.raises(UserError, match=message):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("曹操".encode("gb18030"), r"line 2: expected UTF-8, got the byte 0xb2 at 0"),
+        (b'{"id": "b", "text": "\xed\xa0\xbd"}', "line 2: expected UTF-8, got the byte 0xed at 21"),
+    ],
+)
+def test_bytes_that_are_not_utf_8_are_named(tmp_path: Path, line: bytes, message: str) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(b'{"id": "a", "text": "x"}\n' + line)
+    with pytest.raises(UserError, match=message):
+        read(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "gb18030"])
+def test_another_encoding_is_converted_as_the_message_says(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"id": "a", "text": "曹操"}\n', encoding=encoding)
+    with pytest.raises(UserError, match="line 1: expected UTF-8") as caught:
+        read(path)
+    command = caught.value.fix.removeprefix("convert the file: ").split()
+    path.write_bytes(subprocess.run([*command, str(path)], capture_output=True, check=True).stdout)
+    assert read(path)[0]["text"] == "曹操"
+
+
+def test_a_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "LONGEST_LINE_BYTES", 1000)
+    path = tmp_path / "corpus.jsonl"
+    line = json.dumps({"id": "a", "text": "x" * 900})
+    path.write_text(line)
+    assert len(read(path)) == 1
+    path.write_text(line + " " * 100)
+    with pytest.raises(UserError, match=r"line 1: expected a line of at most 1,000 bytes"):
+        read(path)
+
+
+def test_long_documents_come_in_small_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "CHARACTERS_PER_TABLE", 100)
+    path = tmp_path / "corpus.jsonl"
+    lengths = [1, 1, 99, 300, 5]
+    rows = [{"id": str(number), "text": "字" * length} for number, length in enumerate(lengths)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (file,) = find_source(str(path))
+    tables = list(file.read())
+    assert [len(table) for table in tables] == [3, 1, 1]
+    assert [row["text"] for row in read(path)] == [row["text"] for row in rows]
 
 
 def test_damaged_dumps_are_refused(tmp_path: Path) -> None:
@@ -109,56 +161,86 @@ def test_damaged_dumps_are_refused(tmp_path: Path) -> None:
             read(path)
 
 
-def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("id,text\n")
-    with pytest.raises(UserError, match=r"got a\.csv"):
-        read(tmp_path / "a.csv")
+@pytest.mark.parametrize("packed", PACKERS)
+def test_every_page_of_a_dump_counts_or_it_is_refused(tmp_path: Path, packed: str) -> None:
+    pack = PACKERS[packed]
+    path = tmp_path / f"zhwiki-pages-articles1.xml-p1p187712{packed}"
+    # More than the parser reads at once, so that what comes behind is not seen by it.
+    dump = pack(dump_xml(pages=100).encode())
+    path.write_bytes(dump)
+    assert len(read(path)) == 100
+    path.write_bytes(dump + pack(b" \n" * 50_000))
+    assert len(read(path)) == 100
+    path.write_bytes(dump + pack(b" \n" * 50_000) + dump)
+    with pytest.raises(
+        UserError, match="expected the end of the file after </mediawiki>, got more"
+    ):
+        read(path)
 
 
-@pytest.fixture
-def mixed(tmp_path: Path) -> Path:
-    """A directory of four files, two of them bad."""
-    directory = tmp_path / "source"
-    directory.mkdir()
-    rows = {name: [f"{name}-{i}" for i in range(100)] for name in ("id", "url", "title", "text")}
-    pq.write_table(pa.table(rows), directory / "a.parquet")
-    content = (directory / "a.parquet").read_bytes()
-    (directory / "b.parquet").write_bytes(content[:-100])
-    # Good lines before a bad one: no part of the file is taken.
-    line = json.dumps({"id": "c", "text": "x"})
-    (directory / "c.jsonl").write_text(f"{line}\n{{\n")
-    write_dump(directory / "d.xml.bz2")
-    return directory
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<!DOCTYPE html><html><p>503", "expected a whole XML dump of a wiki.*, got <html>"),
+        ("<feed></feed>", "got <feed>"),
+        ("503 Service Unavailable", "expected a whole XML dump of a wiki"),
+        ("", "expected a whole XML dump of a wiki"),
+        (dump_xml()[:-20], "page 7: expected a whole XML dump of a wiki"),
+        (dump_xml().replace("<id>2</id>", ""), r"page 2: expected a page with an id"),
+        (dump_xml().replace("<id>2</id>", "<id>x</id>"), "page 2: expected a whole XML dump"),
+        (dump_xml().replace("曹 3</title>", "曹 3</titl>"), "page 3: expected a whole XML dump"),
+        (
+            dump_xml()
+            .replace("<?", "")
+            .replace("<mediawiki", "<?xml version='1.0' encoding='gb2312'?><mediawiki"),
+            "expected a whole XML dump",
+        ),
+    ],
+)
+def test_what_is_not_a_dump_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "zhwiki.xml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"zhwiki\.xml: .*{message}"):
+        read(path)
 
 
-def test_a_bad_file_is_an_error_by_default(mixed: Path, profile, tmp_path: Path) -> None:
-    params = profile.ingest.model_copy(update={"source": str(mixed)})
-    with pytest.raises(UserError, match=r"b\.parquet: expected a whole parquet file"):
-        ingest(params, tmp_path / "raw")
-    assert not (tmp_path / "raw").exists()
-    assert (mixed / "b.parquet").is_file()
+def test_pages_that_were_read_are_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "zhwiki.xml"
+    path.write_text(dump_xml(pages=2500, text="曹操"), encoding="utf-8")
+    (file,) = find_source(str(path))
+    for _ in file.read():
+        assert sum(isinstance(found, Element) for found in gc.get_objects()) < 1000
 
 
-def test_bad_files_are_moved_named_and_counted(mixed: Path, profile, tmp_path: Path) -> None:
-    update = {"source": str(mixed), "on_bad_file": "quarantine", "max_bad_files": 2}
-    ingest(profile.ingest.model_copy(update=update), tmp_path / "raw")
-    manifest = read_manifest(tmp_path / "raw")
-    assert manifest["rows"] == 103
-    assert [entry["name"] for entry in manifest["sources"]] == ["a.parquet", "d.xml.bz2"]
-    assert [entry["name"] for entry in manifest["quarantined"]] == ["b.parquet", "c.jsonl"]
-    assert "line 2" in manifest["quarantined"][1]["problem"]
-    assert str(tmp_path) not in json.dumps(manifest["quarantined"])
-    assert sorted(path.name for path in (mixed / "quarantine").iterdir()) == [
-        "b.parquet",
-        "c.jsonl",
-    ]
-    assert not (mixed / "b.parquet").exists()
+def test_entities_that_grow_without_end_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "zhwiki.xml"
+    entities = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 10}">' for n in range(10))
+    head = f'<!DOCTYPE mediawiki [<!ENTITY e0 "0123456789">{entities}]>'
+    path.write_text(head + dump_xml(text="&e10;"), encoding="utf-8")
+    with pytest.raises(UserError, match="expected a whole XML dump"):
+        read(path)
 
 
-def test_the_budget_of_bad_files_is_kept(mixed: Path, profile, tmp_path: Path) -> None:
-    update = {"source": str(mixed), "on_bad_file": "quarantine", "max_bad_files": 1}
-    with pytest.raises(UserError, match="expected at most 1 bad files") as caught:
-        ingest(profile.ingest.model_copy(update=update), tmp_path / "raw")
-    assert "b.parquet, c.jsonl" in caught.value.problem
-    assert not (tmp_path / "raw").exists()
-    assert (mixed / "b.parquet").is_file()
+def test_half_a_character_in_wikitext_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "zhwiki.xml"
+    path.write_text(dump_xml(text="曹&amp;#xD83D;操"), encoding="utf-8")
+    assert read(path)[0]["text"] == "曹\ufffd操"
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.bz2", "dump.xml.bz2", "a.parquet"])
+def test_skipped_rows_are_those_at_the_start(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    rows = [{"id": str(number), "text": f"文{number}"} for number in range(25)]
+    lines = "\n\n".join(json.dumps(row) for row in rows).encode()
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
+    elif "xml" in name:
+        write_dump(path, pages=25)
+    else:
+        path.write_bytes(PACKERS[path.suffix.replace(".jsonl", "")](lines))
+    (file,) = find_source(str(path))
+    whole = pa.concat_tables(file.read())
+    assert len(whole) == 25
+    for skip in (1, 6, 7, 8, 24, 25, 26):
+        tables = [whole.slice(0, 0), *file.read(skip)]
+        assert pa.concat_tables(tables).equals(whole.slice(skip))
