@@ -12,7 +12,6 @@ import pytest
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import UserError
 from pipelines.data.sources.files import source_files
-from pipelines.data.sources.formats import plain_text
 from pipelines.ingest import ingest
 
 PAGE = """  <page><title>{title}</title><ns>{ns}</ns><id>{id}</id>{redirect}
@@ -64,11 +63,6 @@ def test_a_dump_becomes_plain_articles(tmp_path: Path) -> None:
         assert word in text
     for mark in ("{", "[", "|", "<", "'''", "==", "Infobox", "thumb", "甲", "三国", "注"):
         assert mark not in text
-
-
-def test_wikitext_that_is_broken_gives_words_all_the_same() -> None:
-    assert "曹操" in plain_text("{{未閉 [[曹操 '''x\n{| 表")
-    assert plain_text("") == ""
 
 
 @pytest.mark.parametrize("end", [".jsonl", ".jsonl.gz", ".jsonl.bz2"])
