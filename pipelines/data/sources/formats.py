@@ -82,7 +82,7 @@ def _json_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
 def read_wikipedia_dump(path: Path, skip: int = 0) -> Iterator[pa.Table]:
     """Read the articles of a `pages-articles` dump as plain text.
 
-    mwxml reads the XML and mwparserfromhell the wikitext. Templates, tables, references and
+    mwxml reads the XML, and `plain_text` the wikitext. Templates, tables, references and
     files are removed, links keep their words. Redirects and other namespaces are skipped.
 
     Args:
