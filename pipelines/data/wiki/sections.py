@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 MAX_TAIL_CHARACTERS = 2000
 # A marked last section ends at a line of text this long, as nothing else would end it.
-MIN_TEXT_CHARACTERS = 30
+MIN_TEXT_CHARACTERS = 15
 
 _NOTES = r"[注註][释釋解]|[脚腳][注註]"
 _OTHERS = (
