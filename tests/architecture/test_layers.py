@@ -24,6 +24,7 @@ PLANTS = {
     "pipelines.tracking": "pipelines.params",
     "pipelines.data": "pipelines.training.muon",
     "pipelines.data.text": "pipelines.data.cleaning.part",
+    "pipelines.data.wiki": "pipelines.data.cleaning.part",
     "pipelines.data.sources": "pipelines.data.cleaning.part",
     "pipelines.data.cleaning": "pipelines.data.tokenizer.packing",
     "pipelines.data.tokenizer": "pipelines.data.overlap.reference",

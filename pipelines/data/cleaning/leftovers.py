@@ -7,28 +7,45 @@ What a rule removes is counted, and the first pieces are kept.
 import html
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+
+from pipelines.data.wiki.brackets import PIECE_CHARACTERS, resolve
+from pipelines.data.wiki.marks import (
+    HEADING_LINE,
+    MAGIC_WORD,
+    PLAIN_FORMULA,
+    QUOTES,
+    TAG,
+    bare_heading,
+    formula_text,
+)
+from pipelines.data.wiki.sections import reference_sections
+from pipelines.data.wiki.spans import (
+    Span,
+    comments,
+    cut,
+    latex,
+    tables,
+    tag_pairs,
+    tag_pattern,
+    without_empty_brackets,
+)
+from pipelines.data.wiki.variants import Script, chooser
 
 # Change it with the rules.
-LEFTOVERS = 1
+LEFTOVERS = 2
 KEPT_PIECES = 100
-PIECE_CHARACTERS = 500
 
-REFERENCES = re.compile(
-    r"^=*[ \t]*(?:参考(?:文献|资料|来源|书目)?|參考(?:文獻|資料|來源|書目)?|注释|註釋|注解|註解|"
-    r"脚注|腳註|外部(?:链接|連結|链結|連接)|参见|參見|参看|參看|延伸阅读|延伸閱讀|"
-    r"相关条目|相關條目)[ \t]*=*$.*\Z",
-    re.MULTILINE | re.DOTALL,
+_REFERENCES = tag_pairs(tag_pattern(("ref",)))
+_FORMULAS = tag_pairs(tag_pattern(("math", "chem")))
+_ENTITY = re.compile(
+    r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|nbsp|amp|lt|gt|quot|ensp|emsp|thinsp|ndash|mdash|middot|hellip|"
+    r"times);"
 )
-PUNCTUATION = r"\s,，、;；:：.。/／|-"
-LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
-FILE_LINK = re.compile(
-    r"\[\[(?:File|Image|Category|文件|檔案|图像|圖像|分类|分類)[:：]"
-    r"[^\[\]]*(?:\[\[[^\[\]]*\]\][^\[\]]*)*\]\]",
-    re.IGNORECASE,
-)
-VARIANT = re.compile(r"-\{(?:[^{}|]*\|)?([^{}]*)\}-")
+_CATEGORY = re.compile(r"[ \t]*(?:Category|分类|分類):")
+_FIRST_COMMA = re.compile(r"([（(])[\s,，、;；]*[,，、;；][\s,，、;；]*")
 
 
 @dataclass
@@ -50,6 +67,10 @@ class Removed:
             self.pieces.append((document, rule, piece[:PIECE_CHARACTERS]))
 
 
+Note = Callable[[str], None]
+Apply = Callable[[str, Note], str]
+
+
 @dataclass(frozen=True)
 class Rule:
     """One kind of leftover.
@@ -57,142 +78,118 @@ class Rule:
     Args:
         name: How counts and samples name it.
         signs: The rule is applied if the text has one of these.
-        pattern: What it removes.
-        replacement: What takes its place: a text, or a function of the match.
-        nests: Whether the result may match again.
+        apply: From a text and a function that notes each piece, to the text without them.
     """
 
     name: str
     signs: tuple[str, ...]
-    pattern: re.Pattern[str]
-    replacement: str | Callable[[re.Match[str]], str]
-    nests: bool = False
+    apply: Apply
 
 
-def _variant(match: re.Match[str]) -> str:
-    """Choose the simplified form of `-{zh-hans:...; zh-hant:...}-`, else the first."""
-    forms: dict[str, str] = {}
-    for part in match[1].split(";"):
-        name, colon, text = part.partition(":")
-        forms[name.strip() if colon else ""] = (text if colon else part).strip()
-    for name in ("zh-hans", "zh-cn", *forms):
-        if forms.get(name):
-            return forms[name]
-    return ""
+def _each(pattern: re.Pattern[str], new: Callable[[re.Match[str]], str] | None = None) -> Apply:
+    """Replace each match by what `new` returns, or by nothing; what stays is not noted."""
+
+    def apply(text: str, note: Note) -> str:
+        def replace(match: re.Match[str]) -> str:
+            seen = new(match) if new else ""
+            if seen != match[0]:
+                note(match[0])
+            return seen
+
+        return pattern.sub(replace, text)
+
+    return apply
 
 
-RULES: Sequence[Rule] = (
-    Rule("comment", ("<!--",), re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL), ""),
+def _cut(*finds: Callable[[str], Iterable[Span]]) -> Apply:
+    """Remove the spans that the functions find."""
+
+    def apply(text: str, note: Note) -> str:
+        for find in finds:
+            text = cut(text, find(text), note)
+        return text
+
+    return apply
+
+
+def _formulas(text: str, note: Note) -> str:
+    """Keep the words of formulas that can be read, and remove the others."""
+    return _cut(_FORMULAS, latex)(_each(PLAIN_FORMULA, formula_text)(text, note), note)
+
+
+def _categories(text: str) -> Iterator[Span]:
+    """Find the lines of categories at the end; elsewhere `分类:` may begin a line of text."""
+    first = position = len(text)
+    while position > 0:
+        line = text.rfind("\n", 0, position) + 1
+        if _CATEGORY.match(text, line):
+            first = line
+        elif text[line:position].strip():
+            break
+        position = line - 1
+    if first < len(text):
+        yield first, len(text)
+
+
+# The rules before templates, links and variants, which are resolved together, and those after.
+BEFORE: Sequence[Rule] = (
+    Rule("comment", ("<!--",), _cut(comments)),
+    Rule("formula", ("<math", "<chem", "{\\displaystyle"), _formulas),
+    Rule("reference", ("<ref",), _cut(_REFERENCES)),
+    Rule("tag", ("<",), _each(TAG)),
     Rule(
-        "formula",
-        ("<math", "<chem", "{\\displaystyle"),
-        re.compile(
-            r"<(math|chem)\b[^<>]*>.*?</\1>|\{\\displaystyle(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}",
-            re.DOTALL,
-        ),
-        "",
+        "entity", ("&",), _each(_ENTITY, lambda match: html.unescape(match[0]).replace("\xa0", " "))
     ),
-    Rule(
-        "reference",
-        ("<ref",),
-        re.compile(r"<ref\b[^<>]*?/>|<ref\b[^<>]*>.*?</ref\s*>", re.DOTALL),
-        "",
-    ),
-    Rule(
-        "tag",
-        ("<",),
-        re.compile(
-            r"</?(?:ref|br|div|span|p|b|i|u|s|small|big|sub|sup|center|font|table|tr|td|th|ul|ol|"
-            r"li|blockquote|nowiki|noinclude|includeonly|onlyinclude|gallery|timeline|poem|code|"
-            r"pre|references|templatestyles|section|ruby|rb|rt|rp|math|chem)\b[^<>\n]*>",
-            re.IGNORECASE,
-        ),
-        "",
-    ),
-    Rule(
-        "entity",
-        ("&",),
-        re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|nbsp|amp|lt|gt|quot|ensp|emsp|thinsp|ndash|mdash|middot|hellip|times);"),
-        lambda match: html.unescape(match[0]).replace("\xa0", " "),
-    ),
-    Rule("table", ("{|",), re.compile(r"^[ \t:]*\{\|.*?^[ \t]*\|\}", re.MULTILINE | re.DOTALL), ""),
-    Rule("variant", ("-{",), VARIANT, _variant),
-    Rule("template", ("{{",), re.compile(r"\{\{[^{}]*\}\}"), "", nests=True),
-    Rule("file", ("[[",), FILE_LINK, ""),
-    Rule("link", ("[[",), LINK, lambda match: match[1], nests=True),
-    Rule("quotes", ("''",), re.compile("'{2,5}"), ""),
-    Rule("magic word", ("__",), re.compile(r"__[A-Z]{3,}__"), ""),
-    Rule(
-        "category",
-        ("ategory:", "分类:", "分類:"),
-        re.compile(r"^[ \t]*(?:Category|分类|分類):.*$", re.MULTILINE),
-        "",
-    ),
-    Rule(
-        "reference section",
-        ("参考", "參考", "注释", "註釋", "注解", "註解", "脚注", "腳註", "外部", "参见", "參見",
-         "参看", "參看", "延伸", "相关条目", "相關條目"),
-        REFERENCES,
-        "",
-    ),
-    Rule(
-        "heading marks",
-        ("==",),
-        re.compile(r"^[ \t]*(={2,6})[ \t]*(.*?)[ \t]*\1[ \t]*$", re.MULTILINE),
-        lambda match: match[2],
-    ),
-    Rule(
-        "empty brackets",
-        ("（", "(", "「", "《", "【", "〈", "『"),
-        # A character class first: the search skips to its characters, but not to alternatives.
-        re.compile(
-            rf"[（(「『《〈【](?:(?<=（)[{PUNCTUATION}]*）|(?<=\()[{PUNCTUATION}]*\)|"
-            r"(?<=「)\s*」|(?<=『)\s*』|(?<=《)\s*》|(?<=〈)\s*〉|(?<=【)\s*】)"
-        ),
-        "",
-        nests=True,
-    ),
-    Rule(
-        "bracket's first comma",
-        ("（", "("),
-        re.compile(r"([（(])[\s,，、;；]*[,，、;；][\s,，、;；]*"),
-        lambda match: match[1],
-    ),
+    Rule("table", ("{|",), _cut(tables)),
+)
+AFTER: Sequence[Rule] = (
+    Rule("quotes", ("''",), _each(QUOTES)),
+    Rule("magic word", ("__",), _each(MAGIC_WORD)),
+    Rule("category", ("ategory:", "分类:", "分類:"), _cut(_categories)),
+    Rule("reference section", ("\n",), _cut(reference_sections)),
+    Rule("heading marks", ("==",), _each(HEADING_LINE, bare_heading)),
+    Rule("empty brackets", ("（", "(", "「", "《", "【", "〈", "『"), without_empty_brackets),
+    Rule("bracket's first comma", ("（", "("), _each(_FIRST_COMMA, lambda match: match[1])),
 )  # fmt: skip
 
-# The first character of a sign is found in half the time, and most texts lack it.
-SIGNS = tuple((rule, tuple((sign[0], sign) for sign in rule.signs)) for rule in RULES)
+
+def _with_first(rules: Sequence[Rule]) -> list[tuple[Rule, list[tuple[str, str]]]]:
+    """The first character of a sign is found in half the time, and most texts lack it."""
+    return [(rule, [(sign[0], sign) for sign in rule.signs]) for rule in rules]
 
 
-def remove_leftovers(document: str, text: str, removed: Removed) -> str:
+_BEFORE, _AFTER = _with_first(BEFORE), _with_first(AFTER)
+
+
+def remove_leftovers(document: str, text: str, script: Script, removed: Removed) -> str:
     """Remove what a wiki extractor left in a text; rules of version `LEFTOVERS`.
 
     Args:
         document: The document's id, for the samples.
         text: A normalised text.
+        script: The parameter `clean.script`: which form of `-{...}-` is shown.
         removed: Counts and samples are added to it.
 
     Returns:
         The text; normalise it again if it changed.
     """
-    for rule, signs in SIGNS:
+
+    def note(rule: str, piece: str) -> None:
+        removed.add(document, rule, piece)
+
+    text = _apply(_BEFORE, text, note)
+    if ("[" in text and "[[" in text) or ("{" in text and ("{{" in text or "-{" in text)):
+        text = resolve(text, chooser(text, script), note)
+    return _apply(_AFTER, text, note)
+
+
+def _apply(
+    rules: list[tuple[Rule, list[tuple[str, str]]]], text: str, note: Callable[[str, str], None]
+) -> str:
+    for rule, signs in rules:
         # A loop, as `any` of a generator costs more than all the searches.
         for first, sign in signs:
             if first in text and sign in text:
-                text = _apply(rule, document, text, removed)
+                text = rule.apply(text, partial(note, rule.name))
                 break
     return text
-
-
-def _apply(rule: Rule, document: str, text: str, removed: Removed) -> str:
-    def replace(match: re.Match[str]) -> str:
-        removed.add(document, rule.name, match[0])
-        new = rule.replacement
-        return new if isinstance(new, str) else new(match)
-
-    while True:
-        changed = rule.pattern.sub(replace, text)
-        # Templates and links nest: repeat until nothing changes.
-        if changed == text or not rule.nests:
-            return changed
-        text = changed

