@@ -91,7 +91,8 @@ def _runs(ordered: npt.NDArray[Any]) -> Indices:
     changes = ordered[1:] != ordered[:-1]
     if len(ordered) == 0:
         return np.empty(0, np.int64)
-    return np.diff(np.flatnonzero(np.concatenate([[True], changes, [True]])))
+    lengths: Indices = np.diff(np.flatnonzero(np.concatenate([[True], changes, [True]])))
+    return lengths
 
 
 def _blocks(
@@ -156,5 +157,6 @@ def _named_in_both(keys: pa.Array, titles: pa.Array, groups: npt.NDArray[np.int6
     ]
     named = np.flatnonzero(is_named)
     named = named[np.argsort(groups[named], kind="stable")]
-    pairs_P2: Indices = np.stack([named[:-1], named[1:]], axis=1)
-    return pairs_P2[groups[named[:-1]] == groups[named[1:]]]
+    pairs_P2 = np.stack([named[:-1], named[1:]], axis=1)
+    same: Indices = pairs_P2[groups[named[:-1]] == groups[named[1:]]]
+    return same
