@@ -19,7 +19,12 @@ COLUMNS = (
     "configured_fraction",
     "fraction",
     "deviation_sigmas",
+    "documents_fraction",
+    "documents_deviation_sigmas",
+    "characters_fraction",
+    "characters_deviation_sigmas",
 )
+SIGMAS = ("deviation_sigmas", "documents_deviation_sigmas", "characters_deviation_sigmas")
 WARN_SIGMAS = 3.0
 MAX_SIGMAS = 5.0
 
@@ -31,10 +36,10 @@ def documents_suite(*, min_characters: int) -> ExpectationSuite:
         min_characters: The fewest characters of a document.
 
     Returns:
-        The suite. A hash assigns clusters to splits, so their number is binomial: the
-        observed fraction may differ by a few standard deviations.
+        The suite. A hash assigns clusters to splits, so the observed fractions of clusters,
+        documents and characters may differ from the configured one by a few standard
+        deviations, which `documents_table` computes from the sizes of the clusters.
     """
-    sigmas = "deviation_sigmas"
     return ExpectationSuite(
         name="documents",
         expectations=[
@@ -45,11 +50,12 @@ def documents_suite(*, min_characters: int) -> ExpectationSuite:
             gxe.ExpectColumnValuesToBeBetween(
                 column="shortest_characters", min_value=min_characters
             ),
-            gxe.ExpectColumnValuesToBeBetween(
-                column=sigmas, min_value=-MAX_SIGMAS, max_value=MAX_SIGMAS
-            ),
-            gxe.ExpectColumnValuesToBeBetween(
-                column=sigmas, min_value=-WARN_SIGMAS, max_value=WARN_SIGMAS, severity="warning"
+            *(
+                gxe.ExpectColumnValuesToBeBetween(
+                    column=sigmas, min_value=-bound, max_value=bound, severity=severity
+                )
+                for sigmas in SIGMAS
+                for bound, severity in ((MAX_SIGMAS, "critical"), (WARN_SIGMAS, "warning"))
             ),
         ],
     )

@@ -23,7 +23,12 @@ COLUMNS = (
     "unk_rate",
     "duplicate_rate",
     "drift_bits",
+    "fraction",
+    "documents_fraction",
+    "fraction_ratio",
 )
+# Validation and test may grow against train by decontamination, but not to twice their share.
+MAX_FRACTION_RATIO = 2.0
 MAX_DUPLICATE_RATE = 0.01
 
 
@@ -79,6 +84,9 @@ def shards_suite(
             ),
             gxe.ExpectColumnValuesToBeBetween(
                 column="drift_bits", min_value=0.0, max_value=max_drift_bits
+            ),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="fraction_ratio", min_value=0.0, max_value=MAX_FRACTION_RATIO
             ),
         ],
     )

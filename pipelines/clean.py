@@ -1,18 +1,20 @@
 """Raw parquet to clean documents, split by document: `python -m pipelines.clean`.
 
 Writes `train.parquet`, `validation.parquet`, `test.parquet` (`id`, `url`, `title`,
-`text`, `cluster`), `dropped.parquet` (`id`, `title`, `reason`, `text`), `removed.parquet`
-(`id`, `rule`, `text`: samples of what was cut out of texts) and a manifest.
+`text`, `cluster`), `dropped.parquet` (`id`, `title`, `reason`, `twin`, `text`),
+`removed.parquet` (`id`, `rule`, `text`: samples of what was cut out of texts),
+`links.parquet` (`document`, `joined_to`, `evidence`, `strength`) and a manifest.
 
-Near duplicates, and documents of one title (passages of one article), form a
-cluster. A cluster is kept, but never straddles splits.
+Texts are compared by their folded keys (`pipelines/data/text/folding.py`): of equal ones the
+smallest id stays, and the others name it as their twin. Near duplicates, and documents of one
+title with evidence from their content (passages of one article), form a cluster, and the links
+say why. A cluster is kept, but never straddles splits.
 
 Parts of the corpus are cleaned one by one (`pipelines/data/cleaning/part.py`) in `workers`
 processes, compared by small keys (`corpus_index.py`) and copied to their split: memory does
 not grow with the text.
 """
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -32,6 +34,7 @@ from pipelines.base.part_workers import map_parts
 from pipelines.base.resumable_parts import resumable
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.base.workspace import SPLITS, Workspace
+from pipelines.data.cleaning.clusters import Clusters, Indices
 from pipelines.data.cleaning.corpus_index import CorpusIndex
 from pipelines.data.cleaning.leftovers import KEPT_PIECES, LEFTOVERS
 from pipelines.data.cleaning.part import (
@@ -42,7 +45,9 @@ from pipelines.data.cleaning.part import (
     clean_part,
     read_arrow,
 )
+from pipelines.data.cleaning.splits import splits_of_clusters
 from pipelines.data.text.documents import RAW_SCHEMA
+from pipelines.data.text.folding import FOLDING
 from pipelines.data.text.normalisation import NORMALISATION
 from pipelines.params import CleanParams, SplitParams, load_params
 
@@ -51,6 +56,19 @@ log = logging.getLogger(__name__)
 DOCUMENT_SCHEMA = RAW_SCHEMA.append(pa.field("cluster", pa.string()))
 DROPPED = len(SPLITS)
 ROWS_PER_GROUP = 4096
+REPEATED_COLUMNS = ("id", "title", "text", "row")
+LINK_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("document", "joined_to", "evidence")),
+        # The Jaccard similarity, or the number of shingles in common; null for a title.
+        ("strength", pa.float64()),
+    ]
+)
+REMEDIES = {
+    "short": "lower clean.min_characters",
+    "long": "raise clean.max_characters",
+    "not_chinese": "lower clean.min_han_share or raise clean.max_kana_share",
+}
 
 
 def clean(
@@ -66,13 +84,14 @@ def clean(
         workers: Processes; the output does not depend on it.
 
     Raises:
-        UserError: If a split would be empty, or an unfinished run has another number of parts.
+        UserError: If nothing is left, a split would be empty, a document is neither kept nor
+            dropped, or an unfinished run has another number of parts.
     """
     files = sorted(raw.glob("part-*.parquet"))
     fingerprint = {
         "raw": read_manifest(raw)["root"],
         "params": params.model_dump(),
-        "rules": [NORMALISATION, LEFTOVERS],
+        "rules": [NORMALISATION, LEFTOVERS, FOLDING],
     }
     with (
         resumable(
@@ -83,6 +102,7 @@ def clean(
         raw_parts = [Part(path, params) for path in files]
         parts = map_parts(clean_part, raw_parts, unfinished, label="clean", workers=workers)
         facts = _assemble(parts, params, building)
+        _check_rows(read_manifest(raw)["rows"], facts)
         write_manifest(building, stage="clean", facts=facts)
     log.info("documents %s, dropped %s", facts["documents"], facts["dropped"])
 
@@ -108,40 +128,85 @@ def _assemble(parts: Sequence[Path], params: CleanParams, building: Path) -> dic
     """Decide every document's split, write the files, and return the facts of the manifest."""
     near = params.near_duplicates
     index = CorpusIndex(parts, near.bands * near.rows_per_band)
-    decisions = _decide(index, params)
-    characters = _write_documents(parts, decisions, building)
+    kept = np.flatnonzero(index.twin_D == np.arange(len(index)))
     dropped, removed = _write_dropped(parts, index, building)
+    if len(kept) == 0:
+        raise _nothing_left(dropped)
+    clusters, counts = index.join(kept, params)
+    joined = _write_links(kept, clusters, index, building)
+    decisions = _decide(index, kept, index.owners(kept, clusters), params.split, dropped)
+    documents, characters = _write_documents(parts, decisions, building)
     return {
         "normalisation": NORMALISATION,
         "leftovers": LEFTOVERS if params.remove_wiki_leftovers else None,
+        "folding": FOLDING,
         "script": params.script,
         "min_characters": params.min_characters,
         "split": params.split.model_dump(),
+        "documents": documents,
         **decisions.facts,
+        "near_duplicate_pairs": counts.joined,
+        "same_title_pairs": joined - counts.joined,
         "characters": characters,
         "dropped": dropped,
         "removed": removed,
     }
 
 
-def _decide(index: CorpusIndex, params: CleanParams) -> _Decisions:
-    kept = np.flatnonzero(~index.repeated_D)
-    owners, near_pairs = index.clusters(kept, params)
+def _nothing_left(dropped: dict[str, int]) -> UserError:
+    """Say what was dropped and what to change."""
+    reasons = [reason for reason in dropped if reason in REMEDIES]
+    return UserError(
+        f"expected documents to keep, got none: of {sum(dropped.values())}, "
+        f"{_spelled(dropped)} were dropped",
+        f"{'; '.join(REMEDIES[reason] for reason in reasons)} in params.yaml, or use another "
+        "ingest.source",
+    )
+
+
+def _spelled(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _check_rows(rows: int, facts: dict[str, Any]) -> None:
+    """Every document of the raw corpus must be kept or dropped."""
+    kept, dropped = sum(facts["documents"].values()), sum(facts["dropped"].values())
+    if kept + dropped != rows:
+        raise UserError(
+            f"expected each of {rows} raw documents to be kept or dropped, got {kept} kept and "
+            f"{dropped} dropped",
+            "make the raw corpus again with `dvc repro --force ingest`",
+        )
+
+
+def _decide(
+    index: CorpusIndex,
+    kept: Indices,
+    owners: Indices,
+    params: SplitParams,
+    dropped: dict[str, int],
+) -> _Decisions:
     clusters, cluster_of = np.unique(owners, return_inverse=True)
     names = index.ids(clusters)
-    split_of_cluster = _splits_of_clusters(names, params.split)
-    split_of_kept = split_of_cluster[cluster_of]
-    documents = np.bincount(split_of_kept, minlength=len(SPLITS))
-    _check_splits(documents, len(clusters), params.split)
+    documents_K = np.bincount(cluster_of)
+    characters_K = np.bincount(cluster_of, index.characters_D[kept]).astype(np.int64)
+    split_K, too_large_K = splits_of_clusters(names, documents_K, characters_K, params)
+    split_of_kept = split_K[cluster_of]
+    if too_large_K.any():
+        log.info(
+            "%d clusters with %d documents are too large to be held out, and go to train",
+            too_large_K.sum(),
+            documents_K[too_large_K].sum(),
+        )
+    _check_splits(np.bincount(split_of_kept, minlength=len(SPLITS)), too_large_K, params, dropped)
     split_D = np.full(len(index), DROPPED, np.uint8)
     split_D[kept] = split_of_kept
     name_of_D = np.zeros(len(index), np.int32)
     name_of_D[kept] = cluster_of
     facts = {
-        "documents": _by_split(documents),
-        "clusters": _by_split(np.bincount(split_of_cluster, minlength=len(SPLITS))),
-        "near_duplicate_pairs": near_pairs,
-        "clusters_of_several": int(np.count_nonzero(np.bincount(cluster_of) > 1)),
+        "clusters": _by_split(np.bincount(split_K, minlength=len(SPLITS))),
+        "clusters_of_several": int(np.count_nonzero(documents_K > 1)),
+        "clusters_too_large_to_hold_out": int(too_large_K.sum()),
     }
     return _Decisions(split_D, names, name_of_D, facts)
 
@@ -150,56 +215,29 @@ def _by_split(counts: npt.NDArray[np.int64]) -> dict[str, int]:
     return dict(zip(SPLITS, counts.tolist(), strict=True))
 
 
-def _splits_of_clusters(clusters: pa.Array, params: SplitParams) -> npt.NDArray[np.uint8]:
-    """The split of every cluster, as its index in `SPLITS`."""
-    split_of_cluster = np.empty(len(clusters), np.uint8)
-    for start in range(0, len(clusters), ROWS_PER_GROUP):  # all names are large in Python
-        names = clusters.slice(start, ROWS_PER_GROUP).to_pylist()
-        split_of_cluster[start : start + len(names)] = [
-            SPLITS.index(split_of(name, params)) for name in names
-        ]
-    return split_of_cluster
-
-
-def split_of(cluster: str, params: SplitParams) -> str:
-    """Choose the split of a cluster by a stable hash.
-
-    The choice depends only on the seed and the cluster: a document keeps its split when the
-    corpus grows.
-
-    Args:
-        cluster: The smallest document id of the cluster.
-        params: Fractions and seed.
-
-    Returns:
-        `train`, `validation` or `test`.
-    """
-    digest = hashlib.sha256(f"{params.seed}:{cluster}".encode()).digest()
-    position = int.from_bytes(digest[:8], "big") / 2**64
-    if position < params.test_fraction:
-        return "test"
-    if position < params.test_fraction + params.validation_fraction:
-        return "validation"
-    return "train"
-
-
-def _check_splits(counts: npt.NDArray[np.int64], clusters: int, params: SplitParams) -> None:
+def _check_splits(
+    counts: npt.NDArray[np.int64],
+    too_large_K: npt.NDArray[np.bool_],
+    params: SplitParams,
+    dropped: dict[str, int],
+) -> None:
     empty = [split for split, count in zip(SPLITS, counts.tolist(), strict=True) if count == 0]
     if empty:
         raise UserError(
             f"expected documents in every split, got none of {int(counts.sum())} in "
-            f"{', '.join(empty)} ({clusters} clusters, validation_fraction "
-            f"{params.validation_fraction}, test_fraction {params.test_fraction})",
+            f"{', '.join(empty)} ({len(too_large_K)} clusters, {int(too_large_K.sum())} of them "
+            f"too large to hold out; validation_fraction {params.validation_fraction}, "
+            f"test_fraction {params.test_fraction}; dropped: {_spelled(dropped) or 'none'})",
             "use more documents, raise the fraction, or change split.seed in params.yaml "
-            "(documents with the same title or nearly the same text stay together)",
+            "(passages of one article and documents with nearly the same text stay together)",
         )
 
 
 def _write_documents(
     parts: Sequence[Path], decisions: _Decisions, directory: Path
-) -> dict[str, int]:
-    """Copy every document to its split; return the characters of each split."""
-    characters = dict.fromkeys(SPLITS, 0)
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Copy every document to its split; return the documents and characters of each split."""
+    documents, characters = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     writers = [
         pq.ParquetWriter(directory / f"{name}.parquet", DOCUMENT_SCHEMA, compression="zstd")
         for name in SPLITS
@@ -215,6 +253,7 @@ def _write_documents(
             start = mine.stop
             for which, (name, tables) in enumerate(zip(SPLITS, waiting, strict=True)):
                 chosen = table.filter(pa.array(here == which)).cast(DOCUMENT_SCHEMA)
+                documents[name] += len(chosen)
                 characters[name] += pc.sum(pc.utf8_length(chosen["text"])).as_py() or 0
                 tables.append(chosen)
                 if sum(map(len, tables)) >= ROWS_PER_GROUP:
@@ -224,7 +263,21 @@ def _write_documents(
         writer.write_table(pa.concat_tables([DOCUMENT_SCHEMA.empty_table(), *tables]))
     for writer in writers:
         writer.close()
-    return characters
+    return documents, characters
+
+
+def _write_links(kept: Indices, clusters: Clusters, index: CorpusIndex, directory: Path) -> int:
+    """Write which documents were joined and why; return their number."""
+    number = 0
+    with pq.ParquetWriter(directory / "links.parquet", LINK_SCHEMA, compression="zstd") as writer:
+        for links in clusters.links:
+            first, second = (index.ids(kept[documents]) for documents in links.pairs_L2.T)
+            evidence = pa.array([links.evidence] * len(first), pa.string())
+            strength = pa.array(links.strength_L, from_pandas=True)
+            columns = [first, second, evidence, strength]
+            writer.write_table(pa.table(columns, schema=LINK_SCHEMA))
+            number += len(first)
+    return number
 
 
 def _write_dropped(
@@ -238,9 +291,13 @@ def _write_dropped(
     with pq.ParquetWriter(directory / "dropped.parquet", schema, compression="zstd") as writer:
         for number, part in enumerate(parts):
             start, stop = index.bounds(number)
-            again = _repeats(part, index.repeated_D[start:stop])
+            twins = index.twin_D[start:stop]
+            repeated = twins != np.arange(start, stop)
+            again = _repeats(part, repeated)
             reasons = pa.array(["exact_duplicate"] * len(again), pa.string())
-            again = again.append_column("reason", reasons).select(DROPPED_SCHEMA.names)
+            again = again.append_column("reason", reasons)
+            again = again.append_column("twin", index.ids(twins[repeated]))
+            again = again.select(DROPPED_SCHEMA.names)
             unwanted = pa.Table.from_batches(read_arrow(part / "dropped.arrow"), DROPPED_SCHEMA)
             table = pa.concat_tables([again, unwanted]).sort_by("row").select(schema.names)
             writer.write_table(table)
@@ -258,9 +315,10 @@ def _write_dropped(
 
 def _repeats(part: Path, repeated: npt.NDArray[np.bool_]) -> pa.Table:
     """The documents of a part that are copies of others."""
-    found = [KEPT_SCHEMA.empty_table()]
+    schema = pa.schema([KEPT_SCHEMA.field(name) for name in REPEATED_COLUMNS])
+    found = [schema.empty_table()]
     start = 0
-    for batch in read_arrow(part / "kept.arrow") if repeated.any() else ():
+    for batch in read_arrow(part / "kept.arrow", REPEATED_COLUMNS) if repeated.any() else ():
         mine = pa.array(repeated[start : start + batch.num_rows])
         found.append(pa.Table.from_batches([batch]).filter(mine))
         start += batch.num_rows

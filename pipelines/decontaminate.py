@@ -51,6 +51,7 @@ KEPT_FACTS = (
     "vocabulary",
     "vocabulary_size",
     "vocabulary_sha256",
+    "lower_case",
     "eos_token_id",
     "unk_token_id",
 )

@@ -106,9 +106,13 @@ class CleanParams(_Section):
 
 
 class TokenizeParams(_Section):
-    """Vocabulary, and packing into sequences of one length."""
+    """Vocabulary, and packing into sequences of one length.
+
+    `lower_case: true` gives the ids of `BertTokenizerFast` with `do_lower_case=True`.
+    """
 
     vocabulary: LocalOrNamed
+    lower_case: bool
     sequence_length: Annotated[int, Field(ge=8, le=4096)]
     sequences_per_shard: PositiveInt
 

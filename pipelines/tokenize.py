@@ -21,6 +21,7 @@ from pipelines.base.artifacts import (
     sha256_file,
     write_manifest,
 )
+from pipelines.base.errors import UserError
 from pipelines.base.part_workers import map_parts
 from pipelines.base.resumable_parts import resumable
 from pipelines.base.run_stage import run_stage
@@ -56,12 +57,12 @@ def tokenize(
         workers: Processes; the output does not depend on it.
 
     Raises:
-        UserError: If the vocabulary cannot be found, or an unfinished run has another number
-            of parts.
+        UserError: If the vocabulary cannot be found, a document is lost, or an unfinished run
+            has another number of parts.
     """
     vocabulary = sha256_file(vocabulary_file(params.vocabulary))
     parts = {
-        split: document_parts(documents / f"{split}.parquet", params.vocabulary, vocabulary)
+        split: document_parts(documents / f"{split}.parquet", params, vocabulary)
         for split in SPLITS
     }
     with (
@@ -91,18 +92,29 @@ def tokenize(
             )
             for split in SPLITS
         }
-        facts = {
+        facts: dict[str, Any] = {
             "sequence_length": params.sequence_length,
             "sequences_per_shard": params.sequences_per_shard,
             "vocabulary": params.vocabulary,
+            "lower_case": params.lower_case,
             "vocabulary_size": VOCABULARY_SIZE,
             "vocabulary_sha256": vocabulary,
             "eos_token_id": EOS_TOKEN_ID,
             "unk_token_id": UNK_TOKEN_ID,
             **{name: {split: counts[split][name] for split in SPLITS} for name in counts["train"]},
         }
+        _check_rows(read_manifest(documents)["documents"], facts["documents"])
         write_manifest(building, stage="tokenize", facts=facts)
     log.info("sequences %s", facts["sequences"])
+
+
+def _check_rows(expected: dict[str, int], tokenized: dict[str, int]) -> None:
+    """Every clean document must be tokenized."""
+    if tokenized != expected:
+        raise UserError(
+            f"expected the documents that `clean` wrote, {expected}, got {tokenized}",
+            "make them again with `dvc repro --force clean`",
+        )
 
 
 def _pack_split(parts: Sequence[Path], packer: Packer) -> dict[str, Any]:
@@ -111,9 +123,11 @@ def _pack_split(parts: Sequence[Path], packer: Packer) -> dict[str, Any]:
     for part in parts:
         for table, stream in read_tokens(part):
             packer.append(table, stream.ids, stream.characters, stream.lengths)
+            totals["documents"] += len(table)
         totals.update(read_json(part / "facts.json"))
     dropped = packer.close()
     return {
+        "documents": totals["documents"],
         "sequences": packer.num_sequences,
         "tokens": totals["tokens"],
         "dropped_tokens": dropped,

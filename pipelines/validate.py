@@ -83,10 +83,11 @@ def collect_evidence(
         UserError: If a file is missing or damaged.
     """
     try:
+        documents = documents_table(workspace.documents)
         return {
             "raw": raw_table(workspace.raw),
-            "documents": documents_table(workspace.documents),
-            "shards": shards_table(workspace.shards),
+            "documents": documents,
+            "shards": shards_table(workspace.shards, documents),
             "overlap": overlap_table(
                 workspace.shards,
                 window_tokens=overlap_params.window_tokens,

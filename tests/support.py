@@ -78,6 +78,7 @@ def make_tiny_shards() -> Path:
     facts = {
         "sequence_length": LENGTH,
         "vocabulary": "bert-base-chinese",
+        "lower_case": True,
         "vocabulary_size": 21128,
         "eos_token_id": 102,
         "unk_token_id": 100,

@@ -30,7 +30,8 @@ from benchmarks.data.recall import recall
 from benchmarks.record import RESULTS, median_times_s, row, write
 from pipelines.base.artifacts import write_json
 from pipelines.base.downloads import packaged_file
-from pipelines.data.cleaning.near_duplicates import UnionFind, join_near_duplicates
+from pipelines.data.cleaning.clusters import Clusters
+from pipelines.data.cleaning.near_duplicates import join_near_duplicates
 from pipelines.data.order import SequenceOrder
 from pipelines.data.shards import ShardReader, ShardWriter
 from pipelines.data.text.arrays import text_array
@@ -235,8 +236,8 @@ def near_duplicates(corpus: Path) -> Rows:
     num_hashes = params.bands * params.rows_per_band
     documents, pairs = near_duplicate_corpus(corpus, 50_000)
 
-    def ours(texts: list[str]) -> UnionFind:
-        sets = UnionFind(len(texts))
+    def ours(texts: list[str]) -> Clusters:
+        sets = Clusters(len(texts))
         join_near_duplicates(text_array(texts), params, sets)
         return sets
 

@@ -241,6 +241,19 @@ def join(
 
 
 @app.command(rich_help_panel=RUNS)
+def why(
+    name: Annotated[
+        str, typer.Argument(metavar="ID", help="A document's id, or a sequence: train:123.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Tell what became of a document or sequence at each data stage, and why."""
+    from pipelines.cli.why import show_why
+
+    show_why(name, as_json=as_json)
+
+
+@app.command(rich_help_panel=RUNS)
 def analyze() -> None:
     """Describe the data of each split: lengths, scripts, [UNK], repetition, overlap."""
     from pipelines.data.audit.statistics import main as analyze_data

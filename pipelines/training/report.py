@@ -93,7 +93,8 @@ def _write_model(checkpoint: Path, config: RunConfig, building: Path) -> None:
     source = checkpoint if config.train.ema_decay is None else checkpoint / AVERAGED
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         shutil.copyfile(source / name, building / name)
-    tokenizer = load_tokenizer(read_manifest(config.shards)["vocabulary"])
+    shards = read_manifest(config.shards)
+    tokenizer = load_tokenizer(shards["vocabulary"], lower_case=shards["lower_case"])
     tokenizer.save_pretrained(building)
 
 

@@ -127,6 +127,7 @@ def write_shards(tmp_path: Path) -> WriteShards:
             "sequence_length": length,
             "sequences_per_shard": 7,
             "vocabulary": "bert-base-chinese",
+            "lower_case": True,
             "vocabulary_size": 21128,
             "vocabulary_sha256": "",
             "eos_token_id": 102,

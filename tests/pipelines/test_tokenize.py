@@ -1,5 +1,6 @@
 """Tokenize: the stream is the documents, and every character is accounted for once."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.base.artifacts import read_manifest, verify_manifest
+from pipelines.base.errors import UserError
 from pipelines.base.workspace import SPLITS
 from pipelines.data.shards import ShardReader
-from pipelines.data.text.vocabulary import load_tokenizer
+from pipelines.data.text.vocabulary import load_tokenizer, vocabulary_file
 from pipelines.data.tokenizer.fast import FastTokenizer
 from pipelines.tokenize import tokenize
 
@@ -115,6 +117,41 @@ def test_a_split_shorter_than_a_sequence_gives_no_sequence(
     assert manifest["dropped_tokens"]["test"] == manifest["tokens"]["test"]
     reader = ShardReader(tmp_path / "tokens", "test")
     assert len(reader) == len(reader.sequences()) == 0
+
+
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_the_ids_are_those_of_the_stated_configuration(
+    write_raw, prose, profile, tmp_path: Path, lower_case: bool
+) -> None:
+    """Hugging Face's tokenizer itself, with the vocabulary file and `do_lower_case`."""
+    from transformers import BertTokenizerFast
+
+    from pipelines.clean import clean
+
+    raw = write_raw([f"{prose(seed, 60)}NBA与Été，Café" for seed in range(60)])
+    clean(profile.clean, raw, tmp_path / "documents")
+    params = profile.tokenize.model_copy(update={"lower_case": lower_case, "sequence_length": 8})
+    tokenize(params, tmp_path / "documents", tmp_path / "tokens")
+    lines = vocabulary_file("bert-base-chinese").read_text(encoding="utf-8").split("\n")
+    vocabulary = {token: index for index, token in enumerate(lines[:21128])}
+    peer = BertTokenizerFast(vocab=vocabulary, do_lower_case=lower_case)
+    stream: list[int] = []
+    for text in pq.read_table(tmp_path / "documents" / "test.parquet")["text"].to_pylist():
+        stream += [*peer(text, add_special_tokens=False)["input_ids"], 102]
+    packed = everything(tmp_path / "tokens", "test").reshape(-1)
+    assert packed.tolist() == stream[: len(packed)]
+    assert len(packed) > 100
+    assert (vocabulary["nba"] in stream) is lower_case
+    assert read_manifest(tmp_path / "tokens")["lower_case"] is lower_case
+
+
+def test_a_lost_document_fails_the_stage(sanguo: Path, profile, tmp_path: Path) -> None:
+    shutil.copytree(sanguo / "documents", tmp_path / "documents")
+    path = tmp_path / "documents" / "validation.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+    with pytest.raises(UserError, match="expected the documents that `clean` wrote"):
+        tokenize(profile.tokenize, tmp_path / "documents", tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
 
 
 def test_many_batches_give_the_stream_of_one(sanguo: Path, profile, tmp_path: Path) -> None:

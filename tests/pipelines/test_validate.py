@@ -166,7 +166,7 @@ def test_shard_evidence_counts_from_the_bytes(data: Workspace) -> None:
     sequence[:64] = 100
     path = data.shards / "validation-00000.bin"
     path.write_bytes(path.read_bytes() + sequence.tobytes())
-    rows = shards_table(data.shards).set_index("split")
+    rows = shards_table(data.shards, documents_table(data.documents)).set_index("split")
     row = rows.loc["validation"]
     assert row["sequences"] == 96
     assert row["manifest_sequences_off"] == row["side_rows_off"] == row["files_changed"] == 1
@@ -181,10 +181,55 @@ def test_sequences_that_repeat_in_a_split_are_counted_and_refused(data: Workspac
     for row in range(100, 140):
         plant(data.shards, row, train[:WIDTH])
     seal(data.shards)
-    table = shards_table(data.shards).set_index("split")
+    table = shards_table(data.shards, documents_table(data.documents)).set_index("split")
     assert table["duplicate_rate"]["train"] == pytest.approx(40 / 2106)
     assert table["duplicate_rate"]["test"] == 0.0
     with pytest.raises(GateError, match="duplicate_rate"):
+        run(profile, data)
+
+
+def test_a_placeholder_cluster_in_validation_is_refused(data: Workspace, profile) -> None:
+    """Documents of one cluster, 40 % of the corpus, as a join by title alone would make it."""
+    tables = {
+        split: pq.read_table(data.documents / f"{split}.parquet")
+        for split in ("train", "validation")
+    }
+    moved = tables["train"].slice(0, 48)
+    names = pa.array([moved["cluster"][0].as_py()] * 48)
+    moved = moved.set_column(moved.schema.get_field_index("cluster"), "cluster", names)
+    tables["validation"] = pa.concat_tables([tables["validation"], moved])
+    tables["train"] = tables["train"].slice(48)
+    for split, table in tables.items():
+        pq.write_table(table, data.documents / f"{split}.parquet")
+    rows = documents_table(data.documents).set_index("split")
+    assert rows.loc["validation", "documents_deviation_sigmas"] > 10
+    assert rows.loc["validation", "characters_deviation_sigmas"] > 10
+    # The number of clusters says nothing.
+    assert abs(rows.loc["validation", "deviation_sigmas"]) < 3
+    with pytest.raises(GateError, match="documents_deviation_sigmas") as caught:
+        run(profile, data)
+    assert "characters_deviation_sigmas" in str(caught.value)
+
+
+def test_one_document_of_most_characters_in_validation_is_refused(data: Workspace, profile) -> None:
+    path = data.documents / "validation.parquet"
+    table = pq.read_table(path)
+    texts = table["text"].to_pylist()
+    texts[0] *= 60
+    pq.write_table(table.set_column(3, "text", pa.array(texts)), path)
+    rows = documents_table(data.documents).set_index("split")
+    assert abs(rows.loc["validation", "documents_deviation_sigmas"]) < 3
+    with pytest.raises(GateError, match="characters_deviation_sigmas"):
+        run(profile, data)
+
+
+def test_a_train_that_lost_most_of_its_tokens_is_refused(data: Workspace, profile) -> None:
+    path = data.shards / "train-00000.bin"
+    path.write_bytes(path.read_bytes()[: 700 * WIDTH])
+    seal(data.shards)
+    rows = shards_table(data.shards, documents_table(data.documents)).set_index("split")
+    assert rows.loc["validation", "fraction_ratio"] > 2
+    with pytest.raises(GateError, match="fraction_ratio"):
         run(profile, data)
 
 
@@ -193,6 +238,11 @@ def test_a_split_of_other_characters_is_refused(data: Workspace, profile) -> Non
     latin[:, 0] = 102
     latin.astype("<u2").tofile(data.shards / "test-00000.bin")
     seal(data.shards)
-    assert shards_table(data.shards).set_index("split")["drift_bits"]["test"] > 0.9
+    assert (
+        shards_table(data.shards, documents_table(data.documents)).set_index("split")["drift_bits"][
+            "test"
+        ]
+        > 0.9
+    )
     with pytest.raises(GateError, match="drift_bits"):
         run(profile, data)

@@ -103,50 +103,106 @@ def documents_table(directory: Path) -> "pd.DataFrame":
         split: pq.ParquetFile(directory / f"{split}.parquet", pre_buffer=False) for split in SPLITS
     }
     ids = {split: _Keys(file, "id") for split, file in files.items()}
-    clusters = {split: np.unique(_Keys(file, "cluster").values) for split, file in files.items()}
+    texts = {split: _Texts(file) for split, file in files.items()}
     repeated = _repeated([column.values for column in ids.values()])
     configured = read_manifest(directory)["split"]
-    fractions = {name: configured[f"{name}_fraction"] for name in ("validation", "test")}
-    fractions["train"] = 1.0 - sum(fractions.values())
-    total = sum(len(keys) for keys in clusters.values())
+    held_out = {name: configured[f"{name}_fraction"] for name in ("validation", "test")}
+    documents = {split: clusters.documents_K for split, clusters in texts.items()}
+    characters = {split: clusters.characters_K for split, clusters in texts.items()}
+    num_documents = sum(int(sizes.sum()) for sizes in documents.values())
+    mean_characters = sum(int(s.sum()) for s in characters.values()) / max(num_documents, 1)
+    shares = {
+        "": _shares({split: np.ones(len(s)) for split, s in documents.items()}, held_out, 1),
+        "documents_": _shares(documents, held_out, 1),
+        "characters_": _shares(characters, held_out, 2 * mean_characters),
+    }
     rows = []
     for split, file in files.items():
-        elsewhere = np.concatenate([clusters[other] for other in SPLITS if other != split])
-        fraction = fractions[split]
-        expected = total * fraction
+        elsewhere = np.concatenate([texts[other].names_K for other in SPLITS if other != split])
         rows.append(
             {
                 "split": split,
                 "documents": file.metadata.num_rows,
                 "null_ids": ids[split].nulls,
                 "repeated_ids": int(np.count_nonzero(np.isin(ids[split].values, repeated))),
-                **_measure_texts(file),
-                "clusters": len(clusters[split]),
-                "clusters_elsewhere": int(np.isin(clusters[split], elsewhere).sum()),
-                "configured_fraction": fraction,
-                "fraction": len(clusters[split]) / max(total, 1),
-                "deviation_sigmas": (len(clusters[split]) - expected)
-                / max(expected * (1.0 - fraction), 1e-9) ** 0.5,
+                "null_texts": texts[split].nulls,
+                "shortest_characters": texts[split].shortest or 0,
+                "clusters": len(texts[split].names_K),
+                "clusters_elsewhere": int(np.isin(texts[split].names_K, elsewhere).sum()),
+                "configured_fraction": held_out.get(split, 1.0 - sum(held_out.values())),
+                **{
+                    f"{unit}{name}": value
+                    for unit, of_split in shares.items()
+                    for name, value in of_split[split].items()
+                },
             }
         )
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _measure_texts(file: pq.ParquetFile) -> Row:
-    nulls, shortest = 0, None
-    for batch in file.iter_batches(ROWS_PER_BATCH, columns=["text"]):
-        texts = batch.column(0)
-        nulls += texts.null_count
-        lengths = [pc.min(pc.utf8_length(texts)).as_py(), shortest]
-        shortest = min((length for length in lengths if length is not None), default=None)
-    return {"null_texts": nulls, "shortest_characters": shortest or 0}
+class _Texts:
+    """The texts of one split, and its K clusters: their names, documents and characters."""
+
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self.nulls, self.shortest = 0, None
+        keys, lengths = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
+        for batch in file.iter_batches(ROWS_PER_BATCH, columns=["text", "cluster"]):
+            length = pc.utf8_length(batch["text"])
+            self.nulls += length.null_count
+            shortest = [pc.min(length).as_py(), self.shortest]
+            self.shortest = min((size for size in shortest if size is not None), default=None)
+            lengths.append(length.fill_null(0).to_numpy())
+            keys.append(hash_keys(batch["cluster"]))
+        self.names_K, cluster, self.documents_K = np.unique(
+            np.concatenate(keys), return_inverse=True, return_counts=True
+        )
+        self.characters_K = np.bincount(cluster, np.concatenate(lengths), len(self.names_K))
 
 
-def shards_table(directory: Path) -> "pd.DataFrame":
+def _shares(
+    sizes: dict[str, npt.NDArray[Any]], held_out: dict[str, float], smallest_bound: float
+) -> dict[str, Row]:
+    """Compare the share of every split with its configuration.
+
+    A hash assigns clusters to splits, so the variance of what a split holds follows from the
+    sizes of the clusters. Those above half of what a split is to hold must be in train (one of
+    `smallest_bound` need not): they count neither in its expectation nor in its variance, so a
+    split that holds one is far outside.
+
+    Args:
+        sizes: The sizes of the clusters of each split.
+        held_out: The configured fractions of validation and test.
+        smallest_bound: The least size above which a cluster is too large.
+
+    Returns:
+        For each split the share and its deviation in standard deviations.
+    """
+    all_sizes = np.concatenate(list(sizes.values())).astype(np.float64)
+    total = all_sizes.sum()
+    expected, variance = {"train": total}, {"train": 0.0}
+    for split, fraction in held_out.items():
+        free = all_sizes[all_sizes <= max(fraction * total / 2, smallest_bound)]
+        expected[split] = fraction * free.sum()
+        variance[split] = fraction * (1 - fraction) * (free**2).sum()
+        expected["train"] -= expected[split]
+        variance["train"] += variance[split]
+    return {
+        split: {
+            "fraction": float(mine.sum() / max(total, 1)),
+            "deviation_sigmas": float(
+                (mine.sum() - expected[split]) / max(variance[split] ** 0.5, 1e-9)
+            ),
+        }
+        for split, mine in sizes.items()
+    }
+
+
+def shards_table(directory: Path, documents: "pd.DataFrame") -> "pd.DataFrame":
     """Count the sequences and tokens of the final shards.
 
     Args:
         directory: The output of `decontaminate`.
+        documents: The table of the documents, whose shares those of the tokens should be.
 
     Returns:
         One row per split, columns `expectations.shards.COLUMNS`. `files_changed`
@@ -165,10 +221,16 @@ def shards_table(directory: Path) -> "pd.DataFrame":
         )
         for split in SPLITS
     }
+    shares = documents.set_index("split")["characters_fraction"]
+    total = sum(scan.sequences for scan in scans.values())
     rows = [
         {
             **_shards_row(directory, split, manifest, scans[split]),
             "drift_bits": divergence_bits(scans[split].tokens, scans["train"].tokens),
+            "fraction": scans[split].sequences / max(total, 1),
+            "documents_fraction": shares[split],
+            # One sequence more, as a small split is rounded to whole sequences.
+            "fraction_ratio": scans[split].sequences / (shares[split] * total + 1),
         }
         for split in SPLITS
     ]

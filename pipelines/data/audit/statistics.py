@@ -25,7 +25,7 @@ from pipelines.base.artifacts import (
 )
 from pipelines.base.run_stage import progress
 from pipelines.base.workspace import SPLITS, Workspace
-from pipelines.data.audit.evidence import shards_table
+from pipelines.data.audit.evidence import documents_table, shards_table
 from pipelines.data.audit.figures import draw_figures
 from pipelines.data.audit.pages import render_analysis
 from pipelines.data.text.scripts import HAN, HANGUL, KANA
@@ -54,7 +54,9 @@ def analyze(workspace: Workspace) -> dict[str, Any]:
     documents = read_manifest(workspace.documents)
     shards = read_manifest(workspace.shards)
     overlap = read_json(workspace.overlap_report)
-    sequences = shards_table(workspace.shards).set_index("split")
+    sequences = shards_table(workspace.shards, documents_table(workspace.documents)).set_index(
+        "split"
+    )
     histograms: dict[str, Counts] = {}
     lengths: dict[str, Counts] = {}
     for split in progress(SPLITS, total=len(SPLITS), unit="split", label="analyze"):

@@ -11,10 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.data.cleaning.clusters import Clusters, Indices
 from pipelines.data.cleaning.minhash import Signatures
-from pipelines.data.cleaning.near_duplicates import Indices, UnionFind, join_by_signatures
+from pipelines.data.cleaning.near_duplicates import Counts, join_by_signatures
 from pipelines.data.cleaning.part import read_arrow
+from pipelines.data.cleaning.titles import join_titles
 from pipelines.params import CleanParams
+
+INDEX_COLUMNS = ("id", "digest", "title_key", "characters")
 
 
 class CorpusIndex:
@@ -25,7 +29,8 @@ class CorpusIndex:
         num_hashes: H, the height of a signature.
 
     Attributes:
-        repeated_D: (D,) bool, whether a document with a smaller id has the same text.
+        twin_D: (D,) int32, the document with the same key and the smallest id, often itself.
+        characters_D: (D,) int32, the sizes of the texts.
     """
 
     def __init__(self, parts: Sequence[Path], num_hashes: int) -> None:
@@ -33,15 +38,17 @@ class CorpusIndex:
         self._num_hashes = num_hashes
         ids: list[pa.Array] = []
         digests, titles, named = [], [], []
+        characters = [np.empty(0, np.int32)]
         sizes = []
         for part in parts:
             sizes.append(0)
-            for batch in read_arrow(part / "kept.arrow", ("id", "digest", "title_key")):
+            for batch in read_arrow(part / "kept.arrow", INDEX_COLUMNS):
                 sizes[-1] += batch.num_rows
                 # Copies: a column keeps its whole batch in memory.
                 ids.append(batch["id"].take(pa.array(np.arange(batch.num_rows))))
                 digests.append(_words(batch["digest"]))
                 titles.append(_words(batch["title_key"]))
+                characters.append(batch["characters"].to_numpy().copy())
                 named.append(batch["title_key"].is_valid().to_numpy(zero_copy_only=False))
         self._starts = np.cumsum([0, *sizes])
         self._ids = pa.chunked_array(ids, pa.string())
@@ -49,9 +56,8 @@ class CorpusIndex:
         self._is_named_D = np.concatenate([np.empty(0, np.bool_), *named])
         ranks = pc.rank(self._ids, sort_keys="ascending", tiebreaker="first")
         self._rank_D = ranks.to_numpy().astype(np.int32)  # narrow, as it is kept
-        self.repeated_D = _repeated(
-            np.concatenate([np.empty((0, 2), np.uint64), *digests]), self._rank_D
-        )
+        self.characters_D = np.concatenate(characters)
+        self.twin_D = _twins(np.concatenate([np.empty((0, 2), np.uint64), *digests]), self._rank_D)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -64,40 +70,35 @@ class CorpusIndex:
         """The ids of documents."""
         return self._ids.take(pa.array(documents))
 
-    def clusters(self, kept: Indices, params: CleanParams) -> tuple[Indices, int]:
-        """Join documents with the same title, and near duplicates.
+    def join(self, kept: Indices, params: CleanParams) -> tuple[Clusters, Counts]:
+        """Join near duplicates, and documents of one title with evidence from their content.
 
         Args:
             kept: Documents without exact duplicates.
             params: The section `clean`.
 
         Returns:
-            For each of `kept` the document of its cluster with the smallest id, and the number
-            of near-duplicate pairs that were joined.
+            The clusters of `kept`, by its indices, and the work that near duplicates took.
         """
-        sets = UnionFind(len(kept))
-        self._join_titles(kept, sets)
-        source = _PartSignatures(self._parts, self._starts, self._num_hashes, kept)
-        pairs = join_by_signatures(source, source.texts, params.near_duplicates, sets)
-        roots = sets.find_all(np.arange(len(kept)))
+        clusters = Clusters(len(kept))
+        source = _PartDocuments(self._parts, self._starts, self._num_hashes, kept)
+        counts = join_by_signatures(source, source.keys, params.near_duplicates, clusters)
+        named = np.flatnonzero(self._is_named_D[kept])
+        join_titles(named, self._titles_D[kept[named]], self.characters_D[kept], source, clusters)
+        return clusters, counts
+
+    def owners(self, kept: Indices, clusters: Clusters) -> Indices:
+        """For each of `kept` the document of its cluster with the smallest id."""
+        roots = clusters.find_all(np.arange(len(kept)))
         by_id = np.lexsort((self._rank_D[kept], roots))
-        first_of_set = np.append(True, np.diff(roots[by_id]) > 0)
+        first_of_set = np.append([True], np.diff(roots[by_id]) > 0)[: len(kept)]
         owner = np.empty(len(kept), np.int64)
         owner[roots[by_id][first_of_set]] = kept[by_id][first_of_set]
-        return owner[roots], pairs
-
-    def _join_titles(self, kept: Indices, sets: UnionFind) -> None:
-        named = np.flatnonzero(self._is_named_D[kept])
-        titles = self._titles_D[kept[named]]
-        by_title = np.argsort(titles, kind="stable")
-        same = titles[by_title[1:]] == titles[by_title[:-1]]
-        order = named[by_title]
-        for first, second in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
-            sets.union(first, second)
+        return owner[roots]
 
 
-class _PartSignatures:
-    """Signatures and texts of the documents `kept`, read from the parts on demand."""
+class _PartDocuments:
+    """Signatures, keys and titles of the documents `kept`, read from the parts on demand."""
 
     def __init__(
         self, parts: Sequence[Path], starts: Indices, num_hashes: int, kept: Indices
@@ -136,8 +137,15 @@ class _PartSignatures:
             found[mine] = mapped[:, wanted[mine] - self._starts[part]].T
         return found
 
-    def texts(self, documents: Indices) -> pa.Array:
-        """Texts of documents, in ascending order of the documents, as large strings."""
+    def keys(self, documents: Indices) -> pa.Array:
+        """Keys of documents, in ascending order of the documents, as large strings."""
+        return self._column("key", documents)
+
+    def titles(self, documents: Indices) -> pa.Array:
+        """Titles of documents, in ascending order of the documents, as large strings."""
+        return self._column("title", documents)
+
+    def _column(self, name: str, documents: Indices) -> pa.Array:
         wanted = self._kept[documents]
         part_of = np.searchsorted(self._starts, wanted, side="right") - 1
         found = [pa.array([], pa.large_string())]
@@ -147,8 +155,7 @@ class _PartSignatures:
             for batch in _map_arrow(self._parts[part] / "kept.arrow"):
                 inside = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
                 if len(inside):
-                    texts = batch["text"].take(pa.array(inside))
-                    found.append(texts.cast(pa.large_string()))
+                    found.append(batch[name].take(pa.array(inside)).cast(pa.large_string()))
                 start += batch.num_rows
         return pa.concat_arrays(found)
 
@@ -160,14 +167,16 @@ def _map_arrow(path: Path) -> Iterator[pa.RecordBatch]:
             yield file.get_batch(index)
 
 
-def _repeated(
+def _twins(
     digests_D2: npt.NDArray[np.uint64], rank_D: npt.NDArray[np.int32]
-) -> npt.NDArray[np.bool_]:
-    order = np.lexsort((rank_D, *digests_D2.T))
+) -> npt.NDArray[np.int32]:
+    order = np.lexsort((rank_D, *digests_D2.T)).astype(np.int32)
     ordered = digests_D2[order]
-    repeated_D = np.zeros(len(order), dtype=bool)
-    repeated_D[order[1:]] = (ordered[1:] == ordered[:-1]).all(axis=1)
-    return repeated_D
+    is_first = np.ones(len(order), np.bool_)
+    is_first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    twin_D = np.empty_like(order)
+    twin_D[order] = order[is_first][np.cumsum(is_first) - 1]
+    return twin_D
 
 
 def _words(keys: pa.Array) -> npt.NDArray[np.uint64]:

@@ -59,6 +59,33 @@ def minhash_signatures(
     return signatures_DH
 
 
+def shingle_sets(
+    texts: pa.Array, length: int, *, use_numba: bool | None = None
+) -> tuple[Shingles, npt.NDArray[np.int64]]:
+    """Hash the shingles of every document.
+
+    Args:
+        texts: D strings.
+        length: Characters per shingle.
+        use_numba: Whether to compile the loops; by default if numba is installed.
+
+    Returns:
+        uint64, the set of each document, sorted, one after another; and (D + 1,) int64, where
+        each set starts.
+    """
+    if have_numba(use_numba):
+        from pipelines.data.cleaning import kernels
+
+        data, offsets = utf8_views(texts)
+        sets = np.empty(int(offsets[-1] - offsets[0]) + len(texts), np.uint64)
+        starts = np.empty(len(offsets), np.int64)
+        kernels.shingle_sets(data, offsets, length, sets, starts)
+        return sets[: starts[-1]], starts
+    unique = [np.unique(shingles(text.as_py(), length)) for text in texts]
+    starts = np.cumsum([0, *map(len, unique)])
+    return np.concatenate([np.empty(0, np.uint64), *unique]), starts
+
+
 def jaccard_of_pairs(
     texts: pa.Array,
     pairs_P2: npt.NDArray[np.int64],
@@ -77,17 +104,14 @@ def jaccard_of_pairs(
     Returns:
         (P,) float64 in [0, 1].
     """
+    sets, starts = shingle_sets(texts, shingle_characters, use_numba=use_numba)
     if have_numba(use_numba):
         from pipelines.data.cleaning import kernels
 
-        data, offsets = utf8_views(texts)
-        sets = np.empty(int(offsets[-1] - offsets[0]) + len(texts), np.uint64)
-        starts = np.empty(len(offsets), np.int64)
-        kernels.shingle_sets(data, offsets, shingle_characters, sets, starts)
         similarities = np.empty(len(pairs_P2), np.float64)
         kernels.jaccards(sets, starts, pairs_P2, similarities)
         return similarities
-    unique = [np.unique(shingles(text.as_py(), shingle_characters)) for text in texts]
+    unique = np.split(sets, starts[1:-1])
     return np.array([jaccard(unique[a], unique[b]) for a, b in pairs_P2.tolist()])
 
 

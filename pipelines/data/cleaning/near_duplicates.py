@@ -1,13 +1,23 @@
 """Near-duplicate documents: banded MinHash, verified by true Jaccard similarity.
 
-Banding: Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", ch. 3. Signatures
-and similarity are in `pipelines/data/cleaning/minhash.py`. Signatures and texts may be on disk:
-one band is read at a time, and only the texts of candidates.
+Banding: Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", ch. 3. Documents that
+share a band of their signatures are in one bucket. Signatures and similarity are in
+`pipelines/data/cleaning/minhash.py`. Signatures and keys may be on disk: one band is read at a
+time, and only the keys of candidates.
 
-Shape legend: D documents, H hash functions (bands x rows), P pairs.
+The time is linear in the number of documents, even if all are stubs of one template whose
+similarity lies just below the bound:
+
+* in a bucket, a document is compared with at most `NEIGHBOURS` others: those next to it in
+  the order of other rows of their signatures, so that the most alike are neighbours;
+* a pair whose signatures leave open on which side of the bound it is costs more, as its
+  shingles are compared: a document may fail `MAX_FAILURES` of these comparisons.
+
+Shape legend: D documents, H hash functions (bands x rows), P pairs, M members of buckets.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -15,18 +25,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.base.run_stage import progress
+from pipelines.data.cleaning.clusters import Clusters, Indices
 from pipelines.data.cleaning.minhash import Signatures, jaccard_of_pairs, minhash_signatures, mix
 from pipelines.data.text.arrays import text_array
 from pipelines.params import NearDuplicateParams
 
-Indices = npt.NDArray[np.int64]
-# Texts of documents by their ascending indices, as large strings.
-TextsOf = Callable[[Indices], pa.Array]
+# Keys of documents by their ascending indices, as large strings.
+KeysOf = Callable[[Indices], pa.Array]
 
 # Signatures estimate the Jaccard similarity; pairs more than this many standard errors
 # below the bound are not verified.
 ESTIMATE_SIGMAS = 4.0
 PAIRS_PER_BLOCK = 4096
+NEIGHBOURS = 8
+MAX_FAILURES = 8
+NEAR_DUPLICATE = "near duplicate"
 
 
 class SignatureSource(Protocol):
@@ -61,60 +74,63 @@ class ArraySignatures:
         return self._signatures_DH[documents]
 
 
-class UnionFind:
-    """Disjoint sets of the integers 0..n-1; the smallest member represents its set.
+@dataclass
+class Counts:
+    """The work that was done.
 
     Args:
-        n: Number of integers; each starts in a set of its own.
+        compared: Pairs whose signatures were compared.
+        verified: Pairs whose shingles were compared.
+        joined: Pairs that joined two clusters.
     """
 
-    def __init__(self, n: int) -> None:
-        self._parent: Indices = np.arange(n, dtype=np.int64)
-
-    def find(self, item: int) -> int:
-        """The smallest member of the item's set."""
-        parent = self._parent
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = int(parent[item])
-        return item
-
-    def find_all(self, items: Indices) -> Indices:
-        """The smallest member of each item's set."""
-        roots = self._parent[items]
-        while True:
-            above = self._parent[roots]
-            if np.array_equal(above, roots):
-                self._parent[items] = roots
-                return roots
-            roots = above
-
-    def union(self, a: int, b: int) -> bool:
-        """Join the sets of two items, and return whether they were different sets."""
-        low, high = sorted((self.find(a), self.find(b)))
-        self._parent[high] = low
-        return low != high
+    compared: int = 0
+    verified: int = 0
+    joined: int = 0
 
 
-def join_near_duplicates(texts: pa.Array, params: NearDuplicateParams, sets: UnionFind) -> int:
-    """Join every pair of documents with a Jaccard similarity of at least `min_jaccard`.
+@dataclass
+class _Search:
+    """What the bands have in common.
+
+    Args:
+        signatures: Signatures of D documents.
+        keys_of: Returns the keys of candidates.
+        params: Shingle length, bands, rows and the bound.
+        clusters: The clusters to join, of D documents.
+        failures_D: (D,) uint8, the open comparisons that a document failed.
+        counts: The work done so far.
+    """
+
+    signatures: SignatureSource
+    keys_of: KeysOf
+    params: NearDuplicateParams
+    clusters: Clusters
+    failures_D: npt.NDArray[np.uint8]
+    counts: Counts = field(default_factory=Counts)
+
+
+def join_near_duplicates(
+    texts: pa.Array, params: NearDuplicateParams, clusters: Clusters
+) -> Counts:
+    """Join documents with a Jaccard similarity of at least `min_jaccard`.
 
     Args:
         texts: D strings.
         params: Shingle length, bands, rows and the bound.
-        sets: The sets to join, of D members.
+        clusters: The clusters to join, of D documents.
 
     Returns:
-        The number of pairs that were verified and joined two sets.
+        The work done.
     """
     array = text_array(texts)
     source = ArraySignatures(minhash_signatures(array, params))
-    return join_by_signatures(source, array.take, params, sets)
+    return join_by_signatures(source, array.take, params, clusters)
 
 
 def join_by_signatures(
-    signatures: SignatureSource, texts_of: TextsOf, params: NearDuplicateParams, sets: UnionFind
-) -> int:
+    signatures: SignatureSource, keys_of: KeysOf, params: NearDuplicateParams, clusters: Clusters
+) -> Counts:
     """Join documents by their signatures.
 
     Pairs that share a band of their signatures are candidates: a pair is found with
@@ -122,22 +138,31 @@ def join_by_signatures(
 
     Args:
         signatures: Signatures of D documents.
-        texts_of: Returns the texts of candidates.
+        keys_of: Returns the keys of candidates.
         params: Shingle length, bands, rows and the bound.
-        sets: The sets to join, of D members.
+        clusters: The clusters to join, of D documents.
 
     Returns:
-        The number of pairs that were verified and joined two sets.
+        The work done.
     """
-    joined = 0
+    failures_D = np.zeros(len(clusters), np.uint8)
+    search = _Search(signatures, keys_of, params, clusters, failures_D)
     for band in progress(range(params.bands), total=params.bands, unit="band", label="near"):
-        start = band * params.rows_per_band
-        members, buckets = _buckets(signatures.band(start, start + params.rows_per_band))
-        for pairs_P2 in _rounds(members, buckets, sets):
-            likely = _likely(pairs_P2, signatures, params.min_jaccard)
-            for at in range(0, len(likely), PAIRS_PER_BLOCK):
-                joined += _verify(likely[at : at + PAIRS_PER_BLOCK], texts_of, params, sets)
-    return joined
+        members, buckets = _buckets(_band(search, band))
+        if len(members) == 0:
+            continue
+        if np.bincount(buckets).max() > NEIGHBOURS + 1:
+            rows_MR = _band(search, (band + 1) % params.bands)[members]
+            order = np.lexsort((*rows_MR.T, buckets))
+            members, buckets = members[order], buckets[order]
+        for pairs_P2 in _rounds(members, buckets, clusters):
+            _join(pairs_P2, search)
+    return search.counts
+
+
+def _band(search: _Search, band: int) -> Signatures:
+    start = band * search.params.rows_per_band
+    return search.signatures.band(start, start + search.params.rows_per_band)
 
 
 def _buckets(rows_DR: Signatures) -> tuple[Indices, Indices]:
@@ -147,47 +172,48 @@ def _buckets(rows_DR: Signatures) -> tuple[Indices, Indices]:
         keys = mix(keys + rows_DR[:, row])
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    like_next = np.append(ordered[1:] == ordered[:-1], False)
-    like_last = np.append(False, like_next[:-1])
-    shared = like_next | like_last
-    return order[shared], np.cumsum(~like_last)[shared]
+    same = ordered[1:] == ordered[:-1]
+    like_next, like_last = np.append(same, [False]), np.append([False], same)
+    shared = (like_next | like_last)[: len(order)]
+    return order[shared], np.cumsum(~like_last[: len(order)])[shared]
 
 
-def _rounds(members: Indices, buckets: Indices, sets: UnionFind) -> Iterator[Indices]:
-    """Yield (P, 2) pairs of the first member of a bucket with each other member.
+def _rounds(members: Indices, buckets: Indices, clusters: Clusters) -> Iterator[Indices]:
+    """Yield (P, 2) pairs of members of a bucket that are 1, 2, ... `NEIGHBOURS` places apart.
 
-    All pairs of a bucket are considered, but a bucket of one template takes one round:
-    nothing is left to compare once its members are in one set.
+    Pairs in one cluster are left out: a bucket of copies of one text takes one round.
     """
-    while len(members):
-        roots = sets.find_all(members)
-        first = np.flatnonzero(np.append(True, buckets[1:] != buckets[:-1]))
-        sizes = np.diff(np.append(first, len(members)))
-        is_apart = roots != np.repeat(roots[first], sizes)
-        yield np.stack([np.repeat(members[first], sizes), members], axis=1)[is_apart]
-        # A member that was joined to the first may still be near to another one: only
-        # buckets with a single set are done.
-        roots = sets.find_all(members)
-        mixed = np.add.reduceat(roots != np.repeat(roots[first], sizes), first) > 0
-        left = np.repeat(mixed, sizes)
-        left[first] = False
-        members, buckets = members[left], buckets[left]
+    for distance in range(1, NEIGHBOURS + 1):
+        pairs_P2 = np.stack([members[:-distance], members[distance:]], axis=1)
+        pairs_P2 = pairs_P2[buckets[:-distance] == buckets[distance:]]
+        if len(pairs_P2) == 0:
+            return
+        yield pairs_P2[clusters.find_all(pairs_P2[:, 0]) != clusters.find_all(pairs_P2[:, 1])]
 
 
-def _likely(pairs_P2: Indices, signatures: SignatureSource, min_jaccard: float) -> Indices:
-    """Keep the pairs that their signatures do not rule out."""
-    slack = ESTIMATE_SIGMAS * (min_jaccard * (1 - min_jaccard) / signatures.num_hashes) ** 0.5
-    kept = [np.empty((0, 2), np.int64)]
+def _join(pairs_P2: Indices, search: _Search) -> None:
+    """Compare the signatures of pairs, then the shingles, and join those above the bound."""
+    bound = search.params.min_jaccard
+    slack = ESTIMATE_SIGMAS * (bound * (1 - bound) / search.signatures.num_hashes) ** 0.5
     for at in range(0, len(pairs_P2), PAIRS_PER_BLOCK):
-        block = pairs_P2[at : at + PAIRS_PER_BLOCK]
-        agreement = (signatures.rows(block[:, 0]) == signatures.rows(block[:, 1])).mean(axis=1)
-        kept.append(block[agreement >= min_jaccard - slack])
-    return np.concatenate(kept)
+        block_P2 = pairs_P2[at : at + PAIRS_PER_BLOCK]
+        search.counts.compared += len(block_P2)
+        first, second = (search.signatures.rows(documents) for documents in block_P2.T)
+        agreement = (first == second).mean(axis=1)
+        is_open = agreement < bound + slack
+        tired = search.failures_D[block_P2[:, 1]] >= MAX_FAILURES
+        likely_P2 = block_P2[(agreement >= bound - slack) & ~(is_open & tired)]
+        if len(likely_P2):
+            _verify(likely_P2, search)
 
 
-def _verify(
-    pairs_P2: Indices, texts_of: TextsOf, params: NearDuplicateParams, sets: UnionFind
-) -> int:
+def _verify(pairs_P2: Indices, search: _Search) -> None:
     documents, indices = np.unique(pairs_P2, return_inverse=True)
-    alike = jaccard_of_pairs(texts_of(documents), indices.reshape(-1, 2), params.shingle_characters)
-    return sum(sets.union(a, b) for a, b in pairs_P2[alike >= params.min_jaccard].tolist())
+    alike = jaccard_of_pairs(
+        search.keys_of(documents), indices.reshape(-1, 2), search.params.shingle_characters
+    )
+    is_near = alike >= search.params.min_jaccard
+    search.counts.verified += len(pairs_P2)
+    search.counts.joined += search.clusters.join(pairs_P2[is_near], NEAR_DUPLICATE, alike[is_near])
+    failed, times = np.unique(pairs_P2[~is_near, 1], return_counts=True)
+    search.failures_D[failed] = np.minimum(search.failures_D[failed] + times, MAX_FAILURES)

@@ -1,6 +1,8 @@
 """Clean one part of the raw corpus: normalise, remove leftovers, filter and sign.
 
-kept.arrow       documents to keep: `id`, `url`, `title`, `text`, `digest`, `title_key`, `row`
+kept.arrow       documents to keep: `id`, `url`, `title`, `text`; `key`, by which texts are
+                 compared (`pipelines/data/text/folding.py`), and its `digest`; `title_key`,
+                 `characters` (of the text) and `row`
 dropped.arrow    the others, with the reason
 signatures.bin   (H, D) uint32, the MinHash signatures of the kept ones, one hash per row
 removed.parquet  the first pieces that every rule removed
@@ -23,9 +25,8 @@ import pyarrow.parquet as pq
 from pipelines.base.artifacts import write_json
 from pipelines.data.cleaning.leftovers import Removed, remove_leftovers
 from pipelines.data.cleaning.minhash import minhash_signatures
-from pipelines.data.text.arrays import text_array
 from pipelines.data.text.documents import RAW_SCHEMA
-from pipelines.data.text.folding import title_key
+from pipelines.data.text.folding import document_keys, title_key
 from pipelines.data.text.normalisation import normalise, to_simplified
 from pipelines.data.text.scripts import HAN, KANA
 from pipelines.params import CleanParams
@@ -36,15 +37,19 @@ ROWS_PER_BATCH = 1024
 KEPT_SCHEMA = pa.schema(
     [
         *RAW_SCHEMA,
-        ("digest", pa.binary(DIGEST_BYTES)),
         # Null for an empty title, which joins no documents.
         ("title_key", pa.binary(TITLE_BYTES)),
+        ("characters", pa.int32()),
         ("row", pa.int64()),
+        ("key", pa.large_string()),
+        ("digest", pa.binary(DIGEST_BYTES)),
     ]
 )
+# What the division into kept and dropped documents knows.
+DIVIDED_SCHEMA = pa.schema(list(KEPT_SCHEMA)[:-2])
 DROPPED_SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("id", "title", "reason", "text")),
+        *((name, pa.string()) for name in ("id", "title", "reason", "twin", "text")),
         ("row", pa.int64()),
     ]
 )
@@ -92,9 +97,11 @@ def clean_part(part: Part, directory: Path) -> None:
             row += batch.num_rows
             reasons.update(document["reason"] for document in to_drop)
             dropped.write_batch(pa.RecordBatch.from_pylist(to_drop, schema=DROPPED_SCHEMA))
-            table = pa.RecordBatch.from_pylist(to_keep, schema=KEPT_SCHEMA)
-            kept.write_batch(table)
-            blocks.append(minhash_signatures(text_array(table["text"]), params).T)
+            table = pa.RecordBatch.from_pylist(to_keep, schema=DIVIDED_SCHEMA)
+            keys = document_keys(table["text"])
+            columns = [*table.columns, keys, pa.array(_digests(keys), pa.binary(DIGEST_BYTES))]
+            kept.write_batch(pa.record_batch(columns, schema=KEPT_SCHEMA))
+            blocks.append(minhash_signatures(keys, params).T)
     empty = np.empty((params.bands * params.rows_per_band, 0), np.uint32)
     np.concatenate([empty, *blocks], axis=1).astype("<u4").tofile(directory / "signatures.bin")
     pieces = [dict(zip(REMOVED_SCHEMA.names, piece, strict=True)) for piece in removed.pieces]
@@ -121,10 +128,14 @@ def _divide(
             dropped.append({**named, "reason": reason})
             continue
         key = title_key(title)
-        named["digest"] = hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
+        named["characters"] = len(text)
         named["title_key"] = hashlib.sha256(key.encode()).digest()[:TITLE_BYTES] if key else None
         kept.append(named)
     return kept, dropped
+
+
+def _digests(keys: pa.Array) -> list[bytes]:
+    return [hashlib.sha256(key.encode()).digest()[:DIGEST_BYTES] for key in keys.to_pylist()]
 
 
 def clean_text(document: str, text: str, params: CleanParams, removed: Removed) -> str:

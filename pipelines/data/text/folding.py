@@ -20,13 +20,16 @@ Shape legend: D texts, C characters of all texts, F folded characters of all tex
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import opencc
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.data.text.arrays import text_array, utf8_views
+from pipelines.data.text.compiled import have_numba
 from pipelines.data.text.scripts import HAN
 
 # Change it with the rules.
@@ -37,6 +40,10 @@ OPENING, CLOSING = "([（［【〔", ")]）］】〕"
 # Unassigned, tags and private use above: they have no key.
 TABLE_SIZE = HAN[-1][1]
 UTF32 = "utf-32-le"
+# A shorter key says too little: the marks are kept, or the text itself is the key.
+MIN_KEY_CHARACTERS = 16
+# About as much text is folded at a time, so that memory does not grow with it.
+BYTES_PER_BLOCK = 1 << 20
 # In this order, each on the result of the last one.
 VARIANTS = ("t2s", "hk2s", "tw2s")
 
@@ -67,6 +74,8 @@ class _Table:
     points: Points
     bracket: npt.NDArray[np.int8]
     is_han: npt.NDArray[np.bool_]
+    utf8_starts: npt.NDArray[np.int32]
+    utf8: npt.NDArray[np.uint8]
 
 
 def fold(text: str) -> str:
@@ -79,8 +88,11 @@ def title_key(title: str) -> str:
     return _string(_map(_points(title))[0])
 
 
-def fold_array(texts: pa.Array) -> pa.Array:
-    """Compute the comparison keys of D texts.
+def document_keys(texts: pa.Array) -> pa.Array:
+    """Compute the comparison keys of D documents, none of which is empty.
+
+    A text of marks and little else (`（甲）（乙）`) has hardly a key, and would equal every
+    other such text: its marks count then, and if it has no letter at all, it is its own key.
 
     Args:
         texts: D strings.
@@ -88,18 +100,66 @@ def fold_array(texts: pa.Array) -> pa.Array:
     Returns:
         D large strings.
     """
+    keys = fold_array(texts)
+    short = pc.less(pc.utf8_length(keys), MIN_KEY_CHARACTERS)
+    if not pc.any(short).as_py():
+        return keys
+    whole = [title_key(text) or text for text in texts.filter(short).to_pylist()]
+    return pc.replace_with_mask(keys, short, pa.array(whole, pa.large_string()))
+
+
+def fold_array(texts: pa.Array, *, use_numba: bool | None = None) -> pa.Array:
+    """Compute the comparison keys of D texts.
+
+    Args:
+        texts: D strings.
+        use_numba: Whether to compile the loop; by default if numba is installed.
+
+    Returns:
+        D large strings.
+    """
     array = text_array(texts)
+    _, bounds = utf8_views(array)
+    blocks = np.flatnonzero(np.diff(bounds[:-1] // BYTES_PER_BLOCK)) + 1
+    fold_block = _fold_compiled if have_numba(use_numba) else _fold_block
+    edges = [0, *blocks.tolist(), len(array)]
+    return pa.concat_arrays([fold_block(array[i:j]) for i, j in pairwise(edges)])
+
+
+def _fold_block(array: pa.Array) -> pa.Array:
     data, bounds = utf8_views(array)
-    points_C = _points(data[bounds[0] : bounds[-1]].tobytes().decode())
+    data = data[bounds[0] : bounds[-1]]
+    points_C = _points(data.tobytes().decode())
     # Characters before each byte: every byte but those that continue a character starts one.
-    starts = np.append(0, np.cumsum((data[bounds[0] : bounds[-1]] & 0xC0) != 0x80))
+    starts = np.append(0, np.cumsum((data & 0xC0) != 0x80))
     folded = fold_points(points_C, starts[bounds - bounds[0]])
-    content = _string(folded.points_F).encode()
-    sizes_F = np.searchsorted(np.array([0x80, 0x800, 0x10000]), folded.points_F, "right") + 1
-    ends = np.append(0, np.cumsum(sizes_F))[folded.offsets]
+    ends = np.append(0, np.cumsum(_utf8_sizes(folded.points_F)))[folded.offsets]
+    return _large_strings(ends, _string(folded.points_F).encode())
+
+
+def _fold_compiled(array: pa.Array) -> pa.Array:
+    from pipelines.data.text import kernels
+
+    table = _table()
+    data, bounds = utf8_views(array)
+    # Only the part that is written takes memory.
+    folded = np.empty(int(bounds[-1] - bounds[0]) * int(np.diff(table.utf8_starts).max()), np.uint8)
+    ends = np.zeros(len(bounds), np.int64)
+    kernels.fold(
+        data, bounds, table.utf8_starts, table.utf8, table.bracket, table.is_han,
+        MARK_CHARACTERS, MARK_HAN, folded, ends,
+    )  # fmt: skip
+    return _large_strings(ends, folded[: ends[-1]].tobytes())
+
+
+def _large_strings(ends: Integers, content: bytes) -> pa.Array:
     return pa.LargeStringArray.from_buffers(
-        len(array), pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(content)
+        len(ends) - 1, pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(content)
     )
+
+
+def _utf8_sizes(points: Points) -> Integers:
+    return np.searchsorted(np.array([0x80, 0x800, 0x10000]), points, "right") + 1
 
 
 def fold_points(points_C: Points, offsets: Integers) -> Folded:
@@ -174,7 +234,10 @@ def _table() -> _Table:
     is_han = np.zeros(TABLE_SIZE, np.bool_)
     for start, stop in HAN:
         is_han[start:stop] = True
-    return _Table(starts, _points("".join(folded)), bracket, is_han)
+    points = _points("".join(folded))
+    utf8_starts = np.append(0, np.cumsum(_utf8_sizes(points)))[starts].astype(np.int32)
+    utf8 = np.frombuffer("".join(folded).encode(), np.uint8)
+    return _Table(starts, points, bracket, is_han, utf8_starts, utf8)
 
 
 def _compatible(character: str) -> str:

@@ -51,3 +51,56 @@ def two_bits(key: Any) -> Any:
     """Return the two bits that a window sets in its word of a filter."""
     one, last = np.uint64(1), np.uint64(63)
     return (one << (key & last)) | (one << ((key >> np.uint64(6)) & last))
+
+
+@compiled
+def fold(
+    data: Array,
+    offsets: Array,
+    starts: Array,
+    content: Array,
+    bracket: Array,
+    is_han: Array,
+    mark_characters: Int,
+    mark_han: Int,
+    folded: Array,
+    ends: Array,
+) -> None:
+    """Write the comparison key of every text.
+
+    A bracketed mark is written like other text, and taken back at its closing bracket.
+
+    Args:
+        data: UTF-8 of all texts, uint8.
+        offsets: (D + 1,) int64 into `data`.
+        starts: (K + 1,) int32, where the key of each code point starts in `content`.
+        content: The keys of all code points, UTF-8.
+        bracket: (K,) int8, 1 for an opening and -1 for a closing bracket.
+        is_han: (K,) bool.
+        mark_characters: The most characters in a mark.
+        mark_han: The most Han characters in a mark.
+        folded: The keys, uint8, written; with room for the longest.
+        ends: (D + 1,) int64, where the key of each text starts in `folded`; written.
+    """
+    last = len(is_han) - 1
+    n = 0
+    for document in range(len(offsets) - 1):
+        i, stop = offsets[document], offsets[document + 1]
+        # The opening bracket: where its key is, and the characters and Han since then.
+        opened, characters, han = -1, 0, 0
+        while i < stop:
+            point, i = decode(data, i)
+            point = min(point, last)
+            if bracket[point] > 0:
+                opened, characters, han = n, 0, 0
+            elif bracket[point] < 0:
+                if opened >= 0 and characters <= mark_characters and han <= mark_han:
+                    n = opened
+                opened = -1
+            else:
+                characters += 1
+                han += is_han[point]
+            for k in range(starts[point], starts[point + 1]):
+                folded[n] = content[k]
+                n += 1
+        ends[document + 1] = n

@@ -16,16 +16,15 @@ EOS_TOKEN_ID = 102
 BERT_BASE_CHINESE_SHA256 = "45bbac6b341c319adc98a532532882e91a9cefc0329aa57bac9ae761c27b291c"
 
 
-def load_tokenizer(name_or_path: str) -> "BertTokenizerFast":
+def load_tokenizer(name_or_path: str, *, lower_case: bool = True) -> "BertTokenizerFast":
     """Make the fast tokenizer from a vocabulary file.
-
-    It lower-cases, as the vocabulary has no capital letter outside its special
-    tokens (cased, 4.3 % of the characters of Chinese Wikipedia would be [UNK];
-    lower-cased, 0.4 %).
 
     Args:
         name_or_path: A local `vocab.txt`, `bert-base-chinese` (found in the
             package cn-clip, else on the Hub), or a repository on the Hub.
+        lower_case: Whether it lower-cases. The vocabulary has no capital letter outside its
+            special tokens (cased, 4.3 % of the characters of Chinese Wikipedia would be
+            [UNK]; lower-cased, 0.4 %).
 
     Returns:
         A tokenizer of `VOCABULARY_SIZE` entries; [SEP], which ends a document, is its eos.
@@ -46,7 +45,7 @@ def load_tokenizer(name_or_path: str) -> "BertTokenizerFast":
         )
     vocabulary = _parse(content, name_or_path)
     # In transformers 5, `vocab_file=` silently makes a vocabulary of 5 tokens.
-    tokenizer = BertTokenizerFast(vocab=vocabulary, do_lower_case=True, eos_token="[SEP]")  # noqa: S106
+    tokenizer = BertTokenizerFast(vocab=vocabulary, do_lower_case=lower_case, eos_token="[SEP]")  # noqa: S106
     if len(tokenizer) != VOCABULARY_SIZE:
         msg = f"expected a tokenizer of {VOCABULARY_SIZE} entries, got {len(tokenizer)}"
         raise ValueError(msg)

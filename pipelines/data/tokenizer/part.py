@@ -25,6 +25,7 @@ from pipelines.data.text.vocabulary import (
     vocabulary_file,
 )
 from pipelines.data.tokenizer.fast import FastTokenizer, TokenStream
+from pipelines.params import TokenizeParams
 
 DOCUMENTS_PER_PART = 16_384
 DOCUMENTS_PER_BATCH = 1024
@@ -41,22 +42,27 @@ class Part:
         groups: Its row groups to read.
         vocabulary: Name or path.
         vocabulary_sha256: Hash of its file.
+        lower_case: Whether the tokenizer lower-cases.
     """
 
     path: Path
     groups: tuple[int, ...]
     vocabulary: str
     vocabulary_sha256: str
+    lower_case: bool
 
 
-def document_parts(path: Path, vocabulary: str, vocabulary_sha256: str) -> list[Part]:
+def document_parts(path: Path, params: TokenizeParams, vocabulary_sha256: str) -> list[Part]:
     """Divide the documents of a split into parts of about `DOCUMENTS_PER_PART`."""
     metadata = pq.read_metadata(path)
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     parts: dict[int, list[int]] = {}
     for group, end in enumerate(np.cumsum(sizes).tolist()):
         parts.setdefault((end - 1) // DOCUMENTS_PER_PART, []).append(group)
-    return [Part(path, tuple(groups), vocabulary, vocabulary_sha256) for groups in parts.values()]
+    return [
+        Part(path, tuple(groups), params.vocabulary, vocabulary_sha256, params.lower_case)
+        for groups in parts.values()
+    ]
 
 
 def tokenize_part(part: Part, directory: Path) -> None:
@@ -69,7 +75,7 @@ def tokenize_part(part: Part, directory: Path) -> None:
     Raises:
         UserError: If this machine's vocabulary is not the stage's.
     """
-    tokenizer = _tokenizer(part.vocabulary, part.vocabulary_sha256)
+    tokenizer = _tokenizer(part.vocabulary, part.vocabulary_sha256, part.lower_case)
     counts = np.zeros(4, np.int64)
     with (
         pq.ParquetFile(part.path, pre_buffer=False) as parquet,
@@ -97,7 +103,7 @@ def tokenize_part(part: Part, directory: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(vocabulary: str, expected_sha256: str) -> FastTokenizer:
+def _tokenizer(vocabulary: str, expected_sha256: str, lower_case: bool) -> FastTokenizer:
     """Built once per process, not once per part."""
     got = sha256_file(vocabulary_file(vocabulary))
     if got != expected_sha256:
@@ -105,7 +111,7 @@ def _tokenizer(vocabulary: str, expected_sha256: str) -> FastTokenizer:
             f"vocabulary {vocabulary}: expected sha256 {expected_sha256}, got {got}",
             "install the stage's vocabulary for every worker (requirements-data.txt)",
         )
-    backend = load_tokenizer(vocabulary).backend_tokenizer
+    backend = load_tokenizer(vocabulary, lower_case=lower_case).backend_tokenizer
     # An article about BERT may contain "[SEP]", which does not end a document there.
     backend.encode_special_tokens = True
     return FastTokenizer(backend, end=EOS_TOKEN_ID)

@@ -9,6 +9,7 @@ from pipelines.base.artifacts import read_json
 from pipelines.data.cleaning.minhash import minhash_signatures
 from pipelines.data.cleaning.part import Part, clean_part, drop_reasons, read_arrow
 from pipelines.data.text.arrays import text_array
+from pipelines.data.text.folding import fold
 
 
 def test_a_part_keeps_drops_and_signs_its_documents(
@@ -19,11 +20,13 @@ def test_a_part_keeps_drops_and_signs_its_documents(
     kept = pa.Table.from_batches(read_arrow(tmp_path / "kept.arrow"))
     assert kept["row"].to_pylist() == [0, 2]
     assert kept["text"].to_pylist() == [texts[0], texts[2]]
+    assert kept["key"].to_pylist() == [fold(text) for text in kept["text"].to_pylist()]
     assert kept["title_key"].is_null().to_pylist() == [False, True]
+    assert kept["characters"].to_pylist() == [80, 80]
     (dropped,) = read_arrow(tmp_path / "dropped.arrow", ["id", "reason", "row"])
     assert dropped.to_pylist() == [{"id": "d0001", "reason": "short", "row": 1}]
     signatures_HD = np.fromfile(tmp_path / "signatures.bin", "<u4").reshape(-1, 2)
-    expected = minhash_signatures(text_array(kept["text"]), profile.clean.near_duplicates)
+    expected = minhash_signatures(text_array(kept["key"]), profile.clean.near_duplicates)
     assert np.array_equal(signatures_HD.T, expected)
     facts = read_json(tmp_path / "facts.json")
     assert facts == {"removed": {}, "dropped": {"short": 1}, "documents": 3}

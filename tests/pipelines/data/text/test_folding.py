@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.data.text import folding
 from pipelines.data.text.folding import (
     CLOSING,
     MARK_CHARACTERS,
     OPENING,
+    document_keys,
     fold,
     fold_array,
     fold_points,
@@ -72,8 +74,9 @@ def test_titles_keep_what_stands_in_brackets() -> None:
 
 @given(st.lists(st.text(st.sampled_from("学學ab Ａ１，。" + OPENING + CLOSING + "\ue000𠮷"))))
 def test_many_texts_have_the_keys_of_each(texts: list[str]) -> None:
-    keys = fold_array(pa.array(texts, pa.string())).to_pylist()
-    assert keys == [fold(text) for text in texts]
+    array = pa.array(["before", *texts], pa.string())[1:]
+    keys, plain = (fold_array(array, use_numba=flag).to_pylist() for flag in (True, False))
+    assert keys == plain == [fold(text) for text in texts]
     assert all(fold(key) == key for key in keys)
 
 
@@ -93,3 +96,19 @@ def test_a_key_is_its_own_key_and_names_its_sources(text: str) -> None:
 def test_an_array_in_the_middle_of_another_is_folded() -> None:
     texts = pa.array(["学", "學", "Ａ", "（1）書"])
     assert fold_array(texts.slice(1, 3)).to_pylist() == ["学", "a", "书"]
+
+
+@pytest.mark.parametrize("use_numba", [True, False])
+def test_the_number_of_blocks_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, use_numba: bool
+) -> None:
+    monkeypatch.setattr(folding, "BYTES_PER_BLOCK", 8)
+    texts = ["", "學（1", "）", "", "ﷺ" * 9, "甲[2]乙" * 9, "𠮷", ""]
+    keys = fold_array(pa.array(texts), use_numba=use_numba).to_pylist()
+    assert keys == [fold(text) for text in texts]
+
+
+def test_a_text_of_marks_and_little_else_does_not_equal_every_other_one() -> None:
+    texts = ["（甲）（乙）", "（丙）（丁）", "……", "。。", TEXT]
+    assert document_keys(pa.array(texts)).to_pylist() == ["甲乙", "丙丁", "……", "。。", KEY]
+    assert document_keys(pa.array([], pa.string())).to_pylist() == []

@@ -16,19 +16,23 @@ VOCABULARY = "bert-base-chinese"
 
 
 def test_row_groups_are_divided_into_parts(
-    write_corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    write_corpus, profile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     table = pq.read_table(write_corpus(["字"] * 10))
     path = tmp_path / "groups.parquet"
     pq.write_table(table, path, row_group_size=2)
     monkeypatch.setattr(module, "DOCUMENTS_PER_PART", 4)
-    assert [part.groups for part in document_parts(path, VOCABULARY, "")] == [(0, 1), (2, 3), (4,)]
+    assert [part.groups for part in document_parts(path, profile.tokenize, "")] == [
+        (0, 1),
+        (2, 3),
+        (4,),
+    ]
 
 
 def test_a_part_gives_back_its_documents_and_tokens(write_corpus, tmp_path: Path) -> None:
     path = write_corpus(["曹操\U0001f9ff", "", "玄德"])
     digest = sha256_file(vocabulary_file(VOCABULARY))
-    tokenize_part(Part(path, (0,), VOCABULARY, digest), tmp_path)
+    tokenize_part(Part(path, (0,), VOCABULARY, digest, lower_case=True), tmp_path)
     ((table, stream),) = read_tokens(tmp_path)
     assert table["id"].to_pylist() == ["d0000", "d0001", "d0002"]
     assert stream.lengths.tolist() == [4, 1, 3]
@@ -39,6 +43,6 @@ def test_a_part_gives_back_its_documents_and_tokens(write_corpus, tmp_path: Path
 
 
 def test_another_vocabulary_than_the_stages_is_refused(write_corpus, tmp_path: Path) -> None:
-    part = Part(write_corpus(["曹操"]), (0,), VOCABULARY, "another")
+    part = Part(write_corpus(["曹操"]), (0,), VOCABULARY, "another", lower_case=True)
     with pytest.raises(UserError, match="expected sha256 another, got 45bbac6b"):
         tokenize_part(part, tmp_path)
