@@ -179,7 +179,11 @@ class Comparison(AbstractContextManager["Comparison"]):
         self._sieve: Bits = np.zeros(1 << (SIEVE_BITS - 3), np.uint8)
         self._directory = tempfile.TemporaryDirectory(prefix="enigma-audit-")
         # What does not fit into `MEMORY` goes to the directory.
-        config = {**CONFIG, "threads": threads, "temp_directory": self._directory.name}
+        config: dict[str, str | int] = {
+            **CONFIG,
+            "threads": threads,
+            "temp_directory": self._directory.name,
+        }
         self.database = duckdb.connect(config=config)
         self.database.execute(TABLES)
 
