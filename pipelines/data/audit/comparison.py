@@ -29,7 +29,7 @@ from pipelines.data.audit.windows import (
 
 # A unit with fewer windows is not judged: three commonplaces would condemn it.
 MIN_WINDOWS = 24
-MEMORY = "256MB"
+MEMORY = "128MB"
 # 64 MB, of which the memory that is never written to is never used.
 SIEVE_BITS = 29
 MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -179,7 +179,7 @@ class Comparison(AbstractContextManager["Comparison"]):
         self._sieve: Bits = np.zeros(1 << (SIEVE_BITS - 3), np.uint8)
         self._directory = tempfile.TemporaryDirectory(prefix="enigma-audit-")
         # What does not fit into `MEMORY` goes to the directory.
-        config: dict[str, str | int] = {
+        config: dict[str, str | bool | int | float | list[str]] = {
             **CONFIG,
             "threads": threads,
             "temp_directory": self._directory.name,
