@@ -1,4 +1,4 @@
-"""What no two splits may share: a sequence, most of its wording, a document, a title."""
+"""What no two splits may share: a sequence, much of its wording, a document, a title."""
 
 from great_expectations import ExpectationSuite
 from great_expectations import expectations as gxe
@@ -11,19 +11,28 @@ COLUMNS = (
     "method",
     "compared",
     "shared",
-    "max_containment",
+    "max_share",
+    "p99_share",
+    "mean_share",
     "example",
 )
 PAIRS = ("train/validation", "train/test", "validation/test")
-METHODS = ("exact_sequence", "near_containment", "document_id", "title")
+METHODS = (
+    "exact_sequence",
+    "near_containment",
+    "heldout_sequence",
+    "heldout_document",
+    "document_id",
+    "title",
+)
 
 
 def overlap_suite(*, max_containment: float) -> ExpectationSuite:
     """The suite `overlap`, over a table with one row per pair of splits and method.
 
     Args:
-        max_containment: The largest share of a sequence's windows that another
-            split may have.
+        max_containment: The largest share of the windows of a sequence or document that the
+            other split as a whole may have.
 
     Returns:
         The suite. It expects every pair with every method, and that each of them compared
@@ -39,8 +48,11 @@ def overlap_suite(*, max_containment: float) -> ExpectationSuite:
             gxe.ExpectColumnDistinctValuesToEqualSet(column="method", value_set=list(METHODS)),
             gxe.ExpectColumnValuesToBeBetween(column="compared", min_value=1),
             *zero("shared"),
-            gxe.ExpectColumnValuesToBeBetween(
-                column="max_containment", min_value=0.0, max_value=max_containment
+            *(
+                gxe.ExpectColumnValuesToBeBetween(
+                    column=column, min_value=0.0, max_value=max_containment
+                )
+                for column in ("max_share", "p99_share", "mean_share")
             ),
         ],
     )

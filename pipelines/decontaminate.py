@@ -98,10 +98,10 @@ def decontaminate(
     """
     manifest = read_manifest(tokens)
     length = int(manifest["sequence_length"])
-    if params.window_tokens > length:
+    if params.window_characters > length:
         raise UserError(
-            f"decontaminate.window_tokens: expected at most the sequence length {length}, "
-            f"got {params.window_tokens}",
+            f"decontaminate.window_characters: expected at most the sequence length {length}, "
+            f"got {params.window_characters}",
             "lower it in params.yaml",
         )
     facts = {name: manifest[name] for name in KEPT_FACTS}
@@ -274,7 +274,7 @@ def overlap_report(
         `shared_with` the sequences by the split that they match best and by method.
     """
     report: dict[str, Any] = {
-        "window_tokens": params.window_tokens,
+        "window_characters": params.window_characters,
         "max_containment": params.max_containment,
     }
     for split in SPLITS:

@@ -120,7 +120,7 @@ class TokenizeParams(_Section):
 class DecontaminateParams(_Section):
     """Near overlap by containment of token windows."""
 
-    window_tokens: Annotated[int, Field(ge=2)]
+    window_characters: Annotated[int, Field(ge=2)]
     max_containment: Probability
 
 

@@ -8,16 +8,16 @@ not own and therefore does not delete.
 
 import logging
 import shutil
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipelines.base.artifacts import publish_directory, read_manifest, write_json, write_text
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.run_stage import run_stage
-from pipelines.base.workspace import SPLITS, Workspace
+from pipelines.base.workspace import Workspace
+from pipelines.data.audit.certificate import make_certificate
 from pipelines.data.audit.evidence import documents_table, raw_table, shards_table
 from pipelines.data.audit.pages import render_validation
 from pipelines.data.audit.recount import overlap_table
@@ -32,13 +32,14 @@ log = logging.getLogger(__name__)
 
 CERTIFICATE_NAME = "certificate.json"
 GATE = "validate"
-VERSIONED = ("great-expectations", "pyarrow", "transformers")
 
 
 def validate(
     params: ValidateParams,
     overlap_params: DecontaminateParams,
     workspace: Workspace,
+    *,
+    threads: int = 1,
 ) -> None:
     """Judge raw files, documents and final shards.
 
@@ -46,6 +47,7 @@ def validate(
         params: The section `validate`.
         overlap_params: The section `decontaminate`, which defines near overlap.
         workspace: Where the files are, and where the report goes.
+        threads: Threads of the comparison; the result does not depend on it.
 
     Raises:
         GateError: If a critical expectation fails; it names the suite, the
@@ -58,24 +60,28 @@ def validate(
     for stale in (output, failed):
         if stale.exists():
             shutil.rmtree(stale)
-    tables = collect_evidence(overlap_params, workspace)
+    tables = collect_evidence(overlap_params, workspace, threads)
     suites = make_suites(params, overlap_params, workspace)
     with publish_directory(failed) as building:
         results = run_suites(suites, tables, building / "data_docs")
-        passed = not any(check.refuses for result in results for check in result.checks)
-        certificate = make_certificate(workspace, results, passed=passed)
+        certificate = make_certificate(
+            workspace,
+            results,
+            window_characters=overlap_params.window_characters,
+            max_containment=overlap_params.max_containment,
+        )
         tables["overlap"].to_parquet(building / "evidence.parquet")
         page = render_validation(certificate, results, refusals(results))
         write_text(building / "index.html", page)
         write_json(building / CERTIFICATE_NAME, certificate)
-    if not passed:
+    if not certificate["passed"]:
         raise refusal(results, failed)
     failed.rename(output)
     log.info("passed: %s", output / "index.html")
 
 
 def collect_evidence(
-    overlap_params: DecontaminateParams, workspace: Workspace
+    overlap_params: DecontaminateParams, workspace: Workspace, threads: int
 ) -> "dict[str, pd.DataFrame]":
     """Count the evidence for each suite from the files.
 
@@ -90,8 +96,9 @@ def collect_evidence(
             "shards": shards_table(workspace.shards, documents),
             "overlap": overlap_table(
                 workspace.shards,
-                window_tokens=overlap_params.window_tokens,
+                window_characters=overlap_params.window_characters,
                 max_containment=overlap_params.max_containment,
+                threads=threads,
             ),
         }
     except (OSError, pa.ArrowInvalid) as error:
@@ -126,41 +133,6 @@ def make_suites(
     ]
 
 
-def make_certificate(
-    workspace: Workspace, results: list[SuiteResult], *, passed: bool
-) -> dict[str, Any]:
-    """State what was judged, by what, and the result; without a timestamp."""
-    evidence = {result.name: result.evidence for result in results}
-    sequences = evidence["shards"].set_index("split")["sequences"]
-    overlap: dict[str, dict[str, Any]] = {}
-    for row in evidence["overlap"].to_dict("records"):
-        overlap.setdefault(row["pair"], {})[row["method"]] = row["shared"]
-    near = evidence["overlap"].query("method == 'near_containment'")
-    return {
-        "passed": passed,
-        "profile": workspace.profile,
-        "raw_root": read_manifest(workspace.raw)["root"],
-        "documents_root": read_manifest(workspace.documents)["root"],
-        "shards_root": read_manifest(workspace.shards)["root"],
-        "sequences": {split: int(sequences[split]) for split in SPLITS},
-        "overlap": overlap,
-        "max_containment": float(near["max_containment"].max()),
-        "suites": [
-            {
-                "name": result.name,
-                "sha256": result.sha256,
-                "evaluated": len(result.checks),
-                "failed": sum(check.refuses for check in result.checks),
-                "warnings": sum(
-                    not check.success and not check.critical for check in result.checks
-                ),
-            }
-            for result in results
-        ],
-        "versions": {name: version(name) for name in VERSIONED},
-    }
-
-
 def refusals(results: list[SuiteResult]) -> list[str]:
     """Say which expectations failed, on what, and which sequences are shared."""
     failed = [
@@ -173,11 +145,9 @@ def refusals(results: list[SuiteResult]) -> list[str]:
         example
         for result in results
         if result.name == "overlap"
-        for example in result.evidence["example"]
-        if example
+        for example in result.evidence.query("shared > 0")["example"]
     ]
-    # An equal sequence is also a near one; name it once.
-    return [*failed, *dict.fromkeys(examples)]
+    return [*failed, *examples]
 
 
 def refusal(results: list[SuiteResult], report: Path) -> GateError:
@@ -197,7 +167,12 @@ def main() -> None:
     profile = params.profile
     # It logs its internals at level INFO from its import on.
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    validate(profile.validation, profile.decontaminate, Workspace(params.name))
+    validate(
+        profile.validation,
+        profile.decontaminate,
+        Workspace(params.name),
+        threads=profile.workers,
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def recall(corpus: Path) -> list[dict[str, Any]]:
     stream = FastTokenizer(load_tokenizer("bert-base-chinese").backend_tokenizer).encode(texts)
     tokens_NL, _ = pack(stream.ids, LENGTH)
     held_ML, train_NL = tokens_NL[:1500], tokens_NL[3000:]
-    reference = Reference({"test": held_ML}, params.window_tokens)
+    reference = Reference({"test": held_ML}, params.window_characters)
     generator = np.random.default_rng(0)
     whole = held_ML[:PLANTS]
     shifted = held_ML.reshape(-1)[LENGTH // 2 :][: PLANTS * LENGTH].reshape(-1, LENGTH)

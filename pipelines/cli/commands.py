@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from enigma.generation import Sampling
+from pipelines.base.errors import UserError
 from pipelines.base.run_stage import run_stage
 from pipelines.registry import names as registered_models
 
@@ -259,6 +260,31 @@ def analyze() -> None:
     from pipelines.data.audit.statistics import main as analyze_data
 
     analyze_data()
+
+
+@app.command(rich_help_panel=RUNS)
+def audit(
+    trained_on: Annotated[
+        str, typer.Argument(metavar="A", help="What is trained on: a file, directory or glob.")
+    ],
+    held_out: Annotated[str, typer.Argument(metavar="B", help="What is held out, likewise.")],
+    report: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report here as JSON.")
+    ] = None,
+    max_share: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Largest share of its windows a document may share."),
+    ] = 0.15,
+) -> None:
+    """Compare two corpora; exit with 1 if a document of one is in the other, 2 on bad input."""
+    from pipelines.cli.audit import audit as audit_corpora
+
+    try:
+        clean = audit_corpora(trained_on, held_out, max_share=max_share, output=report)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    raise typer.Exit(0 if clean else 1)
 
 
 def _chosen(model: ModelName | None) -> list[str]:

@@ -30,6 +30,8 @@ PLANTS = {
     "pipelines.data.tokenizer": "pipelines.data.overlap.reference",
     "pipelines.data.overlap": "pipelines.data.audit.evidence",
     "pipelines.data.audit": "pipelines.language_model.scoring",
+    "pipelines.data.audit.keys": "pipelines.data.text.folding",
+    "pipelines.data.audit.windows": "pipelines.data.overlap.reference",
     "pipelines.language_model": "mlflow",
     "pipelines.runs": "prefect",
     "pipelines.training": "pipelines.flow.fit",

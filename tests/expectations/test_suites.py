@@ -44,7 +44,14 @@ GOOD_SHARDS = {
     "duplicate_rate": 0.0,
     "drift_bits": 0.05,
 }
-GOOD_OVERLAP = {"compared": 9, "shared": 0, "max_containment": 0.05, "example": ""}
+GOOD_OVERLAP = {
+    "compared": 9,
+    "shared": 0,
+    "max_share": 0.05,
+    "p99_share": 0.04,
+    "mean_share": 0.01,
+    "example": "",
+}
 
 TABLES = {
     "raw": [GOOD_RAW, {**GOOD_RAW, "file": "part-00001.parquet"}],
@@ -156,7 +163,9 @@ BAD = {
         (1, "method", "colour", DISTINCT),
         (1, "compared", 0, BETWEEN),
         (11, "shared", 1, BETWEEN),
-        (1, "max_containment", 0.151, BETWEEN),
+        (1, "max_share", 0.151, BETWEEN),
+        (2, "p99_share", 0.151, BETWEEN),
+        (3, "mean_share", 0.151, BETWEEN),
     ],
 }
 

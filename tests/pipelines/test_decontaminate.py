@@ -13,7 +13,7 @@ from pipelines.data.shards import ShardReader
 from pipelines.decontaminate import decontaminate
 from pipelines.params import DecontaminateParams
 
-PARAMS = DecontaminateParams(window_tokens=8, max_containment=0.15)
+PARAMS = DecontaminateParams(window_characters=8, max_containment=0.15)
 
 
 def everything(directory: Path, split: str) -> np.ndarray:
@@ -131,7 +131,7 @@ def test_a_clean_corpus_passes_unchanged(random_tokens, write_shards, tmp_path: 
 
 
 def test_a_window_longer_than_a_sequence_is_refused(planted, tmp_path: Path) -> None:
-    params = DecontaminateParams(window_tokens=33, max_containment=0.15)
+    params = DecontaminateParams(window_characters=33, max_containment=0.15)
     with pytest.raises(UserError, match="expected at most the sequence length 32, got 33"):
         decontaminate(params, planted[1], tmp_path / "shards", tmp_path / "overlap.json")
     assert not (tmp_path / "shards").exists()

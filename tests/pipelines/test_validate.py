@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from expectations.overlap import METHODS
 from pipelines.base.artifacts import read_json, read_manifest, write_json, write_manifest
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.workspace import Workspace
@@ -62,14 +63,18 @@ def test_good_data_gets_a_certificate(data: Workspace, profile) -> None:
     assert certificate["documents_root"] == read_manifest(data.documents)["root"]
     assert certificate["raw_root"] == read_manifest(data.raw)["root"]
     assert certificate["sequences"] == {"train": 2106, "validation": 95, "test": 120}
-    methods = {"exact_sequence": 0, "near_containment": 0, "document_id": 0, "title": 0}
     pairs = ("train/validation", "train/test", "validation/test")
-    assert certificate["overlap"] == dict.fromkeys(pairs, methods)
-    assert 0 < certificate["max_containment"] <= 0.15
+    assert certificate["overlap"] == dict.fromkeys(pairs, dict.fromkeys(METHODS, 0))
+    held = certificate["shares"]["train/test"]["heldout_sequence"]
+    assert held["compared"] == 120
+    assert 0 < held["mean_share"] < held["p99_share"] <= held["max_share"] <= 0.15
+    assert certificate["shares"]["train/validation"]["heldout_document"]["compared"] == 5
+    assert "at least 24 windows" in certificate["measured"]["unit"]
+    assert "above 15%" in certificate["measured"]["share"]
     suites = {suite["name"]: suite for suite in certificate["suites"]}
     assert list(suites) == ["raw", "documents", "shards", "overlap"]
     assert all(suite["evaluated"] > 10 and suite["failed"] == 0 for suite in suites.values())
-    assert len(pq.read_table(report / "evidence.parquet")) == 12
+    assert len(pq.read_table(report / "evidence.parquet")) == 18
     assert (report / "data_docs" / "index.html").is_file()
     page = (report / "index.html").read_text(encoding="utf-8")
     assert "passed" in page
@@ -94,13 +99,15 @@ def test_one_planted_duplicate_is_named(data: Workspace, profile, sealed: bool) 
     assert caught.value.gate == "validate"
     message = str(caught.value)
     assert "suite `overlap`: expect_column_values_to_be_between(column='shared'" in message
-    assert "train sequence 7 is in validation sequence 3: 却说单福正与玄德" in message
+    assert "train sequence 7 equals validation sequence 3" in message
+    assert "train sequence 7: validation has 100.0% of its " in message
+    assert "most of them in sequence 3: 却说单福正与玄德" in message
     assert ("files_changed" in message) is not sealed
     # The old certificate is gone; DVC does not delete the report here.
     assert not data.report("validate").exists()
     failed = data.report("validate-failed")
     assert read_json(failed / "certificate.json")["passed"] is False
-    assert "train sequence 7 is in validation sequence 3" in (failed / "index.html").read_text(
+    assert "train sequence 7 equals validation sequence 3" in (failed / "index.html").read_text(
         encoding="utf-8"
     )
 
@@ -119,7 +126,7 @@ def test_the_command_ends_with_1_and_no_traceback(data: Workspace, workspace: Pa
     )
     assert process.returncode == 1
     assert "error: gate `validate` refused" in process.stderr
-    assert "train sequence 2105 is in test sequence 0" in process.stderr
+    assert "train sequence 2105 equals test sequence 0" in process.stderr
     assert "Traceback" not in process.stderr
 
 
@@ -128,9 +135,10 @@ def test_an_edited_copy_is_refused_too(data: Workspace, profile) -> None:
     sequence[::20] = 671
     plant(data.shards, 5, sequence.tobytes())
     seal(data.shards)
-    with pytest.raises(GateError, match="train sequence 5 is in test sequence 0") as caught:
+    with pytest.raises(GateError, match="train sequence 5: test has") as caught:
         run(profile, data)
-    assert "max_containment" in str(caught.value)
+    assert "test sequence 0: train has" in str(caught.value)
+    assert "column='max_share'" in str(caught.value)
 
 
 def test_files_that_cannot_be_read_are_named(data: Workspace, profile) -> None:

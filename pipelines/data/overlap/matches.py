@@ -54,7 +54,7 @@ def find_shared(lookup: Lookup, directory: Path) -> None:
         directory: Where the file goes.
     """
     reference = _reference(
-        lookup.reference, lookup.splits, lookup.length, lookup.params.window_tokens
+        lookup.reference, lookup.splits, lookup.length, lookup.params.window_characters
     )
     # The whole shard at once: every call reads all of the reference.
     tokens_NL = np.fromfile(lookup.path, TOKEN_DTYPE).reshape(-1, lookup.length)

@@ -11,6 +11,7 @@ CERTIFICATE = {
     "raw_root": "aa",
     "documents_root": "bb",
     "shards_root": "cc",
+    "measured": {"not_found": "Paraphrase, <translation>."},
 }
 
 
@@ -36,6 +37,7 @@ def test_a_refused_data_set_says_why(result: SuiteResult) -> None:
     assert page.count('<span class="warning">not met') == 1
     assert "<code>column = unk_rate, max_value = 0.05</code>" in page
     assert "&lt;0.0301&gt;" in page
+    assert "<tr><th>not found</th><td>Paraphrase, &lt;translation&gt;.</td></tr>" in page
 
 
 def test_numbers_are_rounded_grouped_and_aligned_under_their_headings(result: SuiteResult) -> None:

@@ -22,7 +22,7 @@ def test_the_matches_of_a_shard_are_written_and_read(
         reference=shards,
         splits=("validation", "test"),
         length=32,
-        params=DecontaminateParams(window_tokens=8, max_containment=0.15),
+        params=DecontaminateParams(window_characters=8, max_containment=0.15),
     )
     find_shared(lookup, tmp_path)
     assert read_matches(tmp_path) == [
