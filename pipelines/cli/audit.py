@@ -15,7 +15,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress
 from pipelines.data.audit.comparison import MIN_WINDOWS, Comparison, Unit
 from pipelines.data.audit.windows import Run
-from pipelines.data.sources.files import source_files
+from pipelines.data.sources.files import find_source
 
 WINDOW_CHARACTERS = 8
 WORST = 10
@@ -79,8 +79,8 @@ def compare(trained_on: str, held_out: str, *, max_share: float) -> Json:
 def _runs(comparison: Comparison, name: str, source: str) -> Iterator[Run]:
     """Yield the texts of a corpus, and note the ids of its documents."""
     first = 0
-    for file in progress(source_files(source), total=None, unit="file", label=f"corpus {name}"):
-        for table in file.read(file.path, 0):
+    for file in progress(find_source(source), total=None, unit="file", label=f"corpus {name}"):
+        for table in file.read():
             titles = table["title"].to_pylist()
             comparison.add_documents(name, first, table["id"].to_pylist(), titles)
             for number, text in enumerate(table["text"].to_pylist(), first):

@@ -38,7 +38,7 @@ MARK_CHARACTERS = 64
 MARK_HAN = 4
 OPENING, CLOSING = "([（［【〔", ")]）］】〕"
 # Unassigned, tags and private use above: they have no key.
-TABLE_SIZE = HAN[-1][1]
+TABLE_SIZE = HAN[-1][1] + 1
 UTF32 = "utf-32-le"
 # A shorter key says too little: the marks are kept, or the text itself is the key.
 MIN_KEY_CHARACTERS = 16
@@ -215,8 +215,10 @@ def _table() -> _Table:
     # A newline is dropped by rule 3, and separates characters for OpenCC, which knows phrases.
     forms = [
         "\n" if unicodedata.category(chr(point))[0] == "C" else _compatible(chr(point))
-        for point in range(TABLE_SIZE)
+        for point in range(TABLE_SIZE - 1)
     ]
+    # The last entry stands for all the code points above.
+    forms.append("\n")
     characters = sorted({character for form in forms for character in form} - {"\n"})
     keys = "\n".join(characters)
     for variant in VARIANTS:
