@@ -4,7 +4,7 @@ A coupling bends a channel by a function of the other half; the marginal distrib
 needs no network. Source: Chen and Gopinath, "Gaussianization" (2000), section 3; the curve is
 that of `enigma.couplings.spline`.
 
-Legend: N vectors, D channels, M = N D values, K bins; a 2 in a shape is (x, y).
+Legend: N vectors, D channels, K bins; a 2 in a shape is (x, y).
 """
 
 from __future__ import annotations
@@ -14,13 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from enigma.couplings.spline import (
-    MAX_LOG_SLOPE,
-    Bin,
-    Neighbours,
-    RationalQuadraticSpline,
-    curve,
-)
+from enigma.couplings.spline import MAX_LOG_SLOPE, RationalQuadraticSpline, bend
 
 __all__ = ["ChannelSplines"]
 
@@ -95,25 +89,6 @@ class ChannelSplines(nn.Module):
         return spline.min_size + spline.free_size * free_KD / free_KD.sum(dim=0)
 
     def _bend(self, value: Tensor, *, inverted: bool) -> tuple[Tensor, Tensor]:
-        spline, num_channels = self.spline, self.raw.shape[1]
-        num_bins = spline.num_bins
-        share_2KD = self.raw[: 2 * num_bins].view(2, num_bins, -1).softmax(dim=1)
-        size_2KD = spline.min_size + spline.free_size * share_2KD
-        left_2KD = size_2KD.cumsum(dim=1) - size_2KD - spline.bound
-        slope_KD = self.raw[2 * num_bins :]
-        value_ND = value.reshape(-1, num_channels)
-        inner_DK = left_2KD[int(inverted), 1:].detach().T.contiguous()
-        k_ND = torch.searchsorted(inner_DK, value_ND.T.contiguous(), right=True).T
-        column_D = torch.arange(num_channels, device=value.device)
-        before, here, after, right_knot = Neighbours.of(k_ND, num_bins)
-
-        def take(table_KD: Tensor, number_ND: Tensor) -> Tensor:
-            return table_KD.flatten().take(number_ND * num_channels + column_D).flatten()
-
-        tables = [(left_2KD, here), (size_2KD, here), (size_2KD, before), (size_2KD, after)]
-        rows = [take(table_KD, number) for table_2KD, number in tables for table_KD in table_2KD]
-        rows += [take(slope_KD, before), take(slope_KD, right_knot)]
-        moved_M, log_slope_M = curve(
-            value_ND.flatten(), Bin(*rows), k_ND.flatten(), spline, inverted=inverted
-        )
-        return moved_M.view(value.shape), log_slope_M.view(value.shape).sum(dim=-1)
+        value_ND = value.reshape(-1, self.raw.shape[1])
+        moved_ND, log_slope_ND = bend(value_ND, self.raw, self.spline, inverted=inverted)
+        return moved_ND.view(value.shape), log_slope_ND.view(value.shape).sum(dim=-1)
