@@ -71,13 +71,16 @@ class ChannelSplines(nn.Module):
         logits_2KD = ((size_2KD - self.spline.min_size) / self.spline.free_size).log()
         self.raw.copy_(torch.cat((logits_2KD.flatten(0, 1), raw_slope)))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
         """Return `y` `(..., D)` and `log |det dy/dx|` `(...)` in nats of `x` `(..., D)`."""
-        return self._bend(x, inverted=False)
+        x_ND = x.reshape(-1, self.raw.shape[1])
+        y_ND, log_slope_ND = bend(x_ND, self.raw, self.spline, inverted=inverse)
+        return y_ND.view(x.shape), log_slope_ND.view(x.shape).sum(dim=-1)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Undo `forward`; the log-determinant is the inverse's."""
-        return self._bend(y, inverted=True)
+        x: tuple[Tensor, Tensor] = self(y, inverse=True)
+        return x
 
     def _sizes(self, inner_KD: Tensor) -> Tensor:
         """Return the sizes of the bins between inner knots, none of which is too small."""
@@ -87,8 +90,3 @@ class ChannelSplines(nn.Module):
         # A bin that is all but empty gets a thousandth of what is distributed.
         free_KD = (knots_KD.diff(dim=0) - spline.min_size).clamp(min=1e-3 * spline.free_size)
         return spline.min_size + spline.free_size * free_KD / free_KD.sum(dim=0)
-
-    def _bend(self, value: Tensor, *, inverted: bool) -> tuple[Tensor, Tensor]:
-        value_ND = value.reshape(-1, self.raw.shape[1])
-        moved_ND, log_slope_ND = bend(value_ND, self.raw, self.spline, inverted=inverted)
-        return moved_ND.view(value.shape), log_slope_ND.view(value.shape).sum(dim=-1)
