@@ -14,7 +14,8 @@ What makes the gradients exact and not only close:
 * those of parameters are computed by `torch.autograd.grad` and returned, never accumulated by a
   nested `backward`: DDP sees each of them once, even if a parameter serves in two steps;
 * a recomputation sees the random numbers and the autocast of the first pass;
-* the vector-Jacobian product runs outside autocast, wherever `backward` is called;
+* the vector-Jacobian product sees the autocast under which `backward` is called, as in ordinary
+  autograd;
 * a branch reads a view of its stream, so that the contributions to a gradient are summed in the
   same order in every mode. With the streams on the grid of exact mode, where reconstruction is
   exact, the gradients then equal those of ordinary autograd bit for bit.
@@ -170,8 +171,7 @@ class _Backtrack(torch.autograd.Function):
         _ = ctx.saved_tensors
         ctx.first_pass.check()
         y = _take(tape.streams, step.stream_numbers)
-        with torch.autocast(y[0].device.type, enabled=False):
-            x, gradients = step.backtrack(y, grad_y, ctx.first_pass.again)
+        x, gradients = step.backtrack(y, grad_y, ctx.first_pass.again)
         tape.streams = _put(tape.streams, step.stream_numbers, x)
         return None, None, *gradients
 

@@ -217,6 +217,14 @@ def test_the_second_derivatives_are_right(coupling, function, stirred):
     assert torch.autograd.gradgradcheck(getattr(flow, function), x)
 
 
+@pytest.mark.parametrize("function", ["log_prob", "inverse"])
+def test_the_second_derivatives_of_the_published_flow_are_right(function, stirred):
+    """With stepping rotors, norms and squared ReLUs, whose gradients are written by hand too."""
+    flow = stirred(EnigmaFlow(Enigma(4, 1, num_rotors=2, positions=2)).double(), std=0.2)
+    x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(getattr(flow, function), x)
+
+
 # torch 2.13 scripts its own formulas for `jacfwd`.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_transforms_of_torch_func_go_through_the_flow(stirred):
@@ -290,7 +298,7 @@ def inputs_and_shapes(count, features, dtype=torch.float32):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("module", "features"), [(Density, 0), (Density, 3), (Samples, 3)])
+@pytest.mark.parametrize(("module", "features"), [(Density, 3), (Samples, 0)])
 def test_an_export_takes_any_batch(module, features, stirred):
     flow = EnigmaFlow.build(4, 1, hidden_channels=8, context_features=features).double()
     wrapped = module(stirred(flow)).eval()
@@ -304,17 +312,16 @@ def test_an_export_takes_any_batch(module, features, stirred):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")
 @pytest.mark.filterwarnings("ignore:# The axis name:UserWarning")
-@pytest.mark.parametrize(("prior", "features"), [("gaussian", 3), ("uniform", 0)])
-def test_onnx_runtime_gives_the_same_density_for_any_batch(tmp_path, prior, features, stirred):
-    flow = EnigmaFlow.build(4, 1, hidden_channels=8, context_features=features, prior=prior)
+def test_onnx_runtime_gives_the_same_density_for_any_batch(tmp_path, stirred):
+    flow = EnigmaFlow.build(4, 1, hidden_channels=8, context_features=3, prior="uniform")
     wrapped = Density(stirred(flow, std=0.05)).eval()
-    inputs, shapes = inputs_and_shapes(5, features)
+    inputs, shapes = inputs_and_shapes(5, 3)
     path = tmp_path / "flow.onnx"
     torch.onnx.export(wrapped, inputs, path, dynamo=True, dynamic_shapes=shapes, verbose=False)
     session = onnxruntime.InferenceSession(path)
     names = [each.name for each in session.get_inputs()]
     for count in (1, 5, 12):
-        inputs, _ = inputs_and_shapes(count, features)
+        inputs, _ = inputs_and_shapes(count, 3)
         (log_prob,) = session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))
         torch.testing.assert_close(
             torch.from_numpy(log_prob), wrapped(*inputs).detach(), rtol=1e-5, atol=1e-5
