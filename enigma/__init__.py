@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from enigma.causality import prove_causality as prove_causality
     from enigma.configuration_enigma import EnigmaConfig as EnigmaConfig
     from enigma.couplings.settings import CouplingSettings as CouplingSettings
+    from enigma.density.distribution import FlowDistribution as FlowDistribution
     from enigma.invertible_conv1x1 import (
         DynamicInvertibleConv1x1Stack as DynamicInvertibleConv1x1Stack,
     )
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from enigma.plugboard import Plugboard as Plugboard
     from enigma.reflector import Reflector as Reflector
     from enigma.rev_block import RevBlock as RevBlock
+    from enigma.reversible.sequence import ReversibleSequence as ReversibleSequence
     from enigma.simple_permutation import SimplePermutation as SimplePermutation
 
 __version__ = "0.2.0"
@@ -45,12 +47,14 @@ _MODULES = {
     "EnigmaFlow": "jacobian_logdet",
     "EnigmaForCausalLM": "modeling_enigma",
     "EnigmaLM": "model",
+    "FlowDistribution": "density.distribution",
     "InvertibleConv1x1": "invertible_conv1x1",
     "InvertibleConv1x1Stack": "invertible_conv1x1",
     "PRESETS": "language_model.presets",
     "Plugboard": "plugboard",
     "Reflector": "reflector",
     "RevBlock": "rev_block",
+    "ReversibleSequence": "reversible.sequence",
     "SimplePermutation": "simple_permutation",
     "TokenContext": "bijections.base",
     "build_preset": "language_model.presets",

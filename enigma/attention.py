@@ -227,6 +227,7 @@ class AttentionLayer(nn.Module):
             (self._transform, (self.mlp_up, self.mlp_down)),
             stream_numbers=(0, 1),
             exact=self.exact,
+            owner=self,
         )
 
     def _transform(self, x_BLD: Tensor) -> Tensor:

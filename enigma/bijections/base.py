@@ -63,11 +63,13 @@ class TokenContext:
         index: int64 `(L,)` or `(B, L)`, the index of each token in its text, from 0.
         mask: float `(B, L, 1)`, 0 at padding and 1 elsewhere, or None without padding.
         cache: inputs of the convolutions at earlier tokens, or None for a whole text.
+        features: floating `(..., L, C)`, what conditions a density, or None.
     """
 
     index: Tensor
     mask: Tensor | None = None
     cache: ConvolutionCache | None = None
+    features: Tensor | None = None
 
     @classmethod
     def of(cls, x: Tensor, start: int = 0) -> TokenContext:

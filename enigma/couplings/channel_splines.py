@@ -4,7 +4,7 @@ A coupling bends a channel by a function of the other half; the marginal distrib
 needs no network. Source: Chen and Gopinath, "Gaussianization" (2000), section 3; the curve is
 that of `enigma.couplings.spline`.
 
-Legend: N vectors, D channels, M = N D values, K bins; a 2 in a shape is (x, y).
+Legend: N vectors, D channels, K bins; a 2 in a shape is (x, y).
 """
 
 from __future__ import annotations
@@ -14,13 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from enigma.couplings.spline import (
-    MAX_LOG_SLOPE,
-    Bin,
-    Neighbours,
-    RationalQuadraticSpline,
-    curve,
-)
+from enigma.couplings.spline import MAX_LOG_SLOPE, RationalQuadraticSpline, bend
 
 __all__ = ["ChannelSplines"]
 
@@ -77,13 +71,16 @@ class ChannelSplines(nn.Module):
         logits_2KD = ((size_2KD - self.spline.min_size) / self.spline.free_size).log()
         self.raw.copy_(torch.cat((logits_2KD.flatten(0, 1), raw_slope)))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
         """Return `y` `(..., D)` and `log |det dy/dx|` `(...)` in nats of `x` `(..., D)`."""
-        return self._bend(x, inverted=False)
+        x_ND = x.reshape(-1, self.raw.shape[1])
+        y_ND, log_slope_ND = bend(x_ND, self.raw, self.spline, inverted=inverse)
+        return y_ND.view(x.shape), log_slope_ND.view(x.shape).sum(dim=-1)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Undo `forward`; the log-determinant is the inverse's."""
-        return self._bend(y, inverted=True)
+        x: tuple[Tensor, Tensor] = self(y, inverse=True)
+        return x
 
     def _sizes(self, inner_KD: Tensor) -> Tensor:
         """Return the sizes of the bins between inner knots, none of which is too small."""
@@ -93,27 +90,3 @@ class ChannelSplines(nn.Module):
         # A bin that is all but empty gets a thousandth of what is distributed.
         free_KD = (knots_KD.diff(dim=0) - spline.min_size).clamp(min=1e-3 * spline.free_size)
         return spline.min_size + spline.free_size * free_KD / free_KD.sum(dim=0)
-
-    def _bend(self, value: Tensor, *, inverted: bool) -> tuple[Tensor, Tensor]:
-        spline, num_channels = self.spline, self.raw.shape[1]
-        num_bins = spline.num_bins
-        share_2KD = self.raw[: 2 * num_bins].view(2, num_bins, -1).softmax(dim=1)
-        size_2KD = spline.min_size + spline.free_size * share_2KD
-        left_2KD = size_2KD.cumsum(dim=1) - size_2KD - spline.bound
-        slope_KD = self.raw[2 * num_bins :]
-        value_ND = value.reshape(-1, num_channels)
-        inner_DK = left_2KD[int(inverted), 1:].detach().T.contiguous()
-        k_ND = torch.searchsorted(inner_DK, value_ND.T.contiguous(), right=True).T
-        column_D = torch.arange(num_channels, device=value.device)
-        before, here, after, right_knot = Neighbours.of(k_ND, num_bins)
-
-        def take(table_KD: Tensor, number_ND: Tensor) -> Tensor:
-            return table_KD.flatten().take(number_ND * num_channels + column_D).flatten()
-
-        tables = [(left_2KD, here), (size_2KD, here), (size_2KD, before), (size_2KD, after)]
-        rows = [take(table_KD, number) for table_2KD, number in tables for table_KD in table_2KD]
-        rows += [take(slope_KD, before), take(slope_KD, right_knot)]
-        moved_M, log_slope_M = curve(
-            value_ND.flatten(), Bin(*rows), k_ND.flatten(), spline, inverted=inverted
-        )
-        return moved_M.view(value.shape), log_slope_M.view(value.shape).sum(dim=-1)

@@ -24,7 +24,8 @@ class CouplingNetwork(nn.Module):
         in_channels: width of the half that is read.
         out_channels: raw parameters that the coupling needs.
         hidden_channels: width of the hidden layers.
-        settings: depth, activation, normalisation, convolution, biases and residual connections.
+        settings: depth, activation, normalisation, convolution, biases, residual connections, and
+            the width of conditioning features, which enter the first layer.
     """
 
     def __init__(
@@ -40,14 +41,27 @@ class CouplingNetwork(nn.Module):
         self.hidden = nn.ModuleList(
             Linear(before, after, bias=settings.bias) for before, after in pairwise(widths)
         )
+        features = settings.context_features
+        self.features = Linear(features, hidden_channels) if features else None
         self.out = Linear(hidden_channels, out_channels, zero=True, bias=settings.bias)
 
     def forward(self, x: Tensor, context: TokenContext | None = None) -> Tensor:
-        """Map `(..., L, in_channels)` to `(..., L, out_channels)`."""
+        """Map `(..., L, in_channels)` to `(..., L, out_channels)`.
+
+        Raises:
+            ValueError: for a network with conditioning features and a context without.
+        """
         h = rms_normalise(x) if self.normalise else x
         if self.conv is not None:
             h = self.conv(h, context)
         h = self.hidden[0](h)
+        if self.features is not None:
+            if context is None or context.features is None:
+                raise ValueError(
+                    f"expected {self.features.in_features} conditioning features, got none; to fix "
+                    "this: give them as TokenContext.features"
+                )
+            h = h + self.features(context.features)
         for layer in self.hidden[1:]:
             change = layer(self.activate(h))
             h = h + change if self.residual else change

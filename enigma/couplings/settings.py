@@ -25,6 +25,7 @@ class CouplingOptions(TypedDict, total=False):
     num_bins: int
     bound: float
     exact: bool
+    context_features: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +51,12 @@ class CouplingSettings:
         bound: half the domain of a spline; standardised data lies within 5.
         exact: round what an additive coupling adds to the grid of exact mode; the inverse is then
             bit-exact.
+        context_features: width of the features that condition a density, 0 for none; every
+            network reads them from `TokenContext.features`.
 
     Raises:
-        ValueError: for an unknown kind or activation, a network without a hidden layer, or an
-            exact coupling that is not additive.
+        ValueError: for an unknown kind or activation, a network without a hidden layer, a negative
+            width, or an exact coupling that is not additive.
 
     Examples:
         >>> CouplingSettings.of("affine", bias=True).hidden_channels is None
@@ -71,6 +74,7 @@ class CouplingSettings:
     num_bins: int = 8
     bound: float = 5.0
     exact: bool = False
+    context_features: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in COUPLINGS:
@@ -86,6 +90,9 @@ class CouplingSettings:
                 "a coupling network needs at least one hidden layer of at least one channel, got "
                 f"{self.num_hidden_layers} layers of {self.hidden_channels}"
             )
+
+        if self.context_features < 0:
+            raise ValueError(f"context_features must not be negative, got {self.context_features}")
 
     @classmethod
     def of(

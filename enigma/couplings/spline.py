@@ -6,7 +6,8 @@ domain is [-bound, bound] with the identity outside (their section 3.1).
 A spline has 3 K - 1 raw parameters for each value, and memory traffic dominates. So these lie
 with the bins in front, where softmax and sums run over whole rows; only the bin that a value
 falls into and its two neighbours are read further; and the gradient is written by hand: a
-backward pass through each of the operations took three times as long.
+backward pass through each of the operations took three times as long. Second derivatives,
+`torch.func` and exports need each of the operations, so for them the spline is composed of these.
 
 Legend: K bins, M values, P = 3 K - 1 raw parameters; a 2 in a shape is (x, y).
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from enigma.couplings.transforms import Transform
 
-__all__ = ["MAX_LOG_SLOPE", "Bin", "Neighbours", "RationalQuadraticSpline", "curve"]
+__all__ = ["MAX_LOG_SLOPE", "RationalQuadraticSpline", "bend"]
 
 MAX_LOG_SLOPE = 2.0
 """Bound of the log of a knot's slope over that of the flatter of its two bins. In the middle of a
@@ -34,8 +35,8 @@ y alone costs: an inverse in float64 gives the same)."""
 class RationalQuadraticSpline(Transform):
     """A monotonic spline on [-bound, bound], and the identity outside.
 
-    Its raw parameters are K widths, K heights and K - 1 slopes. Values and log-determinants can
-    be differentiated once.
+    Its raw parameters are K widths, K heights and K - 1 slopes. The map and its log-determinant
+    can be differentiated twice; the second derivative jumps at the knots.
 
     Attributes:
         num_bins: K, at least 2.
@@ -79,10 +80,52 @@ class RationalQuadraticSpline(Transform):
 
     def _bend(self, value: Tensor, raw: Tensor, *, inverted: bool) -> tuple[Tensor, Tensor]:
         raw_PM = raw.reshape(-1, self.num_parameters, value.shape[-1]).movedim(1, 0)
-        moved_M, log_slope_M = _Bend.apply(  # type: ignore[no-untyped-call]
-            value.reshape(-1), raw_PM.reshape(self.num_parameters, -1), self, inverted
-        )
+        raw_PM = raw_PM.reshape(self.num_parameters, -1)
+        if _each_operation_counts():
+            moved_M, log_slope_M = bend(value.reshape(1, -1), raw_PM, self, inverted=inverted)
+        else:
+            moved_M, log_slope_M = _Bend.apply(  # type: ignore[no-untyped-call]
+                value.reshape(-1), raw_PM, self, inverted
+            )
         return moved_M.view(value.shape), log_slope_M.view(value.shape).sum(-1)
+
+
+def bend(
+    value_ND: Tensor, raw_PD: Tensor, spline: RationalQuadraticSpline, *, inverted: bool
+) -> tuple[Tensor, Tensor]:
+    """Bend D channels of N vectors, each channel by one spline, in differentiable operations.
+
+    Args:
+        value_ND: floating `(N, D)`.
+        raw_PD: floating `(P, D)`.
+        spline: bins and domain.
+        inverted: apply the inverse map.
+
+    Returns:
+        Where the values go and the log of the slope there, `(N, D)` each.
+    """
+    num_bins = spline.num_bins
+    share_2KD = raw_PD[: 2 * num_bins].reshape(2, num_bins, -1).softmax(dim=1)
+    size_2KD = spline.min_size + spline.free_size * share_2KD
+    left_2KD = size_2KD.cumsum(dim=1) - size_2KD - spline.bound
+    clipped_N1D = value_ND.clamp(-spline.bound, spline.bound).unsqueeze(1)
+    k_ND = (clipped_N1D >= left_2KD[int(inverted), 1:]).sum(dim=1)
+    number = Neighbours.of(k_ND, num_bins)
+    places = [
+        *((table_2KD, k_ND) for table_2KD in (left_2KD, size_2KD)),
+        (size_2KD, number.before),
+        (size_2KD, number.after),
+    ]
+    rows = [table_KD.gather(0, at_ND) for table_2KD, at_ND in places for table_KD in table_2KD]
+    slope_KD = raw_PD[2 * num_bins :]
+    rows += [slope_KD.gather(0, at_ND) for at_ND in (number.before, number.right_knot)]
+    return _curve(value_ND, Bin(*rows), k_ND, spline, inverted=inverted)
+
+
+def _each_operation_counts() -> bool:
+    """Return whether something beside ordinary autograd looks through the operations."""
+    # torch has no public name for the second: a transform of `torch.func` is at work.
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()  # noqa: SLF001
 
 
 class _Bend(torch.autograd.Function):
@@ -93,27 +136,41 @@ class _Bend(torch.autograd.Function):
         ctx: Any, value_M: Tensor, raw_PM: Tensor, spline: RationalQuadraticSpline, inverted: bool
     ) -> tuple[Tensor, Tensor]:
         size_2KM, k_M, rows = _look_up(value_M, raw_PM, spline, inverted=inverted)
-        ctx.save_for_backward(value_M, size_2KM, k_M, rows)
+        ctx.save_for_backward(value_M, raw_PM, size_2KM, k_M, rows)
         ctx.spline, ctx.inverted = spline, inverted
-        return curve(value_M, Bin(*rows.unbind()), k_M, spline, inverted=inverted)
+        return _curve(value_M, Bin(*rows.unbind()), k_M, spline, inverted=inverted)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, grad_moved_M: Tensor, grad_log_slope_M: Tensor
-    ) -> tuple[Tensor, Tensor, None, None]:
-        value_M, size_2KM, k_M, rows = ctx.saved_tensors
+    def backward(ctx: Any, *grads_M: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        value_M, raw_PM, size_2KM, k_M, rows = ctx.saved_tensors
+        spline, inverted = ctx.spline, ctx.inverted
+        # Gradients are recorded here if the gradient is to be differentiated once more. A batch of
+        # gradients (`is_grads_batched`) cannot be written into memory of a single one.
+        batched = torch._C._functorch.is_legacy_batchedtensor(grads_M[0])  # noqa: SLF001
+        if torch.is_grad_enabled() or batched:
+            with torch.enable_grad():
+                inputs = [_differentiable(tensor) for tensor in (value_M, raw_PM)]
+                outputs = bend(inputs[0].unsqueeze(0), inputs[1], spline, inverted=inverted)
+                grad_value_M, grad_raw_PM = torch.autograd.grad(
+                    [output.squeeze(0) for output in outputs],
+                    inputs,
+                    grads_M,
+                    create_graph=torch.is_grad_enabled(),
+                )
+            return grad_value_M, grad_raw_PM, None, None
         with torch.enable_grad():
             inputs = [tensor.detach().requires_grad_() for tensor in (value_M, *rows)]
-            outputs = curve(inputs[0], Bin(*inputs[1:]), k_M, ctx.spline, inverted=ctx.inverted)
-            grad_value_M, *grad_rows = torch.autograd.grad(
-                outputs, inputs, (grad_moved_M, grad_log_slope_M)
-            )
-        return grad_value_M, _raw_gradient(Bin(*grad_rows), size_2KM, k_M, ctx.spline), None, None
+            outputs = _curve(inputs[0], Bin(*inputs[1:]), k_M, spline, inverted=inverted)
+            grad_value_M, *grad_rows = torch.autograd.grad(outputs, inputs, grads_M)
+        return grad_value_M, _raw_gradient(Bin(*grad_rows), size_2KM, k_M, spline), None, None
+
+
+def _differentiable(tensor: Tensor) -> Tensor:
+    return tensor if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
 class Bin(NamedTuple):
-    """The bin that each value falls into: ten rows `(M,)`, which give the curve there."""
+    """The bin that each value falls into: ten numbers per value, which give the curve there."""
 
     left_x: Tensor
     left_y: Tensor
@@ -143,9 +200,9 @@ class Neighbours(NamedTuple):
     def of(cls, k_M: Tensor, num_bins: int) -> Neighbours:
         """Return the neighbours of bins `k_M`, int64 of any shape."""
         return cls(
-            (k_M - 1).clamp_(min=0),
+            (k_M - 1).clamp(min=0),
             k_M,
-            (k_M + 1).clamp_(max=num_bins - 1),
+            (k_M + 1).clamp(max=num_bins - 1),
             k_M.clamp(max=num_bins - 2),
         )
 
@@ -189,32 +246,30 @@ def _take(table: Tensor, index: Tensor, out: Tensor) -> None:
     torch.index_select(table.reshape(-1), 0, index.view(-1), out=out.view(-1))
 
 
-def curve(
-    value_M: Tensor, bin_: Bin, k_M: Tensor, spline: RationalQuadraticSpline, *, inverted: bool
+def _curve(
+    value: Tensor, bin_: Bin, k: Tensor, spline: RationalQuadraticSpline, *, inverted: bool
 ) -> tuple[Tensor, Tensor]:
     """Return where values go and the log of the slope there (equations 4 to 8).
 
     Args:
-        value_M: floating `(M,)`.
+        value: floating, any shape.
         bin_: the bin of each value.
-        k_M: int64 `(M,)`, the number of that bin.
+        k: int64, the number of that bin.
         spline: bins and domain.
         inverted: return the inverse map.
     """
     width, height = bin_.width, bin_.height
     mean_slope = height / width
     # Slope 1 at both ends joins the identity outside smoothly.
-    slope0 = _knot(
-        bin_.raw_slope_left, mean_slope, bin_.height_before / bin_.width_before, k_M == 0
-    )
+    slope0 = _knot(bin_.raw_slope_left, mean_slope, bin_.height_before / bin_.width_before, k == 0)
     slope1 = _knot(
         bin_.raw_slope_right,
         mean_slope,
         bin_.height_after / bin_.width_after,
-        k_M == spline.num_bins - 1,
+        k == spline.num_bins - 1,
     )
-    inside = value_M.abs() < spline.bound
-    clipped = value_M.clamp(-spline.bound, spline.bound)
+    inside = value.abs() < spline.bound
+    clipped = value.clamp(-spline.bound, spline.bound)
     bend = slope0 + slope1 - 2 * mean_slope
     if inverted:
         risen = clipped - bin_.left_y
@@ -235,13 +290,13 @@ def curve(
     above = slope1 * theta.square() + 2 * mean_slope * rest + slope0 * (1 - theta).square()
     log_slope = (above * (mean_slope / below).square()).log()
     log_slope = -log_slope if inverted else log_slope
-    return torch.where(inside, moved, value_M), log_slope * inside
+    return torch.where(inside, moved, value), log_slope * inside
 
 
 def _knot(raw: Tensor, mean_slope: Tensor, mean_slope_beyond: Tensor, at_end: Tensor) -> Tensor:
     flatter = torch.minimum(mean_slope, mean_slope_beyond)
     ratio = (MAX_LOG_SLOPE * torch.tanh(raw / MAX_LOG_SLOPE)).exp()
-    return torch.where(at_end, 1.0, flatter * ratio)
+    return (flatter * ratio).masked_fill(at_end, 1.0)
 
 
 def _raw_gradient(

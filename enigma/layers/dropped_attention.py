@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 __all__ = ["dropped_attention"]
 
@@ -51,10 +51,16 @@ class _DroppedAttention(torch.autograd.Function):
         return y_NLK
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         (grad_NLK,) = grads
         q_NLK, k_NLK, v_NLK, y_NLK, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated once more
+            q_NLK, k_NLK, v_NLK = inputs = [
+                x if x.requires_grad else x.detach().requires_grad_() for x in (q_NLK, k_NLK, v_NLK)
+            ]
+            again_NLK = _attend_again(q_NLK, k_NLK, v_NLK, kept[1::2])
+            grads = torch.autograd.grad(again_NLK, inputs, grad_NLK, create_graph=True)
+            return grads[0], grads[1], grads[2], None
         along_y_NL1 = (grad_NLK * y_NLK).sum(-1, keepdim=True)
         grad_q_NLK = torch.empty_like(q_NLK)
         grad_k_NLK, grad_v_NLK = torch.zeros_like(k_NLK), torch.zeros_like(v_NLK)
@@ -73,6 +79,17 @@ class _DroppedAttention(torch.autograd.Function):
         return grad_q_NLK, grad_k_NLK, grad_v_NLK, None
 
 
+def _attend_again(q_NLK: Tensor, k_NLK: Tensor, v_NLK: Tensor, kept: list[Tensor]) -> Tensor:
+    """Return the attention with the weights that were kept, in differentiable operations."""
+    y_NLK = []
+    for (rows, seen), keep_NRS in zip(_blocks(q_NLK.shape[1]), kept, strict=True):
+        scores_NRS = torch.bmm(q_NLK[:, rows], k_NLK[:, seen].mT)
+        later_RS = torch.ones(keep_NRS.shape[1:], dtype=torch.bool).triu(1 + rows.start)
+        weights_NRS = scores_NRS.masked_fill(later_RS, -torch.inf).softmax(dim=-1)
+        y_NLK.append(torch.bmm(weights_NRS * keep_NRS, v_NLK[:, seen]))
+    return torch.cat(y_NLK, dim=1)
+
+
 def dropped_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, probability: float) -> Tensor:
     """Return the causal attention with weights dropped at random.
 
@@ -87,6 +104,11 @@ def dropped_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, probabilit
     Returns:
         `(B, H, L, K)`, in the dtype of the values.
     """
+    # No public name: a transform of `torch.func`, which looks through the operations, is at work.
+    if torch._C._are_functorch_transforms_active():  # noqa: SLF001
+        return functional.scaled_dot_product_attention(
+            q_BHLK, k_BHLK, v_BHLK, dropout_p=probability, is_causal=True
+        )
     wide = torch.promote_types(v_BHLK.dtype, torch.float32)
     q_NLK, k_NLK, v_NLK = (x.to(wide).reshape(-1, *x.shape[-2:]) for x in (q_BHLK, k_BHLK, v_BHLK))
     # Both factors belong to scores and weights, but queries and values are smaller.

@@ -16,6 +16,7 @@ OTHERS = {
     "residual": True,
     "num_bins": 4,
     "bound": 3.0,
+    "context_features": 2,
 }
 
 
@@ -42,6 +43,7 @@ def test_settings_given_whole_are_those_made_of_options(kind):
         ({"coupling": "affine", "exact": True}, "only an additive coupling can be exact"),
         ({"coupling": "affine", "activation": "tanh"}, "activation must be one of"),
         ({"coupling": "affine", "num_hidden_layers": 0}, "at least one hidden layer"),
+        ({"coupling": "affine", "context_features": -1}, "context_features must not be negative"),
         ({"coupling": CouplingSettings(), "bias": True}, r"got \['bias'\] beside them"),
     ],
 )

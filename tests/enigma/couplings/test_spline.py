@@ -1,4 +1,4 @@
-"""The spline's gradient is written by hand: it must be the gradient."""
+"""The spline's gradient is written by hand: it must be the gradient, and have one itself."""
 
 import pytest
 import torch
@@ -23,6 +23,51 @@ def test_the_gradient_is_the_gradient(direction: str, num_bins: int) -> None:
     spline = RationalQuadraticSpline(num_bins, BOUND)
     inputs = tuple(t.requires_grad_() for t in values_and_raw(spline))
     assert torch.autograd.gradcheck(getattr(spline, direction), inputs)
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize("num_bins", [2, 4])
+def test_the_gradient_of_the_gradient_is_right(direction: str, num_bins: int) -> None:
+    spline = RationalQuadraticSpline(num_bins, BOUND)
+    inputs = tuple(t[:4].requires_grad_() for t in values_and_raw(spline))
+    assert (inputs[0].abs() > BOUND).any()
+    assert torch.autograd.gradgradcheck(getattr(spline, direction), inputs)
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize("fixed", [0, 1])
+def test_the_gradient_of_the_gradient_by_one_input_alone(direction: str, fixed: int) -> None:
+    spline = RationalQuadraticSpline(3, BOUND)
+    value_and_raw = [t[:4] for t in values_and_raw(spline)]
+
+    def bent(free: Tensor) -> tuple[Tensor, Tensor]:
+        value_and_raw[1 - fixed] = free
+        return getattr(spline, direction)(*value_and_raw)
+
+    free = value_and_raw[1 - fixed].clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(bent, free)
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_fused_and_composed_are_the_same_map(direction: str) -> None:
+    """Transforms of `torch.func` take the composed spline, ordinary autograd the fused one."""
+    spline = RationalQuadraticSpline(5, BOUND)
+    value_ND, raw_NP = values_and_raw(spline)
+    bent = getattr(spline, direction)
+    fused = bent(value_ND, raw_NP)
+    for one, other in zip(torch.vmap(bent)(value_ND, raw_NP), fused, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    grads = torch.func.grad(lambda *inputs: sum(y.sin().sum() for y in bent(*inputs)), (0, 1))
+    inputs = [t.requires_grad_() for t in (value_ND, raw_NP)]
+    expected = torch.autograd.grad(sum(y.sin().sum() for y in bent(*inputs)), inputs)
+    for one, other in zip(grads(value_ND, raw_NP), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    # A batch of gradients at once, as `vectorize=True` takes them.
+    one, _ = bent(value_ND, raw_NP)
+    directions = torch.eye(7, dtype=torch.float64)[:2, :, None].expand(-1, -1, 3)
+    both = torch.autograd.grad(one, inputs, directions, is_grads_batched=True, retain_graph=True)
+    for batched, single in zip(both, torch.autograd.grad(one, inputs, directions[1]), strict=True):
+        torch.testing.assert_close(batched[1], single, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("num_bins", [2, 3, 8])

@@ -70,3 +70,26 @@ def test_the_squared_relu_is_the_composed_one_with_its_derivatives():
     (wanted,) = torch.autograd.grad(expected, x, direction)
     assert torch.equal(grad, wanted)
     assert torch.autograd.gradgradcheck(squared_relu, x)
+
+
+def test_the_second_derivatives_are_those_of_what_was_drawn():
+    """Before and after the border of a block of 64 queries."""
+
+    def attend(q, k, v):
+        torch.manual_seed(1)
+        return dropped_attention(q, k, v, 0.4)[..., 62:67:2, :]
+
+    qkv = [x[:1, :1].detach().requires_grad_() for x in draw(67, channels=1)]
+    assert torch.autograd.gradgradcheck(attend, qkv)
+    # Where the gradient of the output is a constant, that of the inputs still depends on them.
+    direction = torch.ones(1, 1, 3, 1, dtype=torch.float64)
+    (grad,) = torch.autograd.grad(attend(*qkv), qkv[0], direction, create_graph=True)
+    assert grad.requires_grad
+
+
+def test_transforms_of_torch_func_see_attention_with_dropout():
+    q, k, v = (x.detach() for x in draw(5))
+    grad = torch.func.grad(lambda x: dropped_attention(x, k, v, 0.0).sum())(q)
+    leaf = q.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(dropped_attention(leaf, k, v, 0.0).sum(), leaf)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=1e-12)

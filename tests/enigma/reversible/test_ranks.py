@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 SCRIPT = Path(__file__).with_name("ddp_gradients.py")
-CASES = {"float64": 1e-10, "exact": 0.0, "exact-bf16": 0.0, "exact-unused": 0.0}
+CASES = {"float64": 1e-10, "exact": 0.0, "exact-bf16": 0.0, "exact-unused": 0.0, "tied": 1e-12}
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def directory(tmp_path_factory):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     finished = subprocess.run(
         [*launcher, "--nproc-per-node", "2", str(SCRIPT), str(where)],
-        cwd=SCRIPT.parents[2],
+        cwd=SCRIPT.parents[3],
         capture_output=True,
         text=True,
         timeout=300,
@@ -40,3 +40,11 @@ def test_ranks_agree_and_gradients_are_those_of_autograd(directory, case):
         assert torch.equal(reversible[0][name], reversible[1][name]), f"{name}: ranks diverge"
         difference = (reversible[0][name] - expected).abs().max() / expected.abs().max()
         assert float(difference) <= CASES[case], name
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_common_recipe_does_not_train_shared_networks(directory, rank):
+    """DDP counts every nested `backward` of a parameter, and a shared one has several."""
+    assert not (directory / f"tied-common recipe-{rank}.safetensors").exists()
+    error = (directory / f"tied-common recipe-{rank}.txt").read_text()
+    assert "Expected to mark a variable ready only once" in error

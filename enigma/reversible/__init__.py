@@ -1,0 +1,26 @@
+"""Training without stored activations, for the models of this package and for any other."""
+
+from enigma.reversible.backward import (
+    NON_REENTRANT,
+    Checkpoint,
+    MemoryMode,
+    run_steps,
+    run_streams,
+    undo_steps,
+)
+from enigma.reversible.sequence import ReversibleSequence
+from enigma.reversible.steps import BijectionStep, CouplingStep, Step, Streams
+
+__all__ = [
+    "NON_REENTRANT",
+    "BijectionStep",
+    "Checkpoint",
+    "CouplingStep",
+    "MemoryMode",
+    "ReversibleSequence",
+    "Step",
+    "Streams",
+    "run_steps",
+    "run_streams",
+    "undo_steps",
+]

@@ -1,0 +1,95 @@
+"""Pairs of networks that a user brings: gradients, inverse, memory, random numbers, sharing."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from enigma.reversible import ReversibleSequence
+
+
+def network(channels_in, channels_out, dropout=0.0):
+    return nn.Sequential(
+        nn.LayerNorm(channels_in),
+        nn.Linear(channels_in, 6),
+        nn.Tanh(),
+        nn.Dropout(dropout),
+        nn.Linear(6, channels_out),
+    )
+
+
+def sequence(num_pairs=4, *, tied=False, dropout=0.0):
+    torch.manual_seed(0)
+    pairs = [(network(3, 5, dropout), network(5, 3, dropout)) for _ in range(num_pairs)]
+    return ReversibleSequence([*pairs, *pairs[::-1]] if tied else pairs).double()
+
+
+def gradients(model, memory, streams):
+    model = copy.deepcopy(model)
+    model.memory = memory
+    streams = [x.clone().requires_grad_() for x in streams]
+    torch.manual_seed(1)
+    y1, y2 = model(*streams)
+    loss = (y1.sin().sum() + y2.square().mean()) * 2
+    return torch.autograd.grad(loss, [*streams, *model.parameters()])
+
+
+@pytest.fixture
+def streams():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(7, n, generator=generator, dtype=torch.float64) for n in (5, 3)]
+
+
+@pytest.mark.parametrize("memory", ["checkpoint", "reversible"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_gradients_are_those_of_autograd(memory, tied, dropout, streams):
+    model = sequence(tied=tied, dropout=dropout)
+    for grad, expected in zip(
+        gradients(model, memory, streams), gradients(model, "plain", streams), strict=True
+    ):
+        torch.testing.assert_close(grad, expected, rtol=0, atol=1e-12)
+
+
+def test_the_inverse_undoes_it(streams):
+    model = sequence()
+    with torch.no_grad():
+        back = model.inverse(*model(*streams))
+    for stream, again in zip(streams, back, strict=True):
+        torch.testing.assert_close(again, stream, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_memory_does_not_grow_with_depth(tied, streams):
+    def stored(memory, num_pairs):
+        model = sequence(num_pairs, tied=tied)
+        model.memory = memory
+        parameters, sizes = {p.data_ptr() for p in model.parameters()}, {}
+
+        def pack(x):
+            if x.data_ptr() not in parameters:
+                sizes[x.data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            outputs = model(*streams)
+        assert outputs[0].requires_grad
+        return sum(sizes.values())
+
+    assert stored("reversible", 20) == stored("reversible", 2) == 8 * 7 * (5 + 3)
+    assert stored("plain", 20) > 5 * stored("plain", 2)
+
+
+def test_without_gradients_nothing_is_prepared(streams, monkeypatch):
+    expected = sequence()(*streams)
+    monkeypatch.setattr(torch, "get_rng_state", None)
+    with torch.no_grad():
+        assert torch.equal(sequence()(*streams)[0], expected[0])
+
+
+def test_errors_say_what_was_expected():
+    with pytest.raises(ValueError, match="at least one pair of networks, got none"):
+        ReversibleSequence([])
+    with pytest.raises(ValueError, match="memory must be one of"):
+        ReversibleSequence([(nn.Identity(), nn.Identity())], memory="none")
