@@ -64,7 +64,9 @@ class Reflector(Bijection):
             if self.exact:
                 return self._reflect_exactly(x), x.new_zeros(x.shape[:-1])
             gram = self.vectors @ self.vectors.T
-            projector = torch.linalg.solve(gram, self.vectors)
+            projector = (
+                self.vectors / gram if len(gram) == 1 else torch.linalg.solve(gram, self.vectors)
+            )
             y = x - 2 * (x @ self.vectors.T) @ projector
         return y, x.new_zeros(x.shape[:-1])
 

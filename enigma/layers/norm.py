@@ -72,5 +72,8 @@ def rms_normalise(x: Tensor) -> Tensor:
         return normalised
     wide = x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
     with torch.autocast("cpu", enabled=False):
-        y: Tensor = _RootMeanSquare.apply(wide)[0]  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled():
+            y: Tensor = _RootMeanSquare.apply(wide)[0]  # type: ignore[no-untyped-call]
+        else:  # the call of an autograd function costs more than one token's sum
+            y, _ = _RootMeanSquare.forward(wide)
     return y.to(x.dtype)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from enigma.attention import CausalSelfAttention, alibi_slopes, position_channels
+from enigma.attention import AttentionContext, CausalSelfAttention, alibi_slopes
 from enigma.bijections.round_trip import core_round_trip_error
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.layers.norm import rms_normalise
@@ -27,7 +27,7 @@ def test_the_linear_biases_are_those_of_alibi(stirred):
     scores = q @ k.mT / 8**0.5 - alibi_slopes(4)[:, None, None] * (index[:, None] - index)
     weights = scores.masked_fill(index > index[:, None], -torch.inf).softmax(-1)
     expected = (weights @ attention.value(x).view(2, 300, 4, 8).transpose(1, 2)).transpose(1, 2)
-    actual = attention(x, position_channels(index, None, use_alibi=True))
+    actual = attention(x, AttentionContext(index))
     torch.testing.assert_close(actual, attention.out(expected.flatten(2)), rtol=0, atol=1e-10)
 
 
