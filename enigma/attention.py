@@ -328,7 +328,9 @@ class AttentionLayer(nn.Module):
         return self._drop(transformed)
 
     def _drop(self, x_BLD: Tensor) -> Tensor:
-        return functional.dropout(x_BLD, self.hidden_dropout, self.training)
+        if not self.training:
+            return x_BLD
+        return functional.dropout(x_BLD, self.hidden_dropout)
 
 
 class _LayerStep(CouplingStep):

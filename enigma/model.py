@@ -137,6 +137,10 @@ class EnigmaLM(nn.Module):
         self.head: nn.Linear = Linear(d, vocab_size)
         if tie_word_embeddings:
             self.head.weight = self.embedding.tokens.weight
+        # Layers that a decoding cache needs: one per attention layer and pass of a convolution.
+        passes = 1 if return_path == "untied" else 2
+        convolutions = sum(isinstance(module, CausalConv) for module in self.core.modules())
+        self.num_cache_slots = num_transformer_layers + passes * convolutions
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Return next-token logits.
@@ -151,13 +155,6 @@ class EnigmaLM(nn.Module):
         if ids_BL.ndim == 1:
             return self.logits(self.hidden_states(ids_BL.unsqueeze(0)))[0]
         return self.logits(self.hidden_states(ids_BL))
-
-    @property
-    def num_cache_slots(self) -> int:
-        """Layers that a decoding cache needs: one per attention layer and pass of a convolution."""
-        passes = 1 if self.core.return_path == "untied" else 2
-        convolutions = sum(isinstance(m, CausalConv) for m in self.core.modules())
-        return len(self.layers) + passes * convolutions
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits `(..., V)` of final hidden states `(..., D)`."""

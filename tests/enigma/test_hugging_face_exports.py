@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.export import Dim, export
+from transformers import CompileConfig
 
 SIZES = ((1, 5), (3, 30), (2, 300))
 SHAPES = {name: {0: Dim("batch"), 1: Dim("length")} for name in ("input_ids", "attention_mask")}
@@ -66,3 +67,18 @@ def test_onnx_runtime_gives_the_same_logits(make_causal_lm, tmp_path):
         return torch.from_numpy(session.run(None, inputs)[0])
 
     check(run, model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"rotor_form": "lifting", "use_alibi": False}])
+def test_decoding_into_a_static_cache_is_one_graph(make_causal_lm, changes):
+    model = make_causal_lm(**changes)
+    ids, mask = left_padded(2, 12)
+    settings = {
+        "attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "eos_token_id": None,
+        "pad_token_id": 0,
+    }  # fmt: skip
+    whole = CompileConfig(fullgraph=True, backend="eager", mode=None)
+    whole._compile_all_devices = True  # transformers would compile on a GPU only
+    compiled = model.generate(ids, cache_implementation="static", compile_config=whole, **settings)
+    assert torch.equal(compiled, model.generate(ids, **settings))
