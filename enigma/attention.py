@@ -298,9 +298,12 @@ class AttentionLayer(nn.Module):
         self.mlp_down = Linear(4 * d, d, zero=True)
         self.hidden_dropout = hidden_dropout
 
-    def forward(self, run: Callable[..., Streams], *streams: Tensor) -> Streams:
-        """Run the layer's own step over its two streams; see `step`."""
-        return run(*streams)
+    def forward(self, x1_BLD: Tensor, x2_BLD: Tensor, run: Callable[..., Streams]) -> Streams:
+        """Return both streams after the layer, as `run` of its step computes them.
+
+        The layer is a module call only so that its hooks fire and its weights are at hand.
+        """
+        return run(x1_BLD, x2_BLD)
 
     def step(self, context: AttentionContext, layer_index: int = 0) -> CouplingStep:
         """Return the layer as a step over two streams `(B, L, D)`.
@@ -342,5 +345,5 @@ class _LayerStep(CouplingStep):
 
     def run(self, x: Streams, call: Call) -> Streams:
         """Run the step inside the layer's `__call__`; see the base class."""
-        y: Streams = self._layer(lambda *streams: super(_LayerStep, self).run(streams, call), *x)
+        y: Streams = self._layer(*x, lambda *streams: super(_LayerStep, self).run(streams, call))
         return y

@@ -97,6 +97,8 @@ class EnigmaPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # untyped b
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does; after `register_for_auto_class` with code and model card."""
+        if self._auto_class is not None:  # transformers adds the registered class and the config
+            self.config.auto_map = {"AutoModel": f"modeling_enigma.{EnigmaModel.__name__}"}
         super().save_pretrained(save_directory, *args, **kwargs)
         if self._auto_class is not None:
             write_remote_code(Path(save_directory))
@@ -140,8 +142,6 @@ class EnigmaPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # untyped b
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         weights: list[Tensor] | None = [] if output_attentions else None
-        if self.config._attn_implementation == "eager":  # noqa: SLF001 - its one public reading
-            weights = []
         states: list[Tensor] | None = [] if output_hidden_states else None
         options = self._places(attention_mask, position_ids, past_key_values, given, packed)
         if self.gradient_checkpointing:

@@ -56,7 +56,8 @@ def training_loss(
                 options=nn.LinearCrossEntropyOptions(batch_chunk_size=_CHUNK),
             )
             return loss if num_items_in_batch is None else loss / num_items_in_batch
-        hidden_ND = hidden_ND.to(next(head.parameters()).dtype)
+        floating = (p.dtype for p in head.parameters() if p.is_floating_point())
+        hidden_ND = hidden_ND.to(next(floating, hidden_ND.dtype))
         parts = zip(torch.split(hidden_ND, _CHUNK), torch.split(target_N, _CHUNK), strict=True)
         losses = [
             checkpoint(_summed_loss, head, h_ND, t_N, use_reentrant=False) for h_ND, t_N in parts

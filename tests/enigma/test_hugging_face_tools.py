@@ -38,6 +38,8 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
+bare = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(bare).__name__ == "EnigmaModel"
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 ids = torch.arange(1, 9).unsqueeze(0)
 torch.save(model(ids).logits.detach(), sys.argv[2])
@@ -45,8 +47,6 @@ print(model.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None, 
 model.save_pretrained(sys.argv[1] + "/again")
 again = AutoModelForCausalLM.from_pretrained(sys.argv[1] + "/again", trust_remote_code=True)
 assert torch.equal(again(ids).logits, model(ids).logits)
-bare = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert type(bare).__name__ == "EnigmaModel"
 assert "enigma" not in sys.modules
 """
 

@@ -205,3 +205,13 @@ def test_errors_say_what_was_expected():
         EnigmaConfig(d=30)
     with pytest.raises(Exception, match="return_path"):
         EnigmaConfig(return_path="backwards")
+
+
+@pytest.mark.parametrize("memory", ["plain", "reversible"])
+def test_hooks_on_attention_layers_fire_once_in_a_forward_pass(make_lm, memory):
+    lm = make_lm(memory=memory).train()
+    calls = []
+    for number, layer in enumerate(lm.layers):
+        layer.register_forward_hook(lambda *_, number=number: calls.append(number))
+    lm(IDS).sum().backward()
+    assert calls == [0, 1, 2]
