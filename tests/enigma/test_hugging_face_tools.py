@@ -156,26 +156,42 @@ def test_the_text_generation_pipeline_passes_what_a_bert_tokenizer_makes(make_ca
     assert torch.equal(model.generate(IDS, **inputs, **greedy), model.generate(IDS, **greedy))
 
 
+WEIGHTS = {
+    "lm.embedding.tokens.weight": (120, 32),
+    "lm.layers.0.attention.query.weight": (24, 32),
+    "lm.layers.0.attention.key.weight": (24, 32),
+    "lm.layers.0.attention.value.weight": (32, 32),
+    "lm.layers.0.attention.out.weight": (32, 32),
+    "lm.layers.0.mlp_up.weight": (128, 32),
+    "lm.layers.2.mlp_down.weight": (32, 128),
+    "lm.core.plugboard.partner": (32,),
+    "lm.core.rotors.layers.1.packed": (32, 32),
+    "lm.core.blocks.0.f.network.hidden.0.weight": (64, 16),
+    "lm.core.blocks.1.g.network.out.weight": (16, 64),
+    "lm.core.reflector.vectors": (1, 32),
+    "lm.head.weight": (120, 32),
+}
+# What the first version computes from the weights below, without and with left padding.
+LOGITS = [[-2.80800406, 2.95365312, -1.84537649], [-0.86198924, -1.93658995, 3.91302118]]
+PADDED_LOGITS = [-2.3232967, 0.45865021, 1.60070881]
+
+
 def test_files_of_the_first_version_give_equal_logits(make_causal_lm, tmp_path):
-    """The names and shapes of weights are those of the first published models."""
-    model = make_causal_lm()
-    names = {
-        "lm.embedding.tokens.weight": (120, 32),
-        "lm.layers.0.attention.query.weight": (24, 32),
-        "lm.layers.0.attention.key.weight": (24, 32),
-        "lm.layers.0.attention.value.weight": (32, 32),
-        "lm.layers.0.attention.out.weight": (32, 32),
-        "lm.layers.0.mlp_up.weight": (128, 32),
-        "lm.layers.2.mlp_down.weight": (32, 128),
-        "lm.core.plugboard.partner": (32,),
-        "lm.core.rotors.layers.1.packed": (32, 32),
-        "lm.core.blocks.0.f.network.hidden.0.weight": (64, 16),
-        "lm.core.blocks.1.g.network.out.weight": (16, 64),
-        "lm.core.reflector.vectors": (1, 32),
-        "lm.head.weight": (120, 32),
-    }
-    state = model.state_dict()
-    assert {name: tuple(state[name].shape) for name in names} == names
-    model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    state = make_causal_lm().double().state_dict()
+    assert len(state) == 34
+    assert {name: tuple(state[name].shape) for name in WEIGHTS} == WEIGHTS
+    for number, (name, value) in enumerate(sorted(state.items())):
+        if value.is_floating_point():
+            angle = torch.arange(value.numel(), dtype=torch.float64) * (1 + number)
+            state[name] = 0.3 * torch.sin(angle).view(value.shape)
+    state["lm.head.weight"] = state["lm.embedding.tokens.weight"]
+    first = make_causal_lm().double()
+    first.load_state_dict(state)
+    first.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    ids, mask = torch.arange(1, 13).unsqueeze(0), torch.tensor([[0] * 4 + [1] * 8])
+    close = {"rtol": 0, "atol": 1e-7}
+    expected = torch.tensor(LOGITS, dtype=torch.float64)
+    torch.testing.assert_close(loaded(ids).logits[0, [0, 11], :3], expected, **close)
+    padded = loaded(ids, attention_mask=mask).logits[0, -1, :3]
+    torch.testing.assert_close(padded, padded.new_tensor(PADDED_LOGITS), **close)
