@@ -6,12 +6,18 @@ enough, and that is an inner product: two channels of every head hold the key's 
 the same two channels of the query hold the slope. So no (L, L) bias exists, the fused causal
 kernels apply unchanged, and keys can be cached with their position inside.
 
+Positions enter the scores relative to the last token of the call, so that a large index costs no
+precision. A single new token adds the biases to its scores instead: that spares it a copy of all
+keys.
+
 Legend: B batch, L queries, S keys, D channels, H heads, K channels per head.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,51 +28,99 @@ from enigma.layers.dropped_attention import dropped_attention
 from enigma.layers.linear import Linear
 from enigma.layers.norm import rms_normalise
 from enigma.layers.squared_relu import squared_relu
-from enigma.reversible import CouplingStep
+from enigma.reversible import Call, CouplingStep, Streams
 
-__all__ = ["AttentionLayer", "CausalSelfAttention", "alibi_slopes", "position_channels"]
+__all__ = ["AttentionContext", "AttentionLayer", "CausalSelfAttention", "alibi_slopes"]
 
 _POSITION_CHANNELS = 2
 _COARSE = 256
 """Base of the two position digits: integers to 256 are exact even in bfloat16."""
-_PADDING = -8192.0
+_PADDING = -8192
 """Coarse digit of a padding key: exp underflows to exactly 0 in every dtype, float64 included."""
+_WIDE_BYTES = 4
+"""A dtype as wide as float32 holds a bias; in a narrower one it would keep 3 digits."""
 
 
-def alibi_slopes(num_heads: int) -> Tensor:
-    """Return the slope m_h of every head, `(H,)` float64: 2^(-8 h / H) for h = 1 ... H.
+def alibi_slopes(
+    num_heads: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return the slope m_h of every head, `(H,)`: 2^(-8 h / H) for h = 1 ... H.
 
     Examples:
         >>> alibi_slopes(2).tolist()
         [0.0625, 0.00390625]
     """
-    return torch.tensor(
-        [2.0 ** (-8.0 * h / num_heads) for h in range(1, num_heads + 1)],
-        dtype=torch.float64,
-        device="cpu",
-    )
+    # Computed on the device: a copy to a GPU would wait for all that it still has to do.
+    head_H = torch.arange(1, num_heads + 1, dtype=dtype, device=device)
+    return torch.exp2(head_H * (-8.0 / num_heads))
 
 
-def position_channels(index: Tensor, mask_BL1: Tensor | None, *, use_alibi: bool) -> Tensor:
-    """Return what keys hold in their position channels.
+class AttentionContext:
+    """What the attention layers share in one forward pass.
 
     Args:
         index: int64 `(L,)` or `(B, L)` token indices.
         mask_BL1: `(B, L, 1)`, 0 at padding, or None.
         use_alibi: False gives every token position 0 and marks only padding.
+        cache: keys and values of earlier tokens; these L are appended.
+        visible: `(1 or B, 1 or H, L, S)`: bool, which keys a query sees, or floating, what is added
+            to its scores. None lets it see all keys up to its own, which are the last L of S.
+        weights: receives the attention weights of every layer; None computes none.
 
-    Returns:
-        float32 `(1 or B, 1, L, 2)`: the coarse and the fine digit of the index in base 256.
+    Attributes:
+        digits: coarse and fine digit of the position of the new keys in base 256, int64
+            `(1 or B, 1, L, 2)`: relative to the last token or, for a cache, absolute.
     """
-    position = index if use_alibi else torch.zeros_like(index)
-    coarse = position.div(_COARSE, rounding_mode="floor").float()
-    digits = torch.stack((coarse, position.remainder(_COARSE).float()), dim=-1)
-    if digits.ndim == 2:
-        digits = digits.unsqueeze(0)
-    if mask_BL1 is not None:
-        padding = torch.tensor([_PADDING, 0.0], device=digits.device)
-        digits = torch.where(mask_BL1 > 0, digits, padding)
-    return digits.unsqueeze(1)
+
+    def __init__(
+        self,
+        index: Tensor,
+        mask_BL1: Tensor | None = None,
+        *,
+        use_alibi: bool = True,
+        cache: KeyValueCache | None = None,
+        visible: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> None:
+        self.cache = cache
+        self.visible = visible
+        self.weights = weights
+        index_BL = index if index.ndim == 2 else index.unsqueeze(0)
+        if not use_alibi:
+            index_BL = torch.zeros_like(index_BL)
+        coarse_BL = index_BL.div(_COARSE, rounding_mode="floor")
+        digits = torch.stack((coarse_BL, index_BL.remainder(_COARSE)), dim=-1).unsqueeze(1)
+        self._reference = digits[:, :, -1:]
+        if cache is None:
+            digits = digits - self._reference
+        if mask_BL1 is not None:
+            real = mask_BL1.unsqueeze(1) > 0
+            coarse = torch.where(real, digits[..., :1], _PADDING)
+            digits = torch.cat((coarse, digits[..., 1:].expand_as(coarse)), dim=-1)
+        self.digits = digits
+        self._bias: Tensor | None = None
+
+    def relative_digits(self, k_BHSK: Tensor) -> Tensor:
+        """Return the positions of cached keys relative to the last token, `(1 or B, 1, S, 2)`."""
+        digits = k_BHSK[:, :1, :, -_POSITION_CHANNELS:]
+        return digits.to(torch.promote_types(digits.dtype, torch.float32)) - self._reference
+
+    def bias(self, k_BHSK: Tensor, num_heads: int) -> Tensor:
+        """Return what a single query adds to its scores, `(1 or B, H, 1, S)`."""
+        if self._bias is None:  # the keys of every layer stand at the same positions
+            digits = self.relative_digits(k_BHSK)
+            distance = (_COARSE * digits[..., 0] + digits[..., 1]).unsqueeze(-2)
+            slope_H = alibi_slopes(num_heads, k_BHSK.dtype, k_BHSK.device)
+            self._bias = _hide(slope_H.view(-1, 1, 1) * distance, self.visible)
+        return self._bias
+
+    def seen(self, length: int, num_keys: int, device: torch.device) -> Tensor | None:
+        """Return `visible`; None where a causal kernel, or a single token, needs no mask."""
+        if self.visible is None and self.cache is not None and 1 < length < num_keys:
+            # Several new tokens after cached ones: the fused causal mask would align at the top.
+            ones_LS = torch.ones(length, num_keys, dtype=torch.bool, device=device)
+            self.visible = ones_LS.tril(num_keys - length)
+        return self.visible
 
 
 class CausalSelfAttention(nn.Module):
@@ -103,68 +157,107 @@ class CausalSelfAttention(nn.Module):
         self.value = Linear(d, d)
         self.out = Linear(d, d, zero=True)
 
-    def forward(
-        self,
-        x_BLD: Tensor,
-        key_positions: Tensor,
-        cache: KeyValueCache | None = None,
-        layer_index: int = 0,
-    ) -> Tensor:
+    def forward(self, x_BLD: Tensor, context: AttentionContext, layer_index: int = 0) -> Tensor:
         """Attend.
 
         Args:
             x_BLD: floating `(B, L, D)`.
-            key_positions: from `position_channels`, for these L tokens.
-            cache: keys and values of earlier tokens; these L are appended.
+            context: of these L tokens.
             layer_index: this layer's slot in the cache.
 
         Returns:
             `(B, L, D)`.
         """
-        q_BHLK = rms_normalise(self._heads(self.query(x_BLD)))
-        q_BHLK = _append(q_BHLK, self._query_slopes(x_BLD.device))
-        k_BHSK = _append(rms_normalise(self._heads(self.key(x_BLD))), key_positions)
+        q_BHLC = rms_normalise(self._heads(self.query(x_BLD)))
+        k_BHLC = rms_normalise(self._heads(self.key(x_BLD)))
         v_BHSK = self._heads(self.value(x_BLD))
-        if cache is not None:
-            k_BHSK, v_BHSK = cache.update(k_BHSK, v_BHSK, layer_index)
-        y_BHLK = self.attend(q_BHLK, k_BHSK, v_BHSK)
+        if context.cache is None:
+            k_BHSK = _append(k_BHLC, context.digits)
+        else:
+            k_BHSK, v_BHSK = context.cache.update(
+                _append(k_BHLC, context.digits), v_BHSK, layer_index
+            )
+        y_BHLK = self.attend(q_BHLC, k_BHSK, v_BHSK, context)
         y_BLD: Tensor = self.out(y_BHLK.transpose(1, 2).flatten(2))
         return y_BLD
 
-    def attend(self, q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
-        """Return the causal attention of the last L of S tokens, `(B, H, L, K)`."""
-        length, num_keys = q_BHLK.shape[-2], k_BHSK.shape[-2]
+    def attend(
+        self, q_BHLC: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, context: AttentionContext
+    ) -> Tensor:
+        """Return the causal attention of the last L of S tokens, `(B, H, L, K)`.
+
+        Args:
+            q_BHLC: queries, without the position channels.
+            k_BHSK: keys; their position channels are relative unless they come from a cache.
+            v_BHSK: values.
+            context: of the L tokens.
+        """
+        length, num_keys = q_BHLC.shape[-2], k_BHSK.shape[-2]
         dropout = self.attention_dropout if self.training else 0.0
-        if dropout and length == num_keys and q_BHLK.device.type == "cpu":
+        if context.cache is not None and length == 1 and k_BHSK.dtype.itemsize >= _WIDE_BYTES:
+            q_BHLK = functional.pad(q_BHLC, (0, _POSITION_CHANNELS))
+            mask: Tensor | None = context.bias(k_BHSK, self.num_heads)
+        else:
+            q_BHLK = _append(q_BHLC, self._query_slopes(q_BHLC))
+            if context.cache is not None:
+                digits = context.relative_digits(k_BHSK)
+                k_BHSK = _append(k_BHSK[..., :-_POSITION_CHANNELS], digits)
+            mask = context.seen(length, num_keys, q_BHLC.device)
+        causal = mask is None and (context.cache is None or bool(length == num_keys))
+        if context.weights is not None:
+            return self._attend_by_weights(q_BHLK, k_BHSK, v_BHSK, mask, context.weights)
+        if dropout and causal and q_BHLC.device.type == "cpu":
             return dropped_attention(q_BHLK, k_BHSK, v_BHSK, dropout)
-        mask = None
-        if 1 < length < num_keys:
-            # Several new tokens after cached ones: the fused causal mask would align at the top.
-            mask = torch.ones(length, num_keys, dtype=torch.bool, device=q_BHLK.device)
-            mask = mask.tril(num_keys - length)
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(q_BHLK.dtype)
         return functional.scaled_dot_product_attention(
-            q_BHLK,
-            k_BHSK,
-            v_BHSK,
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=length == num_keys > 1,
+            q_BHLK, k_BHSK, v_BHSK, attn_mask=mask, dropout_p=dropout, is_causal=causal
         )
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
+    def _attend_by_weights(
+        self,
+        q_BHLK: Tensor,
+        k_BHSK: Tensor,
+        v_BHSK: Tensor,
+        mask: Tensor | None,
+        weights: list[Tensor],
+    ) -> Tensor:
+        """Attend with whole weight matrices, and append these to the list."""
+        length, num_keys = q_BHLK.shape[-2], k_BHSK.shape[-2]
+        if mask is None:
+            ones_LS = torch.ones(length, num_keys, dtype=torch.bool, device=q_BHLK.device)
+            mask = ones_LS.tril(num_keys - length)
+        scores_BHLS = q_BHLK @ k_BHSK.mT / math.sqrt(self.head_channels)
+        weights_BHLS = _hide(scores_BHLS, mask).softmax(-1)
+        weights.append(weights_BHLS)
+        dropout = self.attention_dropout if self.training else 0.0
+        return functional.dropout(weights_BHLS, dropout) @ v_BHSK
 
-    def _query_slopes(self, device: torch.device) -> Tensor:
-        """Return what queries hold in their position channels, `(1, H, 1, 2)` float64."""
+    def _heads(self, x: Tensor) -> Tensor:
+        channels = x.shape[-1] // self.num_heads  # by name: an empty batch leaves -1 undecided
+        return x.view(*x.shape[:-1], self.num_heads, channels).transpose(1, 2)
+
+    def _query_slopes(self, q_BHLC: Tensor) -> Tensor:
+        """Return what queries hold in their position channels, `(1, H, 1, 2)`."""
+        dtype = torch.promote_types(q_BHLC.dtype, torch.float32)
         # Undo the 1 / sqrt(K) of the attention kernel.
-        slope_H = alibi_slopes(self.num_heads) * math.sqrt(self.head_channels)
-        return torch.stack((_COARSE * slope_H, slope_H), dim=-1).view(1, -1, 1, 2).to(device)
+        slope_H = alibi_slopes(self.num_heads, dtype, q_BHLC.device) * math.sqrt(self.head_channels)
+        return torch.stack((_COARSE * slope_H, slope_H), dim=-1).view(1, -1, 1, 2)
 
 
 def _append(content: Tensor, position: Tensor) -> Tensor:
     """Append the position channels to the content of each head."""
     shape = (*content.shape[:-1], _POSITION_CHANNELS)
     return torch.cat((content, position.to(content.dtype).expand(shape)), dim=-1)
+
+
+def _hide(scores: Tensor, visible: Tensor | None) -> Tensor:
+    """Apply `AttentionContext.visible` to scores; a query that sees no key stays finite."""
+    if visible is None:
+        return scores
+    if visible.dtype == torch.bool:
+        return scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    return scores + visible.to(scores.dtype)
 
 
 class AttentionLayer(nn.Module):
@@ -205,24 +298,27 @@ class AttentionLayer(nn.Module):
         self.mlp_down = Linear(4 * d, d, zero=True)
         self.hidden_dropout = hidden_dropout
 
-    def step(
-        self, key_positions: Tensor, cache: KeyValueCache | None = None, layer_index: int = 0
-    ) -> CouplingStep:
+    def forward(self, x1_BLD: Tensor, x2_BLD: Tensor, run: Callable[..., Streams]) -> Streams:
+        """Return both streams after the layer, as `run` of its step computes them.
+
+        The layer is a module call only so that its hooks fire and its weights are at hand.
+        """
+        return run(x1_BLD, x2_BLD)
+
+    def step(self, context: AttentionContext, layer_index: int = 0) -> CouplingStep:
         """Return the layer as a step over two streams `(B, L, D)`.
 
         Args:
-            key_positions: from `position_channels`, for the L tokens of the streams.
-            cache: keys and values of earlier tokens; these L are appended.
+            context: of the L tokens of the streams.
             layer_index: this layer's slot in the cache.
         """
 
         def attend(x_BLD: Tensor) -> Tensor:
-            attended: Tensor = self.attention(
-                rms_normalise(x_BLD), key_positions, cache, layer_index
-            )
+            attended: Tensor = self.attention(rms_normalise(x_BLD), context, layer_index)
             return self._drop(attended)
 
-        return CouplingStep(
+        return _LayerStep(
+            self,
             (attend, (self.attention,)),
             (self._transform, (self.mlp_up, self.mlp_down)),
             stream_numbers=(0, 1),
@@ -236,4 +332,19 @@ class AttentionLayer(nn.Module):
         return self._drop(transformed)
 
     def _drop(self, x_BLD: Tensor) -> Tensor:
-        return functional.dropout(x_BLD, self.hidden_dropout, self.training)
+        if not self.training:
+            return x_BLD
+        return functional.dropout(x_BLD, self.hidden_dropout)
+
+
+class _LayerStep(CouplingStep):
+    """A layer's step, run by a call of the layer, so that hooks on it fire."""
+
+    def __init__(self, layer: AttentionLayer, *branches: Any, **settings: Any) -> None:
+        super().__init__(*branches, **settings)
+        self._layer = layer
+
+    def run(self, x: Streams, call: Call) -> Streams:
+        """Run the step inside the layer's `__call__`; see the base class."""
+        y: Streams = self._layer(*x, lambda *streams: super(_LayerStep, self).run(streams, call))
+        return y

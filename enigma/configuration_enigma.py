@@ -1,15 +1,39 @@
 """The Hugging Face configuration of `EnigmaForCausalLM`."""
 
-from typing import ClassVar
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 from enigma.bijections.machine import ReturnPath
 from enigma.invertible_conv1x1 import RotorForm
 from enigma.reversible import MemoryMode
 
-__all__ = ["EnigmaConfig"]
+__all__ = ["EnigmaConfig", "unknown_keywords"]
+
+_OF_TRANSFORMERS = frozenset(
+    {
+        *GenerationConfig().to_dict(),
+        *("attn_implementation", "auto_map", "custom_pipelines", "experts_implementation"),
+        *("finetuning_task", "name_or_path", "per_layer_config", "prefix", "pruned_heads"),
+        *("quantization_config", "sep_token_id", "decoder_start_token_id", "is_decoder"),
+        *("task_specific_params", "tie_encoder_decoder", "tokenizer_class", "torchscript"),
+        *("add_cross_attention", "cross_attention_hidden_size", "problem_type", "use_bfloat16"),
+    }
+)
+"""Keys that transformers takes, or took, beside the attributes of its `PretrainedConfig`."""
+
+
+def unknown_keywords(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Return a message that names unknown keywords, and the known ones that are most similar."""
+    names = sorted(known)
+    hints = []
+    for name in sorted(unknown):
+        similar = get_close_matches(name, names, n=1)
+        hints.append(f"{name} (to fix this: {'write ' + similar[0] if similar else 'remove it'})")
+    return f"expected only known keywords, got {', '.join(hints)}"
 
 
 @strict
@@ -37,6 +61,8 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
         learnable_plugboard: learn which channels are swapped.
         use_cache: keep keys and values while generating.
         tie_word_embeddings: share the output head with the token embedding.
+        logits_in_training: return the logits in training too, and hold them whole, as TRL's
+            trainers expect.
         memory: what training keeps, "plain", "checkpoint" or "reversible", see
             `enigma.reversible.run_steps`; the result is the same.
         pad_token_id: [PAD] of bert-base-chinese.
@@ -46,6 +72,7 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
     Raises:
         ValueError: for an unknown `return_path`, or sizes that do not divide; raised as the
             validation error of `huggingface_hub`.
+        TypeError: for a keyword that neither this class nor transformers knows.
 
     Examples:
         >>> EnigmaConfig(d=64, num_heads=4).hidden_size
@@ -80,10 +107,43 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
     learnable_plugboard: bool = False
     use_cache: bool = True
     tie_word_embeddings: bool = True
+    logits_in_training: bool = False
     memory: MemoryMode = "plain"
     pad_token_id: int | None = 0
     bos_token_id: int | None = 101
     eos_token_id: int | list[int] | None = 102
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Refuse unknown keywords, then go on as transformers does."""
+        if unknown := [key for key in kwargs if not self._knows(key)]:
+            known = {*self.__dataclass_fields__, *self.attribute_map}
+            raise TypeError(unknown_keywords(unknown, known))
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def _knows(cls, key: str) -> bool:
+        of_class = key.startswith("_") or hasattr(cls, key) or key in cls.attribute_map
+        return of_class or key in _OF_TRANSFORMERS
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Make a configuration from a saved one, which may hold attributes that a user added."""
+        known = {key: value for key, value in config_dict.items() if cls._knows(key)}
+        made = super().from_dict(known, **kwargs)
+        config: Self = made[0] if isinstance(made, tuple) else made
+        for key in config_dict.keys() - known.keys():
+            setattr(config, key, config_dict[key])
+        return made  # type: ignore[no-any-return]  # a pair, if unused keywords are asked for
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings, by transformers' names too: PEFT looks for `hidden_size` here."""
+        settings: dict[str, Any] = super().to_dict()
+        return settings | {name: getattr(self, name) for name in self.attribute_map}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return what a file holds: every setting under one name."""
+        settings: dict[str, Any] = super().to_diff_dict()
+        return {key: settings[key] for key in settings if key not in self.attribute_map}
 
     def validate_architecture(self) -> None:
         """Check fields against each other; called by the base class."""

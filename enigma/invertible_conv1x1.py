@@ -138,7 +138,7 @@ class InvertibleConv1x1(Bijection):
         W x is computed as P x + (W - P) x: near the start its rounding error is a quarter of that
         of W x, whose partial sums all contain the large term.
         """
-        if torch.is_grad_enabled() or self.training:
+        if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
             return self._form_departure()
         # Any in-place update (an optimiser step, a load) raises the version.
         version = self.packed._version  # noqa: SLF001 - torch documents no public name for it

@@ -6,12 +6,12 @@ is defined in `enigma.bijections.machine` and can be imported from here too.
 
 from __future__ import annotations
 
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from enigma.attention import AttentionLayer, position_channels
+from enigma.attention import AttentionContext, AttentionLayer
 from enigma.bijections.base import ConvolutionCache, KeyValueCache, TokenContext
 from enigma.bijections.exact import round_to_grid
 from enigma.bijections.machine import Enigma, ReturnPath
@@ -20,7 +20,15 @@ from enigma.invertible_conv1x1 import RotorForm
 from enigma.layers.causal_conv import CausalConv
 from enigma.layers.linear import Linear
 from enigma.layers.norm import rms_normalise
-from enigma.reversible import NON_REENTRANT, Checkpoint, MemoryMode, Step, run_steps
+from enigma.reversible import (
+    NON_REENTRANT,
+    Call,
+    Checkpoint,
+    MemoryMode,
+    Step,
+    Streams,
+    run_steps,
+)
 from enigma.token_embedding import TokenEmbedding
 
 __all__ = ["Enigma", "EnigmaLM", "ReturnPath", "RoundTripReport", "core_round_trip_error"]
@@ -129,24 +137,24 @@ class EnigmaLM(nn.Module):
         self.head: nn.Linear = Linear(d, vocab_size)
         if tie_word_embeddings:
             self.head.weight = self.embedding.tokens.weight
+        # Layers that a decoding cache needs: one per attention layer and pass of a convolution.
+        passes = 1 if return_path == "untied" else 2
+        convolutions = sum(isinstance(module, CausalConv) for module in self.core.modules())
+        self.num_cache_slots = num_transformer_layers + passes * convolutions
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Return next-token logits.
 
         Args:
-            ids_BL: int64 `(B, L)` in [0, V).
+            ids_BL: int64 `(B, L)` or, for a single text, `(L,)`, in [0, V).
 
         Returns:
-            floating `(B, L, V)`: row t scores the token after t and depends on ids 0 ... t only.
+            floating `(B, L, V)` or `(L, V)`: row t scores the token after t and depends on ids
+            0 ... t only.
         """
+        if ids_BL.ndim == 1:
+            return self.logits(self.hidden_states(ids_BL.unsqueeze(0)))[0]
         return self.logits(self.hidden_states(ids_BL))
-
-    @property
-    def num_cache_slots(self) -> int:
-        """Layers that a decoding cache needs: one per attention layer and pass of a convolution."""
-        passes = 1 if self.core.return_path == "untied" else 2
-        convolutions = sum(isinstance(m, CausalConv) for m in self.core.modules())
-        return len(self.layers) + passes * convolutions
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits `(..., V)` of final hidden states `(..., D)`."""
@@ -155,42 +163,66 @@ class EnigmaLM(nn.Module):
 
     def hidden_states(
         self,
-        ids_BL: Tensor,
+        ids_BL: Tensor | None,
         *,
+        rows: Tensor | None = None,
         mask: Tensor | None = None,
         index: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        visible: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+        states: list[Tensor] | None = None,
         memory: MemoryMode | None = None,
         checkpoint_function: Checkpoint = NON_REENTRANT,
     ) -> Tensor:
         """Return the normalised final hidden states, the input of the head.
 
         Args:
-            ids_BL: int64 `(B, L)` in [0, V).
+            ids_BL: int64 `(B, L)` in [0, V); None with `rows`.
+            rows: floating `(B, L, D)`, token embeddings to use instead of those of ids.
             mask: `(B, L)`, 0 at padding and 1 elsewhere; None without padding.
             index: int64 `(L,)` or `(B, L)`, the index of each token in its text; None counts from
                 the length of the cache.
             cache: keys and values of earlier tokens; these L are appended.
+            visible: which keys a query sees, see `AttentionContext`.
+            weights: receives the attention weights `(B, H, L, S)` of every layer.
+            states: receives what the head would read before every attention layer, `(B, L, D)`.
+                Nothing is then recomputed in training, since the states are stored anyway.
             memory: replaces the model's own mode in training.
             checkpoint_function: see `enigma.reversible.run_steps`.
 
         Returns:
             floating `(B, L, D)`.
         """
+        given = ids_BL if rows is None else rows
+        if given is None:
+            raise ValueError("expected ids or rows of token embeddings, got None for both")
         if index is None:
             start = cache.get_seq_length() if cache is not None else 0
-            index = torch.arange(start, start + ids_BL.shape[1], device=ids_BL.device)
-        x_BLD = self.embedding(ids_BL, index)
+            index = torch.arange(given.shape[1], device=given.device) + start
+        x_BLD = self.embedding(ids_BL, index, rows)
         if self.exact:
             x_BLD = round_to_grid(x_BLD)
-        steps = self.steps(index, mask=mask, cache=cache)
-        learns = self.training and torch.is_grad_enabled()
+        steps = self.steps(index, mask=mask, cache=cache, visible=visible, weights=weights)
+        if states is not None:
+            steps = [
+                each
+                for step in steps
+                for each in ((_Record(states), step) if step.stream_numbers == (0, 1) else (step,))
+            ]
+        learns = self.training and torch.is_grad_enabled() and states is None and weights is None
         mode = (memory or self.memory) if learns else "plain"
         total_BLD = run_steps(steps, (x_BLD, x_BLD), mode, checkpoint_function)
         return rms_normalise(total_BLD)
 
     def steps(
-        self, index: Tensor, *, mask: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        index: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        visible: Tensor | None = None,
+        weights: list[Tensor] | None = None,
     ) -> list[Step]:
         """Return the path of the signal: invertible steps over two streams `(B, L, D)`.
 
@@ -201,15 +233,20 @@ class EnigmaLM(nn.Module):
             index: int64 `(L,)` or `(B, L)`, the index of each token in its text.
             mask: see `hidden_states`.
             cache: see `hidden_states`.
+            visible: see `hidden_states`.
+            weights: see `hidden_states`.
         """
         mask_BL1 = None if mask is None else mask.unsqueeze(-1).to(torch.float32)
         convolutions = (
             None if cache is None else ConvolutionCache(cache, first_slot=len(self.layers))
         )
         context = TokenContext(index, mask_BL1, convolutions)
-        key_positions = position_channels(index, mask_BL1, use_alibi=self.use_alibi)
+        attention = AttentionContext(
+            index, mask_BL1,
+            use_alibi=self.use_alibi, cache=cache, visible=visible, weights=weights,
+        )  # fmt: skip
         layers = [
-            cast("AttentionLayer", layer).step(key_positions, cache, slot)
+            cast("AttentionLayer", layer).step(attention, slot)
             for slot, layer in enumerate(self.layers)
         ]
         before_core = (len(layers) + 1) // 2
@@ -218,3 +255,30 @@ class EnigmaLM(nn.Module):
             *self.core.steps(context, stream=1),
             *layers[before_core:],
         ]
+
+
+class _Record(Step):
+    """Changes nothing; appends what the head would read here to a list."""
+
+    stream_numbers = (0, 1)
+
+    def __init__(self, states: list[Tensor]) -> None:
+        self._states = states
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """None."""
+        return []
+
+    def run(self, x: Streams, call: Call) -> Streams:  # noqa: ARG002 - it has no branch
+        """Record; see the base class."""
+        self._states.append(rms_normalise(x[0] + x[1]))
+        return x
+
+    def undo(self, y: Streams) -> Streams:
+        """Return the streams; see the base class."""
+        return y
+
+    def backtrack(self, y: Streams, grad_y: Streams, call: Call) -> tuple[Streams, list[Any]]:  # noqa: ARG002
+        """Return the streams and their gradients; see the base class."""
+        return y, [*grad_y]

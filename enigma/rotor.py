@@ -5,6 +5,7 @@ Legend: G texts that share their indices, L tokens, D channels, P positions, R r
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -65,6 +66,8 @@ class _BlockShift(torch.autograd.Function):
 
 
 def _shift_groups(x_GLD: Tensor, shift_L: Tensor, positions: int) -> Tensor:
+    if not torch.is_grad_enabled():
+        return _BlockShift.forward(x_GLD, shift_L, positions)
     y_GLD: Tensor = _BlockShift.apply(x_GLD, shift_L, positions)  # type: ignore[no-untyped-call]
     return y_GLD
 
@@ -87,7 +90,8 @@ def shift_channels(x: Tensor, shift: Tensor, positions: int) -> Tensor:
         >>> shift_channels(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([1]), 2)
         tensor([[2., 3., 0., 1.]])
     """
+    num_groups = prod(x.shape[:-2])  # `len` and `numel` would fix a size in an export
     if shift.ndim > 1:  # every text has its own indices: one long text for the gather
-        shift = shift.expand(x.shape[:-1]).reshape(-1)
-    x_GLD = x.reshape(-1, len(shift), x.shape[-1])
+        shift, num_groups = shift.expand(x.shape[:-1]).reshape(-1), 1
+    x_GLD = x.reshape(num_groups, shift.shape[0], x.shape[-1])
     return _shift_groups(x_GLD, shift, positions).view(x.shape)

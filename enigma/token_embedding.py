@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from enigma.layers.linear import Embedding
@@ -26,22 +27,27 @@ class TokenEmbedding(nn.Module):
         self.tokens: nn.Embedding = Embedding(vocab_size, d)
         self.positions = Embedding(num_positions, d) if num_positions else None
 
-    def forward(self, ids_BL: Tensor, index: Tensor) -> Tensor:
+    def forward(
+        self, ids_BL: Tensor | None, index: Tensor, rows_BLD: Tensor | None = None
+    ) -> Tensor:
         """Return the stream.
 
         Args:
             ids_BL: int64 `(B, L)` in [0, V).
             index: int64 `(L,)` or `(B, L)`, the index of each token in its text, from 0.
+            rows_BLD: floating `(B, L, D)`, rows to use instead of those of `ids_BL`.
 
         Returns:
             floating `(B, L, D)`.
 
         Raises:
-            ValueError: if a learned position embedding has no row for a token.
+            ValueError: if a learned position embedding has no row for a token. Not on a GPU, which
+                the check would make wait; there the look-up itself fails.
         """
-        x_BLD = self.tokens(ids_BL)
+        x_BLD = self.tokens(ids_BL) if rows_BLD is None else rows_BLD
         if self.positions is not None:
-            if int(index.max()) >= self.positions.num_embeddings:
+            known = index.device.type == "cpu" and not torch.compiler.is_compiling()
+            if known and index.numel() and int(index.max()) >= self.positions.num_embeddings:
                 raise ValueError(
                     f"expected at most max_len={self.positions.num_embeddings} tokens with learned "
                     f"positions, got {int(index.max()) + 1}; to fix this: shorten the text, or "

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.record import row, write
-from enigma import modeling_enigma
+from enigma.language_model.training_loss import training_loss
 
 BATCH, LENGTH, VOCABULARY, WIDTH = 12, 256, 21128, 512
 REPEATS = 3
@@ -64,22 +64,23 @@ def measure(way: str) -> None:
     """Print what `run` returns."""
     torch.manual_seed(0)
     hidden = torch.randn(BATCH, LENGTH, WIDTH, requires_grad=True)
-    head = nn.Parameter(0.02 * torch.randn(VOCABULARY, WIDTH))
+    head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+    nn.init.normal_(head.weight, std=0.02)
     labels = torch.randint(VOCABULARY, (BATCH, LENGTH))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = []
     for _ in range(REPEATS):
-        hidden.grad = head.grad = None
+        hidden.grad = head.weight.grad = None
         start = time.perf_counter()
         if way == "ours":
-            loss = modeling_enigma.training_loss(hidden, head, labels)
+            loss = training_loss(hidden, head, labels)
         else:
-            logits = functional.linear(hidden, head)[:, :-1].flatten(0, 1)
+            logits = functional.linear(hidden, head.weight)[:, :-1].flatten(0, 1)
             loss = functional.cross_entropy(logits, labels[:, 1:].flatten())
         loss.backward()
         times.append(time.perf_counter() - start)
     peak_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * KIB / MIB
-    norm = (hidden.grad.square().sum() + head.grad.square().sum()).sqrt()
+    norm = (hidden.grad.square().sum() + head.weight.grad.square().sum()).sqrt()
     print(loss.item(), norm.item(), peak_mib, min(times))
 
 

@@ -71,6 +71,9 @@ def rms_normalise(x: Tensor) -> Tensor:
         normalised: Tensor = functional.rms_norm(x, x.shape[-1:], eps=_EPSILON)
         return normalised
     wide = x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
+    if not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        # To call an autograd function, or to switch autocast, costs more than one token's sum.
+        return _RootMeanSquare.forward(wide)[0].to(x.dtype)
     with torch.autocast("cpu", enabled=False):
         y: Tensor = _RootMeanSquare.apply(wide)[0]  # type: ignore[no-untyped-call]
     return y.to(x.dtype)

@@ -13,13 +13,12 @@ from enigma.model import EnigmaLM
 class SymmetricAttention(CausalSelfAttention):
     """The published leak: linear biases on |i - j| with no causal mask."""
 
-    def attend(self, q_BHLK, k_BHSK, v_BHSK):
-        position_S = torch.arange(q_BHLK.shape[-2])
+    def attend(self, q_BHLC, k_BHSK, v_BHSK, context):
+        position_S = torch.arange(q_BHLC.shape[-2])
         distance_LL = (position_S[:, None] - position_S).abs()
         bias_HLL = -alibi_slopes(self.num_heads)[:, None, None] * distance_LL
-        content = slice(0, -2)
         return functional.scaled_dot_product_attention(
-            q_BHLK[..., content], k_BHSK[..., content], v_BHSK, attn_mask=bias_HLL.to(v_BHSK)
+            q_BHLC, k_BHSK[..., :-2], v_BHSK, attn_mask=bias_HLL.to(v_BHSK)
         )
 
 
@@ -89,7 +88,7 @@ def test_a_target_shifted_the_wrong_way_is_caught(make_causal_lm, shift):
     """Logit t is scored against token t (0) or token t - 1 (-1) instead of token t + 1."""
     model = make_causal_lm()
 
-    def wrong_loss(logits, labels, vocab_size):
+    def wrong_loss(logits, labels, **_):
         labels = labels.roll(-shift, dims=1)
         return functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from enigma.attention import CausalSelfAttention, alibi_slopes, position_channels
+from enigma.attention import AttentionContext, CausalSelfAttention, alibi_slopes
 from enigma.bijections.round_trip import core_round_trip_error
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.layers.norm import rms_normalise
@@ -27,7 +27,7 @@ def test_the_linear_biases_are_those_of_alibi(stirred):
     scores = q @ k.mT / 8**0.5 - alibi_slopes(4)[:, None, None] * (index[:, None] - index)
     weights = scores.masked_fill(index > index[:, None], -torch.inf).softmax(-1)
     expected = (weights @ attention.value(x).view(2, 300, 4, 8).transpose(1, 2)).transpose(1, 2)
-    actual = attention(x, position_channels(index, None, use_alibi=True))
+    actual = attention(x, AttentionContext(index))
     torch.testing.assert_close(actual, attention.out(expected.flatten(2)), rtol=0, atol=1e-10)
 
 
@@ -205,3 +205,13 @@ def test_errors_say_what_was_expected():
         EnigmaConfig(d=30)
     with pytest.raises(Exception, match="return_path"):
         EnigmaConfig(return_path="backwards")
+
+
+@pytest.mark.parametrize("memory", ["plain", "reversible"])
+def test_hooks_on_attention_layers_fire_once_in_a_forward_pass(make_lm, memory):
+    lm = make_lm(memory=memory).train()
+    calls = []
+    for number, layer in enumerate(lm.layers):
+        layer.register_forward_hook(lambda *_, number=number: calls.append(number))
+    lm(IDS).sum().backward()
+    assert calls == [0, 1, 2]
