@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijections.base import KeyValueCache
+from enigma.bijections.base import KeyValueCache, Run
 from enigma.layers.dropped_attention import dropped_attention
 from enigma.layers.linear import Linear
 from enigma.layers.norm import rms_normalise
@@ -152,7 +152,8 @@ class CausalSelfAttention(nn.Module):
         )
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
+        channels = x.shape[-1] // self.num_heads
+        return x.view(*x.shape[:-1], self.num_heads, channels).transpose(1, 2)
 
     def _query_slopes(self, device: torch.device) -> Tensor:
         """Return what queries hold in their position channels, `(1, H, 1, 2)` float64."""
@@ -205,6 +206,13 @@ class AttentionLayer(nn.Module):
         self.mlp_down = Linear(4 * d, d, zero=True)
         self.hidden_dropout = hidden_dropout
 
+    def forward(self, x1_BLD: Tensor, x2_BLD: Tensor, run: Run) -> tuple[Tensor, ...]:
+        """Return both streams after the layer, as `run` of its step computes them.
+
+        The layer is a module call only so that its hooks fire and its weights are at hand.
+        """
+        return run(x1_BLD, x2_BLD)
+
     def step(
         self, key_positions: Tensor, cache: KeyValueCache | None = None, layer_index: int = 0
     ) -> CouplingStep:
@@ -227,6 +235,7 @@ class AttentionLayer(nn.Module):
             (self._transform, (self.mlp_up, self.mlp_down)),
             stream_numbers=(0, 1),
             exact=self.exact,
+            module=self,
         )
 
     def _transform(self, x_BLD: Tensor) -> Tensor:

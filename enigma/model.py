@@ -6,7 +6,8 @@ is defined in `enigma.bijections.machine` and can be imported from here too.
 
 from __future__ import annotations
 
-from typing import cast, get_args
+from functools import partial
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from enigma.bijections.base import ConvolutionCache, KeyValueCache, TokenContext
 from enigma.bijections.exact import round_to_grid
 from enigma.bijections.machine import Enigma, ReturnPath
 from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
+from enigma.bijections.step_groups import StepGroup
 from enigma.invertible_conv1x1 import RotorForm
 from enigma.layers.causal_conv import CausalConv
 from enigma.layers.linear import Linear
@@ -41,7 +43,7 @@ class EnigmaLM(nn.Module):
             (`use_alibi=False`) end there.
         use_alibi: linear attention biases; False takes a learned position embedding.
         use_dynamic_conv1x1: step the rotors with the token index.
-        conv1x1_positions: positions of a rotor, P.
+        conv1x1_positions: positions of a rotor, P; None takes the largest up to 16 that divides D.
         attention_dropout: probability of dropping an attention weight in training.
         hidden_dropout: probability of dropping a channel of a residual branch in training.
         return_path: "reversed", "untied" or "inverse", see `Enigma`.
@@ -74,7 +76,7 @@ class EnigmaLM(nn.Module):
         max_len: int = 256,
         use_alibi: bool = True,
         use_dynamic_conv1x1: bool = True,
-        conv1x1_positions: int = 16,
+        conv1x1_positions: int | None = None,
         *,
         attention_dropout: float = 0.0,
         hidden_dropout: float = 0.0,
@@ -130,16 +132,22 @@ class EnigmaLM(nn.Module):
         if tie_word_embeddings:
             self.head.weight = self.embedding.tokens.weight
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
+    def forward(self, ids_BL: Tensor, *, head: bool = True, **options: Any) -> Tensor:
         """Return next-token logits.
 
         Args:
             ids_BL: int64 `(B, L)` in [0, V).
+            head: False returns the final hidden states instead.
+            **options: keyword arguments of `hidden_states`.
 
         Returns:
             floating `(B, L, V)`: row t scores the token after t and depends on ids 0 ... t only.
+
+        Raises:
+            ValueError: for ids of another shape.
         """
-        return self.logits(self.hidden_states(ids_BL))
+        hidden_BLD = self._hidden_states(ids_BL, **options)
+        return self.logits(hidden_BLD) if head else hidden_BLD
 
     @property
     def num_cache_slots(self) -> int:
@@ -177,6 +185,32 @@ class EnigmaLM(nn.Module):
         Returns:
             floating `(B, L, D)`.
         """
+        hidden_BLD: Tensor = self(
+            ids_BL,
+            head=False,
+            mask=mask,
+            index=index,
+            cache=cache,
+            memory=memory,
+            checkpoint_function=checkpoint_function,
+        )
+        return hidden_BLD
+
+    def _hidden_states(
+        self,
+        ids_BL: Tensor,
+        *,
+        mask: Tensor | None = None,
+        index: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        memory: MemoryMode | None = None,
+        checkpoint_function: Checkpoint = NON_REENTRANT,
+    ) -> Tensor:
+        if ids_BL.ndim != 2:
+            raise ValueError(
+                f"expected ids of shape (B, L), got {tuple(ids_BL.shape)}; to fix this: "
+                "unsqueeze a single text"
+            )
         if index is None:
             start = cache.get_seq_length() if cache is not None else 0
             index = torch.arange(start, start + ids_BL.shape[1], device=ids_BL.device)
@@ -191,7 +225,7 @@ class EnigmaLM(nn.Module):
 
     def steps(
         self, index: Tensor, *, mask: Tensor | None = None, cache: KeyValueCache | None = None
-    ) -> list[Step]:
+    ) -> list[Step | StepGroup]:
         """Return the path of the signal: invertible steps over two streams `(B, L, D)`.
 
         Both streams start as the token embedding. The machine moves the second one, which the
@@ -215,6 +249,8 @@ class EnigmaLM(nn.Module):
         before_core = (len(layers) + 1) // 2
         return [
             *layers[:before_core],
-            *self.core.steps(context, stream=1),
+            StepGroup(
+                self.core.steps(context, stream=1), (1,), partial(self.core, context=context)
+            ),
             *layers[before_core:],
         ]

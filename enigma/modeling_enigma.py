@@ -21,6 +21,7 @@ from transformers import (
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from enigma.bijections.constant_weights import constant_weights
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.model import EnigmaLM
 
@@ -84,6 +85,11 @@ class EnigmaForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the output head."""
         self.lm.head = new_embeddings
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as transformers does; the weights must not change meanwhile."""
+        with constant_weights():
+            return super().generate(*args, **kwargs)
 
     def forward(  # noqa: PLR0917 - the order of transformers
         self,

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from enigma.bijections.step_groups import StepGroup, call_around, each_step, put, take
 from enigma.couplings.transforms import Shift
 
 __all__ = [
@@ -101,6 +102,7 @@ class CouplingStep(Step):
         stream_numbers: two streams, or one that is split.
         widths: of the halves of a single stream.
         exact: add on the grid of exact mode.
+        module: whose step it is, see `enigma.bijections.step_groups.call_around`.
     """
 
     def __init__(
@@ -111,8 +113,10 @@ class CouplingStep(Step):
         *,
         widths: list[int] | None = None,
         exact: bool = False,
+        module: Callable[..., Any] | None = None,
     ) -> None:
         self.stream_numbers = stream_numbers
+        self._module = module
         self._f, self._f_modules = f
         self._g, self._g_modules = g
         self._widths = widths
@@ -133,6 +137,9 @@ class CouplingStep(Step):
 
     def run(self, x: Streams, call: Call) -> Streams:
         """Move the first, then the second; see the base class."""
+        return call_around(self._module, partial(self._move, call=call), x)
+
+    def _move(self, *x: Tensor, call: Call) -> Streams:
         x1, x2 = self._parts(x)
         y1, _ = self._shift.forward(x1, call(0, self._f, _view(x2)).to(x1.dtype))
         y2, _ = self._shift.forward(x2, call(1, self._g, _view(y1)).to(x2.dtype))
@@ -140,6 +147,9 @@ class CouplingStep(Step):
 
     def undo(self, y: Streams) -> Streams:
         """Move the second back, then the first; see the base class."""
+        return call_around(self._module, self._move_back, y)
+
+    def _move_back(self, *y: Tensor) -> Streams:
         y1, y2 = self._parts(y)
         x2, _ = self._shift.inverse(y2, self._g(y1).to(y2.dtype))
         x1, _ = self._shift.inverse(y1, self._f(x2).to(y1.dtype))
@@ -219,7 +229,7 @@ class BijectionStep(Step):
 
 
 def run_steps(
-    steps: Sequence[Step],
+    steps: Sequence[Step | StepGroup],
     streams: Streams,
     memory: MemoryMode = "plain",
     checkpoint_function: Checkpoint = NON_REENTRANT,
@@ -244,29 +254,34 @@ def run_steps(
     # serves twice are then summed in its own dtype and not in bfloat16.
     device_type = streams[0].device.type
     reversible = memory == "reversible"
+
+    def run(step: Step, streams: Streams) -> Streams:
+        if reversible and step.stores_input:
+            streams = _Mark.apply(tape, *streams)  # type: ignore[no-untyped-call]
+        x = take(streams, step.stream_numbers)
+        if reversible and not step.stores_input:
+            y = _Backtrack.apply(step, tape, *x, *step.parameters)  # type: ignore[no-untyped-call]
+        elif memory != "plain":
+            y = checkpoint_function(partial(_run, step), *x)
+        else:
+            y = _run(step, *x)
+        return put(streams, step.stream_numbers, y)
+
     with torch.autocast(device_type, **_autocast_settings(device_type)):
-        for step in steps:
-            if reversible and step.stores_input:
-                streams = _Mark.apply(tape, *streams)  # type: ignore[no-untyped-call]
-            x = _take(streams, step.stream_numbers)
-            if reversible and not step.stores_input:
-                y = _Backtrack.apply(step, tape, *x, *step.parameters)  # type: ignore[no-untyped-call]
-            elif memory != "plain":
-                y = checkpoint_function(partial(_run, step), *x)
-            else:
-                y = _run(step, *x)
-            streams = _put(streams, step.stream_numbers, y)
+        streams = each_step(steps, streams, run)
     if reversible:
         streams = _Mark.apply(tape, *streams)  # type: ignore[no-untyped-call]
     return _total(streams)
 
 
-def undo_steps(steps: Sequence[Step], streams: Streams) -> Streams:
+def undo_steps(steps: Sequence[Step | StepGroup], streams: Streams) -> Streams:
     """Return the streams that the steps map to `streams`."""
-    for step in reversed(steps):
-        x = step.undo(_take(streams, step.stream_numbers))
-        streams = _put(streams, step.stream_numbers, x)
-    return streams
+
+    def undo(step: Step, streams: Streams) -> Streams:
+        x = step.undo(take(streams, step.stream_numbers))
+        return put(streams, step.stream_numbers, x)
+
+    return each_step(steps, streams, undo, backwards=True)
 
 
 class _Tape:
@@ -316,9 +331,9 @@ class _Backtrack(torch.autograd.Function):
     def backward(ctx: Any, *grad_y: Tensor) -> tuple[Any, ...]:
         step, tape = ctx.step, ctx.tape
         _ = ctx.saved_tensors
-        y = _take(tape.streams, step.stream_numbers)
+        y = take(tape.streams, step.stream_numbers)
         x, gradients = step.backtrack(y, grad_y, ctx.replay.again)
-        tape.streams = _put(tape.streams, step.stream_numbers, x)
+        tape.streams = put(tape.streams, step.stream_numbers, x)
         return None, None, *gradients
 
 
@@ -372,15 +387,6 @@ def _total(streams: Streams) -> Tensor:
 
 def _trainable(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
     return [p for module in modules for p in module.parameters() if p.requires_grad]
-
-
-def _take(streams: Streams, numbers: tuple[int, ...]) -> Streams:
-    return tuple(streams[number] for number in numbers)
-
-
-def _put(streams: Streams, numbers: tuple[int, ...], values: Streams) -> Streams:
-    moved = dict(zip(numbers, values, strict=True))
-    return tuple(moved.get(number, old) for number, old in enumerate(streams))
 
 
 def _autocast_settings(device_type: str) -> dict[str, Any]:

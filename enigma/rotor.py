@@ -57,14 +57,22 @@ class _BlockShift(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
         _, shift_L, ctx.positions = inputs
         ctx.save_for_backward(shift_L)
+        ctx.save_for_forward(shift_L)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (shift_L,) = ctx.saved_tensors
         return _shift_groups(grads[0], -shift_L, ctx.positions), None, None
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (shift_L,) = ctx.saved_tensors
+        return _shift_groups(tangents[0], shift_L, ctx.positions)
+
 
 def _shift_groups(x_GLD: Tensor, shift_L: Tensor, positions: int) -> Tensor:
+    if not torch.is_grad_enabled():
+        return _BlockShift.forward(x_GLD, shift_L, positions)
     y_GLD: Tensor = _BlockShift.apply(x_GLD, shift_L, positions)  # type: ignore[no-untyped-call]
     return y_GLD
 
@@ -87,7 +95,9 @@ def shift_channels(x: Tensor, shift: Tensor, positions: int) -> Tensor:
         >>> shift_channels(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([1]), 2)
         tensor([[2., 3., 0., 1.]])
     """
+    rows = x if x.ndim > 1 else x.unsqueeze(0)
     if shift.ndim > 1:  # every text has its own indices: one long text for the gather
-        shift = shift.expand(x.shape[:-1]).reshape(-1)
-    x_GLD = x.reshape(-1, len(shift), x.shape[-1])
+        shift = shift.expand(rows.shape[:-1]).reshape(-1)
+        rows = rows.flatten(0, -2)
+    x_GLD = rows.reshape(rows.shape[:-2].numel(), *rows.shape[-2:])
     return _shift_groups(x_GLD, shift, positions).view(x.shape)

@@ -77,13 +77,14 @@ class ChannelSplines(nn.Module):
         logits_2KD = ((size_2KD - self.spline.min_size) / self.spline.free_size).log()
         self.raw.copy_(torch.cat((logits_2KD.flatten(0, 1), raw_slope)))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
         """Return `y` `(..., D)` and `log |det dy/dx|` `(...)` in nats of `x` `(..., D)`."""
-        return self._bend(x, inverted=False)
+        return self._bend(x, inverted=inverse)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Undo `forward`; the log-determinant is the inverse's."""
-        return self._bend(y, inverted=True)
+        undone: tuple[Tensor, Tensor] = self(y, inverse=True)
+        return undone
 
     def _sizes(self, inner_KD: Tensor) -> Tensor:
         """Return the sizes of the bins between inner knots, none of which is too small."""

@@ -26,6 +26,7 @@ class _SquaredReLU(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
         ctx.save_for_backward(output[1])
+        ctx.save_for_forward(output[1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -41,6 +42,11 @@ class _SquaredReLU(torch.autograd.Function):
             grad = through if grad is None else grad + through
         return grad
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, Tensor]:
+        (positive,) = ctx.saved_tensors
+        return 2 * positive * tangents[0], (positive > 0) * tangents[0]
+
 
 def squared_relu(x: Tensor) -> Tensor:
     """Return max(x, 0)^2 for floating `x` of any shape.
@@ -49,5 +55,7 @@ def squared_relu(x: Tensor) -> Tensor:
         >>> squared_relu(torch.tensor([-1.0, 3.0]))
         tensor([0., 9.])
     """
+    if not torch.is_grad_enabled():
+        return torch.relu(x).square()
     y: Tensor = _SquaredReLU.apply(x)[0]  # type: ignore[no-untyped-call]
     return y
