@@ -52,8 +52,11 @@ def computed_once(compute: Callable[[], Tensor], weight: Tensor) -> Tensor:
         weight: another tensor in its place (`torch.func.functional_call`, offloaded weights) is
             noticed.
     """
+    # A compiled program is traced once, for any weights.
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return compute()
     results = _RESULTS.get()
-    if results is None or torch.is_grad_enabled():
+    if results is None:
         return compute()
     found = results.get(compute)
     if found is None or found[0] is not weight:

@@ -101,6 +101,20 @@ def test_an_exported_program_computes_the_same(name):
     torch.testing.assert_close(program(x), module(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["conv1x1", "permutation", "machine, reversed"])
+def test_a_compiled_module_follows_its_weights(name):
+    module, other = drawn(name, seed=0), drawn(name, seed=1)
+    x = test_input(module)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=1e-5)
+            with constant_weights():
+                torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=1e-5)
+            for parameter, value in zip(module.parameters(), other.parameters(), strict=True):
+                parameter.data.copy_(value.data)
+
+
 @pytest.mark.parametrize("name", FORMED)
 def test_within_constant_weights_it_is_formed_once(name, monkeypatch):
     module = drawn(name, seed=0)
