@@ -16,19 +16,17 @@ Legend: B batch, L queries, S keys, D channels, H heads, K channels per head.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijections.base import KeyValueCache
+from enigma.bijections.base import KeyValueCache, Run
 from enigma.layers.dropped_attention import dropped_attention
 from enigma.layers.linear import Linear
 from enigma.layers.norm import rms_normalise
 from enigma.layers.squared_relu import squared_relu
-from enigma.reversible import Call, CouplingStep, Streams
+from enigma.reversible import CouplingStep
 
 __all__ = ["AttentionContext", "AttentionLayer", "CausalSelfAttention", "alibi_slopes"]
 
@@ -298,7 +296,7 @@ class AttentionLayer(nn.Module):
         self.mlp_down = Linear(4 * d, d, zero=True)
         self.hidden_dropout = hidden_dropout
 
-    def forward(self, x1_BLD: Tensor, x2_BLD: Tensor, run: Callable[..., Streams]) -> Streams:
+    def forward(self, x1_BLD: Tensor, x2_BLD: Tensor, run: Run) -> tuple[Tensor, ...]:
         """Return both streams after the layer, as `run` of its step computes them.
 
         The layer is a module call only so that its hooks fire and its weights are at hand.
@@ -317,13 +315,12 @@ class AttentionLayer(nn.Module):
             attended: Tensor = self.attention(rms_normalise(x_BLD), context, layer_index)
             return self._drop(attended)
 
-        return _LayerStep(
-            self,
+        return CouplingStep(
             (attend, (self.attention,)),
             (self._transform, (self.mlp_up, self.mlp_down)),
             stream_numbers=(0, 1),
             exact=self.exact,
-            owner=self,
+            module=self,
         )
 
     def _transform(self, x_BLD: Tensor) -> Tensor:
@@ -335,16 +332,3 @@ class AttentionLayer(nn.Module):
         if not self.training:
             return x_BLD
         return functional.dropout(x_BLD, self.hidden_dropout)
-
-
-class _LayerStep(CouplingStep):
-    """A layer's step, run by a call of the layer, so that hooks on it fire."""
-
-    def __init__(self, layer: AttentionLayer, *branches: Any, **settings: Any) -> None:
-        super().__init__(*branches, **settings)
-        self._layer = layer
-
-    def run(self, x: Streams, call: Call) -> Streams:
-        """Run the step inside the layer's `__call__`; see the base class."""
-        y: Streams = self._layer(*x, lambda *streams: super(_LayerStep, self).run(streams, call))
-        return y

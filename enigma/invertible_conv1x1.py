@@ -7,12 +7,13 @@ equations 10 and 11: W = P L (U + diag(s)), log |det W| = sum log |s|.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, TypedDict, Unpack, cast, get_args
+from typing import Any, Literal, TypedDict, Unpack, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from enigma.bijections.base import Bijection, TokenContext
+from enigma.bijections.constant_weights import computed_once
 from enigma.bijections.lifting import LiftingConv1x1
 from enigma.rotor import odometer, shift_channels
 
@@ -25,6 +26,9 @@ __all__ = [
     "Start",
 ]
 
+_MOST_POSITIONS = 16
+_FIXED_POINT = 2.0**-62
+"""The unit of the integers that hold a rotation: finer than float64 for entries above 1e-3."""
 Start = Literal["identity", "permutation", "rotation"]
 RotorForm = Literal["plu", "lifting"]
 
@@ -99,9 +103,8 @@ class InvertibleConv1x1(Bijection):
             gaussian_DD = torch.randn(
                 num_channels, num_channels, generator=generator, dtype=torch.float64, device="cpu"
             )
-            self.register_buffer("rotation", torch.linalg.qr(gaussian_DD).Q)
+            self.register_buffer("rotation", _fixed_point(torch.linalg.qr(gaussian_DD).Q))
         self.packed = nn.Parameter(torch.empty(num_channels, num_channels))
-        self._cached: tuple[tuple[object, ...], Tensor] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -123,37 +126,43 @@ class InvertibleConv1x1(Bijection):
 
     def weight(self) -> Tensor:
         """Return W `(D, D)`."""
-        return self.departure() + self.start_matrix().to(self.packed.dtype)
+        return self.departure() + self.start_matrix(self.packed)
 
-    def start_matrix(self) -> Tensor:
-        """Return P `(D, D)` float64: what W is before training."""
+    def start_matrix(self, like: Tensor) -> Tensor:
+        """Return P `(D, D)`, what W is before training, in dtype and on device of `like`."""
         if self.start == "rotation":
-            return self.rotation
-        identity = torch.eye(self.num_channels, dtype=torch.float64, device=self.packed.device)
-        return identity.index_select(0, self.permutation)
+            # float16 does not reach to the integers.
+            wide = torch.promote_types(like.dtype, torch.float32)
+            return (self.rotation.to(like.device, wide) * _FIXED_POINT).to(like.dtype)
+        identity = torch.eye(self.num_channels, dtype=like.dtype, device=like.device)
+        return identity.index_select(0, self.permutation.to(like.device))
 
     def departure(self) -> Tensor:
-        """Return W - P `(D, D)`; formed once and cached while no gradient can reach the parameters.
+        """Return W - P `(D, D)`.
 
         W x is computed as P x + (W - P) x: near the start its rounding error is a quarter of that
         of W x, whose partial sums all contain the large term.
         """
-        if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
-            return self._form_departure()
-        # Any in-place update (an optimiser step, a load) raises the version.
-        version = self.packed._version  # noqa: SLF001 - torch documents no public name for it
-        key = (version, self.packed.data_ptr(), self.packed.dtype, self.packed.device)
-        if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self._form_departure())
-        return self._cached[1]
+        return computed_once(self._form_departure, self.packed)
 
     def _form_departure(self) -> Tensor:
         upper_less_one = self.packed.triu(1) + torch.diag(self.log_scale().expm1())
         _, upper = self.factors()
         product_less_one = torch.addmm(upper_less_one, self.packed.tril(-1), upper)
         if self.start == "rotation":
-            return self.rotation.to(product_less_one.dtype) @ product_less_one
+            return self.start_matrix(product_less_one) @ product_less_one
         return product_less_one.index_select(0, self.permutation)
+
+    def _form_inverse(self) -> Tensor:
+        """Return the transpose of W^-1, float64: it multiplies rows from the right."""
+        # MPS has no float64: there the systems are solved on the CPU.
+        device = "cpu" if self.packed.device.type == "mps" else self.packed.device
+        lower, upper = (factor.to(device, torch.float64) for factor in self.factors())
+        half: Tensor = torch.linalg.solve_triangular(
+            lower.T, self.start_matrix(lower), upper=True, left=False, unitriangular=True
+        )
+        inverse: Tensor = torch.linalg.solve_triangular(upper.T, half, upper=False, left=False)
+        return inverse
 
     def _multiply_rows(self, rows: Tensor) -> Tensor:
         if self.start == "rotation":
@@ -161,22 +170,25 @@ class InvertibleConv1x1(Bijection):
         permuted = rows if self.start == "identity" else rows.index_select(1, self.permutation)
         return torch.addmm(permuted, rows, self.departure().to(rows.dtype).T)
 
-    def train(self, mode: bool = True) -> InvertibleConv1x1:
-        """Switch the mode and drop the cached W, in case a parameter was set through `.data`."""
-        self._cached = None
-        return super().train(mode)
-
-    def multiply(self, x: Tensor) -> Tensor:
-        """Return W x for every token of `x` `(..., D)`, outside autocast.
+    def _forward(
+        self,
+        x: Tensor,
+        context: TokenContext | None,  # noqa: ARG002 - the same at every token
+    ) -> tuple[Tensor, Tensor]:
+        """Return `(W x, log |det W|)`, outside autocast.
 
         A rotor in bfloat16 would make the stream ten times less invertible.
         """
         with torch.autocast(x.device.type, enabled=False):
-            rows = x.reshape(-1, self.num_channels)
-            return self._multiply_rows(rows).view(x.shape)
+            y = self._multiply_rows(x.reshape(-1, self.num_channels)).view(x.shape)
+        return y, self.log_det().expand(x.shape[:-1])
 
-    def solve(self, y: Tensor) -> Tensor:
-        """Return W^-1 y for every token of `y` `(..., D)`.
+    def _inverse(
+        self,
+        y: Tensor,
+        context: TokenContext | None,  # noqa: ARG002 - the same at every token
+    ) -> tuple[Tensor, Tensor]:
+        """Return `(W^-1 y, -log |det W|)`.
 
         Two triangular systems are solved in float64 for the unit vectors, which gives W^-1; the
         residual of its product with y is mapped back once more. In float32 this is as exact as
@@ -184,39 +196,26 @@ class InvertibleConv1x1(Bijection):
         """
         with torch.autocast(y.device.type, enabled=False):
             rows = y.reshape(-1, self.num_channels)
-            inverse_DD = self._inverse().to(y.dtype)
+            inverse_DD = computed_once(self._form_inverse, self.packed).to(y.device, y.dtype)
             x = rows @ inverse_DD
             x = torch.addmm(x, rows - self._multiply_rows(x), inverse_DD)
-        return x.view(y.shape)
-
-    def _inverse(self) -> Tensor:
-        """Return the transpose of W^-1, float64: it multiplies rows from the right."""
-        lower, upper = (factor.double() for factor in self.factors())
-        half: Tensor = torch.linalg.solve_triangular(
-            lower.T, self.start_matrix(), upper=True, left=False, unitriangular=True
-        )
-        inverse: Tensor = torch.linalg.solve_triangular(upper.T, half, upper=False, left=False)
-        return inverse
+        return x.view(y.shape), -self.log_det().expand(y.shape[:-1])
 
     def log_det(self) -> Tensor:
         """Return log |det W|, a scalar in nats."""
         return self.log_scale().sum()
 
-    def forward_with_log_det(
-        self,
-        x: Tensor,
-        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
-    ) -> tuple[Tensor, Tensor]:
-        """Return `(W x, log |det W|)`; see the base class for shapes."""
-        return self.multiply(x), self.log_det().expand(x.shape[:-1])
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Read files in which the rotation is floating, as it was before."""
+        rotation = state_dict.get(f"{prefix}rotation")
+        if rotation is not None and rotation.is_floating_point():
+            state_dict[f"{prefix}rotation"] = _fixed_point(rotation)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def inverse_with_log_det(
-        self,
-        y: Tensor,
-        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
-    ) -> tuple[Tensor, Tensor]:
-        """Return `(W^-1 y, -log |det W|)`; see the base class for shapes."""
-        return self.solve(y), -self.log_det().expand(y.shape[:-1])
+
+def _fixed_point(matrix: Tensor) -> Tensor:
+    """Return a matrix of numbers from -1 to 1 as integers, which no cast of a module touches."""
+    return (matrix.double() / _FIXED_POINT).round().long()
 
 
 class InvertibleConv1x1Stack(Bijection):
@@ -273,28 +272,23 @@ class InvertibleConv1x1Stack(Bijection):
         """Return the convolutions in the order in which they are applied."""
         return [cast("InvertibleConv1x1 | LiftingConv1x1", layer) for layer in self.layers]
 
-    def log_det(self, x: Tensor) -> Tensor:
-        """Return the summed log |det W|, expanded to `x.shape[:-1]`."""
-        zero = x.new_zeros(())
-        return sum((rotor.log_det() for rotor in self.rotors()), zero).expand(x.shape[:-1])
+    def _forward(self, x: Tensor, context: TokenContext | None) -> tuple[Tensor, Tensor]:
+        """Apply the convolutions first to last."""
+        return self._turn(x, context, inverse=False)
 
-    def forward_with_log_det(
-        self, x: Tensor, context: TokenContext | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Apply the convolutions first to last; see the base class for shapes."""
-        y, shift = x, _Shift(self.wheels(x, context), self.positions)
-        for k, rotor in enumerate(self.rotors()):
-            y = rotor.multiply(shift.to_rotor(y, k))
-        return shift.home(y), self.log_det(x)
+    def _inverse(self, y: Tensor, context: TokenContext | None) -> tuple[Tensor, Tensor]:
+        """Undo the convolutions last to first."""
+        return self._turn(y, context, inverse=True)
 
-    def inverse_with_log_det(
-        self, y: Tensor, context: TokenContext | None = None
+    def _turn(
+        self, x: Tensor, context: TokenContext | None, *, inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        """Undo the convolutions last to first; see the base class for shapes."""
-        x, shift = y, _Shift(self.wheels(y, context), self.positions)
-        for k, rotor in reversed(list(enumerate(self.rotors()))):
-            x = rotor.solve(shift.to_rotor(x, k))
-        return shift.home(x), -self.log_det(y)
+        shift, total = _Shift(self.wheels(x, context), self.positions), x.new_zeros(x.shape[:-1])
+        order = list(enumerate(self.rotors()))
+        for k, rotor in reversed(order) if inverse else order:
+            x, log_det = rotor(shift.to_rotor(x, k), inverse=inverse, log_det=True)
+            total = total + log_det
+        return shift.home(x), total
 
     def wheels(self, x: Tensor, context: TokenContext | None) -> list[Tensor]:  # noqa: ARG002
         """Return each rotor's position at each token; an empty list for static rotors."""
@@ -312,7 +306,7 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
     Args:
         num_channels: width D, divisible by `positions`.
         num_layers: number of rotors, R.
-        positions: positions of a rotor, P.
+        positions: positions of a rotor, P; None takes the largest up to 16 that fits.
         **options: form and start of the rotors, as for `InvertibleConv1x1Stack`.
 
     Raises:
@@ -328,15 +322,10 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
         self,
         num_channels: int,
         num_layers: int,
-        positions: int = 16,
+        positions: int | None = None,
         **options: Unpack[RotorOptions],
     ) -> None:
-        if positions < 1 or num_channels % positions:
-            divisors = [p for p in range(1, num_channels + 1) if num_channels % p == 0]
-            raise ValueError(
-                f"positions must divide num_channels={num_channels}, got {positions}; "
-                f"to fix this: take one of {divisors}"
-            )
+        positions = fitting_positions(num_channels, positions)
         super().__init__(num_channels, num_layers, **options)
         self.positions = positions
 
@@ -346,6 +335,23 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
             return []
         index = (context or TokenContext.of(x)).index
         return odometer(index, len(self.layers), self.positions)
+
+
+def fitting_positions(num_channels: int, positions: int | None) -> int:
+    """Return the positions of a rotor, the largest up to 16 that divide the width by default.
+
+    Raises:
+        ValueError: if positions that are given are below 1 or do not divide the width.
+    """
+    fitting = [p for p in range(min(num_channels, _MOST_POSITIONS), 0, -1) if num_channels % p == 0]
+    if positions is None:
+        return fitting[0]
+    if positions < 1 or num_channels % positions:
+        raise ValueError(
+            f"positions must divide num_channels={num_channels}, got {positions}; to fix this: "
+            f"take {fitting[0]}, or another of {sorted(fitting)}"
+        )
+    return positions
 
 
 class _Shift:

@@ -6,6 +6,7 @@ is defined in `enigma.bijections.machine` and can be imported from here too.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast, get_args
 
 import torch
@@ -16,6 +17,7 @@ from enigma.bijections.base import ConvolutionCache, KeyValueCache, TokenContext
 from enigma.bijections.exact import round_to_grid
 from enigma.bijections.machine import Enigma, ReturnPath
 from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
+from enigma.bijections.step_groups import StepGroup
 from enigma.invertible_conv1x1 import RotorForm
 from enigma.layers.causal_conv import CausalConv
 from enigma.layers.linear import Linear
@@ -49,7 +51,7 @@ class EnigmaLM(nn.Module):
             (`use_alibi=False`) end there.
         use_alibi: linear attention biases; False takes a learned position embedding.
         use_dynamic_conv1x1: step the rotors with the token index.
-        conv1x1_positions: positions of a rotor, P.
+        conv1x1_positions: positions of a rotor, P; None takes the largest up to 16 that divides D.
         attention_dropout: probability of dropping an attention weight in training.
         hidden_dropout: probability of dropping a channel of a residual branch in training.
         return_path: "reversed", "untied" or "inverse", see `Enigma`.
@@ -82,7 +84,7 @@ class EnigmaLM(nn.Module):
         max_len: int = 256,
         use_alibi: bool = True,
         use_dynamic_conv1x1: bool = True,
-        conv1x1_positions: int = 16,
+        conv1x1_positions: int | None = None,
         *,
         attention_dropout: float = 0.0,
         hidden_dropout: float = 0.0,
@@ -142,19 +144,23 @@ class EnigmaLM(nn.Module):
         convolutions = sum(isinstance(module, CausalConv) for module in self.core.modules())
         self.num_cache_slots = num_transformer_layers + passes * convolutions
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
+    def forward(self, ids_BL: Tensor | None, *, head: bool = True, **options: Any) -> Tensor:
         """Return next-token logits.
 
         Args:
             ids_BL: int64 `(B, L)` or, for a single text, `(L,)`, in [0, V).
+            head: False returns the final hidden states instead.
+            **options: keyword arguments of `hidden_states`.
 
         Returns:
             floating `(B, L, V)` or `(L, V)`: row t scores the token after t and depends on ids
             0 ... t only.
         """
-        if ids_BL.ndim == 1:
-            return self.logits(self.hidden_states(ids_BL.unsqueeze(0)))[0]
-        return self.logits(self.hidden_states(ids_BL))
+        if ids_BL is not None and ids_BL.ndim == 1:
+            hidden = self._hidden_states(ids_BL.unsqueeze(0), **options)[0]
+        else:
+            hidden = self._hidden_states(ids_BL, **options)
+        return self.logits(hidden) if head else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits `(..., V)` of final hidden states `(..., D)`."""
@@ -194,6 +200,35 @@ class EnigmaLM(nn.Module):
         Returns:
             floating `(B, L, D)`.
         """
+        hidden_BLD: Tensor = self(
+            ids_BL,
+            head=False,
+            rows=rows,
+            mask=mask,
+            index=index,
+            cache=cache,
+            visible=visible,
+            weights=weights,
+            states=states,
+            memory=memory,
+            checkpoint_function=checkpoint_function,
+        )
+        return hidden_BLD
+
+    def _hidden_states(
+        self,
+        ids_BL: Tensor | None,
+        *,
+        rows: Tensor | None = None,
+        mask: Tensor | None = None,
+        index: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        visible: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+        states: list[Tensor] | None = None,
+        memory: MemoryMode | None = None,
+        checkpoint_function: Checkpoint = NON_REENTRANT,
+    ) -> Tensor:
         given = ids_BL if rows is None else rows
         if given is None:
             raise ValueError("expected ids or rows of token embeddings, got None for both")
@@ -223,7 +258,7 @@ class EnigmaLM(nn.Module):
         cache: KeyValueCache | None = None,
         visible: Tensor | None = None,
         weights: list[Tensor] | None = None,
-    ) -> list[Step]:
+    ) -> list[Step | StepGroup]:
         """Return the path of the signal: invertible steps over two streams `(B, L, D)`.
 
         Both streams start as the token embedding. The machine moves the second one, which the
@@ -252,7 +287,9 @@ class EnigmaLM(nn.Module):
         before_core = (len(layers) + 1) // 2
         return [
             *layers[:before_core],
-            *self.core.steps(context, stream=1),
+            StepGroup(
+                self.core.steps(context, stream=1), (1,), partial(self.core, context=context)
+            ),
             *layers[before_core:],
         ]
 
@@ -267,6 +304,11 @@ class _Record(Step):
 
     @property
     def parameters(self) -> list[nn.Parameter]:
+        """None."""
+        return []
+
+    @property
+    def modules(self) -> list[nn.Module]:
         """None."""
         return []
 

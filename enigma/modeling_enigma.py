@@ -25,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
+from enigma.bijections.constant_weights import constant_weights
 from enigma.configuration_enigma import EnigmaConfig, unknown_keywords
 from enigma.language_model.hub_card import write_hub_card
 from enigma.language_model.masks import filled_keys, packed_texts
@@ -259,6 +260,11 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, GenerationMixin):  # type: ignore
         >>> model(ids, labels=ids).loss.item() > 0
         True
     """
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as transformers does; the weights must not change meanwhile."""
+        with constant_weights():
+            return super().generate(*args, **kwargs)
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(  # noqa: PLR0917 - the order of transformers

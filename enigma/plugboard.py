@@ -62,6 +62,7 @@ class Plugboard(Bijection):
                 f"num_pairs must be from 1 to {num_channels // 2} for {num_channels} channels, "
                 f"got {num_pairs}"
             )
+        self.num_channels = num_channels
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(num_channels, generator=generator, device="cpu")[: 2 * num_pairs]
         left, right = chosen.chunk(2)
@@ -70,20 +71,19 @@ class Plugboard(Bijection):
         self.register_buffer("partner", partner)
         self.permutation = SimplePermutation(num_channels) if learnable else None
 
-    def forward_with_log_det(
+    def _forward(
         self,
         x: Tensor,
-        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
-        """Swap the pairs; the log-determinant is 0. See the base class for shapes."""
+        """Swap the pairs; the log-determinant is 0."""
         if self.permutation is None:
             y = x.index_select(-1, self.partner)
         else:
-            y = self.permutation.inverse(self.permutation(x).index_select(-1, self.partner))
+            swapped = self.permutation(x).index_select(-1, self.partner)
+            y = self.permutation(swapped, inverse=True)
         return y, x.new_zeros(x.shape[:-1])
 
-    def inverse_with_log_det(
-        self, y: Tensor, context: TokenContext | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _inverse(self, y: Tensor, context: TokenContext | None) -> tuple[Tensor, Tensor]:
         """Swap the pairs again."""
-        return self.forward_with_log_det(y, context)
+        return self._forward(y, context)

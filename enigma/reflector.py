@@ -46,6 +46,7 @@ class Reflector(Bijection):
                 f"an exact reflector needs rank 1 and at least 2 channels, got rank {rank} of "
                 f"{num_channels}"
             )
+        self.num_channels = num_channels
         self.exact = exact
         self.vectors = nn.Parameter(torch.empty(rank, num_channels))
         self.reset_parameters()
@@ -54,21 +55,31 @@ class Reflector(Bijection):
         """Draw the directions from a normal distribution; almost surely independent."""
         nn.init.normal_(self.vectors)
 
-    def forward_with_log_det(
+    def _forward(
         self,
         x: Tensor,
-        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
         """Reflect `x`; |det| = 1, so the log-determinant is 0."""
         with torch.autocast(x.device.type, enabled=False):
-            if self.exact:
-                return self._reflect_exactly(x), x.new_zeros(x.shape[:-1])
-            gram = self.vectors @ self.vectors.T
-            projector = (
-                self.vectors / gram if len(gram) == 1 else torch.linalg.solve(gram, self.vectors)
-            )
-            y = x - 2 * (x @ self.vectors.T) @ projector
+            y = self._reflect_exactly(x) if self.exact else self._reflect(x)
         return y, x.new_zeros(x.shape[:-1])
+
+    def _directions(self) -> Tensor:
+        """Return the vectors, each with a largest entry of 1, in float32 or wider.
+
+        Only their directions count, and the square of a short vector would underflow.
+        """
+        wide_RD = self.vectors.to(torch.promote_types(self.vectors.dtype, torch.float32))
+        largest_R1 = wide_RD.detach().abs().amax(dim=1, keepdim=True)
+        return wide_RD / largest_R1.clamp(min=torch.finfo(wide_RD.dtype).tiny)
+
+    def _reflect(self, x: Tensor) -> Tensor:
+        v_RD = self._directions()
+        gram_RR = v_RD @ v_RD.T
+        projector_RD = v_RD / gram_RR if len(gram_RR) == 1 else torch.linalg.solve(gram_RR, v_RD)
+        wide = x.to(v_RD.dtype)
+        return (wide - 2 * (wide @ v_RD.T) @ projector_RD).to(x.dtype)
 
     def _reflect_exactly(self, x: Tensor) -> Tensor:
         """Turn v onto the first axis, flip that axis, turn back.
@@ -76,7 +87,8 @@ class Reflector(Bijection):
         A turn is three shears. Each adds to one part a function of the other, so it can be undone
         bit for bit; with the flip in the middle the whole is an involution.
         """
-        v = self.vectors[0] / self.vectors[0].norm()
+        v = self._directions()[0]
+        v = v / v.norm()
         v = torch.where(
             v[0] < 0, -v, v
         )  # v and -v give the same reflection; this turn is under 90 degrees
@@ -88,11 +100,9 @@ class Reflector(Bijection):
         first, rest = _turn(-first, rest, axis, -sine, -half_tangent)
         return torch.cat((first, rest), dim=-1)
 
-    def inverse_with_log_det(
-        self, y: Tensor, context: TokenContext | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _inverse(self, y: Tensor, context: TokenContext | None) -> tuple[Tensor, Tensor]:
         """Reflect again."""
-        return self.forward_with_log_det(y, context)
+        return self._forward(y, context)
 
 
 def _turn(

@@ -48,6 +48,7 @@ class RevBlock(Bijection):
         settings = CouplingSettings.of(coupling, **options)
         if num_channels < 2:
             raise ValueError(f"num_channels must be at least 2 to be halved, got {num_channels}")
+        self.num_channels = num_channels
         self.coupling = settings.kind
         self.exact = settings.exact
         self.widths = [num_channels // 2, num_channels - num_channels // 2]
@@ -55,16 +56,19 @@ class RevBlock(Bijection):
         self.f = Coupling(first, second, settings)
         self.g = Coupling(second, first, settings)
 
-    def forward_with_log_det(
-        self,
-        x: Tensor,
-        context: TokenContext | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Move the first half, then the second; see the base class for shapes."""
+    def _forward(self, x: Tensor, context: TokenContext | None) -> tuple[Tensor, Tensor]:
+        """Move the first half, then the second."""
         x1, x2 = torch.split(x, self.widths, dim=-1)
-        y1, log_det_f = self.f(x1, x2, context)
-        y2, log_det_g = self.g(x2, y1, context)
+        y1, log_det_f = self.f.move(x1, x2, context)
+        y2, log_det_g = self.g.move(x2, y1, context)
         return torch.cat((y1, y2), dim=-1), _total(x, log_det_f, log_det_g)
+
+    def _inverse(self, y: Tensor, context: TokenContext | None) -> tuple[Tensor, Tensor]:
+        """Move the second half back, then the first."""
+        y1, y2 = torch.split(y, self.widths, dim=-1)
+        x2, log_det_g = self.g.move_back(y2, y1, context)
+        x1, log_det_f = self.f.move_back(y1, x2, context)
+        return torch.cat((x1, x2), dim=-1), _total(y, log_det_f, log_det_g)
 
     def step(self, context: TokenContext, stream: int) -> CouplingStep:
         """Return an additive block as a step over the halves of one stream.
@@ -74,23 +78,13 @@ class RevBlock(Bijection):
             stream: the number of the stream.
         """
         return CouplingStep(
-            (partial(self.f.raw, context=context), (self.f,)),
-            (partial(self.g.raw, context=context), (self.g,)),
+            (partial(self.f, context=context), (self.f,)),
+            (partial(self.g, context=context), (self.g,)),
             stream_numbers=(stream,),
             widths=self.widths,
             exact=self.exact,
+            module=partial(self, context=context),
         )
-
-    def inverse_with_log_det(
-        self,
-        y: Tensor,
-        context: TokenContext | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Move the second half back, then the first; see the base class for shapes."""
-        y1, y2 = torch.split(y, self.widths, dim=-1)
-        x2, log_det_g = self.g.inverse(y2, y1, context)
-        x1, log_det_f = self.f.inverse(y1, x2, context)
-        return torch.cat((x1, x2), dim=-1), _total(y, log_det_f, log_det_g)
 
 
 def _total(x: Tensor, *log_dets: Tensor | None) -> Tensor:

@@ -58,11 +58,17 @@ class _BlockShift(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
         _, shift_L, ctx.positions = inputs
         ctx.save_for_backward(shift_L)
+        ctx.save_for_forward(shift_L)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (shift_L,) = ctx.saved_tensors
         return _shift_groups(grads[0], -shift_L, ctx.positions), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (shift_L,) = ctx.saved_tensors
+        return _shift_groups(tangents[0], shift_L, ctx.positions)
 
 
 def _shift_groups(x_GLD: Tensor, shift_L: Tensor, positions: int) -> Tensor:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment  # the Hungarian method; torch has none
 from torch import Tensor, nn
 
 from enigma.bijections.base import Bijection, TokenContext
+from enigma.bijections.constant_weights import computed_once
 
 __all__ = ["SimplePermutation", "sinkhorn"]
 
@@ -38,6 +38,30 @@ def sinkhorn(scores_DD: Tensor, num_iterations: int = 20) -> Tensor:
     return scores_DD.exp()
 
 
+@torch.library.custom_op("enigma::best_assignment", mutates_args=())
+def _best_assignment(scores_DD: Tensor) -> Tensor:
+    """Return the permutation with the largest sum of scores, by the Hungarian method."""
+    try:
+        from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - torch has none
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "a learned permutation needs the package scipy; to fix this: pip install scipy",
+            name="scipy",
+        ) from error
+    _, columns = linear_sum_assignment(scores_DD.double().cpu().numpy(), maximize=True)
+    return torch.as_tensor(columns, device=scores_DD.device)
+
+
+@_best_assignment.register_fake
+def _(scores_DD: Tensor) -> Tensor:
+    return scores_DD.new_empty(len(scores_DD), dtype=torch.int64)
+
+
+@_best_assignment.register_vmap
+def _(_info: Any, in_dims: tuple[int], scores_DD: Tensor) -> tuple[Tensor, int]:
+    return torch.stack([_best_assignment(each) for each in scores_DD.movedim(in_dims[0], 0)]), 0
+
+
 class _StraightThrough(torch.autograd.Function):
     """The exact value of `hard` with the gradient of `soft`."""
 
@@ -54,6 +78,11 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004 - see above
         return grads[0], None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:  # noqa: ARG004 - see above
+        soft: Tensor = tangents[0]
+        return soft.clone()
 
 
 class SimplePermutation(Bijection):
@@ -88,12 +117,12 @@ class SimplePermutation(Bijection):
             raise ValueError(f"num_channels must be at least 1, got {num_channels}")
         if min(temperatures) <= 0:
             raise ValueError(f"temperatures must be above 0, got {temperatures}")
+        self.num_channels = num_channels
         self.temperatures = temperatures
         self.num_iterations = num_iterations
         self.temperature = temperatures[0]
         self.scores = nn.Parameter(torch.empty(num_channels, num_channels))
         self._gumbel_DD: Tensor | None = None
-        self._cached_order: tuple[tuple[object, ...], Tensor] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -127,13 +156,13 @@ class SimplePermutation(Bijection):
 
     def order(self) -> Tensor:
         """Return the permutation, int64 `(D,)`: exact, by the Hungarian method."""
-        noisy = self._noisy_scores().detach()
-        version = self.scores._version  # noqa: SLF001 - torch documents no public name for it
-        key = (version, self.scores.data_ptr(), self.training, id(self._gumbel_DD))
-        if self._cached_order is None or self._cached_order[0] != key:
-            _, columns = linear_sum_assignment(noisy.double().cpu().numpy(), maximize=True)
-            self._cached_order = (key, torch.as_tensor(columns, device=noisy.device))
-        return self._cached_order[1]
+        if self.training:  # temperature and noise decide it, too
+            return self._form_order()
+        return computed_once(self._form_order, self.scores)
+
+    def _form_order(self) -> Tensor:
+        order: Tensor = _best_assignment(self._noisy_scores().detach())
+        return order
 
     def _noisy_scores(self) -> Tensor:
         if self._gumbel_DD is None or not self.training:
@@ -150,18 +179,18 @@ class SimplePermutation(Bijection):
         with torch.autocast(x.device.type, enabled=False):
             return x @ (matrix_DD if back else matrix_DD.T).to(x.dtype)
 
-    def forward_with_log_det(
+    def _forward(
         self,
         x: Tensor,
-        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
-        """Permute; the log-determinant is 0. See the base class for shapes."""
+        """Permute; the log-determinant is 0."""
         return self._permute(x, back=False), x.new_zeros(x.shape[:-1])
 
-    def inverse_with_log_det(
+    def _inverse(
         self,
         y: Tensor,
-        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
-        """Permute back; see the base class for shapes."""
+        """Permute back."""
         return self._permute(y, back=True), y.new_zeros(y.shape[:-1])

@@ -7,13 +7,18 @@ K channels per head, V vocabulary, P rotor positions, R rotors, N tokens of a fl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
 __all__ = ["Bijection", "ConvolutionCache", "KeyValueCache", "TokenContext"]
+
+Run: TypeAlias = Callable[..., tuple[Tensor, ...]]
+"""Maps streams to as many streams."""
 
 
 class KeyValueCache(Protocol):
@@ -77,41 +82,116 @@ class TokenContext:
         length = x.shape[-2] if x.ndim > 1 else 1
         return cls(torch.arange(start, start + length, device=x.device))
 
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenContext:
+        """Return the same tokens on a device, as accelerate moves the arguments of a module."""
+        moved = partial(_moved, device=device, non_blocking=non_blocking)
+        return replace(
+            self,
+            index=self.index.to(device, non_blocking=non_blocking),
+            mask=moved(self.mask),
+            features=moved(self.features),
+        )
+
     def advanced(self, steps: int) -> TokenContext:
         """Return the same tokens with the odometer turned `steps` further."""
         return replace(self, index=self.index + steps) if steps else self
 
 
+def _moved(
+    tensor: Tensor | None, *, device: torch.device | str, non_blocking: bool
+) -> Tensor | None:
+    return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+
 class Bijection(nn.Module, ABC):
     """A map of `(..., L, D)` onto itself that is invertible at every token index.
 
-    Subclasses define both directions with the log-determinant of each token's Jacobian.
+    Subclasses set `num_channels` and define both directions with the log-determinant of each
+    token's Jacobian. Every public method is a call of the module, so that hooks fire, and whatever
+    gathers or loads weights by hooks (FSDP, offloading) finds every use.
+
+    Attributes:
+        num_channels: width D.
     """
 
+    num_channels: int
+
     @abstractmethod
-    def forward_with_log_det(
-        self, x: Tensor, context: TokenContext | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Map `x` and return `(y, log_det)`.
+    def _forward(self, x: Tensor, context: TokenContext | None) -> tuple[Tensor, Tensor]:
+        """Return `y` and `log |det dy/dx|` of each token; see `forward`."""
+
+    @abstractmethod
+    def _inverse(self, y: Tensor, context: TokenContext | None) -> tuple[Tensor, Tensor]:
+        """Undo `_forward`; the log-determinant is that of the inverse map."""
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(
+            self,
+            x: Tensor,
+            context: TokenContext | None = None,
+            *,
+            inverse: bool = False,
+            log_det: Literal[False] = False,
+            run: Run | None = None,
+        ) -> Tensor: ...
+        @overload
+        def __call__(
+            self,
+            x: Tensor,
+            context: TokenContext | None = None,
+            *,
+            inverse: bool = False,
+            log_det: Literal[True],
+        ) -> tuple[Tensor, Tensor]: ...
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Call `forward` and the hooks."""
+
+    def forward(
+        self,
+        x: Tensor,
+        context: TokenContext | None = None,
+        *,
+        inverse: bool = False,
+        log_det: bool = False,
+        run: Run | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Map `x`, or map it back.
 
         Args:
             x: floating `(..., L, D)`.
             context: the indices of the tokens; None numbers dim -2 from 0.
+            inverse: apply the inverse map.
+            log_det: return the log-determinant too.
+            run: computes the same map step by step, see `enigma.reversible`; called instead.
 
         Returns:
-            `y` of the shape of `x`, and `log |det dy/dx|` in nats, of shape `x.shape[:-1]`.
+            `y` of the shape of `x`; with `log_det` also `log |det dy/dx|` in nats, of shape
+            `x.shape[:-1]`.
+
+        Raises:
+            ValueError: for another width than D.
         """
-
-    @abstractmethod
-    def inverse_with_log_det(
-        self, y: Tensor, context: TokenContext | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Undo `forward_with_log_det`; the log-determinant is that of the inverse map."""
-
-    def forward(self, x: Tensor, context: TokenContext | None = None) -> Tensor:
-        """Map `x` `(..., L, D)` to `y` of the same shape."""
-        return self.forward_with_log_det(x, context)[0]
+        if x.shape[-1:] != (self.num_channels,):
+            raise ValueError(f"expected (..., {self.num_channels}), got {tuple(x.shape)}")
+        if run is not None:
+            return run(x)[0]
+        mapped = self._inverse(x, context) if inverse else self._forward(x, context)
+        return mapped if log_det else mapped[0]
 
     def inverse(self, y: Tensor, context: TokenContext | None = None) -> Tensor:
         """Return the `x` that `forward` maps to `y`."""
-        return self.inverse_with_log_det(y, context)[0]
+        return self(y, context, inverse=True)
+
+    def forward_with_log_det(
+        self, x: Tensor, context: TokenContext | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map `x` and return `(y, log_det)`; see `forward`."""
+        return self(x, context, log_det=True)
+
+    def inverse_with_log_det(
+        self, y: Tensor, context: TokenContext | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map `y` back and return `(x, log_det)`, the log-determinant of the inverse map."""
+        return self(y, context, inverse=True, log_det=True)

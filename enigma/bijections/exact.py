@@ -31,6 +31,10 @@ class _RoundToGrid(torch.autograd.Function):
         return torch.round(x / GRID) * GRID
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:  # noqa: ARG004 - the signature of autograd
+        return tangents[0].clone()
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         pass
 
@@ -72,8 +76,14 @@ def exact_add(x: Tensor, change: Tensor, sign: int = 1) -> Tensor:
         sign: 1 or -1.
 
     Raises:
-        ValueError: if a number reaches the limit of the grid, or is not finite.
+        ValueError: if a number reaches the limit of the grid, or is not finite; in half precision,
+            which cannot hold the grid.
     """
+    if x.dtype not in {torch.float32, torch.float64}:
+        raise ValueError(
+            f"exact mode needs float32 or float64, got {x.dtype}; to fix this: call .float() on "
+            "the model"
+        )
     y = x + sign * round_to_grid(change)
     largest = y.detach().abs().max() if y.numel() else torch.zeros(())
     if not bool(largest < LIMIT):

@@ -19,6 +19,24 @@ __all__ = ["LiftingConv1x1"]
 _NUM_STEPS = 4
 
 
+class _Steps(nn.Module):
+    """The matrices. They are read by a call, as offloaded weights are loaded for calls only."""
+
+    def __init__(self, shapes: list[tuple[int, int]]) -> None:
+        super().__init__()
+        for k, shape in enumerate(shapes):
+            self.register_parameter(str(k), nn.Parameter(torch.empty(shape)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set every step to zero: the identity."""
+        for step in self.parameters():
+            nn.init.zeros_(step)
+
+    def forward(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
+
 class LiftingConv1x1(Bijection):
     """An invertible 1x1 convolution as lifting steps; the identity at the start.
 
@@ -43,33 +61,15 @@ class LiftingConv1x1(Bijection):
         super().__init__()
         if num_channels < 2:
             raise ValueError(f"num_channels must be at least 2 to be halved, got {num_channels}")
+        self.num_channels = num_channels
         self.exact = exact
         self.widths = [num_channels // 2, num_channels - num_channels // 2]
         first, second = self.widths
-        shapes = [(first, second), (second, first)] * (_NUM_STEPS // 2)
-        self.steps = nn.ParameterList(nn.Parameter(torch.zeros(shape)) for shape in shapes)
-
-    def reset_parameters(self) -> None:
-        """Set every step to zero: the identity."""
-        for step in self.steps:
-            nn.init.zeros_(step)
-
-    def multiply(self, x: Tensor) -> Tensor:
-        """Return W x for every token of `x` `(..., D)`, outside autocast."""
-        return self._lift(x, 1)
-
-    def solve(self, y: Tensor) -> Tensor:
-        """Return W^-1 y for every token of `y` `(..., D)`."""
-        return self._lift(y, -1)
-
-    def log_det(self) -> Tensor:
-        """Return log |det W| = 0, a scalar."""
-        zero: Tensor = self.steps[0].new_zeros(())
-        return zero
+        self.steps = _Steps([(first, second), (second, first)] * (_NUM_STEPS // 2))
 
     def _lift(self, x: Tensor, sign: int) -> Tensor:
         halves = list(torch.split(x, self.widths, dim=-1))
-        order = list(enumerate(self.steps))[::sign]
+        order = list(enumerate(self.steps()))[::sign]
         with torch.autocast(x.device.type, enabled=False):
             for i, step in order:
                 moved, read = i % 2, 1 - i % 2
@@ -82,18 +82,18 @@ class LiftingConv1x1(Bijection):
                 )
         return torch.cat(halves, dim=-1)
 
-    def forward_with_log_det(
+    def _forward(
         self,
         x: Tensor,
-        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
-        """Return `(W x, 0)`; see the base class for shapes."""
-        return self.multiply(x), x.new_zeros(x.shape[:-1])
+        """Return `(W x, 0)`, outside autocast."""
+        return self._lift(x, 1), x.new_zeros(x.shape[:-1])
 
-    def inverse_with_log_det(
+    def _inverse(
         self,
         y: Tensor,
-        context: TokenContext | None = None,  # noqa: ARG002 - the same at every token
+        context: TokenContext | None,  # noqa: ARG002 - the same at every token
     ) -> tuple[Tensor, Tensor]:
-        """Return `(W^-1 y, 0)`; see the base class for shapes."""
-        return self.solve(y), y.new_zeros(y.shape[:-1])
+        """Return `(W^-1 y, 0)`."""
+        return self._lift(y, -1), y.new_zeros(y.shape[:-1])

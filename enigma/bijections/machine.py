@@ -21,6 +21,7 @@ from enigma.invertible_conv1x1 import (
     RotorForm,
     RotorOptions,
     Start,
+    fitting_positions,
 )
 from enigma.plugboard import Plugboard
 from enigma.reflector import Reflector
@@ -59,20 +60,17 @@ class Pass:
         return self._map(y, context, inverted=not self.inverted)
 
     def _map(self, x: Tensor, context: TokenContext, *, inverted: bool) -> tuple[Tensor, Tensor]:
-        context = context.advanced(self.turns)
-        if inverted:
-            return self.part.inverse_with_log_det(x, context)
-        return self.part.forward_with_log_det(x, context)
+        return self.part(x, context.advanced(self.turns), inverse=inverted, log_det=True)
 
     def step(self, context: TokenContext, stream: int) -> Step:
         """Return the pass as a step over one of several streams, see `enigma.reversible`."""
-        block = self.part
-        if isinstance(block, RevBlock) and block.coupling == "additive" and not self.inverted:
-            return block.step(context.advanced(self.turns), stream)
+        part, context = self.part, context.advanced(self.turns)
+        if isinstance(part, RevBlock) and part.coupling == "additive" and not self.inverted:
+            return part.step(context, stream)
         return BijectionStep(
-            lambda x: self.forward_with_log_det(x, context)[0],
-            lambda y: self.inverse_with_log_det(y, context)[0],
-            self.part,
+            partial(part, context=context, inverse=self.inverted),
+            partial(part, context=context, inverse=not self.inverted),
+            part,
             stream=stream,
             stores_input=self.stores_input,
         )
@@ -85,7 +83,7 @@ class Enigma(Bijection):
         d: width D, at least 2.
         num_rev_blocks: reversible blocks on the way out; the way back passes as many.
         num_rotors: rotors, 0 for none.
-        positions: positions of a rotor; must divide `d`.
+        positions: positions of a rotor; must divide `d`. None takes the largest up to 16 that does.
         dynamic: step the rotors with the token index; False makes them static.
         coupling: the kind of coupling in the blocks, or all its settings as one object.
         return_path: "reversed" passes the same blocks in the opposite order (as published),
@@ -121,7 +119,7 @@ class Enigma(Bijection):
         d: int,
         num_rev_blocks: int = 4,
         num_rotors: int = 4,
-        positions: int = 16,
+        positions: int | None = None,
         *,
         dynamic: bool = True,
         coupling: CouplingKind | CouplingSettings = "additive",
@@ -135,6 +133,8 @@ class Enigma(Bijection):
         **options: Unpack[CouplingOptions],
     ) -> None:
         super().__init__()
+        if dynamic:
+            positions = fitting_positions(d, positions)
         own = dict(locals())
         for name in ("self", "__class__", "coupling", "options"):
             del own[name]
@@ -149,7 +149,7 @@ class Enigma(Bijection):
             raise ValueError(f"num_rev_blocks must not be negative, got {num_rev_blocks}")
         if own_rotors and not rotors_between_blocks:
             raise ValueError("own_rotors needs rotors_between_blocks=True, got False")
-        self.d = d
+        self.d = self.num_channels = d
         self.return_path = return_path
         self.rotors_between_blocks = rotors_between_blocks
         self.plugboard = Plugboard(d, learnable=learnable_plugboard, seed=seed)
@@ -170,16 +170,12 @@ class Enigma(Bijection):
         num_return_blocks = num_rev_blocks if return_path == "untied" else 0
         self.return_blocks = nn.ModuleList(RevBlock(d, settings) for _ in range(num_return_blocks))
 
-    def forward_with_log_det(
-        self, x: Tensor, context: TokenContext | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Encipher; see the base class for shapes."""
+    def _forward(self, x: Tensor, context: TokenContext | None) -> tuple[Tensor, Tensor]:
+        """Encipher."""
         return self._run([each.forward_with_log_det for each in self.passes()], x, context)
 
-    def inverse_with_log_det(
-        self, y: Tensor, context: TokenContext | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Decipher; see the base class for shapes."""
+    def _inverse(self, y: Tensor, context: TokenContext | None) -> tuple[Tensor, Tensor]:
+        """Decipher."""
         back = [each.inverse_with_log_det for each in reversed(self.passes())]
         return self._run(back, y, context)
 
@@ -197,8 +193,6 @@ class Enigma(Bijection):
     def _run(
         self, maps: Sequence[_Map], x: Tensor, context: TokenContext | None
     ) -> tuple[Tensor, Tensor]:
-        if x.shape[-1] != self.d:
-            raise ValueError(f"expected (..., {self.d}), got {tuple(x.shape)}")
         context = context or TokenContext.of(x)
         if self.exact:
             x = round_to_grid(x)

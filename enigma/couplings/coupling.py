@@ -58,19 +58,7 @@ class Coupling(nn.Module):
             settings,
         )
 
-    def forward(
-        self, moved: Tensor, read: Tensor, context: TokenContext | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the moved half and its log-determinant per token (None where it is 0)."""
-        return self.transform.forward(moved, self.raw(read, context).to(moved.dtype))
-
-    def inverse(
-        self, moved: Tensor, read: Tensor, context: TokenContext | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Undo `forward` for the same `read` half; the log-determinant is the inverse's."""
-        return self.transform.inverse(moved, self.raw(read, context).to(moved.dtype))
-
-    def raw(self, read: Tensor, context: TokenContext | None = None) -> Tensor:
+    def forward(self, read: Tensor, context: TokenContext | None = None) -> Tensor:
         """Return the transform's raw parameters; for an additive coupling, what is added.
 
         Under autocast they are in half precision. The stream keeps its own dtype: one in bfloat16
@@ -78,3 +66,15 @@ class Coupling(nn.Module):
         """
         raw: Tensor = self.network(laid_out(read) if self.exact else read, context)
         return raw
+
+    def move(
+        self, moved: Tensor, read: Tensor, context: TokenContext | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the moved half and its log-determinant per token (None where it is 0)."""
+        return self.transform.forward(moved, self(read, context).to(moved.dtype))
+
+    def move_back(
+        self, moved: Tensor, read: Tensor, context: TokenContext | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Undo `move` for the same `read` half; the log-determinant is the inverse's."""
+        return self.transform.inverse(moved, self(read, context).to(moved.dtype))

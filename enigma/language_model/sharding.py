@@ -39,8 +39,8 @@ def shard(lm: EnigmaLM, mesh: DeviceMesh, precision: MixedPrecisionPolicy | None
     policy = MixedPrecisionPolicy() if precision is None else precision
     for module in lm.layers:
         layer = cast("AttentionLayer", module)
-        # FSDP gathers a module when it is called, and a layer runs as a step over two streams:
-        # shard the modules inside it that are called.
+        # FSDP casts the inputs of what it wraps to the precision of the policy, and the streams
+        # must keep theirs: not a layer is wrapped, but what its two branches call.
         fully_shard(layer.attention, mesh=mesh, mp_policy=policy)
         fully_shard([layer.mlp_up, layer.mlp_down], mesh=mesh, mp_policy=policy)
     fully_shard(lm, mesh=mesh, mp_policy=policy)

@@ -59,7 +59,7 @@ class CausalConv(nn.Module):
 
     def convolve(self, padded: Tensor, length: int) -> Tensor:
         """Return the last `length` sums of `padded` `(..., length + k - 1, C)`."""
-        y = padded[..., -length:, :] * self.taps[0]
+        y = padded[..., self.kernel_size - 1 :, :] * self.taps[0]
         for back in range(1, self.kernel_size):
             first = self.kernel_size - 1 - back
             y = y + padded[..., first : first + length, :] * self.taps[back]

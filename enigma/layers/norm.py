@@ -36,6 +36,7 @@ class _RootMeanSquare(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
         ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -52,6 +53,13 @@ class _RootMeanSquare(torch.autograd.Function):
             return -along_y * y * inverse_rms
         along_y = along_y + torch.linalg.vecdot(grad_y, y).unsqueeze(-1) / y.shape[-1]
         return torch.addcmul(grad_y, y, along_y, value=-1) * inverse_rms
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, Tensor]:
+        y, inverse_rms = ctx.saved_tensors
+        along_y = torch.linalg.vecdot(tangents[0], y).unsqueeze(-1) / y.shape[-1]
+        moved = torch.addcmul(tangents[0], y, along_y, value=-1) * inverse_rms
+        return moved, -inverse_rms.square() * along_y
 
 
 def rms_normalise(x: Tensor) -> Tensor:
@@ -75,5 +83,8 @@ def rms_normalise(x: Tensor) -> Tensor:
         # To call an autograd function, or to switch autocast, costs more than one token's sum.
         return _RootMeanSquare.forward(wide)[0].to(x.dtype)
     with torch.autocast("cpu", enabled=False):
-        y: Tensor = _RootMeanSquare.apply(wide)[0]  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled():
+            y: Tensor = _RootMeanSquare.apply(wide)[0]  # type: ignore[no-untyped-call]
+        else:  # the call of an autograd function costs more than one token's sum
+            y, _ = _RootMeanSquare.forward(wide)
     return y.to(x.dtype)

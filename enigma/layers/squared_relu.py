@@ -26,6 +26,7 @@ class _SquaredReLU(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
         ctx.save_for_backward(output[1])
+        ctx.save_for_forward(output[1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -40,6 +41,11 @@ class _SquaredReLU(torch.autograd.Function):
             through = grad_positive * (positive > 0)
             grad = through if grad is None else grad + through
         return grad
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, Tensor]:
+        (positive,) = ctx.saved_tensors
+        return 2 * positive * tangents[0], (positive > 0) * tangents[0]
 
 
 def squared_relu(x: Tensor) -> Tensor:

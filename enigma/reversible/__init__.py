@@ -9,11 +9,12 @@ from enigma.reversible.backward import (
     undo_steps,
 )
 from enigma.reversible.sequence import ReversibleSequence
-from enigma.reversible.steps import BijectionStep, CouplingStep, Step, Streams
+from enigma.reversible.steps import BijectionStep, Call, CouplingStep, Step, Streams
 
 __all__ = [
     "NON_REENTRANT",
     "BijectionStep",
+    "Call",
     "Checkpoint",
     "CouplingStep",
     "MemoryMode",

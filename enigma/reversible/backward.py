@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from enigma.bijections.step_groups import StepGroup, each_step, put, take
 from enigma.reversible.steps import Branch, Step, Streams, view
 
 __all__ = ["NON_REENTRANT", "Checkpoint", "MemoryMode", "run_steps", "run_streams", "undo_steps"]
@@ -45,7 +46,7 @@ NON_REENTRANT: Checkpoint = partial(checkpoint, use_reentrant=False)
 
 
 def run_steps(
-    steps: Sequence[Step],
+    steps: Sequence[Step | StepGroup],
     streams: Streams,
     memory: MemoryMode = "plain",
     checkpoint_function: Checkpoint = NON_REENTRANT,
@@ -55,7 +56,7 @@ def run_steps(
 
 
 def run_streams(
-    steps: Sequence[Step],
+    steps: Sequence[Step | StepGroup],
     streams: Streams,
     memory: MemoryMode = "plain",
     checkpoint_function: Checkpoint = NON_REENTRANT,
@@ -84,29 +85,34 @@ def run_streams(
     # Under autocast a weight is cast again at every use: in every mode the gradients of one that
     # serves twice are then summed in its own dtype and not in bfloat16.
     device_type = streams[0].device.type
+
+    def run(step: Step, streams: Streams) -> Streams:
+        if reversible and step.stores_input:
+            streams = _Mark.apply(tape, *streams)  # type: ignore[no-untyped-call]
+        x = take(streams, step.stream_numbers)
+        if reversible and not step.stores_input:
+            y = _Backtrack.apply(step, tape, *x, *step.parameters)  # type: ignore[no-untyped-call]
+        elif memory != "plain":
+            y = checkpoint_function(partial(_run_unchanged, step, _settings(step.modules)), *x)
+        else:
+            y = step.run(x, _call)
+        return put(streams, step.stream_numbers, y)
+
     with torch.autocast(device_type, **_autocast_settings(device_type)):
-        for step in steps:
-            if reversible and step.stores_input:
-                streams = _Mark.apply(tape, *streams)  # type: ignore[no-untyped-call]
-            x = _take(streams, step.stream_numbers)
-            if reversible and not step.stores_input:
-                y = _Backtrack.apply(step, tape, *x, *step.parameters)  # type: ignore[no-untyped-call]
-            elif memory != "plain":
-                y = checkpoint_function(partial(_run_unchanged, step, _settings(step.modules)), *x)
-            else:
-                y = step.run(x, _call)
-            streams = _put(streams, step.stream_numbers, y)
+        streams = each_step(steps, streams, run)
     if reversible:
         streams = _Mark.apply(tape, *streams)  # type: ignore[no-untyped-call]
     return streams
 
 
-def undo_steps(steps: Sequence[Step], streams: Streams) -> Streams:
+def undo_steps(steps: Sequence[Step | StepGroup], streams: Streams) -> Streams:
     """Return the streams that the steps map to `streams`."""
-    for step in reversed(steps):
-        x = step.undo(_take(streams, step.stream_numbers))
-        streams = _put(streams, step.stream_numbers, x)
-    return streams
+
+    def undo(step: Step, streams: Streams) -> Streams:
+        x = step.undo(take(streams, step.stream_numbers))
+        return put(streams, step.stream_numbers, x)
+
+    return each_step(steps, streams, undo, backwards=True)
 
 
 class _Tape:
@@ -170,9 +176,9 @@ class _Backtrack(torch.autograd.Function):
         step, tape = ctx.step, ctx.tape
         _ = ctx.saved_tensors
         ctx.first_pass.check()
-        y = _take(tape.streams, step.stream_numbers)
+        y = take(tape.streams, step.stream_numbers)
         x, gradients = step.backtrack(y, grad_y, ctx.first_pass.again)
-        tape.streams = _put(tape.streams, step.stream_numbers, x)
+        tape.streams = put(tape.streams, step.stream_numbers, x)
         return None, None, *gradients
 
 
@@ -236,15 +242,6 @@ def _total(streams: Streams) -> Tensor:
     for other in others:
         first = first + other
     return first
-
-
-def _take(streams: Streams, numbers: tuple[int, ...]) -> Streams:
-    return tuple(streams[number] for number in numbers)
-
-
-def _put(streams: Streams, numbers: tuple[int, ...], values: Streams) -> Streams:
-    moved = dict(zip(numbers, values, strict=True))
-    return tuple(moved.get(number, old) for number, old in enumerate(streams))
 
 
 def _autocast_settings(device_type: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from enigma.bijections.step_groups import call_around
 from enigma.couplings.transforms import Shift
 
 __all__ = ["BijectionStep", "Branch", "Call", "CouplingStep", "Step", "Streams", "view"]
@@ -69,7 +70,8 @@ class CouplingStep(Step):
         stream_numbers: two streams, or one that is split.
         widths: of the halves of a single stream.
         exact: add on the grid of exact mode.
-        owner: a module whose settings the branches read beside those of their own modules.
+        module: whose step it is, if a module: the step runs inside a call of it, see
+            `enigma.bijections.step_groups.call_around`, and its settings belong to the branches'.
     """
 
     def __init__(
@@ -80,20 +82,20 @@ class CouplingStep(Step):
         *,
         widths: list[int] | None = None,
         exact: bool = False,
-        owner: nn.Module | None = None,
+        module: Callable[..., Any] | None = None,
     ) -> None:
         self.stream_numbers = stream_numbers
         self._f, self._f_modules = f
         self._g, self._g_modules = g
         self._widths = widths
         self._shift = Shift(exact)
-        self._owner = owner
+        self._module = module
 
     @property
     def modules(self) -> list[nn.Module]:
-        """Those of both branches and their owner; see the base class."""
-        owner = [] if self._owner is None else [self._owner]
-        return [*owner, *self._f_modules, *self._g_modules]
+        """Those of both branches, and that of the step; see the base class."""
+        own = [self._module] if isinstance(self._module, nn.Module) else []
+        return [*own, *self._f_modules, *self._g_modules]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -102,6 +104,9 @@ class CouplingStep(Step):
 
     def run(self, x: Streams, call: Call) -> Streams:
         """Move the first, then the second; see the base class."""
+        return call_around(self._module, partial(self._move, call=call), x)
+
+    def _move(self, *x: Tensor, call: Call) -> Streams:
         x1, x2 = self._parts(x)
         y1, _ = self._shift.forward(x1, call(0, self._f, view(x2)).to(x1.dtype))
         y2, _ = self._shift.forward(x2, call(1, self._g, view(y1)).to(x2.dtype))
@@ -109,6 +114,9 @@ class CouplingStep(Step):
 
     def undo(self, y: Streams) -> Streams:
         """Move the second back, then the first; see the base class."""
+        return call_around(self._module, self._move_back, y)
+
+    def _move_back(self, *y: Tensor) -> Streams:
         y1, y2 = self._parts(y)
         x2, _ = self._shift.inverse(y2, self._g(y1).to(y2.dtype))
         x1, _ = self._shift.inverse(y1, self._f(x2).to(y1.dtype))

@@ -115,10 +115,12 @@ def sequence_nll_nats(model: Any, reader: ShardReader, index_batches: Iterable[I
     import torch
     from torch.nn.functional import cross_entropy
 
+    from enigma.bijections.constant_weights import constant_weights
+
     was_training = model.training
     model.eval()
     found = [np.empty(0)]
-    with torch.no_grad():
+    with torch.no_grad(), constant_weights():
         for index_B in index_batches:
             tokens_BL = reader.gather(index_B).astype(np.int64)
             ids_BL = torch.from_numpy(tokens_BL).to(model.device)

@@ -85,7 +85,7 @@ def test_any_two_channels_are_moved_apart_by_some_block():
     enigma = EnigmaFlow.build(8, 2, hidden_channels=8).enigma
     halves, x = [], torch.arange(8.0)
     for stack in (enigma.rotors, *enigma.more_rotors)[:3]:
-        x = stack.layers[0].multiply(x)
+        x = stack.layers[0](x)
         halves.append(set(x[:4].tolist()))
     for first, second in combinations(range(8), 2):
         assert any((first in half) != (second in half) for half in halves)
@@ -119,7 +119,7 @@ def test_a_coupling_moves_a_half_even_where_the_other_is_zero():
     coupling = EnigmaFlow.build(4, 1, hidden_channels=8).enigma.blocks[0].f
     with torch.no_grad():
         coupling.network.out.bias.normal_()
-    moved, _ = coupling(torch.ones(1, 2), torch.zeros(1, 2))
+    moved, _ = coupling.move(torch.ones(1, 2), torch.zeros(1, 2))
     assert not torch.equal(moved, torch.ones(1, 2))
 
 

@@ -145,6 +145,6 @@ def test_the_vectorised_rotors_follow_their_definition(positions, num_layers, in
     y = x
     for k, rotor in enumerate(stack.rotors()):
         turn = (index // positions**k) % positions * (width // positions)
-        y = rotor.multiply(y.roll(-turn)).roll(turn)
+        y = rotor(y.roll(-turn)).roll(turn)
     stepped = stack(x.unsqueeze(0), TokenContext(torch.tensor([index])))[0]
     torch.testing.assert_close(stepped, y, rtol=0, atol=1e-12)

@@ -1,0 +1,191 @@
+"""Every module that owns parameters is called: hooks fire, and offloaded weights are loaded."""
+
+import copy
+from collections import Counter
+
+import accelerate
+import pytest
+import torch
+from accelerate.utils import send_to_device
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from enigma.bijections.base import TokenContext
+from enigma.bijections.machine import Enigma
+from enigma.jacobian_logdet import EnigmaFlow
+from enigma.reversible import undo_steps
+from tests.enigma.every_bijection import BIJECTIONS
+
+IDS = torch.randint(1, 120, (2, 9), generator=torch.Generator().manual_seed(0))
+VARIANTS = {
+    "reversed": {},
+    "untied": {"return_path": "untied", "kernel_size": 3},
+    "inverse": {"return_path": "inverse", "rotor_form": "lifting"},
+    "learned": {"learnable_plugboard": True, "use_alibi": False},
+    "exact": {"exact": True, "rotor_form": "lifting"},
+}
+
+
+def counted(model):
+    """Count the forward hooks that fire, by the name of the module."""
+    fired = Counter()
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: fired.update([name]))
+    return fired
+
+
+def uses(model, prefix=""):
+    """How often the path of the signal uses each module that is called, by the design."""
+    core = model.get_submodule(prefix)
+    both_ways = {"reversed": ("blocks",), "inverse": ("blocks", "rotors"), "untied": ()}
+    found = {}
+    for name, module in core.named_modules():
+        if type(module).__name__ == "ModuleList":
+            continue
+        part = name.split(".")[0]
+        times = 2 if part in (*both_ways[core.return_path], "plugboard") else 1
+        if name == "plugboard.permutation":
+            times = 4
+        found[".".join(filter(None, (prefix, name)))] = times
+    return found
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("memory", ["plain", "checkpoint", "reversible"])
+def test_hooks_fire_once_per_use(make_causal_lm, name, memory):
+    model = make_causal_lm(memory=memory, **VARIANTS[name]).train()
+    fired = counted(model)
+    logits = model(IDS).logits
+    expected = {
+        module_name: 1
+        for module_name, module in model.named_modules()
+        if type(module).__name__ != "ModuleList"
+    }
+    expected |= uses(model, "lm.core")
+    assert dict(fired) == expected
+    fired.clear()
+    logits.square().sum().backward()
+    once_more = {n for n, m in model.named_modules() if list(m.parameters(recurse=False))}
+    once_more -= {"lm.embedding.tokens", "lm.embedding.positions", "lm.head"}
+    if memory == "plain":
+        assert not fired
+    elif memory == "checkpoint":  # which stops as soon as it has recomputed what it needs
+        assert fired
+        assert all(fired[n] <= expected[n] for n in once_more)
+    else:  # computed once more for the gradient, and where the way back costs more, for the input
+        assert all(expected[n] <= fired[n] <= 2 * expected[n] for n in once_more)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_hooks_fire_once_per_use_on_the_way_back(make_lm, name):
+    lm = make_lm(**VARIANTS[name])
+    fired = counted(lm)
+    steps = lm.steps(torch.arange(4))
+    with torch.no_grad():
+        undo_steps(steps, (torch.zeros(1, 4, 32), torch.zeros(1, 4, 32)))
+    expected = {n: 1 for n, m in lm.named_modules() if type(m).__name__ != "ModuleList" and n}
+    expected |= uses(lm, "core")
+    for part in ("head", "embedding", "embedding.tokens", "embedding.positions"):
+        expected.pop(part, None)
+    assert dict(fired) == expected
+
+
+@pytest.mark.parametrize("name", BIJECTIONS)
+@pytest.mark.parametrize(
+    "direction", ["forward", "inverse", "forward_with_log_det", "inverse_with_log_det"]
+)
+def test_every_method_of_a_bijection_is_a_call(name, direction):
+    module = BIJECTIONS[name]()
+    fired = counted(module)
+    method = module if direction == "forward" else getattr(module, direction)
+    method(torch.randn(2, 5, module.num_channels))
+    assert fired[""] == 1
+    assert {n for n, m in module.named_modules() if list(m.parameters(recurse=False))} <= set(fired)
+    if isinstance(module, Enigma) and not module.rotors_between_blocks:
+        assert dict(fired) == uses(module)
+
+
+def test_hooks_fire_in_a_flow_both_ways():
+    flow = EnigmaFlow.build(d=6, num_rev_blocks=2, hidden_channels=8)
+    fired = counted(flow)
+    for use in (lambda: flow.log_prob(torch.randn(3, 6)), lambda: flow.sample((3,))):
+        fired.clear()
+        use()
+        parts = {n: k for n, k in fired.items() if n.startswith(("enigma", "marginals"))}
+        assert parts["enigma"] == parts["marginals"] == 1
+        named = {n for n, m in flow.named_modules() if list(m.parameters(recurse=False))}
+        assert named <= set(parts)
+
+
+def test_what_a_hook_changes_counts(make_lm):
+    lm = make_lm()
+    before = lm(IDS)
+    for part in ("core", "core.blocks.0", "core.rotors.layers.1", "core.reflector", "layers.0"):
+        handle = lm.get_submodule(part).register_forward_hook(
+            lambda module, args, y: (y[0] + 1, y[1]) if isinstance(y, tuple) else y + 1
+        )
+        assert not torch.allclose(lm(IDS), before, atol=1e-3), part
+        handle.remove()
+        assert torch.equal(lm(IDS), before)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_offloaded_weights_give_the_same_logits(make_causal_lm, tmp_path, name, where):
+    model = make_causal_lm(**VARIANTS[name])
+    with torch.no_grad():
+        expected = model(IDS).logits
+    prompt, settings = IDS[:1, :4], {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+    continued = model.generate(prompt, **settings)
+    if where == "cpu":
+        accelerate.cpu_offload(model, execution_device="cpu")
+    else:
+        accelerate.disk_offload(model, str(tmp_path), execution_device="cpu")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, expected)
+    assert torch.equal(model.generate(prompt, **settings), continued)
+
+
+@pytest.mark.parametrize("name", BIJECTIONS)
+def test_an_offloaded_bijection_works_both_ways(name):
+    module = BIJECTIONS[name]()
+    x = torch.randn(2, 5, module.num_channels)
+    expected = [*module.forward_with_log_det(x), *module.inverse_with_log_det(x)]
+    accelerate.cpu_offload(module, execution_device="cpu")
+    again = [*module.forward_with_log_det(x), *module.inverse_with_log_det(x)]
+    assert all(torch.equal(one, other) for one, other in zip(again, expected, strict=True))
+
+
+def test_a_token_context_moves_with_the_arguments():
+    context = TokenContext(torch.arange(3), torch.ones(1, 3, 1))
+    moved = send_to_device(context, torch.device("meta"))
+    assert moved.index.is_meta
+    assert moved.mask.is_meta
+    assert send_to_device(TokenContext.of(torch.ones(3, 2)), torch.device("meta")).mask is None
+
+
+@pytest.fixture
+def one_rank():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("memory", ["plain", "checkpoint"])
+def test_fully_sharded_layers_give_the_same_loss_and_gradients(make_causal_lm, one_rank, memory):
+    whole = make_causal_lm(memory=memory, attention_dropout=0.0).train()
+    sharded = copy.deepcopy(whole)
+    for part in (*sharded.lm.layers, *sharded.lm.core.blocks):
+        fully_shard(part, mesh=one_rank)
+    fully_shard(sharded.lm.core, mesh=one_rank)
+    fully_shard(sharded, mesh=one_rank)
+    losses = []
+    for model in (whole, sharded):
+        logits = model(IDS).logits
+        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), IDS.flatten()))
+        losses[-1].backward()
+    assert torch.equal(*losses)
+    for (name, ours), theirs in zip(sharded.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad, msg=name)
