@@ -20,6 +20,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from enigma.bijections.constant_weights import constant_weights
 from enigma.jacobian_logdet import EnigmaFlow
 from pipelines.base.errors import GateError
 from pipelines.base.run_stage import progress
@@ -185,7 +186,7 @@ def _nll_nats_per_dim(flow: EnigmaFlow, gaussian: Gaussian, white_ND: Tensor) ->
     """Return the mean negative log-likelihood in nats per dimension of the original space."""
     was_training = flow.training
     flow.eval()
-    with torch.no_grad():
+    with torch.no_grad(), constant_weights():
         total = sum(
             float(flow.log_prob(batch_BD.to(flow.scale.device)).double().sum())
             for batch_BD in torch.split(white_ND, STATES_PER_BATCH)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from enigma.bijections.constant_weights import constant_weights
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress
 from pipelines.data.shards import ShardReader
@@ -159,7 +160,7 @@ def states_at(
     states: list[Tensor] = []
     next_tokens: list[Tensor] = []
     batches = range(0, len(positions.sequences), batch_size)
-    with torch.no_grad():
+    with torch.no_grad(), constant_weights():
         for ids_BL, offsets_BP in progress(
             _batches(reader, positions, batch_size),
             total=len(batches),

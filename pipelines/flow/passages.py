@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from enigma.bijections.constant_weights import constant_weights
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress
 from pipelines.data.order import Indices, evenly_spaced
@@ -95,6 +96,7 @@ class Passages:
 
 
 @torch.no_grad()
+@constant_weights()
 def read_passages(model: "EnigmaForCausalLM", passages: Passages) -> Reading:
     """Run the language model over passages; the result of one does not depend on the others.
 
@@ -111,6 +113,7 @@ def read_passages(model: "EnigmaForCausalLM", passages: Passages) -> Reading:
 
 
 @torch.no_grad()
+@constant_weights()
 def mean_states(model: "EnigmaForCausalLM", passages: Passages) -> Tensor:
     """Return the states of `read_passages`, (P, D) float32, without the cost of the losses.
 

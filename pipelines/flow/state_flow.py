@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from enigma.bijections.constant_weights import constant_weights
 from enigma.jacobian_logdet import EnigmaFlow, load_flow, save_flow
 from pipelines.base.artifacts import sha256_file
 from pipelines.base.errors import UserError
@@ -45,7 +46,7 @@ class StateFlow:
         base: list[Tensor] = []
         log_det: list[Tensor] = []
         white_ND = self.gaussian.whiten(states_ND).float()
-        with torch.no_grad():
+        with torch.no_grad(), constant_weights():
             for batch_BD in torch.split(white_ND, STATES_PER_BATCH):
                 z_BD, log_det_B = self.flow(batch_BD.to(self.flow.scale.device))
                 base.append(z_BD.cpu())
@@ -54,7 +55,7 @@ class StateFlow:
 
     def from_base(self, base_ND: Tensor) -> Tensor:
         """Invert `to_base`: (N, D) float32 to states (N, D) float32."""
-        with torch.no_grad():
+        with torch.no_grad(), constant_weights():
             white = [
                 self.flow.inverse(batch_BD.to(self.flow.scale.device))[0].cpu()
                 for batch_BD in torch.split(base_ND, STATES_PER_BATCH)
