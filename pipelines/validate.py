@@ -89,7 +89,7 @@ def collect_evidence(
             "shards": shards_table(workspace.shards),
             "overlap": overlap_table(
                 workspace.shards,
-                window_tokens=overlap_params.window_tokens,
+                window_tokens=overlap_params.window_characters,
                 max_containment=overlap_params.max_containment,
             ),
         }

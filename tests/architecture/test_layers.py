@@ -26,7 +26,7 @@ PLANTS = {
     "pipelines.data.text": "pipelines.data.cleaning.part",
     "pipelines.data.sources": "pipelines.data.cleaning.part",
     "pipelines.data.cleaning": "pipelines.data.tokenizer.packing",
-    "pipelines.data.tokenizer": "pipelines.data.overlap.reference",
+    "pipelines.data.tokenizer": "pipelines.data.overlap.exact",
     "pipelines.data.overlap": "pipelines.data.audit.evidence",
     "pipelines.data.audit": "pipelines.language_model.scoring",
     "pipelines.language_model": "mlflow",
