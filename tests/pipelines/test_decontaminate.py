@@ -214,6 +214,21 @@ def test_the_report_counts_before_and_after_by_split_and_method(planted, tmp_pat
     assert shares["after"] == {"mean": 0.0, "p99": 0.0, "max": 0.0, "above_bound": 0}
 
 
+def test_an_equal_sequence_without_chinese_is_removed(planted, tmp_path: Path) -> None:
+    """It has no window."""
+    splits, tokens = planted
+    latin = np.arange(8100, 8132, dtype=np.uint16)
+    splits["train"][3] = splits["test"][4] = latin
+    for split, rows in splits.items():
+        for shard, start in enumerate(range(0, len(rows), 7)):
+            rows[start : start + 7].tofile(tokens / f"{split}-{shard:05d}.bin")
+    decontaminate(PARAMS, tokens, tmp_path / "shards", tmp_path / "overlap.json")
+    assert not (everything(tmp_path / "shards", "train") == latin).all(axis=1).any()
+    rows = pq.read_table(tmp_path / "shards" / "removed.parquet").to_pylist()
+    [row] = [row for row in rows if row["source_sequence"] == 3]
+    assert (row["method"], row["matched_document"], row["example"]) == ("exact", "test-id", "")
+
+
 def test_a_text_quoted_piecewise_by_many_documents_is_uncovered(run) -> None:
     """No document quotes more than 20 characters, and no sequence is mostly quotation."""
     held = prose(0, 600)
