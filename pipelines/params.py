@@ -118,10 +118,11 @@ class TokenizeParams(_Section):
 
 
 class DecontaminateParams(_Section):
-    """Near overlap by containment of token windows."""
+    """Shared text by windows of the comparison key."""
 
-    window_characters: Annotated[int, Field(ge=2)]
+    window_characters: Annotated[int, Field(ge=4, le=9)]
     max_containment: Probability
+    excerpt_windows: PositiveInt
 
 
 class MinSequences(_Section):

@@ -69,6 +69,7 @@ def validate(
             results,
             window_characters=overlap_params.window_characters,
             max_containment=overlap_params.max_containment,
+            title_windows=overlap_params.excerpt_windows,
         )
         tables["overlap"].to_parquet(building / "evidence.parquet")
         page = render_validation(certificate, results, refusals(results))
@@ -98,6 +99,7 @@ def collect_evidence(
                 workspace.shards,
                 window_characters=overlap_params.window_characters,
                 max_containment=overlap_params.max_containment,
+                title_windows=overlap_params.excerpt_windows,
                 threads=threads,
             ),
         }

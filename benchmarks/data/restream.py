@@ -23,9 +23,9 @@ import numpy as np
 
 from benchmarks.record import row, write
 from pipelines.base.run_stage import progress
-from pipelines.data.overlap.reference import exact_matches
-from pipelines.data.overlap.window_index import window_hashes
-from pipelines.data.shards import Tokens, fixed_binary
+from pipelines.data.overlap.exact import HeldSequences
+from pipelines.data.overlap.windows import window_hashes
+from pipelines.data.shards import Tokens
 
 SEQUENCES, HELD_OUT, LENGTH, BLOCK = 120_000_000, 60_000, 256, 1 << 16
 FILES = 256
@@ -71,13 +71,13 @@ def stream(held_out_ML: Tokens, directory: Path, sequences: int, spent_s: Spent)
     Returns:
         How many are held out.
     """
-    reference, shared = fixed_binary(held_out_ML), 0
+    held_out, shared = HeldSequences([held_out_ML], held_out_ML.__getitem__), 0
     with ExitStack() as stack:
         files = [stack.enter_context((directory / f"{i}").open("wb")) for i in range(FILES)]
         given = blocks(held_out_ML, sequences)
         for block_NL in progress(given, total=num_blocks(sequences), unit="block", label="blocks"):
             with spending(spent_s, "exact overlap"):
-                found_N = exact_matches(fixed_binary(block_NL), reference)
+                found_N = held_out.matches(block_NL)
                 shared += int(np.count_nonzero(found_N >= 0))
             with spending(spent_s, "keys"):
                 keys_N = window_hashes(block_NL, LENGTH)[:, 0]

@@ -21,6 +21,7 @@ def make_certificate(
     *,
     window_characters: int,
     max_containment: float,
+    title_windows: int,
 ) -> dict[str, Any]:
     """State what was judged, by what, and the result; without a timestamp.
 
@@ -29,6 +30,8 @@ def make_certificate(
         results: The suites with their evidence.
         window_characters: Characters per window.
         max_containment: The largest share of its windows that a unit may have in another split.
+        title_windows: Windows that a document shares with those of its title, for the title to
+            count as shared.
 
     Returns:
         The content of `certificate.json`.
@@ -51,7 +54,7 @@ def make_certificate(
         "documents_root": read_manifest(workspace.documents)["root"],
         "shards_root": read_manifest(workspace.shards)["root"],
         "sequences": {split: int(sequences[split]) for split in SPLITS},
-        "measured": measured(window_characters, max_containment),
+        "measured": measured(window_characters, max_containment, title_windows),
         "overlap": overlap,
         "shares": shares,
         "suites": [
@@ -70,12 +73,13 @@ def make_certificate(
     }
 
 
-def measured(window_characters: int, max_containment: float) -> dict[str, str]:
+def measured(window_characters: int, max_containment: float, title_windows: int) -> dict[str, str]:
     """Say in words what the figures of the overlap mean.
 
     Args:
         window_characters: Characters per window.
         max_containment: The bound.
+        title_windows: See `make_certificate`.
 
     Returns:
         A sentence for each term.
@@ -112,7 +116,10 @@ def measured(window_characters: int, max_containment: float) -> dict[str, str]:
         ),
         "exact_sequence": "Sequences of the first split that equal one of the second one.",
         "document_id": "Ids of documents that both splits have.",
-        "title": "Titles under which documents of both splits have a window in common.",
+        "title": (
+            f"Titles of which a document of the first split has at least {title_windows} windows "
+            "that documents of the same title have in the second one."
+        ),
         "not_found": (
             "Paraphrase, translation, text without Han or kana, and what is shared by a unit with "
             f"fewer than {MIN_WINDOWS} windows or by less than {window_characters} characters at "

@@ -110,13 +110,15 @@ WITH titles AS (
     SELECT title FROM documents WHERE split = $earlier AND title <> ''
     INTERSECT SELECT title FROM documents WHERE split = $heldout
 ), titled AS (
-    SELECT split, title, k0, k1, k2
+    SELECT split, document, title, k0, k1, k2
     FROM found JOIN (SELECT DISTINCT split, number AS document, title FROM documents
                      SEMI JOIN titles USING (title)) USING (split, document)
 )
-SELECT count(DISTINCT title), min(title)
-FROM (SELECT * FROM titled WHERE split = $earlier)
-SEMI JOIN (SELECT * FROM titled WHERE split = $heldout) USING (title, k0, k1, k2)
+SELECT count(DISTINCT title), min(title) FROM (
+    SELECT document, title FROM (SELECT * FROM titled WHERE split = $earlier)
+    SEMI JOIN (SELECT * FROM titled WHERE split = $heldout) USING (title, k0, k1, k2)
+    GROUP BY ALL HAVING count(*) >= $least
+)
 """
 
 Kind = Literal["sequence", "document"]
@@ -304,12 +306,14 @@ class Comparison(AbstractContextManager["Comparison"]):
         count, example = self._row(IDS, earlier=earlier, heldout=heldout)
         return count, example or ""
 
-    def shared_titles(self, earlier: str, heldout: str) -> tuple[int, str]:
-        """Count the titles under which the two splits share a window; also return one of them.
+    def shared_titles(self, earlier: str, heldout: str, least: int) -> tuple[int, str]:
+        """Count the titles that the two splits share, and name one of them.
 
-        An equal title alone proves nothing: many documents have a placeholder for one.
+        An equal title alone proves nothing: many documents have a placeholder for one. A title
+        counts if a document of the earlier split has at least `least` windows of held-out
+        documents of the same title.
         """
-        count, example = self._row(TITLES, earlier=earlier, heldout=heldout)
+        count, example = self._row(TITLES, earlier=earlier, heldout=heldout, least=least)
         return count, example or ""
 
     def count_documents(self, split: str) -> int:

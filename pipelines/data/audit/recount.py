@@ -46,7 +46,12 @@ SELECT count(*), min(number), arg_min(same, number) FROM (
 
 
 def overlap_table(
-    directory: Path, *, window_characters: int, max_containment: float, threads: int = 1
+    directory: Path,
+    *,
+    window_characters: int,
+    max_containment: float,
+    title_windows: int,
+    threads: int = 1,
 ) -> "pd.DataFrame":
     """Count what every pair of splits shares.
 
@@ -55,6 +60,8 @@ def overlap_table(
         window_characters: Characters per window.
         max_containment: The largest share of its windows that a unit may have in the other
             split.
+        title_windows: Windows that a document shares with those of its title, for the title to
+            count as shared.
         threads: Threads of the database; the result does not depend on it.
 
     Returns:
@@ -80,7 +87,9 @@ def overlap_table(
                 comparison.add_documents(split, first, ids, titles)
         for earlier, heldout in PAIRS:
             comparison.measure(earlier, heldout)
-            pair = _Pair(comparison, splits[earlier], splits[heldout], max_containment)
+            pair = _Pair(
+                comparison, splits[earlier], splits[heldout], max_containment, title_windows
+            )
             rows += pair.rows()
     return pd.DataFrame(rows, columns=list(overlap.COLUMNS))
 
@@ -243,12 +252,13 @@ class _Pair:
     earlier: ShardText
     heldout: ShardText
     bound: float
+    title_windows: int
 
     def rows(self) -> list[Row]:
         """The evidence, one row per method."""
         earlier, heldout = self.earlier.split, self.heldout.split
         ids = self.comparison.shared_ids(earlier, heldout)
-        titles = self.comparison.shared_titles(earlier, heldout)
+        titles = self.comparison.shared_titles(earlier, heldout, self.title_windows)
         rows = {
             "exact_sequence": self._exact(),
             "near_containment": self._shares(earlier, "sequence", heldout),

@@ -1,6 +1,7 @@
 """The compiled loops of the window filter (`data/text/kernels.py` says when they are used).
 
-Shape legend: N sequences, L length, W windows, C collected windows.
+Shape legend: N sequences, L length, T tokens, P pieces of documents, F folded characters,
+W windows.
 """
 
 from typing import Any
@@ -11,28 +12,96 @@ from pipelines.data.text.kernels import Array, Int, compiled, two_bits
 
 
 @compiled
-def hash_sequence(tokens_L: Array, window_tokens: Int, multiplier: Any, hashes_W: Array) -> None:
-    """Hash the windows of a sequence as `window_index.window_hashes` does."""
-    for w in range(len(hashes_W)):
-        key = np.uint64(0)
-        for k in range(window_tokens):
-            key = (key + np.uint64(tokens_L[w + k])) * multiplier
-            key = key ^ (key >> np.uint64(29))
-        hashes_W[w] = key
-
-
-@compiled
-def hash_windows(tokens_NL: Array, window_tokens: Int, multiplier: Any, hashes_NW: Array) -> None:
-    """Hash the windows of all sequences.
+def hash_windows(tokens_NL: Array, size: Int, multiplier: Any, hashes_NW: Array) -> None:
+    """Hash the windows of all sequences as `windows.window_hashes` does.
 
     Args:
-        tokens_NL: (N, L) uint16.
-        window_tokens: Tokens per window; at most L.
-        multiplier: Of `window_index.window_hashes`.
+        tokens_NL: (N, L) unsigned integers.
+        size: Tokens per window; at most L.
+        multiplier: Of `windows.window_hashes`.
         hashes_NW: (N, W) uint64, written.
     """
     for n in range(len(tokens_NL)):
-        hash_sequence(tokens_NL[n], window_tokens, multiplier, hashes_NW[n])
+        for w in range(hashes_NW.shape[1]):
+            key = np.uint64(0)
+            for k in range(size):
+                key = (key + np.uint64(tokens_NL[n, w + k])) * multiplier
+                key = key ^ (key >> np.uint64(29))
+            hashes_NW[n, w] = key
+
+
+@compiled
+def fold_tokens(
+    ids_T: Array,
+    offsets: Array,
+    table: Any,
+    limits: Any,
+    points_F: Array,
+    sources_F: Array,
+    ends: Array,
+) -> None:
+    """Fold as `windows.TokenFolder.fold` does, in one pass.
+
+    Args:
+        ids_T: (T,) uint16.
+        offsets: (P + 1,) int64, where each piece starts.
+        table: The arrays of a `TokenFolder`: points, starts, num_characters, num_han, bracket,
+            ends_latin, starts_latin.
+        limits: Characters and Han characters of a bracketed mark.
+        points_F: (F,) uint32, written; room for what all tokens add.
+        sources_F: (F,) int64, written.
+        ends: (P + 1,) int64, written: where the key of each piece starts.
+    """
+    points, starts, num_characters, num_han, bracket, ends_latin, starts_latin = table
+    found = 0
+    for p in range(len(offsets) - 1):
+        ends[p] = found
+        # Since the last opening bracket; -1 if there is none, or another bracket came.
+        opened, characters, han = -1, 0, 0
+        for t in range(offsets[p], offsets[p + 1]):
+            token = ids_T[t]
+            if bracket[token] < 0 and opened >= 0 and characters <= limits[0] and han <= limits[1]:
+                found = opened
+            if bracket[token] != 0:
+                opened, characters, han = (found if bracket[token] > 0 else -1), 0, 0
+            else:
+                characters += num_characters[token]
+                han += num_han[token]
+                if t > offsets[p] and starts_latin[token] and ends_latin[ids_T[t - 1]]:
+                    characters += 1
+            for at in range(starts[token], starts[token + 1]):
+                points_F[found] = points[at]
+                sources_F[found] = t
+                found += 1
+    ends[-1] = found
+
+
+@compiled
+def valid_windows(points_F: Array, ends: Array, size: Int, rule: Any, at_W: Array) -> Int:
+    """Find the windows as `windows.TokenFolder.windows` does.
+
+    Args:
+        points_F: (F,) uint32.
+        ends: (P + 1,) int64, where the key of each piece starts.
+        size: Characters per window.
+        rule: Which code points are letters, and how many of a window must be.
+        at_W: (F,) int64; the first characters of the windows are written.
+
+    Returns:
+        The number of windows.
+    """
+    is_letter, least = rule
+    found = 0
+    for p in range(len(ends) - 1):
+        letters = 0
+        for f in range(ends[p], ends[p + 1]):
+            letters += is_letter[points_F[f]]
+            if f - ends[p] >= size:
+                letters -= is_letter[points_F[f - size]]
+            if f - ends[p] >= size - 1 and letters >= least:
+                at_W[found] = f - size + 1
+                found += 1
+    return found
 
 
 @compiled
@@ -43,44 +112,23 @@ def mark_hashes(hashes: Array, words: Array, shift: Any) -> None:
 
 
 @compiled
-def candidates(
-    tokens_NL: Array,
-    first: Int,
-    window_tokens: Int,
-    multiplier: Any,
-    words: Array,
-    shift: Any,
-    hashes_C: Array,
-    rows_C: Array,
-) -> tuple[Int, Int]:
-    """Collect the windows that pass a filter, sequence by sequence while there is room.
+def passing(hashes_W: Array, words: Array, shift: Any, rows_W: Array) -> Int:
+    """Find the windows that pass a filter.
 
     Args:
-        tokens_NL: (N, L) uint16.
-        first: The sequence to start with.
-        window_tokens: Tokens per window; at most L.
-        multiplier: Of `window_index.window_hashes`, whose hashes these are.
+        hashes_W: (W,) uint64.
         words: (2^k,) uint64, the filter; its bits are those of `window_index.bits_of`.
         shift: 64 - k.
-        hashes_C: (C,) uint64, written; room for at least the windows of one sequence.
-        rows_C: (C,) int32, written.
+        rows_W: (W,) int64; the indices of those that pass are written.
 
     Returns:
-        The sequence to continue with, and the number of windows collected.
+        How many pass.
     """
-    num_windows = tokens_NL.shape[1] - window_tokens + 1
     found = 0
-    for n in range(first, len(tokens_NL)):
-        if found + num_windows > len(hashes_C):
-            return n, found
-        last = found + num_windows
-        hash_sequence(tokens_NL[n], window_tokens, multiplier, hashes_C[found:last])
-        # All hashes are ready, so only reads of the filter are in flight here. Each window is
-        # written and then counted if it passes: there is no branch to mispredict.
-        for w in range(found, last):
-            key = hashes_C[w]
-            bits = two_bits(key)
-            hashes_C[found] = key
-            rows_C[found] = n
-            found += words[key >> shift] & bits == bits
-    return len(tokens_NL), found
+    # Each index is written, and then counted if the window passes: no branch to mispredict.
+    for w in range(len(hashes_W)):
+        key = hashes_W[w]
+        bits = two_bits(key)
+        rows_W[found] = w
+        found += words[key >> shift] & bits == bits
+    return found

@@ -1,227 +1,305 @@
-"""An index of all windows of a reference: a filter in memory, and hashes in files.
+"""An index of the windows of held-out text, on disk: a filter, and hashes with their places.
 
-Nearly no window of a corpus is in the reference, and a Bloom filter (Bloom, 1970) rules out
-nearly all of them; both its bits are in one word, so a test costs one cache line. The few that
-pass are looked up among the sorted hashes, block by block. The corpus is read once, and memory
-does not grow with the reference: with a filter that is too small for it more windows pass, but
-no known window is ever missed.
+Nearly no window of a corpus is held out, and a Bloom filter (Bloom, 1970) rules out nearly all
+of them; both its bits are in one word, so a test costs one cache line. The few that pass are
+looked up among sorted hashes, block by block. Memory does not grow with the index: with a filter
+that is too small for it more windows pass, but no known window is ever missed.
 
-Shape legend: N sequences, L length, W windows of a sequence, C candidates.
+filter.bin     the words of the filter
+hashes.bin     uint64, ascending within each block
+places.bin     `PLACE`, where each of them stands
+facts.npz      `extents`: where each block starts; `documents`, `sequences`: windows of each
+
+Documents and sequences are numbered through all held-out splits. Equal windows share the number
+of the first of them, which names the window (`id` elsewhere).
+
+Shape legend: W windows, C candidates.
 """
 
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipelines.data.shards import Tokens
+from pipelines.data.overlap.stream import (
+    document_rows,
+    document_starts,
+    documents_path,
+    read_pieces,
+    stream_parts,
+)
+from pipelines.data.overlap.windows import Hashes, Integers, token_folder
+from pipelines.data.shards import SequenceFiles, shard_paths
 from pipelines.data.text.compiled import have_numba
 
-Hashes = npt.NDArray[np.uint64]
-Integers = npt.NDArray[np.int64]
-
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-# 12 bytes each while they are searched, and about 40 while they are sorted.
+# 20 bytes each while a block is in memory, and about 60 while it is sorted.
 WINDOWS_PER_BLOCK = 3 << 18
 # Each block is an open file while the index is built.
 MAX_BLOCKS = 512
 # 32 MB: with two bits per window and 33 million windows, 5 % of the others pass.
 BITS_PER_WINDOW, MAX_FILTER_BITS = 16, 28
-SEQUENCES_PER_STEP = 1024
-CANDIDATES_PER_STEP = 1 << 20
-RECORD = np.dtype([("hash", "<u8"), ("owner", "<i4")])
+PLACE = np.dtype([("document", "<u4"), ("position", "<u4"), ("sequence", "<i4")])
+RECORD = np.dtype([("hash", "<u8"), ("place", PLACE)])
+# The sequence of a window that is in two of them.
+NO_SEQUENCE = -1
 
 
-class WindowIndex:
-    """The windows of some sequences, and the sequences that have them.
+@dataclass(frozen=True)
+class HeldOut:
+    """Text that an earlier split must not have.
 
     Args:
-        blocks: (N', L) uint16 each, N sequences in all; read once.
-        num_windows: The number of their windows.
-        window_tokens: Tokens per window; at most L.
+        directory: The output of `tokenize`.
+        removed: For every held-out split, the sequences that it has lost, ascending.
+        length: Tokens per sequence.
+        vocabulary: Name or path.
+        window_characters: Characters per window.
         windows_per_block: Approximate number of windows per block.
     """
 
-    def __init__(
-        self,
-        blocks: Iterable[Tokens],
-        num_windows: int,
-        window_tokens: int,
-        *,
-        windows_per_block: int = WINDOWS_PER_BLOCK,
-    ) -> None:
-        self._window_tokens = window_tokens
-        bits = min(max((BITS_PER_WINDOW * num_windows).bit_length(), 10), MAX_FILTER_BITS)
-        self._filter = np.zeros(1 << (bits - 6), np.uint64)
-        self._shift = np.uint64(64 - (bits - 6))
-        self._num_blocks = min(max(1, -(-num_windows // windows_per_block)), MAX_BLOCKS)
-        self._file: IO[bytes] = TemporaryFile()  # noqa: SIM115 - lives as long as this object
-        weakref.finalize(self, self._file.close)
-        self._extents: list[tuple[int, int]] = []
-        self._store(blocks)
+    directory: Path
+    removed: Mapping[str, Integers]
+    length: int
+    vocabulary: str
+    window_characters: int
+    windows_per_block: int = WINDOWS_PER_BLOCK
 
-    def _store(self, blocks: Iterable[Tokens]) -> None:
-        with ExitStack() as stack:
-            files = [stack.enter_context(TemporaryFile()) for _ in range(self._num_blocks)]
-            start = 0
-            for block_NL in blocks:
-                for at in range(0, len(block_NL), SEQUENCES_PER_STEP):
-                    few_NL = block_NL[at : at + SEQUENCES_PER_STEP]
-                    hashes_NW = window_hashes(few_NL, self._window_tokens)
-                    self._append(hashes_NW, start, files)
-                    start += len(few_NL)
-            for file in files:
-                file.seek(0)
-                records = np.fromfile(file, RECORD)
-                file.close()
-                hashes = np.ascontiguousarray(records["hash"])
-                order = np.argsort(hashes)
-                self._extents.append((self._file.tell(), len(records)))
-                hashes[order].tofile(self._file)
-                records["owner"][order].tofile(self._file)
+    @property
+    def sizes(self) -> Integers:
+        """(splits, 2) int64, the documents and the sequences of each split."""
+        sizes = [
+            (
+                pq.read_metadata(documents_path(self.directory, split)).num_rows,
+                len(SequenceFiles(shard_paths(self.directory, split), self.length)),
+            )
+            for split in self.removed
+        ]
+        return np.array(sizes, np.int64).reshape(-1, 2)
 
-    def _append(self, hashes_NW: Hashes, start: int, files: Sequence[IO[bytes]]) -> None:
-        hashes = hashes_NW.reshape(-1)
-        if have_numba(None):
-            from pipelines.data.overlap import kernels as window_kernels
+    def files(self) -> SequenceFiles:
+        """The sequences of all splits, with those removed."""
+        paths = [path for split in self.removed for path in shard_paths(self.directory, split)]
+        return SequenceFiles(paths, self.length)
 
-            window_kernels.mark_hashes(hashes, self._filter, self._shift)
-        else:
-            np.bitwise_or.at(self._filter, hashes >> self._shift, bits_of(hashes))
-        order, bounds = self._by_block(hashes)
-        records = np.empty(len(hashes), RECORD)
-        records["hash"] = hashes[order]
-        records["owner"] = start + order // hashes_NW.shape[1]
-        for file, first, last in zip(files, bounds[:-1], bounds[1:], strict=True):
-            records[first:last].tofile(file)
+    def removed_sequences(self) -> Integers:
+        """The numbers of the sequences that the splits have lost."""
+        starts = np.cumsum(self.sizes[:, 1]) - self.sizes[:, 1]
+        pairs = zip(starts.tolist(), self.removed.values(), strict=True)
+        return np.concatenate([start + removed for start, removed in pairs])
 
-    def _by_block(self, hashes: Hashes) -> tuple[Integers, Integers]:
-        """Order hashes by their block; also return where each block starts in that order."""
-        # By the lower bits: the upper ones choose the word of the filter and sort a block.
-        low = (hashes & np.uint64(0xFFFFFFFF)) * np.uint64(self._num_blocks) >> np.uint64(32)
-        block = low.astype(np.uint16)
-        order = np.argsort(block, kind="stable")
-        return order, np.searchsorted(block[order], np.arange(self._num_blocks + 1))
-
-    def _hashes(self, block: int) -> Hashes:
-        start, size = self._extents[block]
-        self._file.seek(start)
-        return np.fromfile(self._file, np.uint64, size)
-
-    def _owners(self, block: int) -> npt.NDArray[np.int32]:
-        start, size = self._extents[block]
-        self._file.seek(start + size * np.dtype(np.uint64).itemsize)
-        return np.fromfile(self._file, np.int32, size)
-
-    def count(self, tokens_NL: Tokens, *, use_numba: bool | None = None) -> Integers:
-        """Count the windows of each sequence that are in the index.
+    def documents(self, rows: Integers, columns: list[str]) -> pa.Table:
+        """Read what is known of some documents: `split` and columns of the splits' tables.
 
         Args:
-            tokens_NL: (N, L) uint16.
+            rows: Numbers of documents, ascending.
+            columns: Names of columns.
+        """
+        tables, start = [], 0
+        for split, size in zip(self.removed, self.sizes[:, 0].tolist(), strict=True):
+            mine = rows[(rows >= start) & (rows < start + size)] - start
+            table = document_rows(self.directory, split, mine, columns)
+            tables.append(table.append_column("split", pa.array([split] * len(mine), pa.string())))
+            start += size
+        return pa.concat_tables(tables)
+
+    def document_starts(self) -> Integers:
+        """The first token of each document in the stream of all splits."""
+        starts, first = [], 0
+        for split, sequences in zip(self.removed, self.sizes[:, 1].tolist(), strict=True):
+            # The last documents may be in no sequence.
+            tokens = np.minimum(document_starts(self.directory, split), sequences * self.length)
+            starts.append(first + tokens)
+            first += sequences * self.length
+        return np.concatenate(starts)
+
+
+def build_index(held_out: HeldOut, directory: Path) -> None:
+    """Write the index into an empty directory."""
+    sizes = held_out.sizes
+    documents, sequences = (np.zeros(count, np.int64) for count in sizes.sum(axis=0))
+    most = int(sizes[:, 1].sum()) * held_out.length
+    bits = min(max((BITS_PER_WINDOW * most).bit_length(), 10), MAX_FILTER_BITS)
+    words = np.zeros(1 << (bits - 6), np.uint64)
+    num_blocks = min(max(1, -(-most // held_out.windows_per_block)), MAX_BLOCKS)
+    with ExitStack() as stack:
+        files = [stack.enter_context(TemporaryFile()) for _ in range(num_blocks)]
+        for records in _records(held_out, sizes):
+            hashes, places = records["hash"], records["place"]
+            _mark(np.ascontiguousarray(hashes), words)
+            documents += np.bincount(places["document"], minlength=len(documents))
+            whole = places["sequence"][places["sequence"] != NO_SEQUENCE]
+            sequences += np.bincount(whole, minlength=len(sequences))
+            order, bounds = by_block(hashes, num_blocks)
+            for file, first, last in zip(files, bounds[:-1], bounds[1:], strict=True):
+                records[order[first:last]].tofile(file)
+        extents = _write_blocks(files, directory)
+    words.tofile(directory / "filter.bin")
+    np.savez(directory / "facts.npz", extents=extents, documents=documents, sequences=sequences)
+
+
+def _records(held_out: HeldOut, sizes: Integers) -> Iterator[npt.NDArray[np.void]]:
+    folder = token_folder(held_out.vocabulary)
+    starts = np.cumsum(sizes, axis=0) - sizes
+    for (split, removed), (document, sequence) in zip(
+        held_out.removed.items(), starts.tolist(), strict=True
+    ):
+        for part in stream_parts(held_out.directory, split, held_out.length):
+            for pieces in read_pieces(part, removed):
+                windows = folder.windows(pieces.ids_T, pieces.offsets, held_out.window_characters)
+                first = pieces.sequences_T[windows.first_W]
+                is_whole = first == pieces.sequences_T[windows.last_W]
+                records = np.empty(len(first), RECORD)
+                records["hash"] = windows.hashes_W
+                records["place"]["document"] = document + pieces.documents_P[windows.documents_W]
+                records["place"]["position"] = windows.positions_W
+                records["place"]["sequence"] = np.where(is_whole, sequence + first, NO_SEQUENCE)
+                yield records
+
+
+def _write_blocks(files: Sequence[IO[bytes]], directory: Path) -> Integers:
+    """Sort the blocks; return where each starts."""
+    extents = [0]
+    with (
+        (directory / "hashes.bin").open("wb") as hashes,
+        (directory / "places.bin").open("wb") as places,
+    ):
+        for file in files:
+            file.seek(0)
+            records = np.fromfile(file, RECORD)
+            file.close()
+            order = np.argsort(records["hash"], kind="stable")
+            records["hash"][order].tofile(hashes)
+            records["place"][order].tofile(places)
+            extents.append(extents[-1] + len(records))
+    return np.array(extents)
+
+
+def by_block(hashes: Hashes, num_blocks: int) -> tuple[Integers, Integers]:
+    """Order hashes by their block; also return where each block starts in that order."""
+    # By the lower bits: the upper ones choose the word of the filter and sort a block.
+    low = (hashes & np.uint64(0xFFFFFFFF)) * np.uint64(num_blocks) >> np.uint64(32)
+    block = low.astype(np.uint16)
+    order = np.argsort(block, kind="stable")
+    return order, np.searchsorted(block[order], np.arange(num_blocks + 1))
+
+
+class WindowIndex:
+    """An index that `build_index` wrote.
+
+    Args:
+        directory: Where it is.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._filter = np.fromfile(directory / "filter.bin", np.uint64)
+        with np.load(directory / "facts.npz") as facts:
+            self.extents: Integers = facts["extents"]
+            self.documents: Integers = facts["documents"]
+            self.sequences: Integers = facts["sequences"]
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks."""
+        return len(self.extents) - 1
+
+    def hashes(self, block: int) -> Hashes:
+        """Read the hashes of a block, ascending."""
+        return self._read("hashes.bin", np.dtype(np.uint64), block)
+
+    def places(self, block: int) -> npt.NDArray[np.void]:
+        """Read the places of a block's windows."""
+        return self._read("places.bin", PLACE, block)
+
+    def expand(
+        self, block: int, ids_H: Integers, at_most: int | None = None
+    ) -> tuple[Integers, npt.NDArray[np.void]]:
+        """Find all places of some windows of a block.
+
+        Args:
+            block: Number of the block.
+            ids_H: (H,) int64.
+            at_most: Places per window; all by default.
+
+        Returns:
+            For each place, the index of its window in `ids_H`, and the place.
+        """
+        known, first_H = self.hashes(block), ids_H - self.extents[block]
+        sizes_H = np.searchsorted(known, known[first_H], "right") - first_H
+        sizes_H = np.minimum(sizes_H, at_most or len(known))
+        row = np.repeat(np.arange(len(ids_H)), sizes_H)
+        nth = np.arange(len(row)) - np.repeat(np.cumsum(sizes_H) - sizes_H, sizes_H)
+        return row, self.places(block)[first_H[row] + nth]
+
+    def _read(self, name: str, dtype: np.dtype[Any], block: int) -> npt.NDArray[Any]:
+        start, stop = self.extents[block : block + 2].tolist()
+        return np.fromfile(
+            self._directory / name, dtype, stop - start, offset=start * dtype.itemsize
+        )
+
+    def passing(self, hashes_W: Hashes, *, use_numba: bool | None = None) -> Integers:
+        """Find the windows that may be in the index.
+
+        Args:
+            hashes_W: (W,) uint64.
             use_numba: Whether to compile the loop; by default if numba is installed.
 
         Returns:
-            (N,) int64.
+            (C,) int64, indices into the windows.
         """
-        counts_N = np.zeros(len(tokens_NL), np.int64)
-        for hashes_C, rows_C in self._candidates(tokens_NL, use_numba):
-            order, bounds = self._by_block(hashes_C)
-            for block in np.flatnonzero(np.diff(bounds)).tolist():
-                mine = order[bounds[block] : bounds[block + 1]]
-                known = self._hashes(block)
-                position = np.searchsorted(known, hashes_C[mine])
-                found = known[np.minimum(position, len(known) - 1)] == hashes_C[mine]
-                counts_N += np.bincount(rows_C[mine[found]], minlength=len(counts_N))
-        return counts_N
+        shift = _shift(self._filter)
+        if have_numba(use_numba):
+            from pipelines.data.overlap import kernels
 
-    def _candidates(
-        self, tokens_NL: Tokens, use_numba: bool | None
-    ) -> Iterator[tuple[Hashes, npt.NDArray[np.int32]]]:
-        """Yield the hashes of windows that pass the filter, and the rows that they belong to."""
-        if not have_numba(use_numba):
-            for at in range(0, len(tokens_NL), SEQUENCES_PER_STEP):
-                hashes_NW = window_hashes(
-                    tokens_NL[at : at + SEQUENCES_PER_STEP], self._window_tokens
-                )
-                bits_NW = bits_of(hashes_NW)
-                rows, columns = np.nonzero(
-                    self._filter[hashes_NW >> self._shift] & bits_NW == bits_NW
-                )
-                yield hashes_NW[rows, columns], (at + rows).astype(np.int32)
-            return
-        from pipelines.data.overlap import kernels as window_kernels
+            rows_W = np.empty(len(hashes_W), np.int64)
+            return rows_W[: kernels.passing(hashes_W, self._filter, shift, rows_W)]
+        bits_W = bits_of(hashes_W)
+        return np.flatnonzero(self._filter[hashes_W >> shift] & bits_W == bits_W)
 
-        hashes_C = np.empty(max(CANDIDATES_PER_STEP, tokens_NL.shape[1]), np.uint64)
-        rows_C = np.empty(len(hashes_C), np.int32)
-        row = 0
-        while row < len(tokens_NL):
-            row, found = window_kernels.candidates(
-                tokens_NL, row, self._window_tokens, MULTIPLIER, self._filter, self._shift,
-                hashes_C, rows_C,
-            )  # fmt: skip
-            yield hashes_C[:found], rows_C[:found]
-
-    def main_owners(self, tokens_NL: Tokens) -> Integers:
-        """Find the sequence of the index with most windows of each one; the first of several.
+    def look_up(self, hashes_C: Hashes) -> Iterator[tuple[Integers, Integers]]:
+        """Look windows up, block by block.
 
         Args:
-            tokens_NL: (N, L) uint16; each has at least one window in the index.
+            hashes_C: (C,) uint64.
 
-        Returns:
-            (N,) int64.
+        Yields:
+            For every block, the indices of those that are in it, ascending, and their ids.
         """
-        hashes_NW = window_hashes(tokens_NL, self._window_tokens)
-        owners: list[list[npt.NDArray[np.int32]]] = [[] for _ in tokens_NL]
-        for block in range(self._num_blocks if len(tokens_NL) else 0):
-            known, owner = self._hashes(block), self._owners(block)
-            for mine, hashes_W in zip(owners, hashes_NW, strict=True):
-                first = np.searchsorted(known, hashes_W, side="left")
-                last = np.searchsorted(known, hashes_W, side="right")
-                mine.append(owner[first[last - first == 1]])
-                mine += [
-                    np.unique(owner[first[window] : last[window]])
-                    for window in np.flatnonzero(last - first > 1).tolist()
-                ]
-        main = np.empty(len(owners), np.int64)
-        for row, mine in enumerate(owners):
-            found, counts = np.unique(np.concatenate(mine), return_counts=True)
-            main[row] = found[counts.argmax()]
-        return main
+        order, bounds = by_block(hashes_C, self.num_blocks)
+        for block in range(self.num_blocks):
+            mine = order[bounds[block] : bounds[block + 1]]
+            known = self.hashes(block) if len(mine) else np.empty(0, np.uint64)
+            if not len(known):
+                yield np.empty(0, np.int64), np.empty(0, np.int64)
+                continue
+            at = np.searchsorted(known, hashes_C[mine])
+            found = known[np.minimum(at, len(known) - 1)] == hashes_C[mine]
+            yield mine[found], at[found] + self.extents[block]
+
+
+def _mark(hashes: Hashes, words: Hashes) -> None:
+    shift = _shift(words)
+    if have_numba(None):
+        from pipelines.data.overlap import kernels
+
+        kernels.mark_hashes(hashes, words, shift)
+    else:
+        np.bitwise_or.at(words, hashes >> shift, bits_of(hashes))
+
+
+def _shift(words: Hashes) -> np.uint64:
+    """What leaves the number of a word of a hash."""
+    return np.uint64(65 - len(words).bit_length())
 
 
 def bits_of(hashes: Hashes) -> Hashes:
     """The two bits that a window sets in its word of the filter."""
     one, last = np.uint64(1), np.uint64(63)
     return one << (hashes & last) | one << (hashes >> np.uint64(6) & last)
-
-
-def window_hashes(
-    tokens_NL: Tokens, window_tokens: int, *, use_numba: bool | None = None
-) -> Hashes:
-    """Hash every window of consecutive tokens.
-
-    Args:
-        tokens_NL: (N, L) uint16.
-        window_tokens: Tokens per window; at most L.
-        use_numba: Whether to compile the loop; by default if numba is installed.
-
-    Returns:
-        (N, W) uint64 with W = L - window_tokens + 1.
-    """
-    num_windows = tokens_NL.shape[1] - window_tokens + 1
-    hashes_NW = np.zeros((len(tokens_NL), num_windows), dtype=np.uint64)
-    if have_numba(use_numba):
-        from pipelines.data.overlap import kernels as window_kernels
-
-        window_kernels.hash_windows(tokens_NL, window_tokens, MULTIPLIER, hashes_NW)
-        return hashes_NW
-    for offset in range(window_tokens):
-        # Multiply-xorshift, a bijection for each token, in place: these arrays are large.
-        hashes_NW += tokens_NL[:, offset : offset + num_windows]
-        hashes_NW *= MULTIPLIER
-        hashes_NW ^= hashes_NW >> np.uint64(29)
-    return hashes_NW

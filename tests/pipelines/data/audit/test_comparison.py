@@ -90,14 +90,15 @@ def test_a_unit_is_judged_from_its_24th_window_on(prose) -> None:
         assert comparison.shares("test", "document", 0.15).compared == 1
 
 
-def test_a_title_counts_with_a_window_under_it_only(prose) -> None:
+def test_a_title_counts_with_an_excerpt_under_it_only(prose) -> None:
     with Comparison(8) as comparison:
         comparison.hold_out("test", runs([prose(0, 50), prose(1, 50)]))
         comparison.add_documents("test", 0, ["a", ""], ["无标题", "張 偉"])
         comparison.add("train", runs([prose(2, 50), prose(0, 50), prose(1, 50)]))
         comparison.add_documents("train", 0, ["", "b", "a"], ["无标题", "別的", "张伟"])
         comparison.measure("train", "test")
-        assert comparison.shared_titles("train", "test") == (1, "张伟")
+        assert comparison.shared_titles("train", "test", 16) == (1, "张伟")
+        assert comparison.shared_titles("train", "test", 44) == (0, "")
         assert comparison.shared_ids("train", "test") == (1, "a")
         assert comparison.count_documents("train") == 3
         assert comparison.document_id("train", 1) == "b"

@@ -1,34 +1,75 @@
-"""The index of windows: equal windows hash alike, and every window names its sequence."""
+"""The index of windows on disk: every held-out window is found, with all of its places."""
 
-from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines.data.overlap.window_index import WindowIndex, window_hashes
+from pipelines.data.overlap.window_index import (
+    NO_SEQUENCE,
+    HeldOut,
+    WindowIndex,
+    build_index,
+)
+from pipelines.data.overlap.windows import token_folder
 
-Draw = Callable[[int, int], np.ndarray]
-
-
-def test_equal_windows_hash_alike_and_others_apart(random_tokens: Draw) -> None:
-    tokens_NL = random_tokens(0, 500)
-    tokens_NL[1, 3:11] = tokens_NL[0, 20:28]
-    hashes_NW = window_hashes(tokens_NL, 8)
-    assert np.array_equal(hashes_NW, window_hashes(tokens_NL, 8, use_numba=False))
-    assert hashes_NW.shape == (500, 25)
-    assert hashes_NW[1, 3] == hashes_NW[0, 20]
-    assert len(np.unique(hashes_NW)) == 500 * 25 - 1
+VOCABULARY = "bert-base-chinese"
 
 
-@pytest.mark.parametrize("windows_per_block", [10, 1000])
-def test_the_main_owner_has_most_of_the_windows(
-    random_tokens: Draw, windows_per_block: int
+def held_out(shards: Path, removed: dict[str, list[int]], windows_per_block: int) -> HeldOut:
+    arrays = {split: np.array(gone, np.int64) for split, gone in removed.items()}
+    return HeldOut(shards, arrays, 32, VOCABULARY, 8, windows_per_block)
+
+
+def windows_of(tokens: np.ndarray) -> np.ndarray:
+    flat = tokens.reshape(-1)
+    return token_folder(VOCABULARY).windows(flat, np.array([0, len(flat)]), 8).hashes_W
+
+
+@pytest.mark.parametrize("windows_per_block", [50, 1000])
+def test_every_place_of_a_window_is_found(
+    random_tokens, write_shards, tmp_path: Path, windows_per_block: int
 ) -> None:
-    tokens_NL = random_tokens(0, 6)
-    mixed_NL = random_tokens(1, 2)
-    mixed_NL[0, :12] = tokens_NL[2, :12]
-    mixed_NL[0, 12:] = tokens_NL[5, 12:]
-    mixed_NL[1, :10] = tokens_NL[4, :10]
-    index = WindowIndex([tokens_NL], 6 * 25, 8, windows_per_block=windows_per_block)
-    assert index.main_owners(mixed_NL).tolist() == [5, 4]
-    assert index.count(mixed_NL).tolist() == [5 + 13, 3]
+    splits = {name: random_tokens(seed, 6) for seed, name in enumerate(("train", "validation"))}
+    splits["test"] = random_tokens(2, 6)
+    splits["test"][3, 5:25] = splits["validation"][1, 5:25]
+    shards = write_shards(splits)
+    (tmp_path / "index").mkdir()
+    held = held_out(shards, {"validation": [], "test": []}, windows_per_block)
+    build_index(held, tmp_path / "index")
+    index = WindowIndex(tmp_path / "index")
+    assert index.num_blocks == (8 if windows_per_block == 50 else 1)
+    assert index.documents.tolist() == [185, 185]
+    assert index.sequences.tolist() == [25] * 12
+    hashes = windows_of(splits["validation"][1])
+    assert np.array_equal(index.passing(hashes), np.arange(25))
+    assert np.array_equal(index.passing(hashes, use_numba=False), np.arange(25))
+    places = set()
+    for block, (rows, ids) in enumerate(index.look_up(hashes)):
+        row, found = index.expand(block, ids)
+        places |= {
+            (int(rows[number]), *place) for number, place in zip(row, found.tolist(), strict=True)
+        }
+    own = {(at, 0, 32 + at, 1) for at in range(25)}
+    copied = {(at, 1, 96 + at, 6 + 3) for at in range(5, 18)}
+    assert places == own | copied
+    strange = windows_of(random_tokens(9, 20))
+    assert not any(len(rows) for rows, _ in index.look_up(strange))
+
+
+def test_removed_sequences_are_held_out_no_longer(
+    random_tokens, write_shards, tmp_path: Path
+) -> None:
+    splits = {
+        name: random_tokens(seed, 4) for seed, name in enumerate(("train", "validation", "test"))
+    }
+    (tmp_path / "index").mkdir()
+    held = held_out(write_shards(splits), {"validation": [1], "test": []}, 1000)
+    build_index(held, tmp_path / "index")
+    index = WindowIndex(tmp_path / "index")
+    # A document in two pieces: one sequence, and two together.
+    assert index.documents.tolist() == [25 + 57, 121]
+    assert index.sequences.tolist() == [25, 0, 25, 25, 25, 25, 25, 25]
+    assert np.count_nonzero(index.places(0)["sequence"] == NO_SEQUENCE) == 7 + 21
+    assert held.removed_sequences().tolist() == [1]
+    assert not any(len(rows) for rows, _ in index.look_up(windows_of(splits["validation"][1])))

@@ -32,7 +32,10 @@ def test_a_stream_is_packed_with_its_side_tables(
     edges = np.append(0, np.cumsum(lengths))
     names = pa.table({"id": ["a", "b", "c"], "title": ["甲", "乙", ""]})
     params = TokenizeParams(
-        vocabulary="bert-base-chinese", sequence_length=LENGTH, sequences_per_shard=1
+        vocabulary="bert-base-chinese",
+        lower_case=True,
+        sequence_length=LENGTH,
+        sequences_per_shard=1,
     )
     packer = Packer(tmp_path, "train", params)
     for first, last in pieces:

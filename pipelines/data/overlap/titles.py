@@ -1,0 +1,104 @@
+"""Find documents with the title of a held-out one that also have some of its wording.
+
+A title alone is no evidence: it may be a placeholder that many documents have. So documents are
+compared with the held-out ones of their title, and must share as many windows as an excerpt has,
+however common these are and wherever they stand.
+
+Shape legend: D documents, H hits, P places.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.data.overlap.hits import read_hits
+from pipelines.data.overlap.stream import document_rows
+from pipelines.data.overlap.window_index import HeldOut, WindowIndex
+from pipelines.data.overlap.windows import MULTIPLIER, Hashes, Integers
+from pipelines.data.shards import ShardReader
+from pipelines.data.text.arrays import hash_keys
+from pipelines.data.text.folding import title_key
+
+SHIFT = 32
+
+
+def same_titles(
+    reader: ShardReader,
+    held_out: HeldOut,
+    index: WindowIndex,
+    scans: Sequence[Path],
+    min_windows: int,
+) -> tuple[Integers, Integers, npt.NDArray[np.float64]]:
+    """Find the documents of a split with the title and some wording of a held-out one.
+
+    Args:
+        reader: The split.
+        held_out: What it is compared with.
+        index: The windows of the held-out text.
+        scans: The hits of the split (`hits.scan`).
+        min_windows: Fewest windows that a document shares with those of its title.
+
+    Returns:
+        (D,) int64 documents, ascending; (D,) int64, for each the held-out document with most
+        of its windows; and (D,) float64, how many hits it has there per window of that one.
+    """
+    documents_D = _documents(index, scans)
+    keys_D = _keys(document_rows(reader.directory, reader.split, documents_D, ["title"]))
+    numbers = np.arange(len(index.documents))
+    held_keys = _keys(held_out.documents(numbers, ["title"]))
+    is_mine_D = np.isin(keys_D, held_keys) & (keys_D != _keys(pa.table({"title": [""]})))
+    documents_D, keys_D = documents_D[is_mine_D], keys_D[is_mine_D]
+    is_titled = np.isin(held_keys, keys_D)
+    pairs = [np.empty(0, np.int64)]
+    for block in range(index.num_blocks):
+        hits = read_hits(scans, block)
+        hits = hits[np.isin(hits["document"], documents_D)]
+        ids, window_H = np.unique(hits["id"], return_inverse=True)
+        row, places = index.expand(block, ids.astype(np.int64))
+        held_P = places["document"].astype(np.int64)
+        row, held_P = row[is_titled[held_P]], held_P[is_titled[held_P]]
+        keys_H = keys_D[np.searchsorted(documents_D, hits["document"])]
+        at_H = _first_equal(_both(window_H, keys_H), _both(row, held_keys[held_P]))
+        mine = at_H >= 0
+        pairs.append(hits["document"][mine].astype(np.int64) << SHIFT | held_P[at_H[mine]])
+    found, counts = np.unique(np.concatenate(pairs), return_counts=True)
+    order = np.lexsort((-counts, found >> SHIFT))
+    documents, first = np.unique(found[order] >> SHIFT, return_index=True)
+    enough = np.add.reduceat(counts[order], first) >= min_windows if len(first) else first > 0
+    documents, best = documents[enough], order[first][enough]
+    held = found[best] & ((1 << SHIFT) - 1)
+    return documents, held, counts[best] / np.maximum(index.documents[held], 1)
+
+
+def _documents(index: WindowIndex, scans: Sequence[Path]) -> Integers:
+    """The documents with any hit, ascending."""
+    known = [
+        np.unique(read_hits(scans, block)["document"]).astype(np.int64)
+        for block in range(index.num_blocks)
+    ]
+    return np.unique(np.concatenate(known))
+
+
+def _keys(documents: pa.Table) -> Hashes:
+    titles = [title_key(title) for title in documents["title"].to_pylist()]
+    return hash_keys(pa.array(titles, pa.string()))
+
+
+def _both(windows: Integers, keys: Hashes) -> Hashes:
+    """One number for a window and a title."""
+    return (windows.astype(np.uint64) * MULTIPLIER) ^ keys
+
+
+def _first_equal(wanted_H: Hashes, known_P: Hashes) -> Integers:
+    """(H,) int64, the index of an equal one, or -1."""
+    order = np.argsort(known_P, kind="stable")
+    at_H = np.searchsorted(known_P[order], wanted_H)
+    found_H = np.full(len(wanted_H), -1, np.int64)
+    inside = np.flatnonzero(at_H < len(order))
+    row = order[at_H[inside]]
+    equal = known_P[row] == wanted_H[inside]
+    found_H[inside[equal]] = row[equal]
+    return found_H

@@ -1,0 +1,229 @@
+"""The windows of a token stream: a few consecutive characters of a document's comparison key.
+
+The comparison key (`pipelines/data/text/folding.py`) is made from tokens, not from text: what a
+token adds to it does not depend on its neighbours, except that a bracketed mark is left out.
+Only windows with some Chinese or Japanese letters count: a date, an ISBN or a foreign name is in
+many texts.
+
+Shape legend: T tokens, D documents, F folded characters, W windows.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.data.shards import Tokens
+from pipelines.data.text.compiled import have_numba
+from pipelines.data.text.folding import (
+    CLOSING,
+    MARK_CHARACTERS,
+    MARK_HAN,
+    OPENING,
+    TABLE_SIZE,
+    Folded,
+    fold_points,
+)
+from pipelines.data.text.scripts import HAN, KANA
+from pipelines.data.text.vocabulary import load_tokenizer
+
+Hashes = npt.NDArray[np.uint64]
+Integers = npt.NDArray[np.int64]
+
+MIN_LETTERS = 4
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of D documents, in order.
+
+    Args:
+        hashes_W: (W,) uint64; equal windows have equal hashes.
+        documents_W: (W,) int64, the document.
+        positions_W: (W,) int64, the place of the first character in the document's key.
+        first_W: (W,) int64, the token of the first character.
+        last_W: (W,) int64, the token of the last character.
+    """
+
+    hashes_W: Hashes
+    documents_W: Integers
+    positions_W: Integers
+    first_W: Integers
+    last_W: Integers
+
+
+class TokenFolder:
+    """Makes comparison keys from tokens.
+
+    Args:
+        tokens: The text of every token; empty if it has none, with `##` if it continues a word.
+    """
+
+    def __init__(self, tokens: list[str]) -> None:
+        texts = [token[2:] if token[:2] == "##" and len(token) > 2 else token for token in tokens]
+        counts = np.array([len(text) for text in texts])
+        points = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
+        folded = fold_points(points, np.append(0, np.cumsum(counts)))
+        self.points, self.starts = folded.points_F, folded.offsets
+        self.sizes = np.diff(self.starts)
+        self.num_characters = counts.astype(np.int32)
+        self.num_han = np.array([sum(map(_is_han, text)) for text in texts], np.int32)
+        self.bracket = np.array(
+            [(text in OPENING) - (text in CLOSING) if text else 0 for text in texts], np.int8
+        )
+        # `join_word_pieces` puts a space between two of these.
+        self.ends_latin = np.array([_is_latin(token[-1:]) for token in tokens])
+        self.starts_latin = np.array([_is_latin(token[:1]) for token in tokens])
+
+    def fold(self, ids_T: Tokens, offsets: Integers, *, use_numba: bool | None = None) -> Folded:
+        """Compute the comparison keys of documents given as tokens.
+
+        Args:
+            ids_T: (T,) uint16, the documents one after another.
+            offsets: (D + 1,) int64, where each document starts.
+            use_numba: Whether to compile the loop; by default if numba is installed.
+
+        Returns:
+            The keys; `sources_F` are tokens.
+        """
+        if have_numba(use_numba):
+            return self._compiled(ids_T, offsets)
+        sizes_T = self.sizes[ids_T]
+        sizes_T[self._marks(ids_T, offsets)] = 0
+        sources_F = np.repeat(np.arange(len(ids_T)), sizes_T)
+        ends_T = np.cumsum(sizes_T)
+        nth_F = np.arange(len(sources_F)) - (ends_T - sizes_T)[sources_F]
+        points_F = self.points[self.starts[ids_T[sources_F]] + nth_F]
+        return Folded(points_F, sources_F, np.append(0, ends_T)[offsets])
+
+    def _compiled(self, ids_T: Tokens, offsets: Integers) -> Folded:
+        from pipelines.data.overlap import kernels
+
+        room = int(self.sizes[ids_T].sum())
+        points_F, sources_F = np.empty(room, np.uint32), np.empty(room, np.int64)
+        ends = np.empty(len(offsets), np.int64)
+        table = (
+            self.points, self.starts, self.num_characters, self.num_han, self.bracket,
+            self.ends_latin, self.starts_latin,
+        )  # fmt: skip
+        limits = (MARK_CHARACTERS, MARK_HAN)
+        kernels.fold_tokens(ids_T, offsets, table, limits, points_F, sources_F, ends)
+        return Folded(points_F[: ends[-1]], sources_F[: ends[-1]], ends)
+
+    def _marks(self, ids_T: Tokens, offsets: Integers) -> npt.NDArray[np.bool_]:
+        """Find the tokens of bracketed marks, as `folding` does."""
+        bracket_T = self.bracket[ids_T]
+        at = np.flatnonzero(bracket_T)
+        pairs = np.flatnonzero((bracket_T[at[:-1]] > 0) & (bracket_T[at[1:]] < 0))
+        first, last = at[pairs], at[pairs + 1]
+        sizes_T = self.num_characters[ids_T]
+        sizes_T[1:] += self.ends_latin[ids_T[:-1]] & self.starts_latin[ids_T[1:]]
+        characters = np.append(0, np.cumsum(sizes_T))
+        han = np.append(0, np.cumsum(self.num_han[ids_T]))
+        document = np.searchsorted(offsets, np.stack([first, last]), "right")
+        is_mark = (
+            (characters[last] - characters[first + 1] <= MARK_CHARACTERS)
+            & (han[last] - han[first] <= MARK_HAN)
+            & (document[0] == document[1])
+        )
+        depth = np.zeros(len(ids_T) + 1, np.int8)
+        depth[first[is_mark]] += 1
+        depth[last[is_mark] + 1] -= 1
+        return np.cumsum(depth[:-1], dtype=np.int8) > 0
+
+    def windows(
+        self, ids_T: Tokens, offsets: Integers, size: int, *, use_numba: bool | None = None
+    ) -> Windows:
+        """Find the windows of documents given as tokens.
+
+        Args:
+            ids_T: (T,) uint16, the documents one after another.
+            offsets: (D + 1,) int64, where each document starts.
+            size: Characters per window.
+            use_numba: Whether to compile the loops; by default if numba is installed.
+
+        Returns:
+            The windows.
+        """
+        folded = self.fold(ids_T, offsets, use_numba=use_numba)
+        at_W = _starts(folded, size, use_numba)
+        document_W = np.searchsorted(folded.offsets, at_W, "right") - 1
+        return Windows(
+            window_hashes(folded.points_F[None], size, use_numba=use_numba)[0, at_W],
+            document_W,
+            at_W - folded.offsets[document_W],
+            folded.sources_F[at_W],
+            folded.sources_F[at_W + size - 1],
+        )
+
+
+def _starts(folded: Folded, size: int, use_numba: bool | None) -> Integers:
+    """Find the first characters of all windows."""
+    points_F, ends = folded.points_F, folded.offsets
+    if have_numba(use_numba):
+        from pipelines.data.overlap import kernels
+
+        at_W = np.empty(len(points_F), np.int64)
+        return at_W[: kernels.valid_windows(points_F, ends, size, (_letters(), MIN_LETTERS), at_W)]
+    num_starts = max(len(points_F) - size + 1, 0)
+    document_F = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+    letters = np.append(0, np.cumsum(_letters()[points_F]))
+    return np.flatnonzero(
+        (document_F[:num_starts] == document_F[size - 1 :])
+        & (letters[size:] - letters[:num_starts] >= MIN_LETTERS)
+    )
+
+
+@lru_cache(maxsize=1)
+def token_folder(vocabulary: str) -> TokenFolder:
+    """Make the folder of a vocabulary; special tokens have no characters."""
+    tokenizer = load_tokenizer(vocabulary)
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    special = set(tokenizer.all_special_tokens)
+    return TokenFolder(["" if token in special else token for token in tokens])
+
+
+def window_hashes(
+    tokens_NL: npt.NDArray[np.unsignedinteger], size: int, *, use_numba: bool | None = None
+) -> Hashes:
+    """Hash every window of consecutive tokens or characters.
+
+    Args:
+        tokens_NL: (N, L) unsigned integers.
+        size: Tokens per window.
+        use_numba: Whether to compile the loop; by default if numba is installed.
+
+    Returns:
+        (N, W) uint64 with W = L - size + 1.
+    """
+    num_windows = max(tokens_NL.shape[1] - size + 1, 0)
+    hashes_NW = np.zeros((len(tokens_NL), num_windows), dtype=np.uint64)
+    if have_numba(use_numba):
+        from pipelines.data.overlap import kernels
+
+        kernels.hash_windows(tokens_NL, size, MULTIPLIER, hashes_NW)
+        return hashes_NW
+    for offset in range(size):
+        # Multiply-xorshift, a bijection for each token, in place: these arrays are large.
+        hashes_NW += tokens_NL[:, offset : offset + num_windows]
+        hashes_NW *= MULTIPLIER
+        hashes_NW ^= hashes_NW >> np.uint64(29)
+    return hashes_NW
+
+
+@lru_cache(maxsize=1)
+def _letters() -> npt.NDArray[np.bool_]:
+    table = np.zeros(TABLE_SIZE, np.bool_)
+    for start, stop in (*HAN, *KANA):
+        table[start:stop] = True
+    return table
+
+
+def _is_han(character: str) -> bool:
+    return any(start <= ord(character) < stop for start, stop in HAN)
+
+
+def _is_latin(character: str) -> bool:
+    return character.isascii() and character.isalnum()
