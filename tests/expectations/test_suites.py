@@ -30,6 +30,10 @@ GOOD_DOCUMENTS = {
     "configured_fraction": 0.3,
     "fraction": 0.3,
     "deviation_sigmas": 0.1,
+    "documents_fraction": 0.3,
+    "documents_deviation_sigmas": 0.1,
+    "characters_fraction": 0.3,
+    "characters_deviation_sigmas": 0.1,
 }
 GOOD_SHARDS = {
     "sequences": 50,
@@ -43,6 +47,9 @@ GOOD_SHARDS = {
     "unk_rate": 0.01,
     "duplicate_rate": 0.0,
     "drift_bits": 0.05,
+    "fraction": 0.3,
+    "documents_fraction": 0.3,
+    "fraction_ratio": 1.0,
 }
 GOOD_OVERLAP = {
     "compared": 9,
@@ -143,6 +150,8 @@ BAD = {
         (1, "shortest_characters", 49, BETWEEN),
         (1, "clusters_elsewhere", 1, BETWEEN),
         (1, "deviation_sigmas", -5.1, BETWEEN),
+        (1, "documents_deviation_sigmas", 5.1, BETWEEN),
+        (2, "characters_deviation_sigmas", 5.1, BETWEEN),
     ],
     "shards": [
         (2, "split", "dev", DISTINCT),
@@ -157,6 +166,7 @@ BAD = {
         (1, "largest_id", 21128, BETWEEN),
         (1, "documents_ended", 0, BETWEEN),
         (1, "unk_rate", 0.051, BETWEEN),
+        (1, "fraction_ratio", 2.1, BETWEEN),
     ],
     "overlap": [
         (0, "pair", "test/test", DISTINCT),

@@ -101,7 +101,7 @@ def test_a_model_that_knows_the_answers_stops_the_stage(
         weight.copy_(torch.nn.functional.normalize(weight))
     model.save_pretrained(published_model)
 
-    monkeypatch.setattr("enigma.model.EnigmaLM.hidden_states", oracle)
+    monkeypatch.setattr("enigma.model.EnigmaLM._hidden_states", oracle)
     with pytest.raises(GateError, match="perplexity_near_1"):
         main()
     names = {

@@ -14,6 +14,7 @@ def test_what_is_planted_is_found() -> None:
 
 
 def test_a_search_that_finds_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_restream, "exact_matches", lambda some, _: np.full(len(some), -1))
+    nothing = lambda _, some: np.full(len(some), -1)  # noqa: E731
+    monkeypatch.setattr(data_restream.HeldSequences, "matches", nothing)
     with pytest.raises(ValueError, match=r"planted \(52, 1000\), got \(0, 1000\)"):
         measure(2 * BLOCK)
