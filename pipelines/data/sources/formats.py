@@ -3,6 +3,7 @@
 Both are read in constant memory, as tables of `RAW_SCHEMA`.
 """
 
+import codecs
 import io
 import json
 import re
@@ -25,7 +26,13 @@ ARTICLES = 0
 REDIRECT = re.compile(r"^\s*#(?:REDIRECT|重定向)", re.IGNORECASE)
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 BYTE_ORDER_MARK = "\ufeff"
-UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+# The longer marks first: UTF-32 begins as UTF-16 does.
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -100,11 +107,10 @@ def _json_row(line: bytes) -> dict[str, str]:
     try:
         text = line.decode().removeprefix(BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
-        is_utf_16 = line.startswith(UTF_16_MARKS)
-        got = "UTF-16" if is_utf_16 else f"the byte 0x{line[error.start]:02x} at {error.start}"
+        got = _encoding(line)
         raise RefusedError(
-            f"expected UTF-8, got {got}",
-            f"convert the file: iconv -f {'UTF-16' if is_utf_16 else 'GB18030'} -t UTF-8",
+            f"expected UTF-8, got {got or f'the byte 0x{line[error.start]:02x} at {error.start}'}",
+            f"convert the file: iconv -f {got or 'GB18030'} -t UTF-8",
         ) from error
     try:
         row = DECODER.decode(text)
@@ -123,6 +129,16 @@ def _json_row(line: bytes) -> dict[str, str]:
     if b"\\u" in line:
         _check_pairs(values)
     return values
+
+
+def _encoding(line: bytes) -> str | None:
+    """Name the encoding of the first line of a file in UTF-16 or UTF-32."""
+    name = next((name for mark, name in MARKS.items() if line.startswith(mark)), None)
+    # Without a mark, the zeros of the ASCII characters tell.
+    zeros = (b"{\0\0\0", b"\0\0\0{", b"{\0", b"\0{")
+    names = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
+    unmarked = (name for zero, name in zip(zeros, names, strict=True) if line.startswith(zero))
+    return name or next(unmarked, None)
 
 
 def _json_value(row: dict[str, Any], name: str) -> str:

@@ -110,7 +110,10 @@ def test_bytes_that_are_not_utf_8_are_named(tmp_path: Path, line: bytes, message
         read(path)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "gb18030"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "gb18030"],
+)
 def test_another_encoding_is_converted_as_the_message_says(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text('{"id": "a", "text": "曹操"}\n', encoding=encoding)
