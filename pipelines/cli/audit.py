@@ -35,13 +35,25 @@ def audit(trained_on: str, held_out: str, *, max_share: float, output: Path | No
         Whether no document has more.
 
     Raises:
-        UserError: If a corpus cannot be read, or has no document that is long enough.
+        UserError: If a corpus cannot be read, or has no document that is long enough, or if the
+            report cannot be written.
     """
     report = compare(trained_on, held_out, max_share=max_share)
-    if output is not None:
-        write_text(output, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    # First, as the report may not be writable.
     _print(report)
+    if output is not None:
+        _write(report, output)
     return bool(report["clean"])
+
+
+def _write(report: Json, output: Path) -> None:
+    try:
+        write_text(output, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"--json: expected a file that can be written, got {output}: {error.strerror}",
+            "name a file in a folder where you may write",
+        ) from error
 
 
 def compare(trained_on: str, held_out: str, *, max_share: float) -> Json:

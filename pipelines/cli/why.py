@@ -62,7 +62,8 @@ def why(name: str, workspace: Workspace, params: CleanParams) -> Row:
         One entry per stage.
 
     Raises:
-        UserError: If there is no such document or sequence, or a stage has not run.
+        UserError: If there is no such document or sequence, a stage has not run, or a file is
+            damaged.
     """
     try:
         read_manifest(workspace.raw)
@@ -76,6 +77,12 @@ def why(name: str, workspace: Workspace, params: CleanParams) -> Row:
         raise UserError(
             f"expected the output of every data stage, found no {error.filename}",
             "run `dvc repro decontaminate`",
+        ) from error
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(
+            f"expected the complete output of the data stages, got a file that cannot be read "
+            f"({str(error).splitlines()[0]})",
+            "restore it with `dvc checkout --force`, or make it again with `dvc repro`",
         ) from error
     example = pq.ParquetFile(next(workspace.raw.glob("part-*.parquet"))).read_row_group(0, ["id"])
     raise UserError(

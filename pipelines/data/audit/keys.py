@@ -16,7 +16,8 @@ from pipelines.data.text.scripts import HAN
 
 MARK_CHARACTERS = 64
 MARK_HAN = 4
-OPENING, CLOSING = "([（［【〔", ")]）］】〕"
+OPENING = "([{（［｛【〔〖〘〚⟨⟮⦅｟⁽₍❨❲❴﹙﹛﹝︵︷︹︻﹇︗"
+CLOSING = ")]}）］｝】〕〗〙〛⟩⟯⦆｠⁾₎❩❳❵﹚﹜﹞︶︸︺︼﹈︘"
 BRACKETS = re.escape(OPENING + CLOSING)
 # Brackets without another bracket between them; the length is bounded, so the search is linear.
 MARK = re.compile(

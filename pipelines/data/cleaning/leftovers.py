@@ -17,9 +17,11 @@ from pipelines.data.wiki.marks import (
     MAGIC_WORD,
     PLAIN_FORMULA,
     QUOTES,
+    READING,
     TAG,
     bare_heading,
     formula_text,
+    reading_text,
 )
 from pipelines.data.wiki.sections import reference_sections
 from pipelines.data.wiki.spans import (
@@ -35,7 +37,7 @@ from pipelines.data.wiki.spans import (
 from pipelines.data.wiki.variants import Script, chooser
 
 # Change it with the rules.
-LEFTOVERS = 2
+LEFTOVERS = 3
 KEPT_PIECES = 100
 
 _REFERENCES = tag_pairs(tag_pattern(("ref",)))
@@ -135,7 +137,8 @@ def _categories(text: str) -> Iterator[Span]:
 BEFORE: Sequence[Rule] = (
     Rule("comment", ("<!--",), _cut(comments)),
     Rule("formula", ("<math", "<chem", "{\\displaystyle"), _formulas),
-    Rule("reference", ("<ref",), _cut(_REFERENCES)),
+    Rule("reference", ("<ref", "<REF"), _cut(_REFERENCES)),
+    Rule("reading", ("<rt", "<RT"), _each(READING, reading_text)),
     Rule("tag", ("<",), _each(TAG)),
     Rule(
         "entity", ("&",), _each(_ENTITY, lambda match: html.unescape(match[0]).replace("\xa0", " "))

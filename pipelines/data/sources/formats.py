@@ -3,6 +3,7 @@
 Both are read in constant memory, as tables of `RAW_SCHEMA`.
 """
 
+import codecs
 import io
 import json
 import re
@@ -22,10 +23,18 @@ ROWS_PER_TABLE = 1024
 CHARACTERS_PER_TABLE = 1 << 24
 LONGEST_LINE_BYTES = 1 << 27
 ARTICLES = 0
-REDIRECT = re.compile(r"^\s*#(?:REDIRECT|重定向)", re.IGNORECASE)
+REDIRECT = re.compile(r"^\s*#(?:REDIRECT|重定向|重新導向)", re.IGNORECASE)
+LONGEST_TAG = 256
+END_OF_DUMP = re.compile(rb"</(?:[\w.-]+:)?mediawiki\s*>")
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 BYTE_ORDER_MARK = "\ufeff"
-UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+# The longer marks first: UTF-32 begins as UTF-16 does.
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -100,11 +109,10 @@ def _json_row(line: bytes) -> dict[str, str]:
     try:
         text = line.decode().removeprefix(BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
-        is_utf_16 = line.startswith(UTF_16_MARKS)
-        got = "UTF-16" if is_utf_16 else f"the byte 0x{line[error.start]:02x} at {error.start}"
+        got = _encoding(line)
         raise RefusedError(
-            f"expected UTF-8, got {got}",
-            f"convert the file: iconv -f {'UTF-16' if is_utf_16 else 'GB18030'} -t UTF-8",
+            f"expected UTF-8, got {got or f'the byte 0x{line[error.start]:02x} at {error.start}'}",
+            f"convert the file: iconv -f {got or 'GB18030'} -t UTF-8",
         ) from error
     try:
         row = DECODER.decode(text)
@@ -123,6 +131,16 @@ def _json_row(line: bytes) -> dict[str, str]:
     if b"\\u" in line:
         _check_pairs(values)
     return values
+
+
+def _encoding(line: bytes) -> str | None:
+    """Name the encoding of the first line of a file in UTF-16 or UTF-32."""
+    name = next((name for mark, name in MARKS.items() if line.startswith(mark)), None)
+    # Without a mark, the zeros of the ASCII characters tell.
+    zeros = (b"{\0\0\0", b"\0\0\0{", b"{\0", b"\0{")
+    names = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
+    unmarked = (name for zero, name in zip(zeros, names, strict=True) if line.startswith(zero))
+    return name or next(unmarked, None)
 
 
 def _json_value(row: dict[str, Any], name: str) -> str:
@@ -172,7 +190,8 @@ def read_wikipedia_dump(path: Path, skip: int, place: Place) -> Iterator[pa.Tabl
     from mwxml.element_iterator import ElementIterator
 
     with open_file(path) as stream:
-        root = ElementIterator.from_file(stream)
+        read = _LastRead(stream)
+        root = ElementIterator.from_file(read)
         if root.tag != "mediawiki":
             raise RefusedError(
                 f"expected a whole XML dump of a wiki, which begins with <mediawiki>, "
@@ -182,12 +201,34 @@ def read_wikipedia_dump(path: Path, skip: int, place: Place) -> Iterator[pa.Tabl
         dump = mwxml.Dump.from_element(root)
         yield from _tables(_articles(dump, skip, place, on_page=root.element.clear))
         # The parser stops at the end of the first dump.
-        while rest := stream.read(1 << 20):
-            if not rest.isspace():
-                raise RefusedError(
-                    "expected the end of the file after </mediawiki>, got more",
-                    "give every dump a file of its own",
-                )
+        rest = read.last[end.end() :] if (end := END_OF_DUMP.search(read.last)) else b""
+        while not rest or rest.isspace():
+            rest = stream.read(1 << 20)
+            if not rest:
+                return
+        raise RefusedError(
+            "expected the end of the file after </mediawiki>, got more",
+            "give every dump a file of its own",
+        )
+
+
+class _LastRead:
+    """A stream that keeps what was read last: the parser is fed with more than it uses.
+
+    Args:
+        stream: The bytes.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.last = b""
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at most `size` bytes."""
+        data = self._stream.read(size)
+        # The closing tag of the dump may begin in one piece and end in the next.
+        self.last = self.last[-LONGEST_TAG:] + data
+        return data
 
 
 def _articles(
@@ -213,8 +254,12 @@ def _pages(dump: Any, place: Place, on_page: Callable[[], None]) -> Iterator[tup
         page = next(pages, None)
         if page is None:
             return
-        if page.id is None:
-            raise RefusedError("expected a page with an id, got none", "download the dump again")
+        for name in ("namespace", "id"):
+            if getattr(page, name, None) is None:
+                raise RefusedError(
+                    f"expected a page with its {name}, got none",
+                    "download the dump again; it must be one of pages, such as pages-articles",
+                )
         if page.namespace != ARTICLES or page.redirect:
             continue
         place.row = f"page {number} ({page.title})"

@@ -13,9 +13,11 @@ from pipelines.data.wiki.marks import (
     MAGIC_WORD,
     PLAIN_FORMULA,
     QUOTES,
+    READING,
     TAG,
     bare_heading,
     formula_text,
+    reading_text,
 )
 from pipelines.data.wiki.sections import reference_sections
 from pipelines.data.wiki.spans import (
@@ -56,6 +58,7 @@ def plain_text(wikitext: str) -> str:
     text = resolve(text, undecided, _ignore)
     text = cut(text, reference_sections(text), _ignore)
     text = _EXTERNAL_LINK.sub(lambda match: match[1] or "", text)
+    text = READING.sub(reading_text, text)
     for pattern in (TAG, MAGIC_WORD, QUOTES, _LINE_MARK):
         text = pattern.sub("", text)
     text = HEADING_LINE.sub(bare_heading, text)

@@ -6,9 +6,10 @@ marks, is still a copy. The text that is trained on is not changed.
 
 The rules of version `FOLDING`:
 
-1. a bracketed mark goes with its brackets: a pair of round, square or lenticular brackets
-   without another bracket inside, of at most `MARK_CHARACTERS` characters, of which at most
-   `MARK_HAN` are Han (`[12]`, `（英語：Beijing）`, `（とうきょう）`);
+1. a bracketed mark goes with its brackets: a pair of brackets of any form, but not of the marks
+   of titles and quotations (`《》〈〉「」`), without another bracket inside, of at most
+   `MARK_CHARACTERS` characters, of which at most `MARK_HAN` are Han (`[12]`, `（英語：Beijing）`,
+   `〖とうきょう〗`);
 2. every character takes its NFKC form, case-folded, and its simplified form (OpenCC, standard,
    Hong Kong and Taiwan variants, character by character, so that the key of a character never
    depends on its neighbours);
@@ -33,10 +34,11 @@ from pipelines.data.text.compiled import have_numba
 from pipelines.data.text.scripts import HAN
 
 # Change it with the rules.
-FOLDING = 1
+FOLDING = 2
 MARK_CHARACTERS = 64
 MARK_HAN = 4
-OPENING, CLOSING = "([（［【〔", ")]）］】〕"
+OPENING = "([{（［｛【〔〖〘〚⟨⟮⦅｟⁽₍❨❲❴﹙﹛﹝︵︷︹︻﹇︗"
+CLOSING = ")]}）］｝】〕〗〙〛⟩⟯⦆｠⁾₎❩❳❵﹚﹜﹞︶︸︺︼﹈︘"
 # Unassigned, tags and private use above: they have no key.
 TABLE_SIZE = HAN[-1][1] + 1
 UTF32 = "utf-32-le"

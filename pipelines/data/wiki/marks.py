@@ -12,6 +12,11 @@ TAG = re.compile(
 )
 # A formula without TeX commands can be read as it stands: `HNO3`, `n`, `a^2+b^2`.
 PLAIN_FORMULA = re.compile(r"<(math|chem|ce)\b[^<>]*(?<!/)>([^<\\]*)</\1\s*>", re.IGNORECASE)
+# A reading above its word is `<rp>(</rp><rt>...</rt><rp>)</rp>`, mostly without the brackets.
+READING = re.compile(
+    r"(<rp\s*>[^<>]*</rp\s*>\s*)?<rt\b[^<>]*(?<!/)>([^<>]*)(?:</rt\s*>|(?=<r[tbp]\b|</ruby))",
+    re.IGNORECASE,
+)
 QUOTES = re.compile("'{2,5}")
 MAGIC_WORD = re.compile(
     r"__(?:(?:NO|FORCE)?TOC|NO(?:EDITSECTION|GALLERY|INDEX|CONTENTCONVERT|CC|TITLECONVERT|TC|"
@@ -24,6 +29,12 @@ HEADING_LINE = re.compile(r"^[ \t]*==.*$", re.MULTILINE)
 def formula_text(match: re.Match[str]) -> str:
     """Return what is read of a match of `PLAIN_FORMULA`."""
     return re.sub(r"[{}$_]", "", match[2]).replace("->", "→").strip()
+
+
+def reading_text(match: re.Match[str]) -> str:
+    """Put a match of `READING` in brackets, as `{{ruby}}` prints it, unless it has some."""
+    bare = match[1] is None and match[2].strip()
+    return f"（{match[2].strip()}）" if bare else match[0]
 
 
 def bare_heading(match: re.Match[str]) -> str:

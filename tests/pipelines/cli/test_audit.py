@@ -108,3 +108,25 @@ def test_bad_input_ends_with_2(audit, write_corpus, prose, capsys, case):
         assert expected in message
         assert "to fix this:" in message
         assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("place", ["folder", "file/report.json", "/proc/report.json"])
+def test_a_report_that_cannot_be_written_ends_with_2(audit, write_lines, prose, capsys, place):
+    a = write_lines("a.jsonl", {"x": prose(0, 200)})
+    b = write_lines("b.jsonl", {"y": prose(1, 200)})
+    Path(a).with_name("folder").mkdir()
+    Path(a).with_name("file").touch()
+    assert audit(a, b, "--json", str(Path(a).parent / place)) == 2
+    shown = capsys.readouterr()
+    assert shown.out.endswith("no document is above the bound\n")
+    assert f"expected a file that can be written, got {Path(a).parent / place}" in shown.err
+    assert "to fix this: name a file in a folder where you may write" in shown.err
+    assert "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize("place", ["report.json", "new/folder/report.json"])
+def test_a_report_is_written_where_its_folder_may_be_missing(audit, write_lines, prose, place):
+    a = write_lines("a.jsonl", {"x": prose(0, 200)})
+    b = write_lines("b.jsonl", {"y": prose(1, 200)})
+    assert audit(a, b, "--json", str(Path(a).parent / place)) == 0
+    assert json.loads((Path(a).parent / place).read_text(encoding="utf-8"))["clean"]

@@ -108,6 +108,26 @@ def test_a_stage_that_has_not_run_is_an_error(data: Workspace, profile) -> None:
     assert "dvc repro" in caught.value.fix
 
 
+def test_a_damaged_file_is_an_error_that_names_it(data: Workspace, profile) -> None:
+    split = why("d0000", data, profile.clean)["clean"]["split"]
+    for path in (
+        data.raw / "part-00000.parquet",
+        data.documents / "dropped.parquet",
+        data.documents / f"{split}.parquet",
+        data.documents / "links.parquet",
+        data.tokens / f"{split}.documents.parquet",
+        data.shards / "removed.parquet",
+    ):
+        content = path.read_bytes()
+        for damaged in (b"", b"garbage", content[:-5]):
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match="got a file that cannot be read") as caught:
+                why("d0000", data, profile.clean)
+            assert "dvc checkout --force" in caught.value.fix
+        path.write_bytes(content)
+    assert why("d0000", data, profile.clean)["decontaminate"]
+
+
 def test_the_terminal_and_json_say_the_same(data: Workspace, capsys: pytest.CaptureFixture) -> None:
     show_why("d0200", as_json=True)
     facts = json.loads(capsys.readouterr().out)

@@ -26,6 +26,7 @@ EXAMPLES = {
         "設a^2與與為",
     ),
     "reference": ('曹操<ref name="a">書</ref>起兵<ref name="b" />。', "曹操起兵。"),
+    "reading": ("<ruby>曹<rt>そう</rt>操<rt></rt></ruby>", "曹（そう）操"),
     "tag": ("曹<br/>操<small>字孟德</small>", "曹操字孟德"),
     "entity": ("曹&nbsp;操&amp;劉備", "曹 操&劉備"),
     "table": ("前\n{| class=x\n|-\n| 甲 || 乙\n|}\n後", "前\n\n後"),
@@ -50,6 +51,14 @@ def test_every_rule_removes_counts_and_keeps_a_sample(rule: str) -> None:
     assert remove_leftovers("d1", text, "as_is", removed) == expected
     assert removed.counts[rule] >= 1
     assert ("d1", rule) in {piece[:2] for piece in removed.pieces}
+
+
+def test_tags_in_capital_letters_are_tags() -> None:
+    for name in ("reference", "reading"):
+        text, expected = EXAMPLES[name]
+        capital = text.replace("<r", "<R").replace("</r", "</R").replace("ef", "EF")
+        capital = capital.replace("t>", "T>").replace("uby", "UBY")
+        assert remove_leftovers("d1", capital, "as_is", Removed()) == expected
 
 
 def test_every_rule_has_an_example() -> None:

@@ -17,6 +17,8 @@ from pipelines.data.sources import formats
 from pipelines.data.sources.files import find_source
 from tests.pipelines.data.sources.good_files import dump_xml, write_dump
 
+PARSER_BYTES = 1 << 14
+
 
 def read(source: Path) -> list[dict[str, str]]:
     (file,) = find_source(str(source))
@@ -110,7 +112,10 @@ def test_bytes_that_are_not_utf_8_are_named(tmp_path: Path, line: bytes, message
         read(path)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "gb18030"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "gb18030"],
+)
 def test_another_encoding_is_converted_as_the_message_says(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text('{"id": "a", "text": "曹操"}\n', encoding=encoding)
@@ -172,6 +177,29 @@ def test_every_page_of_a_dump_counts_or_it_is_refused(tmp_path: Path, packed: st
         read(path)
 
 
+@pytest.mark.parametrize("rest", ["x", "\n<mediawiki/>"])
+def test_what_stands_after_a_small_dump_is_refused(tmp_path: Path, rest: str) -> None:
+    path = tmp_path / "zhwiki.xml"
+    dump = dump_xml(pages=1, text="曹操").encode()
+    # The parser reads so many bytes at once: the closing tag ends before, across and after them.
+    padding = PARSER_BYTES - len(dump)
+    for more in (0, padding, padding + 1, padding + 6, padding + 13):
+        page = dump.replace(b"<mediawiki", b" " * more + b"<mediawiki", 1)
+        path.write_bytes(page)
+        assert len(read(path)) == 1
+        path.write_bytes(page + rest.encode())
+        with pytest.raises(UserError, match="expected the end of the file after </mediawiki>"):
+            read(path)
+
+
+def test_redirects_in_every_wording_are_no_articles(tmp_path: Path) -> None:
+    path = tmp_path / "zhwiki.xml"
+    for words in ("#REDIRECT", "#redirect", "#重定向", "#重新導向"):
+        path.write_text(dump_xml(text=f"{words} [[曹操]]"), encoding="utf-8")
+        (file,) = find_source(str(path))
+        assert not list(file.read())
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -180,7 +208,11 @@ def test_every_page_of_a_dump_counts_or_it_is_refused(tmp_path: Path, packed: st
         ("503 Service Unavailable", "expected a whole XML dump of a wiki"),
         ("", "expected a whole XML dump of a wiki"),
         (dump_xml()[:-20], "page 7: expected a whole XML dump of a wiki"),
-        (dump_xml().replace("<id>2</id>", ""), r"page 2: expected a page with an id"),
+        (dump_xml().replace("<id>2</id>", ""), r"page 2: expected a page with its id"),
+        (
+            dump_xml().replace("<page>", "<logitem><id>1</id></logitem><page>", 1),
+            "page 1: expected a page with its namespace, got none",
+        ),
         (dump_xml().replace("<id>2</id>", "<id>x</id>"), "page 2: expected a whole XML dump"),
         (dump_xml().replace("曹 3</title>", "曹 3</titl>"), "page 3: expected a whole XML dump"),
         (

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.data.audit.keys import fold_pieces
 from pipelines.data.text import folding
 from pipelines.data.text.folding import (
     CLOSING,
@@ -59,6 +60,28 @@ def test_a_copy_in_another_form_has_the_same_key(copy: str) -> None:
 )
 def test_rules_by_example(text: str, key: str) -> None:
     assert fold(text) == key
+
+
+@pytest.mark.parametrize(("opening", "closing"), list(zip(OPENING, CLOSING, strict=True)))
+@pytest.mark.parametrize("reading", ["としょかん", "túshūguǎn", "12", "註 12"])
+def test_a_reading_in_brackets_of_any_form_has_no_key(opening, closing, reading) -> None:
+    copy = TEXT.replace("图书馆", f"图书馆{opening}{reading}{closing}")
+    assert fold(copy) == KEY
+    assert fold_array(pa.array([copy])).to_pylist() == [KEY]
+    assert "".join(fold_pieces([copy])) == KEY
+
+
+def test_every_form_of_a_bracket_is_one() -> None:
+    plain = {point: unicodedata.normalize("NFKC", chr(point)) for point in range(0x10000)}
+    for forms in (OPENING, CLOSING):
+        assert {chr(point) for point, form in plain.items() if form in set(forms)} == set(forms)
+
+
+def test_brackets_are_pairs_and_not_those_of_titles_and_quotations() -> None:
+    assert [unicodedata.category(mark) for mark in OPENING] == ["Ps"] * len(OPENING)
+    assert [unicodedata.category(mark) for mark in CLOSING] == ["Pe"] * len(CLOSING)
+    text = "他读《红楼梦》、〈Time〉，说「はい」"
+    assert fold(text) == "他读红楼梦time说はい"
 
 
 def test_a_mark_does_not_reach_into_the_next_text() -> None:
