@@ -337,18 +337,26 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
         return odometer(index, len(self.layers), self.positions)
 
 
-def fitting_positions(num_channels: int, positions: int | None) -> int:
+def fitting_positions(num_channels: int, positions: int | None, *, name: str = "positions") -> int:
     """Return the positions of a rotor, the largest up to 16 that divide the width by default.
 
+    Args:
+        num_channels: width D.
+        positions: positions that are asked for, P.
+        name: what the caller's user calls them.
+
     Raises:
-        ValueError: if positions that are given are below 1 or do not divide the width.
+        ValueError: if positions that are given are below 1 or do not divide the width; or for a
+            width below 1.
     """
+    if num_channels < 1:
+        raise ValueError(f"num_channels must be at least 1, got {num_channels}")
     fitting = [p for p in range(min(num_channels, _MOST_POSITIONS), 0, -1) if num_channels % p == 0]
     if positions is None:
         return fitting[0]
     if positions < 1 or num_channels % positions:
         raise ValueError(
-            f"positions must divide num_channels={num_channels}, got {positions}; to fix this: "
+            f"{name} must divide the width {num_channels}, got {positions}; to fix this: "
             f"take {fitting[0]}, or another of {sorted(fitting)}"
         )
     return positions
