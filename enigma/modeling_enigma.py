@@ -105,6 +105,16 @@ class EnigmaPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # untyped b
             write_remote_code(Path(save_directory))
             write_hub_card(Path(save_directory), self.num_parameters())
 
+    def _upload_modified_files(
+        self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Add code and model card to what transformers uploads, in either way of pushing."""
+        with_code = self._auto_class is not None
+        if with_code:
+            write_remote_code(Path(working_dir))
+        write_hub_card(Path(working_dir), self.num_parameters(), name=repo_id, with_code=with_code)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
     @staticmethod
     def create_masks_for_generate(
         config: EnigmaConfig,  # noqa: ARG004 - the signature of transformers
