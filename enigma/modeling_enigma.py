@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     DynamicCache,
+    GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
 )
@@ -272,9 +274,24 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, GenerationMixin):  # type: ignore
     """
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as transformers does; the weights must not change meanwhile."""
+        """Generate as transformers does; the weights must not change meanwhile.
+
+        With `cache_implementation="static"` and a `compile_config` the decoding step is compiled,
+        on any device: transformers by itself would ignore the configuration on a CPU.
+        """
         with constant_weights():
             return super().generate(*args, **kwargs)
+
+    def _valid_auto_compile_criteria(
+        self, model_kwargs: dict[str, Any], generation_config: GenerationConfig
+    ) -> bool:
+        """Compile on a CPU too, if a configuration is given; transformers asks this."""
+        if generation_config.compile_config is not None:
+            asked = copy(generation_config.compile_config)
+            asked._compile_all_devices = True  # noqa: SLF001 - there is no public switch
+            generation_config.compile_config = asked
+        valid: bool = super()._valid_auto_compile_criteria(model_kwargs, generation_config)
+        return valid
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(  # noqa: PLR0917 - the order of transformers
