@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +17,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     DynamicCache,
-    GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
 )
@@ -27,8 +25,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
-from enigma.bijections.constant_weights import constant_weights
 from enigma.configuration_enigma import EnigmaConfig, unknown_keywords
+from enigma.language_model.generating import Generating
 from enigma.language_model.hub_card import write_hub_card
 from enigma.language_model.masks import filled_keys, packed_texts
 from enigma.language_model.remote_code import write_remote_code
@@ -255,7 +253,7 @@ class EnigmaModel(EnigmaPreTrainedModel):
         )
 
 
-class EnigmaForCausalLM(EnigmaPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # type: ignore[misc]
     """`EnigmaLM` with the interface of transformers.
 
     It trains under `Trainer`, saves as safetensors, loads through `AutoModelForCausalLM` (after
@@ -272,26 +270,6 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, GenerationMixin):  # type: ignore
         >>> model(ids, labels=ids).loss.item() > 0
         True
     """
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as transformers does; the weights must not change meanwhile.
-
-        With `cache_implementation="static"` and a `compile_config` the decoding step is compiled,
-        on any device: transformers by itself would ignore the configuration on a CPU.
-        """
-        with constant_weights():
-            return super().generate(*args, **kwargs)
-
-    def _valid_auto_compile_criteria(
-        self, model_kwargs: dict[str, Any], generation_config: GenerationConfig
-    ) -> bool:
-        """Compile on a CPU too, if a configuration is given; transformers asks this."""
-        if generation_config.compile_config is not None:
-            asked = copy(generation_config.compile_config)
-            asked._compile_all_devices = True  # noqa: SLF001 - there is no public switch
-            generation_config.compile_config = asked
-        valid: bool = super()._valid_auto_compile_criteria(model_kwargs, generation_config)
-        return valid
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(  # noqa: PLR0917 - the order of transformers
