@@ -28,9 +28,17 @@ from enigma.layers.norm import rms_normalise
 from enigma.layers.squared_relu import squared_relu
 from enigma.reversible import CouplingStep
 
-__all__ = ["AttentionContext", "AttentionLayer", "CausalSelfAttention", "alibi_slopes"]
+__all__ = [
+    "AttentionContext",
+    "AttentionLayer",
+    "CausalSelfAttention",
+    "alibi_slopes",
+    "fitting_heads",
+]
 
 _POSITION_CHANNELS = 2
+_FEWEST_CHANNELS = 2 * _POSITION_CHANNELS
+_MOST_HEADS = 8
 _COARSE = 256
 """Base of the two position digits: integers to 256 are exact even in bfloat16."""
 _PADDING = -8192
@@ -121,6 +129,31 @@ class AttentionContext:
         return self.visible
 
 
+def fitting_heads(d: int, num_heads: int | None) -> int:
+    """Return the attention heads, by default the largest number up to 8 that fits the width.
+
+    Raises:
+        ValueError: if heads that are given do not divide the width D or leave fewer than 4
+            channels each; or for a width below 4.
+
+    Examples:
+        >>> fitting_heads(512, None), fitting_heads(12, None)
+        (8, 3)
+    """
+    fitting = [heads for heads in range(1, d // _FEWEST_CHANNELS + 1) if d % heads == 0]
+    if not fitting:
+        raise ValueError(f"d must be at least {_FEWEST_CHANNELS}, got {d}")
+    default = max(heads for heads in fitting if heads <= _MOST_HEADS)
+    if num_heads is None:
+        return default
+    if num_heads not in fitting:
+        raise ValueError(
+            f"num_heads must divide d={d} and leave at least {_FEWEST_CHANNELS} channels per head, "
+            f"got {num_heads}; to fix this: take {default}, or another of {fitting}"
+        )
+    return num_heads
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head self-attention in which no token sees a later one.
 
@@ -140,12 +173,7 @@ class CausalSelfAttention(nn.Module):
         self, d: int, num_heads: int, *, use_alibi: bool = True, attention_dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if num_heads < 1 or d % num_heads or d // num_heads < 2 * _POSITION_CHANNELS:
-            raise ValueError(
-                f"num_heads must divide d={d} and leave at least {2 * _POSITION_CHANNELS} "
-                f"channels per head, got {num_heads}"
-            )
-        self.num_heads = num_heads
+        self.num_heads = fitting_heads(d, num_heads)
         self.head_channels = d // num_heads
         self.use_alibi = use_alibi
         self.attention_dropout = attention_dropout

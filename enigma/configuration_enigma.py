@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Self
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PretrainedConfig
 
+from enigma.attention import fitting_heads
 from enigma.bijections.machine import ReturnPath
-from enigma.invertible_conv1x1 import RotorForm
+from enigma.invertible_conv1x1 import RotorForm, fitting_positions
 from enigma.reversible import MemoryMode
 
 __all__ = ["EnigmaConfig", "unknown_keywords"]
@@ -46,11 +47,12 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
         num_rev_blocks: reversible blocks of the machine.
         num_rotors: rotors of the machine.
         num_transformer_layers: attention layers.
-        num_heads: attention heads.
+        num_heads: attention heads; None takes the largest number up to 8 that fits `d`.
         max_len: tokens of the longest training text.
         use_alibi: linear attention biases; False takes learned positions up to `max_len`.
         use_dynamic_conv1x1: step the rotors with the token index.
-        conv1x1_positions: positions of a rotor; must divide `d`.
+        conv1x1_positions: positions of a rotor; must divide `d`. None takes the largest up to 16
+            that does.
         attention_dropout: probability of dropping an attention weight in training.
         hidden_dropout: probability of dropping a channel of a residual branch in training.
         return_path: "reversed", "untied" or "inverse", see `enigma.model.Enigma`.
@@ -75,8 +77,9 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
         TypeError: for a keyword that neither this class nor transformers knows.
 
     Examples:
-        >>> EnigmaConfig(d=64, num_heads=4).hidden_size
-        64
+        >>> config = EnigmaConfig(d=24)
+        >>> config.hidden_size, config.num_heads, config.conv1x1_positions
+        (24, 6, 12)
     """
 
     model_type = "enigma"
@@ -93,11 +96,11 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
     num_rev_blocks: int = 4
     num_rotors: int = 4
     num_transformer_layers: int = 6
-    num_heads: int = 8
+    num_heads: int | None = None
     max_len: int = 256
     use_alibi: bool = True
     use_dynamic_conv1x1: bool = True
-    conv1x1_positions: int = 16
+    conv1x1_positions: int | None = None
     attention_dropout: float | int = 0.15
     hidden_dropout: float | int = 0.0
     return_path: ReturnPath = "reversed"
@@ -114,11 +117,15 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
     eos_token_id: int | list[int] | None = 102
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Refuse unknown keywords, then go on as transformers does."""
+        """Refuse unknown keywords, go on as transformers does, then fit what is left open."""
         if unknown := [key for key in kwargs if not self._knows(key)]:
             known = {*self.__dataclass_fields__, *self.attribute_map}
             raise TypeError(unknown_keywords(unknown, known))
         super().__post_init__(**kwargs)
+        if self.num_heads is None:
+            self.num_heads = fitting_heads(self.d, None)
+        if self.conv1x1_positions is None:
+            self.conv1x1_positions = fitting_positions(self.d, None)
 
     @classmethod
     def _knows(cls, key: str) -> bool:
@@ -152,12 +159,9 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
                 "num_transformer_layers must be at least 1, as only attention reads earlier "
                 f"tokens, got {self.num_transformer_layers}"
             )
-        if self.d % self.num_heads:
-            raise ValueError(f"num_heads must divide d={self.d}, got {self.num_heads}")
-        if self.use_dynamic_conv1x1 and self.d % self.conv1x1_positions:
-            raise ValueError(
-                f"conv1x1_positions must divide d={self.d}, got {self.conv1x1_positions}"
-            )
+        fitting_heads(self.d, self.num_heads)
+        if self.use_dynamic_conv1x1:
+            fitting_positions(self.d, self.conv1x1_positions, name="conv1x1_positions")
         if self.exact and self.rotor_form != "lifting":
             raise ValueError(
                 f"exact=True needs rotor_form='lifting', got rotor_form={self.rotor_form!r}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from enigma.bijections.base import Bijection, TokenContext
-from enigma.bijections.constant_weights import computed_once
+from enigma.bijections.constant_weights import FormsOnce
 from enigma.bijections.lifting import LiftingConv1x1
 from enigma.rotor import odometer, shift_channels
 
@@ -43,7 +43,7 @@ class RotorOptions(TypedDict, total=False):
     exact: bool
 
 
-class InvertibleConv1x1(Bijection):
+class InvertibleConv1x1(FormsOnce, Bijection):
     """One invertible matrix W = P L (U + diag(s)) applied to the channels of every token.
 
     One `(D, D)` parameter holds all three factors: L below its diagonal, U above, and on the
@@ -143,7 +143,7 @@ class InvertibleConv1x1(Bijection):
         W x is computed as P x + (W - P) x: near the start its rounding error is a quarter of that
         of W x, whose partial sums all contain the large term.
         """
-        return computed_once(self._form_departure, self.packed)
+        return self.formed_once(self._form_departure, self.packed)
 
     def _form_departure(self) -> Tensor:
         upper_less_one = self.packed.triu(1) + torch.diag(self.log_scale().expm1())
@@ -196,7 +196,7 @@ class InvertibleConv1x1(Bijection):
         """
         with torch.autocast(y.device.type, enabled=False):
             rows = y.reshape(-1, self.num_channels)
-            inverse_DD = computed_once(self._form_inverse, self.packed).to(y.device, y.dtype)
+            inverse_DD = self.formed_once(self._form_inverse, self.packed).to(y.device, y.dtype)
             x = rows @ inverse_DD
             x = torch.addmm(x, rows - self._multiply_rows(x), inverse_DD)
         return x.view(y.shape), -self.log_det().expand(y.shape[:-1])
@@ -337,18 +337,26 @@ class DynamicInvertibleConv1x1Stack(InvertibleConv1x1Stack):
         return odometer(index, len(self.layers), self.positions)
 
 
-def fitting_positions(num_channels: int, positions: int | None) -> int:
+def fitting_positions(num_channels: int, positions: int | None, *, name: str = "positions") -> int:
     """Return the positions of a rotor, the largest up to 16 that divide the width by default.
 
+    Args:
+        num_channels: width D.
+        positions: positions that are asked for, P.
+        name: what the caller's user calls them.
+
     Raises:
-        ValueError: if positions that are given are below 1 or do not divide the width.
+        ValueError: if positions that are given are below 1 or do not divide the width; or for a
+            width below 1.
     """
+    if num_channels < 1:
+        raise ValueError(f"num_channels must be at least 1, got {num_channels}")
     fitting = [p for p in range(min(num_channels, _MOST_POSITIONS), 0, -1) if num_channels % p == 0]
     if positions is None:
         return fitting[0]
     if positions < 1 or num_channels % positions:
         raise ValueError(
-            f"positions must divide num_channels={num_channels}, got {positions}; to fix this: "
+            f"{name} must divide the width {num_channels}, got {positions}; to fix this: "
             f"take {fitting[0]}, or another of {sorted(fitting)}"
         )
     return positions

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from enigma.attention import AttentionContext, AttentionLayer
+from enigma.attention import AttentionContext, AttentionLayer, fitting_heads
 from enigma.bijections.base import ConvolutionCache, KeyValueCache, TokenContext
 from enigma.bijections.exact import round_to_grid
 from enigma.bijections.machine import Enigma, ReturnPath
@@ -46,7 +46,7 @@ class EnigmaLM(nn.Module):
         num_rotors: rotors of the machine, 0 for none.
         num_transformer_layers: attention layers; the first half, rounded up, stands before the
             machine.
-        num_heads: attention heads, H.
+        num_heads: attention heads, H; None takes the largest number up to 8 that fits D.
         max_len: tokens of the longest training text. ALiBi reads beyond it; learned positions
             (`use_alibi=False`) end there.
         use_alibi: linear attention biases; False takes a learned position embedding.
@@ -80,7 +80,7 @@ class EnigmaLM(nn.Module):
         num_rev_blocks: int = 4,
         num_rotors: int = 4,
         num_transformer_layers: int = 6,
-        num_heads: int = 8,
+        num_heads: int | None = None,
         max_len: int = 256,
         use_alibi: bool = True,
         use_dynamic_conv1x1: bool = True,
@@ -106,6 +106,7 @@ class EnigmaLM(nn.Module):
             )
         if memory not in get_args(MemoryMode):
             raise ValueError(f"memory must be one of {get_args(MemoryMode)}, got {memory!r}")
+        num_heads = fitting_heads(d, num_heads)
         self.vocab_size = vocab_size
         self.d = d
         self.memory = memory

@@ -25,8 +25,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
-from enigma.bijections.constant_weights import constant_weights
 from enigma.configuration_enigma import EnigmaConfig, unknown_keywords
+from enigma.language_model.generating import Generating
 from enigma.language_model.hub_card import write_hub_card
 from enigma.language_model.masks import filled_keys, packed_texts
 from enigma.language_model.remote_code import write_remote_code
@@ -104,6 +104,16 @@ class EnigmaPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # untyped b
         if self._auto_class is not None:
             write_remote_code(Path(save_directory))
             write_hub_card(Path(save_directory), self.num_parameters())
+
+    def _upload_modified_files(
+        self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Add code and model card to what transformers uploads, in either way of pushing."""
+        with_code = self._auto_class is not None
+        if with_code:
+            write_remote_code(Path(working_dir))
+        write_hub_card(Path(working_dir), self.num_parameters(), name=repo_id, with_code=with_code)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @staticmethod
     def create_masks_for_generate(
@@ -247,7 +257,7 @@ class EnigmaModel(EnigmaPreTrainedModel):
         )
 
 
-class EnigmaForCausalLM(EnigmaPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # type: ignore[misc]
     """`EnigmaLM` with the interface of transformers.
 
     It trains under `Trainer`, saves as safetensors, loads through `AutoModelForCausalLM` (after
@@ -264,11 +274,6 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, GenerationMixin):  # type: ignore
         >>> model(ids, labels=ids).loss.item() > 0
         True
     """
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as transformers does; the weights must not change meanwhile."""
-        with constant_weights():
-            return super().generate(*args, **kwargs)
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(  # noqa: PLR0917 - the order of transformers

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from enigma.bijections.base import Bijection, TokenContext
-from enigma.bijections.constant_weights import computed_once
+from enigma.bijections.constant_weights import FormsOnce
 
 __all__ = ["SimplePermutation", "sinkhorn"]
 
@@ -85,7 +85,7 @@ class _StraightThrough(torch.autograd.Function):
         return soft.clone()
 
 
-class SimplePermutation(Bijection):
+class SimplePermutation(FormsOnce, Bijection):
     """Permute the channels by the best assignment under a learned table of scores.
 
     Channel i of the result is channel `order()[i]` of the input. At the start that is i.
@@ -158,7 +158,7 @@ class SimplePermutation(Bijection):
         """Return the permutation, int64 `(D,)`: exact, by the Hungarian method."""
         if self.training:  # temperature and noise decide it, too
             return self._form_order()
-        return computed_once(self._form_order, self.scores)
+        return self.formed_once(self._form_order, self.scores)
 
     def _form_order(self) -> Tensor:
         order: Tensor = _best_assignment(self._noisy_scores().detach())

@@ -3,6 +3,9 @@
 To form the matrix of a rotor takes as long as to apply it to D tokens. Nothing can tell whether
 weights have changed since (an edit of `.data` leaves no trace), so nothing is kept unless the
 caller says that they will not.
+
+Results are kept on the module that they belong to, as a compiled program reads attributes of
+modules and cannot read a `ContextVar`.
 """
 
 from __future__ import annotations
@@ -10,14 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["computed_once", "constant_weights"]
+__all__ = ["FormsOnce", "constant_weights"]
 
-_Results = dict[Callable[[], Tensor], tuple[Tensor, Tensor]]
-_RESULTS: ContextVar[_Results | None] = ContextVar("results", default=None)
+_Formed = dict[str, tuple[Tensor, Tensor]]
+"""For each method its weight and its result."""
+_RESULTS: ContextVar[dict[FormsOnce, _Formed] | None] = ContextVar("results", default=None)
 
 
 @contextmanager
@@ -28,6 +33,9 @@ def constant_weights() -> Iterator[None]:
     without gradients only. `EnigmaForCausalLM.generate` does this; a loop that evaluates a model
     or samples from a flow batch by batch should.
 
+    A compiled program uses what ordinary calls have formed since the block began, in any thread;
+    it forms nothing that is kept.
+
     Examples:
         >>> from enigma.invertible_conv1x1 import InvertibleConv1x1
         >>> rotor = InvertibleConv1x1(num_channels=4).eval()
@@ -37,28 +45,51 @@ def constant_weights() -> Iterator[None]:
     if _RESULTS.get() is not None:  # a loop within a loop
         yield
         return
-    token = _RESULTS.set({})
+    results: dict[FormsOnce, _Formed] = {}
+    token = _RESULTS.set(results)
     try:
         yield
     finally:
         _RESULTS.reset(token)
+        for module, formed in results.items():
+            if module.formed is formed:  # and not that of another thread
+                del module.formed
 
 
-def computed_once(compute: Callable[[], Tensor], weight: Tensor) -> Tensor:
-    """Return `compute()`, or what it returned before if weights are declared constant.
+class FormsOnce(nn.Module):
+    """A module that forms tensors of its weights, only once while these are constant.
 
-    Args:
-        compute: a bound method, whose result depends on `weight` alone.
-        weight: another tensor in its place (`torch.func.functional_call`, offloaded weights) is
-            noticed.
+    Attributes:
+        formed: what is kept, or None outside `constant_weights`. Neither a state dict nor a copy
+            nor a file has it.
     """
-    # A compiled program is traced once, for any weights.
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return compute()
-    results = _RESULTS.get()
-    if results is None:
-        return compute()
-    found = results.get(compute)
-    if found is None or found[0] is not weight:
-        found = results[compute] = (weight, compute())
-    return found[1]
+
+    formed: _Formed | None = None
+
+    def formed_once(self, form: Callable[[], Tensor], weight: Tensor) -> Tensor:
+        """Return `form()`, or what it returned before if weights are declared constant.
+
+        Args:
+            form: a method of this module, whose result depends on `weight` alone.
+            weight: another tensor in its place (`torch.func.functional_call`, offloaded weights)
+                is noticed.
+        """
+        if torch.is_grad_enabled():
+            return form()
+        name = form.__name__
+        if torch.compiler.is_compiling():
+            # Traced once: without what is formed, for any weights; with it, as its input.
+            found = None if self.formed is None else self.formed.get(name)
+            return found[1] if found is not None and found[0] is weight else form()
+        results = _RESULTS.get()
+        if results is None:
+            return form()
+        formed = results.setdefault(self, {})
+        if name not in formed or formed[name][0] is not weight:
+            formed[name] = (weight, form())
+            self.formed = formed
+        return formed[name][1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and files hold."""
+        return {key: value for key, value in self.__dict__.items() if key != "formed"}

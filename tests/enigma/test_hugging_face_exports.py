@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.export import Dim, export
-from transformers import CompileConfig
+from transformers import CompileConfig, GenerationConfig
 
 SIZES = ((1, 5), (3, 30), (2, 300))
 SHAPES = {name: {0: Dim("batch"), 1: Dim("length")} for name in ("input_ids", "attention_mask")}
@@ -69,16 +69,45 @@ def test_onnx_runtime_gives_the_same_logits(make_causal_lm, tmp_path):
     check(run, model)
 
 
+class Recorder:
+    """A backend of torch.compile that runs graphs as they are, and knows their operations."""
+
+    def __init__(self):
+        self.operations = []
+
+    def __call__(self, graph, inputs):
+        self.operations.append({str(node.target) for node in graph.graph.nodes})
+        return graph.forward
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"rotor_form": "lifting", "use_alibi": False}])
 def test_decoding_into_a_static_cache_is_one_graph(make_causal_lm, changes):
+    """A configuration is enough, on a CPU too; no rotor is formed in the graph."""
     model = make_causal_lm(**changes)
     ids, mask = left_padded(2, 12)
     settings = {
         "attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "eos_token_id": None,
         "pad_token_id": 0,
     }  # fmt: skip
-    whole = CompileConfig(fullgraph=True, backend="eager", mode=None)
-    whole._compile_all_devices = True  # transformers would compile on a GPU only
-    compiled = model.generate(ids, cache_implementation="static", compile_config=whole, **settings)
-    assert torch.equal(compiled, model.generate(ids, **settings))
+    expected = model.generate(ids, **settings)
+    for place in ("keyword", "generation_config"):
+        recorder = Recorder()
+        whole = {"compile_config": CompileConfig(fullgraph=True, backend=recorder, mode=None)}
+        if place == "generation_config":
+            whole = {"generation_config": GenerationConfig(**whole)}
+        static = {"cache_implementation": "static", **settings}
+        assert torch.equal(model.generate(ids, **whole, **static), expected)
+        # A second one has the mask with a dynamic length.
+        programs = len(recorder.operations)
+        assert programs in {1, 2}
+        assert not any("triu" in name for names in recorder.operations for name in names)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.9)
+        expected = model.generate(ids, **settings)
+        assert torch.equal(model.generate(ids, **whole, **static), expected)
+        assert len(recorder.operations) == programs, "new weights need no new program"

@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoModelForCausalLM, BertTokenizerFast
 
 from enigma.configuration_enigma import EnigmaConfig
@@ -89,6 +92,57 @@ def test_the_model_card_of_a_published_model_validates(make_causal_lm, published
     (tmp_path / "README.md").write_text("mine", encoding="utf-8")
     model.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The files of a repository by name; transformers does all but send and fetch them."""
+    files = {}
+
+    def create_commit(_, *, operations, **__):
+        for each in operations:
+            files[each.path_in_repo] = Path(each.path_or_fileobj).read_bytes()
+
+    def load(cls, name, **options):
+        if Path(name).exists():
+            return loaded(name, **options)
+        if "README.md" not in files:
+            raise EntryNotFoundError("no card")
+        return cls(files["README.md"].decode())
+
+    loaded = ModelCard.load
+    monkeypatch.setattr(ModelCard, "load", classmethod(load))
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: SimpleNamespace(repo_id="me/mine"))
+    monkeypatch.setattr(HfApi, "create_commit", create_commit)
+    return files
+
+
+WAYS = {
+    "push_to_hub": lambda model, _: model.push_to_hub("mine", tags=["my-tag"]),
+    "save_pretrained": lambda model, path: model.save_pretrained(path, push_to_hub=True),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("with_code", [False, True])
+def test_a_pushed_model_has_our_card(hub, tmp_path, way, with_code, request):
+    if with_code:
+        request.getfixturevalue("published")
+    model = request.getfixturevalue("make_causal_lm")()
+    WAYS[way](model, tmp_path / "mine")
+    card = ModelCard(hub["README.md"].decode())
+    assert card.data.pipeline_tag == "text-generation"
+    assert (card.data.license, card.data.language) == ("mit", "zh")
+    assert ("my-tag" in card.data.tags) == (way == "push_to_hub")
+    assert ("custom_code" in card.data.tags) == with_code
+    assert card.text.strip().startswith("# me/mine")
+    assert 'from_pretrained("me/mine"' in card.text
+    assert ("trust_remote_code=True" in card.text) == with_code
+    assert ("modeling_enigma.py" in hub) == with_code
+    assert "model.safetensors" in hub
+    hub["README.md"] = b"---\nlicense: mit\n---\nwritten by hand"
+    WAYS[way](model, tmp_path / "again")
+    assert b"written by hand" in hub["README.md"]
 
 
 LORA_TARGETS = ["query", "value", "mlp_up", "head"]

@@ -1,5 +1,8 @@
 """The language model and its Hugging Face adapter."""
 
+import re
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional
@@ -9,7 +12,7 @@ from enigma.attention import AttentionContext, CausalSelfAttention, alibi_slopes
 from enigma.bijections.round_trip import core_round_trip_error
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.layers.norm import rms_normalise
-from enigma.model import EnigmaLM
+from enigma.model import Enigma, EnigmaLM
 from enigma.modeling_enigma import EnigmaForCausalLM
 
 IDS = torch.randint(1, 120, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -197,14 +200,53 @@ def test_the_core_of_a_language_model_undoes_itself(make_lm):
 
 
 def test_errors_say_what_was_expected():
-    with pytest.raises(ValueError, match="num_heads must divide d=32"):
-        EnigmaLM(10, 32, num_heads=5)
     with pytest.raises(ValueError, match="vocab_size must be at least 1, got 0"):
         EnigmaLM(0)
-    with pytest.raises(Exception, match="num_heads must divide d=30"):
-        EnigmaConfig(d=30)
     with pytest.raises(Exception, match="return_path"):
         EnigmaConfig(return_path="backwards")
+
+
+@pytest.mark.parametrize(
+    ("d", "num_heads", "positions"), [(8, 2, 8), (12, 3, 12), (28, 7, 14), (256, 8, 16)]
+)
+def test_heads_and_positions_fit_the_width_by_default(d, num_heads, positions):
+    config = EnigmaConfig(vocab_size=11, hidden_size=d, num_transformer_layers=1)
+    assert (config.num_heads, config.conv1x1_positions) == (num_heads, positions)
+    again = EnigmaConfig.from_dict(config.to_diff_dict())
+    assert (again.num_heads, again.conv1x1_positions) == (num_heads, positions)
+    lm = EnigmaLM(11, d, num_transformer_layers=1)
+    assert lm.layers[0].attention.num_heads == num_heads
+    assert lm.core.rotors.positions == positions
+    assert lm.state_dict().keys() == EnigmaForCausalLM(config).lm.state_dict().keys()
+
+
+WRONG_SIZES = [
+    {"d": 8, "num_heads": 8}, {"d": 8, "num_heads": 0}, {"d": 30, "num_heads": 7},
+    {"d": 8, "conv1x1_positions": 16}, {"d": 8, "conv1x1_positions": 0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", WRONG_SIZES, ids=str)
+@pytest.mark.parametrize("make", [EnigmaConfig, partial(EnigmaLM, 11)])
+def test_wrong_heads_or_positions_are_answered_with_working_ones(sizes, make):
+    ((name, wrong),) = [(key, value) for key, value in sizes.items() if key != "d"]
+    with pytest.raises(
+        Exception, match=rf"must divide .*, got {wrong}; to fix this: take"
+    ) as error:
+        make(**sizes)
+    assert make is not EnigmaConfig or f"{name} must divide" in str(error.value)
+    first, others = re.search(r"take (\d+), or another of \[(.+)\]", str(error.value)).groups()
+    for working in (first, *others.split(", ")):
+        make(**sizes | {name: int(working)})
+
+
+@pytest.mark.parametrize("d", [0, 3])
+def test_a_width_without_room_for_one_head_is_refused(d):
+    for make in (EnigmaConfig, partial(EnigmaLM, 11)):
+        with pytest.raises(ValueError, match=f"d must be at least 4, got {d}"):
+            make(d=d)
+    with pytest.raises(ValueError, match="num_channels must be at least 1, got 0"):
+        Enigma(d=0)
 
 
 @pytest.mark.parametrize("memory", ["plain", "reversible"])

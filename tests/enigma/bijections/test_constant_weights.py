@@ -1,7 +1,9 @@
 """What is formed of the weights follows them, unless the caller says that they are constant."""
 
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
@@ -113,6 +115,81 @@ def test_a_compiled_module_follows_its_weights(name):
                 torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=1e-5)
             for parameter, value in zip(module.parameters(), other.parameters(), strict=True):
                 parameter.data.copy_(value.data)
+
+
+@pytest.mark.parametrize("name", FORMED)
+def test_a_compiled_module_reads_what_is_formed_until_the_block_ends(name):
+    """Weights that change against the declaration show whose are used."""
+    module, other = drawn(name, seed=0), drawn(name, seed=1)
+    x = test_input(module)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        first, second = module(x), other(x)
+        torch.testing.assert_close(compiled(x), first, rtol=0, atol=1e-5)
+        with constant_weights():
+            # Alone it keeps nothing: it is traced once, for any weights.
+            torch.testing.assert_close(compiled(x), first, rtol=0, atol=1e-5)
+            with constant_weights():
+                module(x)
+            for parameter, value in zip(module.parameters(), other.parameters(), strict=True):
+                parameter.data.copy_(value.data)
+            torch.testing.assert_close(compiled(x), first, rtol=0, atol=1e-5)
+        torch.testing.assert_close(compiled(x), second, rtol=0, atol=1e-5)
+        with constant_weights():
+            module(x)
+            torch.testing.assert_close(compiled(x), second, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FORMED)
+def test_a_compiled_module_notices_other_weights_within_constant_weights(name):
+    module, other = drawn(name, seed=0), drawn(name, seed=1)
+    x = test_input(module)
+
+    def call(weights):
+        return functional_call(module, weights, (x,))
+
+    compiled = torch.compile(call, backend="eager")
+    with torch.no_grad(), constant_weights():
+        for each in (module, other, module):
+            expected = each(x)
+            found = compiled(dict(each.named_parameters()))
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FORMED)
+def test_what_is_formed_is_in_no_state_copy_or_file_and_ends_with_the_block(name):
+    module = drawn(name, seed=0)
+    x = test_input(module)
+    keys = list(module.state_dict())
+    with constant_weights():
+        outputs(module, x)
+        assert module.formed
+        assert list(module.state_dict()) == keys
+        assert copy.deepcopy(module).formed is None
+        assert pickle.loads(pickle.dumps(module)).formed is None
+    assert module.formed is None
+    with suppress(KeyError), constant_weights():
+        outputs(module, x)
+        raise KeyError
+    assert module.formed is None
+
+
+def test_each_thread_takes_away_what_it_formed_alone():
+    module = drawn("conv1x1", seed=0)
+    x = test_input(module)
+
+    def in_another_thread():
+        with constant_weights():
+            outputs(module, x)
+            return module.formed
+
+    with ThreadPoolExecutor(1) as pool, constant_weights():
+        outputs(module, x)
+        mine = module.formed
+        assert pool.submit(in_another_thread).result() is not mine
+        assert module.formed is None
+        outputs(module, x)
+    assert module.formed is None
 
 
 @pytest.mark.parametrize("name", FORMED)
