@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args, overload
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,6 +28,7 @@ from enigma.density.prior import Prior, PriorName, check_prior, draw, log_densit
 
 __all__ = ["EnigmaFlow", "Prior", "jacobian_log_det", "load_flow", "save_flow"]
 
+_Map: TypeAlias = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 _MARGINAL_BINS = 32
 _CONFIG_FILE = "flow_config.json"
 _WEIGHTS_FILE = "flow.safetensors"
@@ -182,19 +183,39 @@ class EnigmaFlow(nn.Module):
         if self.marginals is not None:
             self.marginals.fit((data_ND - self.shift) / self.scale)
 
-    def forward(self, x: Tensor | None = None) -> tuple[Tensor, Tensor] | FlowDistribution:
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(self) -> FlowDistribution: ...
+        @overload
+        def __call__(
+            self, x: Tensor, context: Tensor | None = None, *, run: _Map
+        ) -> tuple[Tensor, Tensor]: ...
+        @overload
+        def __call__(self, x: Tensor) -> Any: ...  # which of the two `forward` says
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Call `forward` and the hooks."""
+
+    def forward(
+        self, x: Tensor | None = None, context: Tensor | None = None, *, run: _Map | None = None
+    ) -> tuple[Tensor, Tensor] | FlowDistribution:
         """Return the distribution given a context, or `(z, log_det)` of data.
 
         Args:
             x: the context `(..., C)` of a conditional flow. Otherwise data `(..., d)`, or None for
                 the distribution.
+            context: see `run`.
+            run: called with `x` and `context` instead. `transform` and `inverse` are such calls,
+                so that hooks fire, and whatever gathers or loads weights by hooks finds every use.
 
         Returns:
             A distribution with batch shape `(...)`; for data what `transform` returns.
         """
+        if run is not None and x is not None:
+            return run(x, context)
         if x is None or self.context_features:
             return FlowDistribution(self, x)
-        return self.transform(x)
+        return self._transform(x, None)
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return `(z, log_det)` of data `x`.
@@ -206,6 +227,13 @@ class EnigmaFlow(nn.Module):
         Returns:
             `z` `(..., d)` and `log |det dz/dx|` `(...)` in nats.
         """
+        return self(x, context, run=self._transform)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return `(x, log_det)` of a point `z` `(..., d)` of the base; undoes `transform`."""
+        return self(z, context, run=self._inverse)
+
+    def _transform(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         x, features_N1C = self._with_features(x, context)
         standard, log_det = (x - self.shift) / self.scale, -self.scale.log().sum()
         if self.marginals is not None:
@@ -225,8 +253,7 @@ class EnigmaFlow(nn.Module):
             log_det = log_det + change
         return z, log_det
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return `(x, log_det)` of a point `z` `(..., d)` of the base; undoes `transform`."""
+    def _inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         z, features_N1C = self._with_features(z, context)
         log_det = self.scale.log().sum()
         if self.prior == "uniform":
@@ -276,7 +303,7 @@ class EnigmaFlow(nn.Module):
 
     def check_context(self, context: Tensor | None) -> None:
         """Raise a ValueError unless `context` is what the flow is conditioned on."""
-        width = 0 if context is None else context.shape[-1]
+        width = 0 if context is None else sum(context.shape[-1:])  # 0-d has no width
         if width != self.context_features:
             raise ValueError(
                 f"expected {self.context_features} context features, got {width}; to fix this: use "
@@ -287,7 +314,7 @@ class EnigmaFlow(nn.Module):
     def _with_features(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return `x` of the shape that data and contexts share, and the features `(N, 1, C)`."""
         self.check_context(context)
-        if x.shape[-1] != self.d:
+        if x.shape[-1:] != (self.d,):
             raise ValueError(f"expected (..., {self.d}), got {tuple(x.shape)}")
         if context is None:
             return x, None

@@ -7,7 +7,7 @@ is defined in `enigma.bijections.machine` and can be imported from here too.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,6 @@ class EnigmaLM(nn.Module):
         if memory not in get_args(MemoryMode):
             raise ValueError(f"memory must be one of {get_args(MemoryMode)}, got {memory!r}")
         num_heads = fitting_heads(d, num_heads)
-        self.vocab_size = vocab_size
         self.d = d
         self.memory = memory
         self.exact = exact
@@ -144,6 +143,16 @@ class EnigmaLM(nn.Module):
         passes = 1 if return_path == "untied" else 2
         convolutions = sum(isinstance(module, CausalConv) for module in self.core.modules())
         self.num_cache_slots = num_transformer_layers + passes * convolutions
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids, V, also after `resize_token_embeddings` of transformers."""
+        return self.embedding.tokens.num_embeddings
+
+    if TYPE_CHECKING:
+
+        def __call__(self, ids_BL: Tensor | None, *, head: bool = True, **options: Any) -> Tensor:
+            """Call `forward` and the hooks."""
 
     def forward(self, ids_BL: Tensor | None, *, head: bool = True, **options: Any) -> Tensor:
         """Return next-token logits.
@@ -201,7 +210,7 @@ class EnigmaLM(nn.Module):
         Returns:
             floating `(B, L, D)`.
         """
-        hidden_BLD: Tensor = self(
+        return self(
             ids_BL,
             head=False,
             rows=rows,
@@ -214,7 +223,6 @@ class EnigmaLM(nn.Module):
             memory=memory,
             checkpoint_function=checkpoint_function,
         )
-        return hidden_BLD
 
     def _hidden_states(
         self,

@@ -123,6 +123,7 @@ class SimplePermutation(FormsOnce, Bijection):
         self.temperature = temperatures[0]
         self.scores = nn.Parameter(torch.empty(num_channels, num_channels))
         self._gumbel_DD: Tensor | None = None
+        self.noise = "none"  # a recomputation checks that it is that of the first pass
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -149,6 +150,7 @@ class SimplePermutation(FormsOnce, Bijection):
         first, last = self.temperatures
         self.temperature = first * (last / first) ** fraction
         self._gumbel_DD = None
+        self.noise = "none" if seed is None else f"seed {seed}"
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
             uniform_DD = torch.rand(self.scores.shape, generator=generator).clamp(min=1e-20)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from enigma.couplings.transforms import Transform
+from enigma.layers.transforms import transforms_active
 
 __all__ = ["MAX_LOG_SLOPE", "RationalQuadraticSpline", "bend"]
 
@@ -124,8 +125,7 @@ def bend(
 
 def _each_operation_counts() -> bool:
     """Return whether something beside ordinary autograd looks through the operations."""
-    # torch has no public name for the second: a transform of `torch.func` is at work.
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()  # noqa: SLF001
+    return torch.compiler.is_compiling() or transforms_active()
 
 
 class _Bend(torch.autograd.Function):

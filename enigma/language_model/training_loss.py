@@ -75,7 +75,9 @@ def _summed_loss(head: nn.Module, hidden_ND: Tensor, target_N: Tensor) -> Tensor
 def _only_multiplies(head: nn.Module) -> bool:
     """Whether calling the head is multiplying by its weight, and nobody watches the call."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    watched = any(getattr(head, name) for name in names)
+    # torch has no public name for the hooks of all modules, by which profilers count.
+    of_all = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]  # noqa: SLF001
+    watched = of_all or any(getattr(head, name) for name in names)
     # Offloading replaces `forward` in the instance.
     own = type(head).forward is nn.Linear.forward and "forward" not in vars(head)
     return own and getattr(head, "bias", None) is None and not watched

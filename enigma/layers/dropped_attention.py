@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from enigma.layers.transforms import transforms_active
+
 __all__ = ["dropped_attention"]
 
 _ROWS = 64
@@ -104,13 +106,12 @@ def dropped_attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, probabilit
     Returns:
         `(B, H, L, K)`, in the dtype of the values.
     """
-    # No public name: a transform of `torch.func`, which looks through the operations, is at work.
-    if torch._C._are_functorch_transforms_active():  # noqa: SLF001
+    if transforms_active():
         return functional.scaled_dot_product_attention(
             q_BHLK, k_BHLK, v_BHLK, dropout_p=probability, is_causal=True
         )
     wide = torch.promote_types(v_BHLK.dtype, torch.float32)
-    q_NLK, k_NLK, v_NLK = (x.to(wide).reshape(-1, *x.shape[-2:]) for x in (q_BHLK, k_BHLK, v_BHLK))
+    q_NLK, k_NLK, v_NLK = (x.to(wide).flatten(0, 1) for x in (q_BHLK, k_BHLK, v_BHLK))
     # Both factors belong to scores and weights, but queries and values are smaller.
     q_NLK = q_NLK / math.sqrt(q_NLK.shape[-1])
     v_NLK = v_NLK / (1 - probability)

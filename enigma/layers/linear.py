@@ -8,8 +8,7 @@ subclasses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import weakref
 from typing import Any, TypeVar
 
 from torch import nn
@@ -34,7 +33,7 @@ def Linear(  # noqa: N802 - it makes a layer of that name
         bias: add a learned constant.
     """
     std = 0.0 if zero else in_features**-0.5
-    return _made(nn.Linear, partial(_draw, std=std), in_features, out_features, bias=bias)
+    return _made(nn.Linear, std, in_features, out_features, bias=bias)
 
 
 def Embedding(num_embeddings: int, embedding_dim: int) -> nn.Embedding:  # noqa: N802 - see above
@@ -45,23 +44,40 @@ def Embedding(num_embeddings: int, embedding_dim: int) -> nn.Embedding:  # noqa:
     logit of sqrt(D) and all others about 1: its first loss is above that of guessing. Still it
     learns faster than from GPT-2's 0.02 (docs/LOG.md).
     """
-    return _made(
-        nn.Embedding, partial(_draw, std=embedding_dim**-0.5), num_embeddings, embedding_dim
-    )
+    return _made(nn.Embedding, embedding_dim**-0.5, num_embeddings, embedding_dim)
 
 
-def _made(
-    kind: type[_Layer], reset: Callable[[nn.Module], None], *sizes: int, **options: Any
-) -> _Layer:
+class _Draw:
+    """Draws the parameters of one layer from N(0, std^2).
+
+    It does not keep the layer alive. Otherwise the two would keep each other, and the memory of a
+    model that is no longer used would wait for Python's collector of cycles.
+    """
+
+    def __init__(self, layer: nn.Module, std: float) -> None:
+        self._layer = weakref.ref(layer)
+        self._std = std
+
+    def __call__(self) -> None:
+        for parameter in self._owner().parameters():
+            if self._std:
+                nn.init.normal_(parameter, std=self._std)
+            else:
+                nn.init.zeros_(parameter)
+
+    def __reduce__(self) -> tuple[type[_Draw], tuple[nn.Module, float]]:
+        """Copy and pickle with the layer: that of a copy draws for the copy."""
+        return _Draw, (self._owner(), self._std)
+
+    def _owner(self) -> nn.Module:
+        layer = self._layer()
+        if layer is None:
+            raise ReferenceError("expected the layer to initialise, got one that is gone")
+        return layer
+
+
+def _made(kind: type[_Layer], std: float, *sizes: int, **options: Any) -> _Layer:
     layer = kind.__new__(kind)
-    layer.reset_parameters = partial(reset, layer)  # type: ignore[method-assign]
+    layer.reset_parameters = _Draw(layer, std)  # type: ignore[method-assign]
     layer.__init__(*sizes, **options)  # type: ignore[misc]  # it calls `reset_parameters`
     return layer
-
-
-def _draw(layer: nn.Module, *, std: float) -> None:
-    for parameter in layer.parameters():
-        if std:
-            nn.init.normal_(parameter, std=std)
-        else:
-            nn.init.zeros_(parameter)

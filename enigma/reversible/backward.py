@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from enigma.bijections.step_groups import StepGroup, each_step, put, take
+from enigma.layers.transforms import transforms_active
 from enigma.reversible.steps import Branch, Step, Streams, view
 
 __all__ = ["NON_REENTRANT", "Checkpoint", "MemoryMode", "run_steps", "run_streams", "undo_steps"]
@@ -72,13 +73,17 @@ def run_streams(
         checkpoint_function: calls a function without storing its activations.
 
     Raises:
-        RuntimeError: for "reversible" inside a transform of `torch.func`, or where its backward
-            pass is to be differentiated; in the backward pass of "checkpoint" and "reversible", if
-            a module was switched, say from training to evaluation, since the forward pass.
+        RuntimeError: for "reversible" inside a transform of `torch.func` or forward-mode
+            differentiation, or where its backward pass is to be differentiated; in the backward
+            pass of "checkpoint" and "reversible", if a module was switched, say from training to
+            evaluation, since the forward pass.
     """
     reversible = memory == "reversible"
-    if reversible and torch._C._are_functorch_transforms_active():  # noqa: SLF001 - no public name
-        raise RuntimeError(f"expected no transform of torch.func here, got one; {_REMEDY}")
+    if reversible and transforms_active():
+        raise RuntimeError(
+            "expected no transform of torch.func and no forward-mode derivative here, got one; "
+            f"{_REMEDY}"
+        )
     tape = _Tape()
     # A stream may be given twice. Its gradients are summed one stream at a time in every mode.
     streams = tuple(view(stream) for stream in streams)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ class ReversibleSequence(nn.Module):
         memory: "reversible", or for comparison "plain" or "checkpoint", see `run_streams`.
 
     Raises:
-        ValueError: for no pair, or an unknown mode.
+        ValueError: for no pair, more or fewer networks than two in one, or an unknown mode; when
+            called, for a network that changes the shape of its stream.
 
     Examples:
         >>> pairs = [(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(3)]
@@ -51,9 +52,17 @@ class ReversibleSequence(nn.Module):
         self.pairs = nn.ModuleList(nn.ModuleList(pair) for pair in pairs)
         if not self.pairs:
             raise ValueError("expected at least one pair of networks, got none")
+        for pair in self.pairs:
+            if len(cast("nn.ModuleList", pair)) != 2:
+                raise ValueError(f"expected pairs (f, g) of networks, got {pair}")
         if memory not in get_args(MemoryMode):
             raise ValueError(f"memory must be one of {get_args(MemoryMode)}, got {memory!r}")
         self.memory: MemoryMode = memory
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+            """Call `forward` and the hooks."""
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two streams after the last pair."""

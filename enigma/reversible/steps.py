@@ -108,8 +108,8 @@ class CouplingStep(Step):
 
     def _move(self, *x: Tensor, call: Call) -> Streams:
         x1, x2 = self._parts(x)
-        y1, _ = self._shift.forward(x1, call(0, self._f, view(x2)).to(x1.dtype))
-        y2, _ = self._shift.forward(x2, call(1, self._g, view(y1)).to(x2.dtype))
+        y1, _ = self._shift.forward(x1, _fitting(call(0, self._f, view(x2)), x1))
+        y2, _ = self._shift.forward(x2, _fitting(call(1, self._g, view(y1)), x2))
         return self._whole(y1, y2)
 
     def undo(self, y: Streams) -> Streams:
@@ -118,8 +118,8 @@ class CouplingStep(Step):
 
     def _move_back(self, *y: Tensor) -> Streams:
         y1, y2 = self._parts(y)
-        x2, _ = self._shift.inverse(y2, self._g(y1).to(y2.dtype))
-        x1, _ = self._shift.inverse(y1, self._f(x2).to(y1.dtype))
+        x2, _ = self._shift.inverse(y2, _fitting(self._g(y1), y2))
+        x1, _ = self._shift.inverse(y1, _fitting(self._f(x2), y1))
         return self._whole(x1, x2)
 
     def backtrack(self, y: Streams, grad_y: Streams, call: Call) -> tuple[Streams, list[Any]]:
@@ -198,6 +198,16 @@ class BijectionStep(Step):
             partial(call, 0, self._forward), x, grad_y[0], self.parameters
         )
         return (x,), [grad_x, *of_parameters]
+
+
+def _fitting(change: Tensor, stream: Tensor) -> Tensor:
+    """Return what a branch adds to a stream in its dtype; broadcast, it could not be undone."""
+    if change.shape != stream.shape:
+        raise ValueError(
+            f"expected a branch that returns {tuple(stream.shape)}, the shape of the stream to "
+            f"which it is added, got {tuple(change.shape)}"
+        )
+    return change.to(stream.dtype)
 
 
 def _branch_gradients(

@@ -7,7 +7,7 @@ import accelerate
 import pytest
 import torch
 from accelerate.utils import send_to_device
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -113,7 +113,7 @@ def test_hooks_fire_in_a_flow_both_ways():
         fired.clear()
         use()
         parts = {n: k for n, k in fired.items() if n.startswith(("enigma", "marginals"))}
-        assert parts["enigma"] == parts["marginals"] == 1
+        assert fired[""] == parts["enigma"] == parts["marginals"] == 1
         named = {n for n, m in flow.named_modules() if list(m.parameters(recurse=False))}
         assert named <= set(parts)
 
@@ -156,6 +156,31 @@ def test_an_offloaded_bijection_works_both_ways(name):
     accelerate.cpu_offload(module, execution_device="cpu")
     again = [*module.forward_with_log_det(x), *module.inverse_with_log_det(x)]
     assert all(torch.equal(one, other) for one, other in zip(again, expected, strict=True))
+
+
+@pytest.mark.parametrize("features", [0, 2])
+@pytest.mark.parametrize("d", [1, 4])
+def test_an_offloaded_flow_works_both_ways_with_its_buffers(d, features):
+    flow = EnigmaFlow.build(d, 1, hidden_channels=8, context_features=features)
+    x, context = torch.randn(5, d), torch.randn(5, features) if features else None
+    flow.standardise(2 * x + 1, context)
+    with torch.no_grad():
+        expected = [*flow.transform(x, context), *flow.inverse(x, context)]
+        accelerate.cpu_offload(flow, execution_device="cpu", offload_buffers=True)
+        assert flow.shift.is_meta
+        again = [*flow.transform(x, context), *flow.inverse(x, context)]
+    assert all(torch.equal(one, other) for one, other in zip(again, expected, strict=True))
+
+
+def test_a_hook_of_all_modules_sees_the_head_in_training(make_causal_lm):
+    model = make_causal_lm().train()
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        model(IDS, labels=IDS)
+    finally:
+        handle.remove()
+    assert model.lm.head in seen
 
 
 def test_a_token_context_moves_with_the_arguments():

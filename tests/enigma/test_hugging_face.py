@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
 
+from enigma.causality import prove_causality
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.modeling_enigma import EnigmaForCausalLM, EnigmaModel
 
@@ -255,3 +256,13 @@ def test_a_copy_of_a_configuration_and_of_a_model_is_equal(make_causal_lm):
     twin = EnigmaForCausalLM(model.config).eval()
     twin.load_state_dict(model.state_dict())
     assert torch.equal(twin(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_other_vocabularies_leave_no_trace_of_the_old_size(make_causal_lm, tied):
+    model = make_causal_lm(tie_word_embeddings=tied)
+    before = model(IDS).logits.detach()
+    model.resize_token_embeddings(130)
+    assert model.lm.vocab_size == model.config.vocab_size == 130
+    torch.testing.assert_close(model(IDS).logits[..., :120], before)
+    assert not prove_causality(model.lm, length=4).real.leak

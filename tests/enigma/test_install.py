@@ -6,11 +6,12 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.metadata import parse_email
 from packaging.requirements import Requirement
 
 import enigma
@@ -19,23 +20,34 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
-def needs(requirement: Requirement) -> Iterator[str]:
-    """The names of the distributions that a requirement brings, itself first."""
-    waiting, seen = [requirement], set()
+def declared(wheel: Path) -> list[Requirement]:
+    """What the wheel itself requires, with and without extras."""
+    with zipfile.ZipFile(wheel) as archive:
+        (file,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata, _ = parse_email(archive.read(file))
+    return [Requirement(line) for line in metadata["requires_dist"]]
+
+
+def chosen(requirements: Iterable[Requirement], extras: set[str]) -> list[Requirement]:
+    """Those that a set of extras (or none) brings."""
+    names = extras or {""}
+    return [
+        wanted
+        for wanted in requirements
+        if not wanted.marker or any(wanted.marker.evaluate({"extra": name}) for name in names)
+    ]
+
+
+def needs(wheel: Path, extras: set[str]) -> set[str]:
+    """The names of the distributions that the wheel brings."""
+    waiting, seen = chosen(declared(wheel), extras), set()
     while waiting:
         wanted = waiting.pop()
-        extras = wanted.extras or {""}
-        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
-            continue
-        if wanted.name not in seen:
-            seen.add(wanted.name)
-            yield wanted.name
-        for line in distribution(wanted.name).requires or []:
-            found = Requirement(line)
-            if not found.marker or any(found.marker.evaluate({"extra": e}) for e in extras):
-                found.marker = None
-                if found.name not in seen or found.extras:
-                    waiting.append(found)
+        if (wanted.name, *sorted(wanted.extras)) not in seen:
+            seen.add((wanted.name, *sorted(wanted.extras)))
+            further = map(Requirement, distribution(wanted.name).requires or [])
+            waiting += chosen(further, wanted.extras)
+    return {name for name, *_ in seen}
 
 
 class Environment:
@@ -80,15 +92,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.fixture(scope="module", params=["", "[hf]"], ids=["library", "hf"])
+@pytest.fixture(scope="module", params=[set(), {"hf"}], ids=["library", "hf"])
 def environment(
     request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Environment:
     made = Environment(tmp_path_factory.mktemp("environment") / "venv")
     made.install(wheel)
-    for name in needs(Requirement(f"enigma-zh{request.param}")):
-        if name != "enigma-zh":
-            made.link(name)
+    for name in needs(wheel, request.param):
+        made.link(name)
     made.has_transformers = bool(request.param)  # type: ignore[attr-defined]
     return made
 
@@ -99,9 +110,8 @@ def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
     assert tops == {"enigma", f"enigma_zh-{enigma.__version__}.dist-info"}
 
 
-def test_the_library_needs_two_distributions() -> None:
-    declared = [Requirement(line) for line in distribution("enigma-zh").requires or []]
-    assert {need.name for need in declared if not need.marker} == {"torch", "safetensors"}
+def test_the_library_needs_two_distributions(wheel: Path) -> None:
+    assert {need.name for need in chosen(declared(wheel), set())} == {"torch", "safetensors"}
 
 
 def test_every_public_name_but_those_of_the_adapter_loads(environment, tmp_path) -> None:

@@ -1,9 +1,11 @@
 """What torch offers for any module works: torch.func, quantisation, late initialisation."""
 
 import copy
+import gc
 import pickle
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -13,11 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from enigma.invertible_conv1x1 import InvertibleConv1x1
+from enigma.jacobian_logdet import EnigmaFlow
 from enigma.layers.linear import Embedding, Linear
 from tests.enigma.every_bijection import BIJECTIONS
 
 # Splines are in their own test, tests/enigma/couplings/test_spline.py.
 COMPOSED = [name for name in BIJECTIONS if "spline" not in name and name != "block, odd"]
+IDS = torch.randint(1, 120, (2, 9), generator=torch.Generator().manual_seed(0))
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 LEARNED = ("permutation", "learnable plugboard")
 """In evaluation mode they are fixed and have no gradient."""
 
@@ -106,6 +111,20 @@ def test_layers_initialise_themselves_later_too(make, std):
         layer.reset_parameters()
         assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
         assert std == 0 or not torch.equal(layer.weight, before)
+
+
+def test_the_memory_of_a_model_is_free_as_soon_as_it_is_gone(make_causal_lm):
+    kept = []
+    gc.disable()  # which would free what keeps itself alive, some time later
+    try:
+        for model in (make_causal_lm(memory="reversible"), EnigmaFlow.build(d=3)):
+            loss = model(IDS, labels=IDS).loss if hasattr(model, "lm") else model(X)[1].sum()
+            loss.backward()
+            kept += [weakref.ref(parameter) for parameter in model.parameters()]
+            del model, loss
+        assert not any(reference() is not None for reference in kept)
+    finally:
+        gc.enable()
 
 
 def test_the_same_seed_makes_the_same_layer_as_torch_would_draw_it():

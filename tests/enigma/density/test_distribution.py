@@ -255,6 +255,10 @@ def test_errors_say_what_was_expected(stirred):
         flow(draw(5, 2))
     with pytest.raises(ValueError, match="expected 3 context features, got 0"):
         flow()
+    with pytest.raises(ValueError, match="expected 3 context features, got 0"):
+        flow(torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"expected \(..., 2\), got \(\)"):
+        flow.log_prob(torch.tensor(1.0), draw(3))
     with pytest.raises(ValueError, match="expected at least 2 rows of 3"):
         flow.standardise(draw(5, 2), draw(1, 3))
     with pytest.raises(ValueError, match="got context channel 1 constant"):

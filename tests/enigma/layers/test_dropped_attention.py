@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from enigma.layers.dropped_attention import dropped_attention
@@ -93,3 +94,29 @@ def test_transforms_of_torch_func_see_attention_with_dropout():
     leaf = q.clone().requires_grad_()
     (expected,) = torch.autograd.grad(dropped_attention(leaf, k, v, 0.0).sum(), leaf)
     torch.testing.assert_close(grad, expected, rtol=0, atol=1e-12)
+
+
+# Forward-mode differentiation itself uses it.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_forward_mode_sees_attention_with_dropout():
+    q, k, v = (x.detach() for x in draw(5))
+    tangent = torch.randn_like(q)
+
+    def attend(x):
+        torch.manual_seed(1)
+        with forward_ad.dual_level():
+            y = dropped_attention(forward_ad.make_dual(x, tangent), k, v, 0.4)
+            return tuple(part.clone() for part in forward_ad.unpack_dual(y))
+
+    step = 1e-6
+    numeric = (attend(q + step * tangent)[0] - attend(q - step * tangent)[0]) / (2 * step)
+    torch.testing.assert_close(attend(q)[1], numeric, rtol=0, atol=1e-8)
+
+
+def test_no_token_and_no_text_are_attended():
+    for shape in ((2, 3, 0, 4), (0, 3, 5, 4)):
+        inputs = [torch.zeros(shape, requires_grad=True) for _ in range(3)]
+        y = dropped_attention(*inputs, 0.3)
+        assert y.shape == shape
+        y.sum().backward()
+        assert inputs[0].grad.shape == shape

@@ -6,6 +6,7 @@ The gradients are compared with those of ordinary autograd, to which the errors 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from enigma.reversible import CouplingStep, ReversibleSequence, run_streams
@@ -30,6 +31,10 @@ def train_a_part_alone(model):
     model.lm.layers[2].training = False
 
 
+def draw_other_noise(model):
+    model.lm.core.plugboard.permutation.set_progress(0.0, seed=1)
+
+
 def freeze(model):
     model.lm.layers[1].mlp_up.weight.requires_grad_(False)
 
@@ -39,13 +44,19 @@ def replace(model):
     layer.weight = nn.Parameter(layer.weight.detach().clone())
 
 
-CHANGES = [evaluate, drop_more_channels, drop_more_weights, train_a_part_alone]
+CHANGES = [
+    evaluate,
+    drop_more_channels,
+    drop_more_weights,
+    train_a_part_alone,
+    draw_other_noise,
+]
 
 
 @pytest.mark.parametrize("memory", ["checkpoint", "reversible"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_switch_between_the_passes_is_an_error(make_causal_lm, memory, change):
-    model = make_causal_lm(memory=memory, **DROPOUT).train()
+    model = make_causal_lm(memory=memory, learnable_plugboard=True, **DROPOUT).train()
     loss = model(IDS, labels=IDS).loss
     change(model)
     with pytest.raises(RuntimeError, match=r"as in the forward pass, got .* memory='plain'"):
@@ -122,9 +133,21 @@ def test_a_second_derivative_is_an_error_that_names_the_mode_which_has_it(second
     assert torch.autograd.gradgradcheck(lambda v: square_sum(model, v), x)
 
 
+def in_forward_mode(function):
+    def gradient(x):
+        along = []
+        for direction in torch.eye(x.numel(), dtype=x.dtype):
+            with forward_ad.dual_level():
+                y = function(forward_ad.make_dual(x, direction.view(x.shape)))
+                along.append(forward_ad.unpack_dual(y).tangent)
+        return torch.stack(along).view(x.shape)
+
+    return gradient
+
+
 # torch 2.13 scripts its own formulas for `jacfwd`.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd])
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd, in_forward_mode])
 def test_a_transform_of_torch_func_is_an_error_that_names_the_mode_which_has_it(transform):
     model, x = pairs(), torch.randn(2, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"no transform of torch.func.*memory='plain'"):

@@ -91,5 +91,17 @@ def test_without_gradients_nothing_is_prepared(streams, monkeypatch):
 def test_errors_say_what_was_expected():
     with pytest.raises(ValueError, match="at least one pair of networks, got none"):
         ReversibleSequence([])
+    with pytest.raises(ValueError, match=r"expected pairs \(f, g\) of networks, got"):
+        ReversibleSequence([(nn.Identity(), nn.Identity(), nn.Identity())])
     with pytest.raises(ValueError, match="memory must be one of"):
         ReversibleSequence([(nn.Identity(), nn.Identity())], memory="none")
+
+
+@pytest.mark.parametrize("memory", ["plain", "reversible"])
+@pytest.mark.parametrize("narrow", [0, 1])
+def test_a_network_that_would_be_broadcast_is_refused(memory, narrow):
+    pair = [nn.Linear(4, 1 if narrow == number else 4) for number in range(2)]
+    model = ReversibleSequence([pair], memory=memory)
+    for run in (model, model.inverse):
+        with pytest.raises(ValueError, match=r"expected a branch that returns \(3, 4\).*\(3, 1\)"):
+            run(torch.ones(3, 4), torch.ones(3, 4))
