@@ -125,7 +125,7 @@ HEADLINES = (
     ),
     Headline(
         "data",
-        "raw text to clean shards (ours also finds near duplicates and near overlap)",
+        "raw text to clean shards (the peer finds equal sequences only)",
         DATA,
         Words("Raw text to clean shards, 11.3 MB", "原始文本到干净分片，11.3 MB"),
         Words("s", "s"),

@@ -2,16 +2,21 @@
 
 `python -m benchmarks.data.memory [--sizes 20 200 2000]` (megabytes of UTF-8). The text is the
 packaged novel, streamed repeatedly with four characters in ten replaced: no two sequences are
-near duplicates. Each stage runs as it does under DVC, in a process of its own.
+near duplicates. Each stage runs as it does under DVC, in a process of its own; the text is made
+in another one, as the kernel counts what a process had in memory when it started its child as
+the child's.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -108,23 +113,42 @@ def run_stages(directory: Path, source: Path, held_out: float) -> dict[str, Usag
 
 
 def _run(stage: str, directory: Path) -> Usage:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"pipelines.{stage}"],
-        cwd=directory,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    # Not `wait`: only wait4 returns the usage of this one child.
-    message = process.stderr.read() if process.stderr else ""
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{stage} failed:\n{message}")
-    used = Usage(usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
+    used = measure([sys.executable, "-m", f"pipelines.{stage}"], directory)
     print(f"{stage:<16} {used.peak_bytes / 1e6:8.0f} MB {used.processor_s:8.1f} s", flush=True)
     return used
+
+
+def measure(command: list[str], directory: Path) -> Usage:
+    """Run a command, and end this process with its message if it fails.
+
+    Args:
+        command: The program and its arguments.
+        directory: Where it runs.
+
+    Returns:
+        What it took.
+    """
+    with subprocess.Popen(
+        command,
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        # Not `wait`: only wait4 returns the usage of this one child.
+        message = process.stderr.read() if process.stderr else ""
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{message}")
+    # Linux: a child starts with the peak of its parent.
+    own_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if usage.ru_maxrss <= own_kb:
+        sys.exit(
+            f"{' '.join(command)}: expected a peak above the {own_kb} kB of the process that "
+            f"measures, got {usage.ru_maxrss} kB, which may be its own"
+        )
+    return Usage(usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
 
 
 def main() -> None:
@@ -138,7 +162,8 @@ def main() -> None:
             directory = Path(name)
             (directory / "source").mkdir()
             source = directory / "source" / "text.parquet"
-            documents = write_text(source, size * 1_000_000)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                documents = pool.submit(write_text, source, size * 1_000_000).result()
             print(f"{size} MB, {documents} documents", flush=True)
             measured[size] = run_stages(directory, source, HELD_OUT)
     write("data_memory", _rows(measured), ("pyarrow", "numpy"))

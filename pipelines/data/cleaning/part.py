@@ -26,7 +26,7 @@ from pipelines.base.artifacts import write_json
 from pipelines.data.cleaning.leftovers import Removed, remove_leftovers
 from pipelines.data.cleaning.minhash import minhash_signatures
 from pipelines.data.text.documents import RAW_SCHEMA
-from pipelines.data.text.folding import document_keys, title_key
+from pipelines.data.text.folding import document_keys, title_keys
 from pipelines.data.text.normalisation import normalise, to_simplified
 from pipelines.data.text.scripts import HAN, KANA
 from pipelines.params import CleanParams
@@ -118,16 +118,18 @@ def _divide(
     """Divide documents into those to keep and those to drop."""
     texts = [clean_text(d["id"], d["text"], params, removed) for d in documents]
     reasons = drop_reasons(texts, params)
+    titles = [normalise(document["title"]) for document in documents]
+    if params.script == "simplified":
+        titles = list(map(to_simplified(), titles))
+    keys = title_keys(titles)
     kept, dropped = [], []
-    for row, (document, text, reason) in enumerate(zip(documents, texts, reasons, strict=True)):
-        title = normalise(document["title"])
-        if params.script == "simplified":
-            title = to_simplified()(title)
+    for row, (document, title, key, text, reason) in enumerate(
+        zip(documents, titles, keys, texts, reasons, strict=True)
+    ):
         named = {**document, "title": title, "text": text, "row": first_row + row}
         if reason:
             dropped.append({**named, "reason": reason})
             continue
-        key = title_key(title)
         named["characters"] = len(text)
         named["title_key"] = hashlib.sha256(key.encode()).digest()[:TITLE_BYTES] if key else None
         kept.append(named)

@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from pipelines.data.cleaning.clusters import Clusters, Indices
 from pipelines.data.cleaning.minhash import mix, shingle_sets
-from pipelines.data.text.folding import title_key
+from pipelines.data.text.folding import title_keys
 
 SHINGLE = 3
 MAX_HOLDERS = 8
@@ -150,7 +150,7 @@ def shared_rare_shingles(
 
 def _named_in_both(keys: pa.Array, titles: pa.Array, groups: npt.NDArray[np.int64]) -> Indices:
     """Find pairs of documents of one group whose keys contain the title."""
-    names = [title_key(title) for title in titles.to_pylist()]
+    names = title_keys(titles.to_pylist())
     is_named = [
         len(name) >= MIN_TITLE_CHARACTERS and name in key
         for name, key in zip(names, keys.to_pylist(), strict=True)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from pipelines.data.overlap.stream import Part, read_pieces
 from pipelines.data.overlap.window_index import WindowIndex
-from pipelines.data.overlap.windows import Integers, token_folder
+from pipelines.data.overlap.windows import Integers, select_windows, token_folder
 
 Records = npt.NDArray[np.void]
 
@@ -77,30 +77,39 @@ def scan(task: Scan, directory: Path) -> None:
         directory: Where the files described above go.
     """
     index, folder = _index(task.index), token_folder(task.vocabulary)
-    found, hashes, sequences = [], [], [np.empty(0, np.int64)]
+    found, hashes, counts = [], [], []
     for pieces in read_pieces(task.part, np.empty(0, np.int64)):
-        windows = folder.windows(pieces.ids_T, pieces.offsets, task.window_characters)
-        first_W = pieces.sequences_T[windows.first_W]
-        last_W = pieces.sequences_T[windows.last_W]
-        sequences.append(first_W[first_W == last_W])
-        rows = index.passing(windows.hashes_W)
-        hits = np.empty(len(rows), HIT)
-        hits["document"] = pieces.documents_P[windows.documents_W[rows]]
-        hits["position"] = windows.positions_W[rows]
-        hits["first"], hits["last"] = first_W[rows], last_W[rows]
+        if not len(pieces.ids_T):
+            continue
+        folded = folder.fold(pieces.ids_T, pieces.offsets)
+        start = int(pieces.sequences_T[0])
+        windows, whole_N = select_windows(
+            folded, task.window_characters, pieces.sequences_T - start, index.filter
+        )
+        counts.append((start, whole_N))
+        hits = np.empty(len(windows.hashes_W), HIT)
+        hits["document"] = pieces.documents_P[windows.documents_W]
+        hits["position"] = windows.positions_W
+        hits["first"] = pieces.sequences_T[windows.first_W]
+        hits["last"] = pieces.sequences_T[windows.last_W]
         found.append(hits)
-        hashes.append(windows.hashes_W[rows])
+        hashes.append(windows.hashes_W.copy())
     hits, blocks = np.concatenate([np.empty(0, HIT), *found]), []
     for rows, ids in index.look_up(np.concatenate([np.empty(0, np.uint64), *hashes])):
         hits["id"][rows] = ids
         blocks.append(hits[rows])
     write_groups(directory, "hits", blocks)
-    _write_sequences(directory, np.concatenate(sequences), np.concatenate(blocks))
+    _write_sequences(directory, counts, np.concatenate(blocks))
 
 
-def _write_sequences(directory: Path, sequences_W: Integers, hits: Records) -> None:
-    start = int(sequences_W.min(initial=np.iinfo(np.int64).max)) if len(sequences_W) else 0
-    windows = np.bincount(sequences_W - start)
+def _write_sequences(
+    directory: Path, counts: Sequence[tuple[int, Integers]], hits: Records
+) -> None:
+    """Add up the windows of each sequence, counted from several first ones on."""
+    start = counts[0][0] if counts else 0
+    windows = np.zeros(counts[-1][0] + len(counts[-1][1]) - start if counts else 0, np.int64)
+    for first, whole_N in counts:
+        windows[first - start :][: len(whole_N)] += whole_N
     whole = hits["first"][hits["first"] == hits["last"]].astype(np.int64)
     known = np.bincount(whole - start, minlength=len(windows))
     np.savez(directory / "sequences.npz", start=start, windows=windows, known=known)

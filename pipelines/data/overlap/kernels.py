@@ -31,6 +31,15 @@ def hash_windows(tokens_NL: Array, size: Int, multiplier: Any, hashes_NW: Array)
 
 
 @compiled
+def folded_size(ids_T: Array, starts: Array) -> Int:
+    """Count the characters that tokens add to keys, those of bracketed marks included."""
+    size = 0
+    for token in ids_T:
+        size += starts[token + 1] - starts[token]
+    return size
+
+
+@compiled
 def fold_tokens(
     ids_T: Array,
     offsets: Array,
@@ -77,31 +86,51 @@ def fold_tokens(
 
 
 @compiled
-def valid_windows(points_F: Array, ends: Array, size: Int, rule: Any, at_W: Array) -> Int:
-    """Find the windows as `windows.TokenFolder.windows` does.
+def select_windows(
+    folded: Any, size: Int, rule: Any, sieve: Any, sequences_T: Array, whole_N: Array, found: Any
+) -> Int:
+    """Find windows as `windows.select_windows` does; nothing is stored of those that do not pass.
 
     Args:
-        points_F: (F,) uint32.
-        ends: (P + 1,) int64, where the key of each piece starts.
+        folded: Points, sources and offsets of a `Folded` with P keys.
         size: Characters per window.
-        rule: Which code points are letters, and how many of a window must be.
-        at_W: (F,) int64; the first characters of the windows are written.
+        rule: Which code points are letters, how many of a window must be, and the multiplier
+            of `windows.window_hashes`.
+        sieve: The words of a filter, and what leaves the number of a word of a hash.
+        sequences_T: (T,) int64, the sequence of each token, from 0 on.
+        whole_N: (N,) int64; windows within each sequence are added.
+        found: The arrays of a `Windows`, with room for F; written.
 
     Returns:
-        The number of windows.
+        The number of windows that pass.
     """
-    is_letter, least = rule
-    found = 0
+    points_F, sources_F, ends = folded
+    is_letter, least, multiplier = rule
+    words, shift = sieve
+    hashes_W, documents_W, positions_W, first_W, last_W = found
+    n = 0
     for p in range(len(ends) - 1):
         letters = 0
         for f in range(ends[p], ends[p + 1]):
             letters += is_letter[points_F[f]]
-            if f - ends[p] >= size:
-                letters -= is_letter[points_F[f - size]]
-            if f - ends[p] >= size - 1 and letters >= least:
-                at_W[found] = f - size + 1
-                found += 1
-    return found
+            start = f - size + 1
+            if start > ends[p]:
+                letters -= is_letter[points_F[start - 1]]
+            if start < ends[p] or letters < least:
+                continue
+            first, last = sources_F[start], sources_F[f]
+            if sequences_T[first] == sequences_T[last]:
+                whole_N[sequences_T[first]] += 1
+            key = np.uint64(0)
+            for k in range(start, f + 1):
+                key = (key + np.uint64(points_F[k])) * multiplier
+                key = key ^ (key >> np.uint64(29))
+            bits = two_bits(key)
+            # Each is written, and then counted if it passes: no branch to mispredict.
+            hashes_W[n], documents_W[n], positions_W[n] = key, p, start - ends[p]
+            first_W[n], last_W[n] = first, last
+            n += words[key >> shift] & bits == bits
+    return n
 
 
 @compiled
@@ -117,7 +146,7 @@ def passing(hashes_W: Array, words: Array, shift: Any, rows_W: Array) -> Int:
 
     Args:
         hashes_W: (W,) uint64.
-        words: (2^k,) uint64, the filter; its bits are those of `window_index.bits_of`.
+        words: (2^k,) uint64, the filter; its bits are those of `windows.bits_of`.
         shift: 64 - k.
         rows_W: (W,) int64; the indices of those that pass are written.
 

@@ -4,6 +4,7 @@ Shape legend: N sequences, L length, T tokens, W windows, H shared windows.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,10 @@ REMOVED_SCHEMA = pa.schema(
 )
 
 
+# Loaded once, not once per table.
+_tokenizer = lru_cache(maxsize=1)(load_tokenizer)
+
+
 def removal_tables(compared: Compared, found: Records) -> Iterator[pa.Table]:
     """Describe the sequences that go.
 
@@ -54,7 +59,7 @@ def removal_tables(compared: Compared, found: Records) -> Iterator[pa.Table]:
 
 def _table(compared: Compared, found_N: Records, starts: Integers) -> pa.Table:
     reader, held_out = compared.reader, compared.held_out
-    tokenizer = load_tokenizer(held_out.vocabulary)
+    tokenizer = _tokenizer(held_out.vocabulary)
     ids_NL = reader.gather(found_N["sequence"])
     length = reader.sequence_length
     tokens_T = (found_N["sequence"][:, None] * length + np.arange(length)).reshape(-1)

@@ -130,17 +130,25 @@ def document_starts(directory: Path, split: str) -> Integers:
 def _pieces(
     files: SequenceFiles, starts: Integers, stops: Integers, documents: Integers, removed: Integers
 ) -> Pieces:
-    tokens_T = np.arange(starts[0], stops[-1])
-    ids_T = read_tokens(files, int(starts[0]), int(stops[-1]))
-    sequences_T = tokens_T // files.sequence_length
+    start, stop, length = int(starts[0]), int(stops[-1]), files.sequence_length
+    ids_T = read_tokens(files, start, stop)
+    # The sequences of these tokens, and how many tokens each has.
+    numbers = np.arange(start // length, -(-stop // length))
+    edges = np.clip(np.append(numbers, numbers[-1:] + 1) * length, start, stop)
+    sizes = edges[1:] - edges[:-1]
+    sequences_T = np.repeat(numbers, sizes)
+    is_kept = np.isin(numbers, removed, invert=True)
+    if is_kept.all():
+        rows = np.flatnonzero(stops > starts)
+        return Pieces(
+            ids_T, sequences_T, np.append(starts[rows] - start, len(ids_T)), documents[rows]
+        )
+    kept_T = np.repeat(is_kept, sizes)
     documents_T = np.repeat(documents, stops - starts)
-    if len(removed):
-        near = np.minimum(np.searchsorted(removed, sequences_T), len(removed) - 1)
-        kept_T = removed[near] != sequences_T
-        ids_T, sequences_T, documents_T = ids_T[kept_T], sequences_T[kept_T], documents_T[kept_T]
+    ids_T, sequences_T, documents_T = ids_T[kept_T], sequences_T[kept_T], documents_T[kept_T]
     cuts = np.flatnonzero((np.diff(documents_T) != 0) | (np.diff(sequences_T) > 1)) + 1
-    first = np.append(0, cuts)[: len(ids_T)]
-    return Pieces(ids_T, sequences_T, np.append(first, len(ids_T)), documents_T[first])
+    first_P = np.append(0, cuts)[: len(ids_T)]
+    return Pieces(ids_T, sequences_T, np.append(first_P, len(ids_T)), documents_T[first_P])
 
 
 def read_tokens(files: SequenceFiles, start: int, stop: int) -> Tokens:

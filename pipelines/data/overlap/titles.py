@@ -20,7 +20,7 @@ from pipelines.data.overlap.window_index import HeldOut, WindowIndex
 from pipelines.data.overlap.windows import MULTIPLIER, Hashes, Integers
 from pipelines.data.shards import ShardReader
 from pipelines.data.text.arrays import hash_keys
-from pipelines.data.text.folding import title_key
+from pipelines.data.text.folding import title_keys
 
 SHIFT = 32
 
@@ -83,8 +83,7 @@ def _documents(index: WindowIndex, scans: Sequence[Path]) -> Integers:
 
 
 def _keys(documents: pa.Table) -> Hashes:
-    titles = [title_key(title) for title in documents["title"].to_pylist()]
-    return hash_keys(pa.array(titles, pa.string()))
+    return hash_keys(pa.array(title_keys(documents["title"].to_pylist()), pa.string()))
 
 
 def _both(windows: Integers, keys: Hashes) -> Hashes:

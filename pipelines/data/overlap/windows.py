@@ -33,6 +33,8 @@ Integers = npt.NDArray[np.int64]
 
 MIN_LETTERS = 4
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+# A filter that rules out nothing.
+ALL_PASS = np.full(2, np.iinfo(np.uint64).max)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class TokenFolder:
     def _compiled(self, ids_T: Tokens, offsets: Integers) -> Folded:
         from pipelines.data.overlap import kernels
 
-        room = int(self.sizes[ids_T].sum())
+        room = kernels.folded_size(ids_T, self.starts)
         points_F, sources_F = np.empty(room, np.uint32), np.empty(room, np.int64)
         ends = np.empty(len(offsets), np.int64)
         table = (
@@ -148,25 +150,63 @@ class TokenFolder:
             The windows.
         """
         folded = self.fold(ids_T, offsets, use_numba=use_numba)
-        at_W = _starts(folded, size, use_numba)
-        document_W = np.searchsorted(folded.offsets, at_W, "right") - 1
-        return Windows(
-            window_hashes(folded.points_F[None], size, use_numba=use_numba)[0, at_W],
-            document_W,
-            at_W - folded.offsets[document_W],
-            folded.sources_F[at_W],
-            folded.sources_F[at_W + size - 1],
-        )
+        in_one = np.zeros(len(ids_T), np.int64)
+        return select_windows(folded, size, in_one, ALL_PASS, use_numba=use_numba)[0]
 
 
-def _starts(folded: Folded, size: int, use_numba: bool | None) -> Integers:
-    """Find the first characters of all windows."""
-    points_F, ends = folded.points_F, folded.offsets
+def select_windows(
+    folded: Folded,
+    size: int,
+    sequences_T: Integers,
+    words: Hashes,
+    *,
+    use_numba: bool | None = None,
+) -> tuple[Windows, Integers]:
+    """Find the windows of documents that pass a filter.
+
+    Args:
+        folded: The keys of the documents (`TokenFolder.fold`).
+        size: Characters per window.
+        sequences_T: (T,) int64, the sequence of each token, from 0 on, ascending.
+        words: (2^k,) uint64, the filter; its bits are those of `bits_of`.
+        use_numba: Whether to compile the loop; by default if numba is installed.
+
+    Returns:
+        The windows; and, for each of N sequences, how many windows lie within it, (N,) int64,
+        whether they pass or not.
+    """
+    num_sequences = int(sequences_T[-1]) + 1 if len(sequences_T) else 0
+    shift = shift_of(words)
     if have_numba(use_numba):
         from pipelines.data.overlap import kernels
 
-        at_W = np.empty(len(points_F), np.int64)
-        return at_W[: kernels.valid_windows(points_F, ends, size, (_letters(), MIN_LETTERS), at_W)]
+        # Only the part that is written takes memory.
+        room = len(folded.points_F)
+        hashes_W = np.empty(room, np.uint64)
+        places = [np.empty(room, np.int64) for _ in range(4)]
+        whole_N = np.zeros(num_sequences, np.int64)
+        parts = (folded.points_F, folded.sources_F, folded.offsets)
+        rule = (_letters(), MIN_LETTERS, MULTIPLIER)
+        count = kernels.select_windows(
+            parts, size, rule, (words, shift), sequences_T, whole_N, (hashes_W, *places)
+        )
+        return Windows(hashes_W[:count], *(column[:count] for column in places)), whole_N
+    at_W = _starts(folded, size)
+    first_W, last_W = folded.sources_F[at_W], folded.sources_F[at_W + size - 1]
+    sequence_W = sequences_T[first_W]
+    is_whole = sequence_W == sequences_T[last_W]
+    whole_N = np.bincount(sequence_W[is_whole], minlength=num_sequences)
+    hashes_W = window_hashes(folded.points_F[None], size, use_numba=False)[0, at_W]
+    bits_W = bits_of(hashes_W)
+    passing = words[hashes_W >> shift] & bits_W == bits_W
+    document_W = np.searchsorted(folded.offsets, at_W, "right") - 1
+    columns = (hashes_W, document_W, at_W - folded.offsets[document_W], first_W, last_W)
+    return Windows(*(column[passing] for column in columns)), whole_N
+
+
+def _starts(folded: Folded, size: int) -> Integers:
+    """Find the first characters of all windows."""
+    points_F, ends = folded.points_F, folded.offsets
     num_starts = max(len(points_F) - size + 1, 0)
     document_F = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
     letters = np.append(0, np.cumsum(_letters()[points_F]))
@@ -174,6 +214,17 @@ def _starts(folded: Folded, size: int, use_numba: bool | None) -> Integers:
         (document_F[:num_starts] == document_F[size - 1 :])
         & (letters[size:] - letters[:num_starts] >= MIN_LETTERS)
     )
+
+
+def bits_of(hashes: Hashes) -> Hashes:
+    """The two bits that a window sets in its word of a filter."""
+    one, last = np.uint64(1), np.uint64(63)
+    return one << (hashes & last) | one << (hashes >> np.uint64(6) & last)
+
+
+def shift_of(words: Hashes) -> np.uint64:
+    """What leaves the number of a word, of a filter of at least two, of a hash."""
+    return np.uint64(65 - len(words).bit_length())
 
 
 @lru_cache(maxsize=1)

@@ -19,6 +19,7 @@ Shape legend: D texts, C characters of all texts, F folded characters of all tex
 """
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -46,6 +47,7 @@ UTF32 = "utf-32-le"
 MIN_KEY_CHARACTERS = 16
 # About as much text is folded at a time, so that memory does not grow with it.
 BYTES_PER_BLOCK = 1 << 20
+TITLES_PER_BLOCK = 4096
 # In this order, each on the result of the last one.
 VARIANTS = ("t2s", "hk2s", "tw2s")
 
@@ -88,6 +90,18 @@ def fold(text: str) -> str:
 def title_key(title: str) -> str:
     """Compute the comparison key of a title, in which brackets tell two subjects apart."""
     return _string(_map(_points(title))[0])
+
+
+def title_keys(titles: Sequence[str]) -> list[str]:
+    """Compute the keys of many titles, some at a time."""
+    keys = []
+    for start in range(0, len(titles), TITLES_PER_BLOCK):
+        block = titles[start : start + TITLES_PER_BLOCK]
+        points, sources = _map(_points("".join(block)))
+        ends = np.cumsum([0, *map(len, block)])
+        text, bounds = _string(points), np.searchsorted(sources, ends).tolist()
+        keys += [text[first:last] for first, last in pairwise(bounds)]
+    return keys
 
 
 def document_keys(texts: pa.Array) -> pa.Array:

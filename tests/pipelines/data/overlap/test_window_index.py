@@ -4,12 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.data.overlap.window_index import (
     NO_SEQUENCE,
     HeldOut,
     WindowIndex,
     build_index,
+    stable_order,
 )
 from pipelines.data.overlap.windows import token_folder
 
@@ -73,3 +76,9 @@ def test_removed_sequences_are_held_out_no_longer(
     assert np.count_nonzero(index.places(0)["sequence"] == NO_SEQUENCE) == 7 + 21
     assert held.removed_sequences().tolist() == [1]
     assert not any(len(rows) for rows, _ in index.look_up(windows_of(splits["validation"][1])))
+
+
+@given(hashes=st.lists(st.integers(0, 3), max_size=40))
+def test_equal_hashes_keep_their_order(hashes: list[int]) -> None:
+    hashes_W = np.array(hashes, np.uint64)
+    assert stable_order(hashes_W).tolist() == np.argsort(hashes_W, kind="stable").tolist()

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
 from enigma.language_model.word_pieces import join_word_pieces
-from pipelines.data.overlap.windows import TokenFolder, token_folder, window_hashes
+from pipelines.data.overlap.windows import (
+    TokenFolder,
+    bits_of,
+    select_windows,
+    shift_of,
+    token_folder,
+    window_hashes,
+)
 from pipelines.data.text.folding import fold
 from pipelines.data.text.vocabulary import load_tokenizer
 from pipelines.data.tokenizer.fast import FastTokenizer
@@ -81,6 +88,32 @@ def test_windows_are_those_with_four_letters_of_one_document(texts: list[str], s
         assert (windows.last_W - windows.first_W == size - 1).all()
         spelled = [texts[row][at : at + size] for row, at in expected]
         assert len(set(spelled)) == len(np.unique(windows.hashes_W))
+
+
+@given(
+    texts=st.lists(st.text("一二ab", max_size=20), min_size=1, max_size=4),
+    length=st.integers(1, 9),
+    seed=st.integers(0, 9),
+)
+def test_a_filter_selects_among_all_windows_and_all_are_counted(
+    texts: list[str], length: int, seed: int
+) -> None:
+    folder = TokenFolder(["一", "二", "a", "b"])
+    ids = np.array(["一二ab".index(c) for text in texts for c in text], np.uint16)
+    offsets = np.append(0, np.cumsum([len(text) for text in texts]))
+    sequences = np.arange(len(ids)) // length
+    every = folder.windows(ids, offsets, 4)
+    words = np.random.default_rng(seed).integers(0, 2**64, 16, dtype=np.uint64)
+    bits = bits_of(every.hashes_W)
+    passing = words[every.hashes_W >> shift_of(words)] & bits == bits
+    is_whole = sequences[every.first_W] == sequences[every.last_W]
+    whole = np.bincount(sequences[every.first_W][is_whole], minlength=-(-len(ids) // length))
+    for use_numba in (True, False):
+        folded = folder.fold(ids, offsets, use_numba=use_numba)
+        found, counts = select_windows(folded, 4, sequences, words, use_numba=use_numba)
+        assert counts.tolist() == whole.tolist()
+        for name, column in vars(every).items():
+            assert getattr(found, name).tolist() == column[passing].tolist()
 
 
 @pytest.mark.parametrize("use_numba", [True, False])

@@ -1,6 +1,7 @@
 """The comparison key is the same for every form of one text, and different for different texts."""
 
 import unicodedata
+from unittest import mock
 
 import numpy as np
 import opencc
@@ -20,6 +21,7 @@ from pipelines.data.text.folding import (
     fold_array,
     fold_points,
     title_key,
+    title_keys,
 )
 
 TEXT = "北京大学的图书馆，藏书“八百万”册；里面有很多善本，跟着老师去看看。Open 24 hours！"
@@ -135,3 +137,9 @@ def test_a_text_of_marks_and_little_else_does_not_equal_every_other_one() -> Non
     texts = ["（甲）（乙）", "（丙）（丁）", "……", "。。", TEXT]
     assert document_keys(pa.array(texts)).to_pylist() == ["甲乙", "丙丁", "……", "。。", KEY]
     assert document_keys(pa.array([], pa.string())).to_pylist() == []
+
+
+@given(titles=st.lists(st.text(st.sampled_from("国國 (甲)ﬁ１\n"), max_size=6), max_size=9))
+def test_many_titles_have_the_keys_of_each(titles: list[str]) -> None:
+    with mock.patch.object(folding, "TITLES_PER_BLOCK", 2):
+        assert title_keys(titles) == list(map(title_key, titles))
