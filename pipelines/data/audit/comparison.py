@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines.base.errors import UserError
 from pipelines.data.audit.keys import title_key
 from pipelines.data.audit.windows import (
     COLUMNS,
@@ -29,8 +30,9 @@ from pipelines.data.audit.windows import (
 
 # A unit with fewer windows is not judged: three commonplaces would condemn it.
 MIN_WINDOWS = 24
-# The least, in steps of 32 MB, with which 14 million windows of each of two splits are compared.
-MEMORY = "96MB"
+# The least, in steps of 32 MB, with which 14 million windows of each of two splits are compared by
+# one thread or two.
+MEMORY_MB = 96
 # 64 MB, of which the memory that is never written to is never used.
 SIEVE_BITS = 29
 MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -39,7 +41,6 @@ CONFIG = {
     # Nothing is looked for in the network.
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
-    "memory_limit": MEMORY,
     "preserve_insertion_order": "false",
 }
 TABLES = """
@@ -181,10 +182,12 @@ class Comparison(AbstractContextManager["Comparison"]):
         self._window_characters = window_characters
         self._sieve: Bits = np.zeros(1 << (SIEVE_BITS - 3), np.uint8)
         self._directory = tempfile.TemporaryDirectory(prefix="enigma-audit-")
-        # What does not fit into `MEMORY` goes to the directory.
+        self._memory_mb = MEMORY_MB * max(threads, 2) // 2
+        # What does not fit goes to the directory.
         config: dict[str, str | bool | int | float | list[str]] = {
             **CONFIG,
             "threads": threads,
+            "memory_limit": f"{self._memory_mb}MB",
             "temp_directory": self._directory.name,
         }
         self.database = duckdb.connect(config=config)
@@ -200,9 +203,19 @@ class Comparison(AbstractContextManager["Comparison"]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Delete the database."""
+        """Delete the database.
+
+        Raises:
+            UserError: If the block ended as the database had too little memory.
+        """
         self.database.close()
         self._directory.cleanup()
+        if isinstance(error, duckdb.OutOfMemoryException):
+            raise UserError(
+                f"expected the comparison of windows to fit into {self._memory_mb} MB, it does not "
+                f"({str(error).splitlines()[0]})",
+                "hold out less text (clean.split in params.yaml, or the second corpus of an audit)",
+            ) from error
 
     def hold_out(self, split: str, runs: Iterable[Run]) -> None:
         """Add texts that must not occur in those that are added later.

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from pipelines.base.errors import UserError
+from pipelines.data.audit import comparison as comparison_module
 from pipelines.data.audit.comparison import MIN_WINDOWS, Comparison
 from pipelines.data.audit.keys import fold_pieces
 from pipelines.data.audit.windows import Run
@@ -108,3 +110,13 @@ def test_a_title_counts_with_an_excerpt_under_it_only(prose) -> None:
 def test_a_window_that_does_not_fit_is_refused(width: int) -> None:
     with pytest.raises(ValueError, match="expected 4 to 9"):
         Comparison(width)
+
+
+def test_too_little_memory_is_said_in_words(prose, monkeypatch) -> None:
+    monkeypatch.setattr(comparison_module, "MEMORY_MB", 2)
+    with (
+        pytest.raises(UserError, match=r"to fit into 2 MB, it does not \(") as caught,
+        Comparison(8) as comparison,
+    ):
+        comparison.hold_out("test", runs([prose(at, 9000) for at in range(40)]))
+    assert "hold out less text" in caught.value.fix
