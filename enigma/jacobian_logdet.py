@@ -24,6 +24,7 @@ from enigma.couplings.channel_splines import ChannelSplines
 from enigma.couplings.conditional_base import ConditionalBase
 from enigma.couplings.settings import CouplingKind, CouplingOptions, CouplingSettings
 from enigma.density.distribution import FlowDistribution
+from enigma.density.moments import moments
 from enigma.density.prior import Prior, PriorName, check_prior, draw, log_density, squash, unsquash
 
 __all__ = ["EnigmaFlow", "Prior", "jacobian_log_det", "load_flow", "save_flow"]
@@ -173,9 +174,9 @@ class EnigmaFlow(nn.Module):
             ValueError: for another shape, or a channel that is constant or not finite.
         """
         self.check_context(context_NC)
-        mean, scale = _moments(data_ND, self.d, "channel")
+        mean, scale = moments(data_ND, self.d, "channel")
         if context_NC is not None:
-            context_moments = _moments(context_NC, self.context_features, "context channel")
+            context_moments = moments(context_NC, self.context_features, "context channel")
             self.context_shift.copy_(context_moments[0])
             self.context_scale.copy_(context_moments[1])
         self.shift.copy_(mean)
@@ -327,20 +328,6 @@ class EnigmaFlow(nn.Module):
 def _coupling_settings(machine: Enigma) -> CouplingSettings:
     options = {name: machine.settings[name] for name in CouplingOptions.__annotations__}
     return CouplingSettings.of(machine.settings["coupling"], **options)
-
-
-def _moments(data_ND: Tensor, width: int, what: str) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each channel, `(D,)` each."""
-    if data_ND.ndim != 2 or data_ND.shape[0] < 2 or data_ND.shape[1] != width:
-        raise ValueError(f"expected at least 2 rows of {width}, got {tuple(data_ND.shape)}")
-    scale = data_ND.std(dim=0)
-    if not bool((scale > 0).all()):
-        constant = int((~(scale > 0)).nonzero()[0])
-        raise ValueError(
-            f"expected channels that vary, got {what} {constant} constant or not finite; "
-            "to fix this: drop it, or add noise"
-        )
-    return data_ND.mean(dim=0), scale
 
 
 def jacobian_log_det(function: Callable[[Tensor], Tensor], x_D: Tensor) -> Tensor:

@@ -197,18 +197,14 @@ class EnigmaPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # untyped b
                 )
         elif cache is not None and cache.layers[0].is_compileable:
             visible = filled_keys(cache, length, given.device)
-        mask = None
-        if attention_mask is not None:
-            if position_ids is None:
-                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-            mask = attention_mask
-        if (
-            cache is not None
-        ):  # without one all tokens are new; a slice would fix sizes in an export
-            mask = None if mask is None else mask[:, mask.shape[1] - length :]
-            if position_ids is not None:
-                position_ids = position_ids[..., position_ids.shape[-1] - length :]
-        return {"mask": mask, "index": position_ids, "visible": visible}
+        if attention_mask is not None and position_ids is None:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        # Without a cache all tokens are new, and a slice would fix sizes in an export.
+        if cache is not None and attention_mask is not None:
+            attention_mask = attention_mask[:, attention_mask.shape[1] - length :]
+        if cache is not None and position_ids is not None:
+            position_ids = position_ids[..., position_ids.shape[-1] - length :]
+        return {"mask": attention_mask, "index": position_ids, "visible": visible}
 
     def _refuse_convolutions(self, what: str) -> None:
         if self.config.kernel_size > 1:

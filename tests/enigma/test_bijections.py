@@ -139,7 +139,7 @@ def test_a_machine_of_any_even_width_can_be_made_and_made_again(d):
     [
         (
             lambda: DynamicInvertibleConv1x1Stack(10, 1, positions=4),
-            r"divide num_channels=10, got 4; to fix this: take 10, or another of \[1, 2, 5, 10\]",
+            r"divide the width 10, got 4; to fix this: take 10, or another of \[1, 2, 5, 10\]",
         ),
         (lambda: InvertibleConv1x1(0), "at least 1, got 0"),
         (lambda: InvertibleConv1x1(4, start="qr"), "'permutation', 'rotation'.*got 'qr'"),
