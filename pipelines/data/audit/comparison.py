@@ -30,9 +30,8 @@ from pipelines.data.audit.windows import (
 
 # A unit with fewer windows is not judged: three commonplaces would condemn it.
 MIN_WINDOWS = 24
-# The least, in steps of 32 MB, with which 14 million windows of each of two splits are compared by
-# one thread or two.
-MEMORY_MB = 96
+# For one thread or two. 2 GB of text (17 million windows of each of two splits) need more than 96.
+MEMORY_MB = 256
 # 64 MB, of which the memory that is never written to is never used.
 SIEVE_BITS = 29
 MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
