@@ -46,12 +46,14 @@ def static() -> dict[str, Any]:
     return {"cache_implementation": "static", "compile_config": config}
 
 
-def generate(model: torch.nn.Module, ids: torch.Tensor, **how: Any) -> torch.Tensor:
+def generate(
+    model: torch.nn.Module, ids: torch.Tensor, new_tokens: int = NEW_TOKENS, **how: Any
+) -> torch.Tensor:
     """Return the prompt and its greedy continuation."""
     return model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=NEW_TOKENS,
+        max_new_tokens=new_tokens,
         do_sample=False,
         eos_token_id=None,
         pad_token_id=0,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import GPT2LMHeadModel
 
+from benchmarks.enigma.decoding import generate
 from benchmarks.peers import gpt2_config
 from benchmarks.record import median_times_s, row, write
 from enigma.configuration_enigma import EnigmaConfig
@@ -41,27 +42,16 @@ def rows_of(preset: str) -> list[dict[str, Any]]:
     ).eval()
     ids = torch.randint(200, settings["vocab_size"], (1, PROMPT))
 
-    def generate(which: torch.nn.Module, *, use_cache: bool) -> torch.Tensor:
-        return which.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            use_cache=use_cache,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-
-    fast, slow = generate(model, use_cache=True), generate(model, use_cache=False)
+    fast, slow = (generate(model, ids, NEW_TOKENS, use_cache=use) for use in (True, False))
     if not torch.equal(fast, slow):
         raise ValueError("generation with the cache gives other tokens than without it")
     cached, uncached, gpt2 = (
         NEW_TOKENS / seconds
         for seconds in median_times_s(
             [
-                lambda: generate(model, use_cache=True),
-                lambda: generate(model, use_cache=False),
-                lambda: generate(peer, use_cache=True),
+                lambda: generate(model, ids, NEW_TOKENS, use_cache=True),
+                lambda: generate(model, ids, NEW_TOKENS, use_cache=False),
+                lambda: generate(peer, ids, NEW_TOKENS, use_cache=True),
             ],
             REPEATS,
         )
