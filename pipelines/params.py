@@ -171,6 +171,19 @@ class ModelParams(_Section):
         return self
 
 
+class NGramParams(_Section):
+    """The n-grams of train that the language model carries as a memory.
+
+    `min_token_count` is how often train must have an id for it to have a logit of its own; the ids
+    below it that the tokenizer can produce share one. `max_entries` bounds the n-grams of all
+    orders: from trigrams on, those with the lowest counts go first.
+    """
+
+    order: Annotated[int, Field(ge=2, le=8)]
+    min_token_count: PositiveInt
+    max_entries: PositiveInt
+
+
 class TrainParams(_Section):
     """The training recipe; lengths in optimiser steps, sizes in sequences."""
 
@@ -286,6 +299,7 @@ class Profile(_Section):
     tokenize: TokenizeParams
     decontaminate: DecontaminateParams
     validation: Annotated[ValidateParams, Field(alias="validate")]
+    ngrams: NGramParams | None
     model: ModelParams
     train: TrainParams
     evaluation: Annotated[EvaluateParams, Field(alias="evaluate")]

@@ -9,9 +9,9 @@ complete checkpoint.
 """
 
 import logging
-from pathlib import Path
 
-from pipelines.base.artifacts import read_json, sha256_file, verify_manifest
+from pipelines.base.artifacts import sha256_file, verify_manifest
+from pipelines.base.certificate import check_certificate
 from pipelines.base.code_hash import code_hash
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.run_stage import run_stage
@@ -110,24 +110,6 @@ def planned_steps(recipe: TrainParams, num_sequences: int) -> int:
     plan = BatchPlan(order, recipe.batch_size, recipe.ranks, recipe.gradient_accumulation_steps)
     steps = plan.steps(recipe.epochs)
     return steps if recipe.max_steps is None else min(steps, recipe.max_steps)
-
-
-def check_certificate(path: Path, shards_root: str) -> None:
-    """Refuse data that `validate` has not passed.
-
-    Raises:
-        GateError: `certificate`.
-    """
-    certificate = read_json(path)
-    if certificate["passed"] is not True:
-        raise GateError("certificate", f"{path} says that the data did not pass", "fix the data")
-    if certificate["shards_root"] != shards_root:
-        raise GateError(
-            "certificate",
-            f"{path} is for shards {certificate['shards_root'][:12]}..., "
-            f"these are {shards_root[:12]}...",
-            "run `dvc repro validate` on these shards",
-        )
 
 
 def check_sizes(recipe: TrainParams, *, num_sequences: int, nodes: int) -> None:

@@ -38,6 +38,11 @@ class Workspace:
         return Path("data", self.profile, "shards")
 
     @property
+    def ngrams(self) -> Path:
+        """The n-grams of the final train split, made by `count_ngrams`."""
+        return Path("data", self.profile, "ngrams")
+
+    @property
     def language_model(self) -> Path:
         """The trained EnigmaLM in Hugging Face format, made by `train`."""
         return Path("models", self.profile, "lm")

@@ -1,143 +1,135 @@
 """n-gram baselines on the same tokens: what a model must beat to have learned anything.
 
-Interpolated Kneser-Ney smoothing (Kneser and Ney, "Improved backing-off for m-gram
-language modeling", 1995; in the notation of Chen and Goodman, 1998, section 2.7):
+Interpolated Kneser-Ney smoothing with a discount for each of the counts 1, 2 and at least 3 (Chen
+and Goodman, "An empirical study of smoothing techniques for language modeling", 1998, section
+3):
 
-    p(w | c) = (max(n(c w) - D, 0) + D * types(c) * p(w | c')) / n(c)
+    p(w | c) = (max(n(c w) - D(n(c w)), 0) + sum_j D_j types_j(c) * p(w | c')) / n(c)
 
-where c' is c without its first token, lower orders count in how many different
-contexts an n-gram occurs, and below the unigram is the uniform distribution: every
-probability is positive and each distribution sums to one.
+where c' is c without its first token, and below the unigram is the uniform distribution over
+classes (`pipelines/language_model/classes.py`): every probability is positive and each
+distribution sums to one. All of train is counted, out of core, by the code that counts for the
+model's own memory (`pipelines/language_model/counting.py`); only what the text to be scored asks
+for is kept.
 
-An n-gram is identified by a number: the index of (number of its prefix, last token) in a
-sorted table. Counting and looking up are therefore sorts and searches over whole arrays,
-without hashing. No n-gram crosses a sequence boundary.
-
-Shape legend: N sequences, L length, S start positions.
+Shape legend: N sequences, L length, P = N * L positions, K longest n-gram.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-Integers = npt.NDArray[np.int64]
+from pipelines.base.run_stage import progress
+from pipelines.data.shards import ShardReader, Tokens
+from pipelines.language_model.classes import TokenClasses
+from pipelines.language_model.counting import (
+    CLASS_BITS,
+    COUNT_KINDS,
+    NO_TOKEN,
+    Buckets,
+    Classes,
+    Counts,
+    bucketed,
+    by_prefix,
+    counts_of_counts,
+    discounts,
+    windows,
+)
+
 Floats = npt.NDArray[np.float64]
 
-ABSENT = -1
 
-
-@dataclass(frozen=True)
-class _Order:
-    """The counts of the n-grams of one order n.
-
-    Args:
-        keys: Sorted keys (prefix number << bits | last token) of the n-grams.
-        counts: Occurrences (highest order) or distinct left neighbours (below).
-        totals: Sum of `counts` for each prefix number.
-        types: Distinct last tokens for each prefix number.
-        discount: D of this order.
-    """
-
-    keys: Integers
-    counts: Floats
-    totals: Floats
-    types: Floats
-    discount: float
-
-
-class NGramModel:
-    """An interpolated Kneser-Ney model.
+def ngram_nll_nats(
+    train: ShardReader, scored_NL: Tokens, classes: TokenClasses, *, order: int
+) -> list[float]:
+    """Score a text with the n-gram models of train of every order.
 
     Args:
-        tokens_NL: (N, L) token ids to count.
-        order: Longest n-gram; 1 is the unigram.
-        vocabulary_size: Number of token ids.
+        train: The text to count; all of it is.
+        scored_NL: (N, L) uint16, the text to score.
+        classes: What is counted: the model's own classes.
+        order: Longest n-gram, K.
+
+    Returns:
+        K sums in nats, from the unigram on, over tokens 1..L-1 of all sequences.
+    """
+    class_of_id = classes.class_of_id
+    blocks = progress(train, total=None, unit="block", label="n-gram windows")
+    with bucketed(
+        blocks, class_of_id, classes.train_count_C, order, near=train.directory / "baselines"
+    ) as buckets:
+        counts = ScoredCounts(class_of_id[scored_NL], buckets)
+    other = class_of_id[scored_NL[:, 1:]] == classes.num_classes - 1
+    spread_nats = float(other.sum() * np.log(classes.num_other))
+    return [
+        spread_nats - float(np.log(p_NL[:, 1:]).sum())
+        for p_NL in counts.probabilities(classes.num_classes)
+    ]
+
+
+class ScoredCounts:
+    """The counts of train that the n-grams of one text ask for.
+
+    Args:
+        classes_NL: (N, L) uint16, the text.
+        buckets: The windows of train; they are counted once.
     """
 
-    def __init__(
-        self, tokens_NL: npt.NDArray[np.uint16], *, order: int, vocabulary_size: int
-    ) -> None:
-        self._bits = max(1, (vocabulary_size - 1).bit_length())
-        self._vocabulary_size = vocabulary_size
-        self._orders: list[_Order] = []
-        self._count(tokens_NL.astype(np.int64), order)
+    def __init__(self, classes_NL: Classes, buckets: Buckets) -> None:
+        self._shape = classes_NL.shape
+        self._order = buckets.order
+        windows_PW = windows(classes_NL, buckets.order)
+        size = (len(windows_PW), buckets.order)
+        # Both kinds of counts: an order is the highest of one model, and below it in others.
+        self._counts = np.zeros((2, *size), dtype=np.int64)
+        self._types = np.zeros((2, *size, COUNT_KINDS), dtype=np.int64)
+        self._totals = np.zeros((2, *size), dtype=np.int64)
+        num_with_count = np.zeros((2, buckets.order, 4), dtype=np.int64)
+        shown = progress(buckets, total=len(buckets), unit="bucket", label="n-gram counts")
+        for counted in shown:
+            self._look_up(counted, windows_PW)
+            for k, of_order in enumerate(counted):
+                for kind, counts in enumerate((of_order.neighbours, of_order.occurrences)):
+                    num_with_count[kind, k] += counts_of_counts(counts)
+        self._discounts = np.apply_along_axis(discounts, -1, num_with_count)
 
-    def nll_nats(self, tokens_NL: npt.NDArray[np.uint16]) -> float:
-        """Negative log-likelihood of tokens 1..L-1 given those before them.
+    def _look_up(self, counted: list[Counts], windows_PW: Classes) -> None:
+        found = np.arange(len(windows_PW))
+        row = np.zeros(len(found), dtype=np.int64)
+        num_rows = 1
+        for k, of_order in enumerate(counted):
+            last = windows_PW[found, k]
+            for kind, counts in enumerate((of_order.neighbours, of_order.occurrences)):
+                totals, types = by_prefix(of_order.prefix, counts, num_rows)
+                # The first token alone is spread over the buckets.
+                self._totals[kind, found, k] += totals[row]
+                self._types[kind, found, k] += types[row]
+            key = (row << CLASS_BITS) | last
+            place = np.minimum(np.searchsorted(of_order.keys, key), len(of_order) - 1)
+            known = (of_order.keys[place] == key) & (last != NO_TOKEN)
+            found, row = found[known], place[known]
+            self._counts[0, found, k] = of_order.neighbours[row]
+            self._counts[1, found, k] = of_order.occurrences[row]
+            num_rows = len(of_order)
 
-        Args:
-            tokens_NL: (N, L) token ids.
+    def probabilities(self, num_classes: int) -> Iterator[Floats]:
+        """Yield the probability of each class of the text, (N, L), by models of rising order."""
+        for highest in range(self._order):
+            p_NL = np.full(self._shape, 1.0 / num_classes)
+            for k in range(min(highest + 1, self._shape[1])):
+                ends = p_NL[:, k:]
+                ends[:] = self._interpolate(k, int(k == highest), ends)
+            yield p_NL
 
-        Returns:
-            The sum in nats.
-        """
-        return float(-np.log(self.probabilities(tokens_NL)[:, 1:]).sum())
-
-    def probabilities(self, tokens_NL: npt.NDArray[np.uint16]) -> Floats:
-        """Probability of each token given up to order - 1 tokens before it, (N, L)."""
-        ids_NL = tokens_NL.astype(np.int64)
-        p_NL = np.full(ids_NL.shape, 1.0 / self._vocabulary_size)
-        prefix_NS = np.zeros_like(ids_NL)
-        for n, order in enumerate(self._orders, start=1):
-            if ids_NL.shape[1] < n:
-                break
-            number_NS = self._find(order.keys, prefix_NS, ids_NL[:, n - 1 :])
-            p_NL[:, n - 1 :] = _interpolate(order, prefix_NS, number_NS, p_NL[:, n - 1 :])
-            # The prefixes for the next order; the last n-gram has no successor.
-            prefix_NS = number_NS[:, :-1]
-        return p_NL
-
-    def _count(self, ids_NL: Integers, order: int) -> None:
-        tables: list[tuple[Integers, Integers, Integers]] = []
-        prefix_NS = previous_NS = np.zeros_like(ids_NL)
-        for n in range(1, order + 1):
-            key_NS = (prefix_NS << self._bits) | ids_NL[:, n - 1 :]
-            keys, first, number, count = np.unique(
-                key_NS, return_index=True, return_inverse=True, return_counts=True
-            )
-            number_NS = number.reshape(key_NS.shape)
-            tables.append((keys, first, count))
-            if n > 1:
-                # How many different tokens precede each (n-1)-gram.
-                row, start = np.divmod(first, key_NS.shape[1])
-                suffix = previous_NS[row, start + 1]
-                left = np.bincount(suffix, minlength=len(tables[-2][0]))
-                tables[-2] = (tables[-2][0], tables[-2][1], left)
-            previous_NS = number_NS
-            prefix_NS = number_NS[:, :-1]
-        self._orders = [self._order(keys, counts) for keys, _, counts in tables]
-
-    def _order(self, keys: Integers, counts: Integers) -> _Order:
-        prefix = keys >> self._bits
-        once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-        # Ney, Essen and Kneser (1994), the leaving-one-out estimate; bounded for tiny corpora.
-        discount = min(0.9, max(0.1, once / max(1, once + 2 * twice)))
-        return _Order(
-            keys,
-            counts.astype(np.float64),
-            np.bincount(prefix, weights=counts).astype(np.float64),
-            np.bincount(prefix, weights=(counts > 0)).astype(np.float64),
-            discount,
-        )
-
-    def _find(self, keys: Integers, prefix_NS: Integers, last_NS: Integers) -> Integers:
-        """Look up the numbers of n-grams; ABSENT where there is none."""
-        key_NS = (prefix_NS << self._bits) | last_NS
-        place_NS = np.minimum(np.searchsorted(keys, key_NS), len(keys) - 1)
-        found_NS = (keys[place_NS] == key_NS) & (prefix_NS != ABSENT)
-        return np.where(found_NS, place_NS, ABSENT)
-
-
-def _interpolate(
-    order: _Order, prefix_NS: Integers, number_NS: Integers, lower_NS: Floats
-) -> Floats:
-    known_NS = (prefix_NS != ABSENT) & (prefix_NS < len(order.totals))
-    prefix_NS = np.where(known_NS, prefix_NS, 0)
-    total_NS = np.where(known_NS, order.totals[prefix_NS], 0.0)
-    count_NS = np.where(number_NS == ABSENT, 0.0, order.counts[number_NS])
-    seen_NS = np.maximum(count_NS - order.discount, 0.0)
-    held_back_NS = order.discount * order.types[prefix_NS]
-    mixed_NS = (seen_NS + held_back_NS * lower_NS) / np.maximum(total_NS, 1.0)
-    # A context that was never seen has no counts: back off to the shorter one.
-    return np.where(total_NS > 0.0, mixed_NS, lower_NS)
+    def _interpolate(self, k: int, kind: int, lower: Floats) -> Floats:
+        """Mix order k + 1 with the orders below it, at the ends of its n-grams."""
+        at = np.s_[:, : self._shape[1] - k]
+        counts = self._counts[kind, :, k].reshape(self._shape)[at]
+        totals = self._totals[kind, :, k].reshape(self._shape)[at]
+        types = self._types[kind, :, k].reshape(*self._shape, COUNT_KINDS)[at]
+        discount = np.append(0.0, self._discounts[kind, k])
+        seen = counts - discount[np.minimum(counts, COUNT_KINDS)]
+        mixed = (seen + types @ discount[1:] * lower) / np.maximum(totals, 1)
+        # A context that was never seen has no counts: back off to the shorter one.
+        return np.where(totals > 0, mixed, lower)
