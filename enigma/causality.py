@@ -225,8 +225,10 @@ def _suffix_changes(lm: EnigmaLM, ids_L: Tensor, generator: torch.Generator) -> 
             later_CL = position_L > t_C.unsqueeze(1)
             same_CL = ids_L.expand(len(t_C), -1)
             # Both calls have the same shape, so equal rows go through equal arithmetic.
-            difference_CLV = lm(torch.where(later_CL, other_L, same_CL)) - lm(same_CL)
-            difference_CLV.masked_fill_(later_CL.unsqueeze(-1), 0.0)
+            changed_CLV, logits_CLV = lm(torch.where(later_CL, other_L, same_CL)), lm(same_CL)
+            # Impossible ids have the logit -inf, whose difference is not a number.
+            may_differ_CLV = later_CL.unsqueeze(-1) | (changed_CLV == logits_CLV)
+            difference_CLV = (changed_CLV - logits_CLV).masked_fill_(may_differ_CLV, 0.0)
             changes.append(difference_CLV.abs().amax((1, 2)))
     return torch.cat(changes)[:-1]
 

@@ -67,6 +67,8 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
             trainers expect.
         memory: what training keeps, "plain", "checkpoint" or "reversible", see
             `enigma.reversible.run_steps`; the result is the same.
+        num_reachable: ids with a logit of their own, see `EnigmaForCausalLM.set_reachable`, which
+            sets it; None for all.
         pad_token_id: [PAD] of bert-base-chinese.
         bos_token_id: [CLS] of bert-base-chinese.
         eos_token_id: [SEP] of bert-base-chinese.
@@ -112,6 +114,7 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
     tie_word_embeddings: bool = True
     logits_in_training: bool = False
     memory: MemoryMode = "plain"
+    num_reachable: int | None = None
     pad_token_id: int | None = 0
     bos_token_id: int | None = 101
     eos_token_id: int | list[int] | None = 102
@@ -162,6 +165,11 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
         fitting_heads(self.d, self.num_heads)
         if self.use_dynamic_conv1x1:
             fitting_positions(self.d, self.conv1x1_positions, name="conv1x1_positions")
+        if self.num_reachable is not None and not 1 <= self.num_reachable < self.vocab_size:
+            raise ValueError(
+                f"num_reachable must be from 1 to vocab_size - 1 = {self.vocab_size - 1}, or None, "
+                f"got {self.num_reachable}"
+            )
         if self.exact and self.rotor_form != "lifting":
             raise ValueError(
                 f"exact=True needs rotor_form='lifting', got rotor_form={self.rotor_form!r}"

@@ -19,6 +19,7 @@ from enigma.bijections.machine import Enigma, ReturnPath
 from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
 from enigma.bijections.step_groups import StepGroup
 from enigma.invertible_conv1x1 import RotorForm
+from enigma.language_model.reachable import ReachableVocabulary
 from enigma.layers.causal_conv import CausalConv
 from enigma.layers.linear import Linear
 from enigma.layers.norm import rms_normalise
@@ -62,6 +63,7 @@ class EnigmaLM(nn.Module):
         learnable_plugboard: learn which channels are swapped.
         tie_word_embeddings: share the output head with the token embedding.
         memory: what training keeps for the backward pass, see `enigma.reversible.run_steps`.
+        num_reachable: ids that have a logit of their own, see `set_reachable`; None for all.
 
     Raises:
         ValueError: for a size out of range; the message names it.
@@ -95,6 +97,7 @@ class EnigmaLM(nn.Module):
         learnable_plugboard: bool = False,
         tie_word_embeddings: bool = True,
         memory: MemoryMode = "plain",
+        num_reachable: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("vocab_size", vocab_size), ("max_len", max_len)):
@@ -139,6 +142,9 @@ class EnigmaLM(nn.Module):
         self.head: nn.Linear = Linear(d, vocab_size)
         if tie_word_embeddings:
             self.head.weight = self.embedding.tokens.weight
+        self.reachable = (
+            None if num_reachable is None else ReachableVocabulary(vocab_size, num_reachable)
+        )
         # Layers that a decoding cache needs: one per attention layer and pass of a convolution.
         passes = 1 if return_path == "untied" else 2
         convolutions = sum(isinstance(module, CausalConv) for module in self.core.modules())
@@ -174,8 +180,30 @@ class EnigmaLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits `(..., V)` of final hidden states `(..., D)`."""
+        if self.reachable is not None:
+            return self.reachable.spread(self.reachable.class_logits(self.head, hidden))
         scores: Tensor = self.head(hidden)
         return scores
+
+    def set_reachable(self, reachable_ids: Tensor, possible: Tensor) -> None:
+        """Say which ids training reaches; the others that are possible share one logit.
+
+        Training and decoding then compute fewer logits, while probabilities stay normalised over
+        all ids. An id that is not reachable is read as a row that all such ids share.
+
+        Args:
+            reachable_ids: int64 `(R,)`, the ids that have a logit of their own.
+            possible: bool `(V,)`, the ids that can occur; the others get the logit -inf.
+
+        Raises:
+            ValueError: for another number of ids than V; and see `ReachableVocabulary.of`.
+        """
+        if possible.shape != (self.vocab_size,):
+            raise ValueError(
+                f"possible must have the shape ({self.vocab_size},), got {tuple(possible.shape)}"
+            )
+        vocabulary = ReachableVocabulary.of(reachable_ids, possible)
+        self.reachable = vocabulary.to(self.embedding.tokens.weight.device)
 
     def hidden_states(
         self,
@@ -244,6 +272,8 @@ class EnigmaLM(nn.Module):
         if index is None:
             start = cache.get_seq_length() if cache is not None else 0
             index = torch.arange(given.shape[1], device=given.device) + start
+        if self.reachable is not None and ids_BL is not None:
+            ids_BL = self.reachable.rows(ids_BL)
         x_BLD = self.embedding(ids_BL, index, rows)
         if self.exact:
             x_BLD = round_to_grid(x_BLD)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from inspect import signature
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,6 @@ from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     GenerationMixin,
-    PreTrainedModel,
 )
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -27,9 +25,8 @@ from transformers.utils.generic import can_return_tuple
 
 from enigma.configuration_enigma import EnigmaConfig, unknown_keywords
 from enigma.language_model.generating import Generating
-from enigma.language_model.hub_card import write_hub_card
 from enigma.language_model.masks import filled_keys, packed_texts
-from enigma.language_model.remote_code import write_remote_code
+from enigma.language_model.publishing import Publishing
 from enigma.language_model.training_loss import training_loss
 from enigma.model import EnigmaLM
 
@@ -39,7 +36,7 @@ _LM_ARGUMENTS = tuple(signature(EnigmaLM).parameters)
 """The configuration has a field for every one of them."""
 
 
-class EnigmaPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # untyped base
+class EnigmaPreTrainedModel(Publishing):
     """What the models of this module share: an `EnigmaLM` with the interface of transformers.
 
     Args:
@@ -83,37 +80,21 @@ class EnigmaPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # untyped b
         """Replace the output head."""
         self.lm.head = new_embeddings
 
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str | None = None) -> None:
-        """Let `save_pretrained` write the code too, for users without this package.
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize as transformers does; in a reachable vocabulary, ids that are added are reachable.
 
-        They load the model with `trust_remote_code=True`, or with this package installed as before.
-
-        Args:
-            auto_class: "AutoModel" or "AutoModelForCausalLM"; None takes that of the class.
+        So tokens that a fine-tuning adds are learned.
         """
-        default = "AutoModelForCausalLM" if cls is EnigmaForCausalLM else "AutoModel"
-        super().register_for_auto_class(auto_class or default)
-        EnigmaConfig.register_for_auto_class()
+        embedding: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
+        if self.lm.reachable is not None:
+            self.lm.reachable = self.lm.reachable.resized(self.lm.vocab_size)
+            self.config.num_reachable = self.lm.reachable.num_classes - 1
+        return embedding
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Save as transformers does; after `register_for_auto_class` with code and model card."""
-        if self._auto_class is not None:  # transformers adds the registered class and the config
-            self.config.auto_map = {"AutoModel": f"modeling_enigma.{EnigmaModel.__name__}"}
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if self._auto_class is not None:
-            write_remote_code(Path(save_directory))
-            write_hub_card(Path(save_directory), self.num_parameters())
-
-    def _upload_modified_files(
-        self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Add code and model card to what transformers uploads, in either way of pushing."""
-        with_code = self._auto_class is not None
-        if with_code:
-            write_remote_code(Path(working_dir))
-        write_hub_card(Path(working_dir), self.num_parameters(), name=repo_id, with_code=with_code)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+    def set_reachable(self, reachable_ids: Tensor, possible: Tensor) -> None:
+        """Say which ids training reaches, see `EnigmaLM.set_reachable`."""
+        self.lm.set_reachable(reachable_ids, possible)
+        self.config.num_reachable = len(reachable_ids)
 
     @staticmethod
     def create_masks_for_generate(
@@ -342,7 +323,14 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # 
         hidden = output.last_hidden_state
         loss, logits = None, None
         if has_targets and self.training and not self.config.logits_in_training:
-            loss = training_loss(hidden, self.lm.head, labels, num_items_in_batch, shift_labels)
+            loss = training_loss(
+                hidden,
+                self.lm.head,
+                labels,
+                num_items_in_batch=num_items_in_batch,
+                shift_labels_BL=shift_labels,
+                reachable=self.lm.reachable,
+            )
         else:
             logits = self.lm.logits(_kept(hidden, logits_to_keep))
             if has_targets:
