@@ -2,10 +2,10 @@
 
     python -m pipelines.count_ngrams
 
-All of the final train split is counted out of core, pruned to `ngrams.max_entries`, and
+All of the final train split is counted out of core, pruned to `count_ngrams.max_entries`, and
 written as `ngrams.safetensors` (pipelines/language_model/ngram_table.py). The certificate comes
 first: no n-gram is counted from shards that `validate` has not passed, and the table holds nothing
-but train. With `ngrams: null` the stage writes a manifest alone, and the model has no memory.
+but train. With `count_ngrams: null` the stage writes a manifest alone, and the model has no memory.
 """
 
 import logging
@@ -29,14 +29,14 @@ def main() -> None:
     params = load_params()
     workspace = Workspace(params.name)
     certificate = workspace.report("validate") / "certificate.json"
-    count_ngrams(params.profile.ngrams, workspace.shards, certificate, workspace.ngrams)
+    count_ngrams(params.profile.count_ngrams, workspace.shards, certificate, workspace.ngrams)
 
 
 def count_ngrams(params: NGramParams | None, shards: Path, certificate: Path, output: Path) -> None:
     """Count the n-grams of the final train split.
 
     Args:
-        params: The section `ngrams`.
+        params: The section `count_ngrams`.
         shards: The directory of the final shards.
         certificate: What `validate` wrote about them.
         output: The directory to publish.
@@ -54,7 +54,7 @@ def count_ngrams(params: NGramParams | None, shards: Path, certificate: Path, ou
             return
         classes = TokenClasses.of_shards(shards, params.min_token_count)
         train = ShardReader(shards, "train")
-        blocks = progress(train, total=None, unit="block", label="windows")
+        blocks = progress(iter(train), total=None, unit="block", label="windows")
         with bucketed(
             blocks, classes.class_of_id, classes.train_count_C, params.order, near=building
         ) as buckets:
@@ -66,8 +66,7 @@ def count_ngrams(params: NGramParams | None, shards: Path, certificate: Path, ou
             "num_other": classes.num_other,
         }
         table.write(building / NGRAMS_FILE, facts)
-        sizes = {"order": table.order, "thresholds": table.thresholds, "counted": table.num_counted}
-        write_manifest(building, stage="count_ngrams", facts={**facts, **sizes})
+        write_manifest(building, stage="count_ngrams", facts={**facts, **table.sizes})
         logger.info(
             "kept %s of %s n-grams; lowest counts by order: %s",
             f"{table.num_entries:,}", f"{sum(table.num_counted):,}", table.thresholds,

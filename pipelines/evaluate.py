@@ -2,9 +2,9 @@
 
     python -m pipelines.evaluate
 
-Perplexity per token and bits per character on validation and test, compared with a unigram
-and a 5-gram model of the same training tokens. Then the alarms, any of which fails the stage:
-a perplexity that is too good, a leak from the future, a core that does not invert, text
+Perplexity per token and bits per character on validation and test, compared with Kneser-Ney models
+of all training tokens, from the unigram to the 5-gram. Then the alarms, any of which fails the
+stage: a perplexity that is too good, a leak from the future, a core that does not invert, text
 that repeats itself. `pipelines/language_model/scoring.py` defines how [UNK] is charged.
 """
 
@@ -24,7 +24,8 @@ from pipelines.base.run_stage import progress, run_stage
 from pipelines.base.workspace import Workspace
 from pipelines.data.order import Indices, evenly_spaced
 from pipelines.data.shards import ShardReader
-from pipelines.language_model.baselines import NGramModel
+from pipelines.language_model.baselines import ngram_nll_nats
+from pipelines.language_model.classes import TokenClasses
 from pipelines.language_model.losses import (
     LOSSES_FILE,
     Floats,
@@ -41,9 +42,9 @@ from pipelines.language_model.scoring import (
     batches,
     sequence_nll_nats,
 )
-from pipelines.params import EvaluateParams, load_params
+from pipelines.params import EvaluateParams, NGramParams, load_params
 
-BASELINES = {"unigram": 1, "5-gram": 5}
+BASELINES = ("unigram", "bigram", "3-gram", "4-gram", "5-gram")
 TEMPERATURE = 0.8
 TOP_P = 0.9
 
@@ -54,7 +55,7 @@ def main() -> None:
     """Evaluate the language model of the profile in use; alarms end in exit code 1."""
     params = load_params()
     workspace = Workspace(params.name)
-    report, losses = evaluate(workspace, params.profile.evaluation)
+    report, losses = evaluate(workspace, params.profile.evaluation, params.profile.count_ngrams)
     directory = workspace.report("evaluate")
     losses.write(directory / LOSSES_FILE)
     write_json(directory / "evaluation.json", report)
@@ -77,12 +78,16 @@ def main() -> None:
         )
 
 
-def evaluate(workspace: Workspace, params: EvaluateParams) -> tuple[dict[str, Any], Losses]:
+def evaluate(
+    workspace: Workspace, params: EvaluateParams, ngrams: NGramParams | None
+) -> tuple[dict[str, Any], Losses]:
     """Measure everything; write nothing.
 
     Args:
         workspace: Where shards and model are.
         params: Sample sizes and bounds.
+        ngrams: The classes of ids that the baselines count, which are the model's; None for every
+            id that train has.
 
     Returns:
         What `evaluation.json` holds, and the loss of each test sequence.
@@ -102,7 +107,9 @@ def evaluate(workspace: Workspace, params: EvaluateParams) -> tuple[dict[str, An
         for split, nll_N in nll_nats.items()
     }
     report["unk_charge_bits_per_character"] = UNK_CHARGE_BITS
-    report["baselines"] = _baselines(workspace.shards, readers["test"], chosen["test"], params)
+    report["baselines"], report["baseline_tokens"] = _baselines(
+        workspace.shards, readers["test"], chosen["test"], ngrams
+    )
     report |= _proofs(model, readers["test"], chosen["test"], params)
     report["generation"] = _generation(model, workspace.language_model, params)
     report["evaluation_set"] = {
@@ -176,20 +183,18 @@ def _nll_nats(model: Any, reader: ShardReader, indices: Indices, batch_size: int
 
 
 def _baselines(
-    shards: Path, test: ShardReader, test_indices: Indices, params: EvaluateParams
-) -> dict[str, Any]:
+    shards: Path, test: ShardReader, test_indices: Indices, ngrams: NGramParams | None
+) -> tuple[dict[str, Any], dict[str, int]]:
     train = ShardReader(shards, "train")
-    train_NL = train.gather(evenly_spaced(len(train), params.max_baseline_sequences))
-    test_NL = test.gather(test_indices)
     span = Span.of(test, test_indices)
-    vocabulary_size = int(read_manifest(shards)["vocabulary_size"])
-    return {
-        name: Score(
-            span,
-            NGramModel(train_NL, order=order, vocabulary_size=vocabulary_size).nll_nats(test_NL),
-        ).to_dict()
-        for name, order in BASELINES.items()
+    classes = TokenClasses.of_shards(shards, ngrams.min_token_count if ngrams else 1)
+    sums = ngram_nll_nats(train, test.gather(test_indices), classes, order=len(BASELINES))
+    tokens = len(train) * train.sequence_length
+    scores = {
+        name: Score(span, nll_nats).to_dict()
+        for name, nll_nats in zip(BASELINES, sums, strict=True)
     }
+    return scores, {"counted": int(classes.train_count_V.sum()), "train": tokens}
 
 
 def _proofs(
@@ -250,8 +255,10 @@ def _draw(report: dict[str, Any], directory: Path) -> None:
     bars = {
         name: report["baselines"][name]["bits_per_character"] for name in report["baselines"]
     } | {"EnigmaLM": report["test"]["bits_per_character"]}
-    figure, axes = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
-    drawn = axes.barh(list(bars), list(bars.values()), color=["#b8c4d6", "#8fa3c0", "#c98a2b"])
+    figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+    drawn = axes.barh(
+        list(bars), list(bars.values()), color=["#8fa3c0"] * len(BASELINES) + ["#c98a2b"]
+    )
     axes.bar_label(drawn, fmt="%.3f", padding=3)
     axes.set(
         xlabel="bits per character on test (lower is better)", xlim=(0, 1.15 * max(bars.values()))

@@ -230,7 +230,6 @@ class EvaluateParams(_Section):
 
     batch_size: PositiveInt
     max_sequences: PositiveInt
-    max_baseline_sequences: PositiveInt
     min_perplexity: Annotated[float, Field(gt=1.0)]
     max_round_trip_error: PositiveFloat
     causality_length: Annotated[int, Field(ge=2)]
@@ -299,7 +298,7 @@ class Profile(_Section):
     tokenize: TokenizeParams
     decontaminate: DecontaminateParams
     validation: Annotated[ValidateParams, Field(alias="validate")]
-    ngrams: NGramParams | None
+    count_ngrams: NGramParams | None
     model: ModelParams
     train: TrainParams
     evaluation: Annotated[EvaluateParams, Field(alias="evaluate")]

@@ -9,6 +9,7 @@ complete checkpoint.
 """
 
 import logging
+from pathlib import Path
 
 from pipelines.base.artifacts import sha256_file, verify_manifest
 from pipelines.base.certificate import check_certificate
@@ -71,17 +72,21 @@ def prepare(workspace: Workspace, profile: Profile) -> tuple[RunDirectory, RunCo
         The directory of the run, and the configuration for its ranks.
 
     Raises:
-        GateError: `certificate`, if these shards have no passing certificate.
+        GateError: `certificate`, if these shards have no passing certificate; `ngrams`, if the
+            n-grams were counted from others.
         UserError: If the shards are damaged or too few for the ranks.
     """
     certificate = workspace.report("validate") / "certificate.json"
     manifest = verify_manifest(workspace.shards)
     check_certificate(certificate, manifest["root"])
+    ngrams = verify_manifest(workspace.ngrams)
+    check_ngrams(workspace.ngrams, ngrams["shards_root"], manifest["root"])
     num_sequences = manifest["sequences"]["train"]
     nodes, rendezvous = nodes_asked_for(profile.train.ranks)
     check_sizes(profile.train, num_sequences=num_sequences, nodes=nodes)
     name = fingerprint(
         shards_root=manifest["root"],
+        ngrams_root=ngrams["root"],
         model=profile.model,
         train=profile.train,
         code=code_hash("train", without=PUBLISHING),
@@ -96,6 +101,8 @@ def prepare(workspace: Workspace, profile: Profile) -> tuple[RunDirectory, RunCo
         shards=workspace.shards,
         shards_root=manifest["root"],
         certificate_sha256=sha256_file(certificate),
+        ngrams=workspace.ngrams,
+        ngrams_root=ngrams["root"],
         model=profile.model,
         train=profile.train,
     )
@@ -110,6 +117,21 @@ def planned_steps(recipe: TrainParams, num_sequences: int) -> int:
     plan = BatchPlan(order, recipe.batch_size, recipe.ranks, recipe.gradient_accumulation_steps)
     steps = plan.steps(recipe.epochs)
     return steps if recipe.max_steps is None else min(steps, recipe.max_steps)
+
+
+def check_ngrams(path: Path, counted_root: str, shards_root: str) -> None:
+    """Refuse a memory of other texts than those that `validate` has passed.
+
+    Raises:
+        GateError: `ngrams`.
+    """
+    if counted_root != shards_root:
+        raise GateError(
+            "ngrams",
+            f"{path} was counted from shards {counted_root[:12]}..., "
+            f"these are {shards_root[:12]}...",
+            "run `dvc repro count_ngrams`",
+        )
 
 
 def check_sizes(recipe: TrainParams, *, num_sequences: int, nodes: int) -> None:
@@ -146,11 +168,10 @@ def check_causality(config: RunConfig) -> None:
     import torch
 
     from enigma.causality import prove_causality
-    from enigma.modeling_enigma import EnigmaForCausalLM
-    from pipelines.language_model.published import model_config
+    from pipelines.language_model.published import new_language_model
 
     torch.manual_seed(config.train.seed)
-    model = EnigmaForCausalLM(model_config(config.model, config.shards))
+    model = new_language_model(config.model, config.shards, config.ngrams)
     report = prove_causality(model, CAUSALITY_LENGTH)
     if not report.is_causal:
         raise GateError(

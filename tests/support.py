@@ -18,7 +18,10 @@ from ruamel.yaml import YAML
 
 from pipelines.base.artifacts import write_json, write_manifest
 from pipelines.base.workspace import Workspace
+from pipelines.count_ngrams import count_ngrams
 from pipelines.data.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
+from pipelines.params import NGramParams
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WIKI_SAMPLE = REPOSITORY.parent / "shared" / "data" / "wiki_zh_sample.parquet"
@@ -59,8 +62,8 @@ def change_params(path: Path, values: dict[str, Any]) -> None:
         yaml.dump(params, stream)
 
 
-def make_tiny_shards() -> Path:
-    """Small shards of a learnable text, with the certificate that `validate` would write."""
+def make_tiny_shards(ngrams: NGramParams | None = None) -> Path:
+    """Small shards of a learnable text, with their certificate and n-grams; None for no memory."""
     directory = Workspace("sanguo").shards
     directory.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -75,6 +78,10 @@ def make_tiny_shards() -> Path:
         )
         documents = pa.table([["1"], ["t"], [0], [count * LENGTH]], schema=DOCUMENT_SCHEMA)
         pq.write_table(documents, directory / f"{split}.documents.parquet")
+        if split == "train":
+            counts = np.bincount(tokens_NL.ravel(), minlength=21128)
+    tokens = [f"[{index}]" for index in range(21128)]
+    ShardVocabulary(tokens, np.arange(21128) < 2000, counts).write(directory)
     facts = {
         "sequence_length": LENGTH,
         "vocabulary": "bert-base-chinese",
@@ -87,6 +94,7 @@ def make_tiny_shards() -> Path:
     root = write_manifest(directory, stage="decontaminate", facts=facts)
     certificate = Workspace("sanguo").report("validate") / "certificate.json"
     write_json(certificate, {"passed": True, "shards_root": root})
+    count_ngrams(ngrams, directory, certificate, Workspace("sanguo").ngrams)
     return directory
 
 

@@ -55,9 +55,9 @@ def ngram_nll_nats(
         K sums in nats, from the unigram on, over tokens 1..L-1 of all sequences.
     """
     class_of_id = classes.class_of_id
-    blocks = progress(train, total=None, unit="block", label="n-gram windows")
+    blocks = progress(iter(train), total=None, unit="block", label="n-gram windows")
     with bucketed(
-        blocks, class_of_id, classes.train_count_C, order, near=train.directory / "baselines"
+        blocks, class_of_id, classes.train_count_C, order, near=train.directory
     ) as buckets:
         counts = ScoredCounts(class_of_id[scored_NL], buckets)
     other = class_of_id[scored_NL[:, 1:]] == classes.num_classes - 1

@@ -52,7 +52,7 @@ class TokenClasses:
             raise UserError(
                 f"{shards}: expected some ids that train has at least {min_count} times and some "
                 f"that it has not, got {len(reachable_R)} of {classes.possible_V.sum()}",
-                "change ngrams.min_token_count",
+                "change count_ngrams.min_token_count",
             )
         return classes
 

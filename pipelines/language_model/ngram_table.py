@@ -9,7 +9,7 @@ For each order k = 1 ... n, in the sorted order of the keys:
     discounts  float64 (n, 3)      the discount of these
 
 Order 0 has one row. The table is pruned to a size, but totals, types and discounts are those of
-all n-grams. The metadata of the file say what was counted (`facts`).
+all n-grams. The metadata of the file, one JSON object named `ngrams`, say what was counted.
 """
 
 import json
@@ -66,11 +66,21 @@ class NGramTable:
         """The n-grams of all orders."""
         return sum(len(self.tensors[f"keys_{k}"]) for k in range(1, self.order + 1))
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Order, thresholds and numbers, for manifests."""
+        return {
+            "order": self.order,
+            "thresholds": self.thresholds,
+            "counted": self.num_counted,
+            "entries": self.num_entries,
+        }
+
     def write(self, path: Path, facts: Mapping[str, Any]) -> None:
-        """Write the file; `facts` join its metadata, as JSON each."""
-        sizes = {"order": self.order, "thresholds": self.thresholds, "counted": self.num_counted}
-        metadata = {name: json.dumps(value) for name, value in {**facts, **sizes}.items()}
-        save_file(self.tensors, path, metadata)
+        """Write the file; `facts` join the sizes in its metadata."""
+        # One name only: safetensors writes several in a random order.
+        metadata = json.dumps({**facts, **self.sizes}, sort_keys=True)
+        save_file(self.tensors, path, {"ngrams": metadata})
 
 
 def kneser_ney(counted: list[Counts]) -> list[Integers]:
@@ -163,9 +173,9 @@ class _Survey:
         left = self._with_level.sum() - np.cumsum(self._with_level)
         if left[MAX_LEVEL - 1] > max_entries:
             raise UserError(
-                f"expected at most {max_entries:,} n-grams (ngrams.max_entries), got "
+                f"expected at most {max_entries:,} n-grams (count_ngrams.max_entries), got "
                 f"{left[MAX_LEVEL - 1]:,} unigrams and bigrams, which are not pruned",
-                "raise ngrams.max_entries",
+                "raise count_ngrams.max_entries",
             )
         return int((left <= max_entries).argmax())
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import UserError
+from pipelines.language_model.classes import TokenClasses
 from pipelines.params import ModelParams
 
 if TYPE_CHECKING:
@@ -31,6 +32,31 @@ def model_config(model: ModelParams, shards: Path) -> "EnigmaConfig":
         eos_token_id=manifest["eos_token_id"],
         **model.model_dump(mode="json"),
     )
+
+
+def new_language_model(model: ModelParams, shards: Path, ngrams: Path) -> "EnigmaForCausalLM":
+    """Make an untrained model, with its classes of ids and its memory of n-grams.
+
+    Args:
+        model: The section `model`.
+        shards: The directory of the final shards.
+        ngrams: What `count_ngrams` made of them; it says whether there is a memory.
+
+    Returns:
+        The model. Its weights are drawn from torch's generator, whatever the memory holds.
+    """
+    import torch
+
+    from enigma.modeling_enigma import EnigmaForCausalLM
+
+    made = EnigmaForCausalLM(model_config(model, shards))
+    counted = read_manifest(ngrams)
+    if counted["order"]:
+        classes = TokenClasses.of_shards(shards, counted["min_token_count"])
+        made.set_reachable(
+            torch.from_numpy(classes.reachable_R), torch.from_numpy(classes.possible_V)
+        )
+    return made
 
 
 def load_language_model(directory: Path) -> "EnigmaForCausalLM":

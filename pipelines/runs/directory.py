@@ -47,6 +47,8 @@ class RunConfig:
         shards: The directory of the final shards.
         shards_root: The root of their manifest.
         certificate_sha256: SHA-256 of the certificate that allowed the run.
+        ngrams: The directory of the n-grams of train.
+        ngrams_root: The root of their manifest.
         model: The architecture.
         train: The recipe.
     """
@@ -60,6 +62,8 @@ class RunConfig:
     shards: Path
     shards_root: str
     certificate_sha256: str
+    ngrams: Path
+    ngrams_root: str
     model: ModelParams
     train: TrainParams
 
@@ -106,6 +110,7 @@ class RunDirectory:
         """Write `run.json`."""
         values = asdict(config)
         values["shards"] = str(config.shards.resolve())
+        values["ngrams"] = str(config.ngrams.resolve())
         values["model"] = config.model.model_dump(mode="json")
         values["train"] = config.train.model_dump(mode="json")
         write_json(self.path / "run.json", values)
@@ -114,6 +119,7 @@ class RunDirectory:
         """Read `run.json`."""
         values = read_json(self.path / "run.json")
         values["shards"] = Path(values["shards"])
+        values["ngrams"] = Path(values["ngrams"])
         values["model"] = ModelParams.model_validate(values["model"])
         values["train"] = TrainParams.model_validate(values["train"])
         return RunConfig(**values)
@@ -186,7 +192,9 @@ class RunDirectory:
         return self.metrics.run_id
 
 
-def fingerprint(*, shards_root: str, model: ModelParams, train: TrainParams, code: str) -> str:
+def fingerprint(
+    *, shards_root: str, ngrams_root: str, model: ModelParams, train: TrainParams, code: str
+) -> str:
     """Name a run by everything that decides its result: data, parameters, code.
 
     The name leaves out how the sequences of a step are divided among ranks and micro-batches:
@@ -194,6 +202,7 @@ def fingerprint(*, shards_root: str, model: ModelParams, train: TrainParams, cod
 
     Args:
         shards_root: The root of the shards' manifest.
+        ngrams_root: The root of the manifest of the n-grams.
         model: The architecture.
         train: The recipe.
         code: Hash of the code that decides the weights.
@@ -204,6 +213,7 @@ def fingerprint(*, shards_root: str, model: ModelParams, train: TrainParams, cod
     division = {"ranks", "batch_size", "gradient_accumulation_steps"}
     facts = {
         "shards_root": shards_root,
+        "ngrams_root": ngrams_root,
         "model": model.model_dump(mode="json"),
         "train": train.model_dump(mode="json", exclude=division),
         "sequences_per_step": train.sequences_per_step,

@@ -18,11 +18,10 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
-from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.base.run_stage import run_stage
 from pipelines.data.order import BatchPlan, SequenceOrder
 from pipelines.data.shards import ShardReader
-from pipelines.language_model.published import model_config
+from pipelines.language_model.published import new_language_model
 from pipelines.params import TrainParams
 from pipelines.runs.checkpoints import checkpoint_path, newest_complete
 from pipelines.runs.directory import Outcome, RunConfig, RunDirectory
@@ -81,9 +80,8 @@ def train_rank(run: RunDirectory, config: RunConfig, *, rank: int, world_size: i
     plan = BatchPlan(order, recipe.batch_size, world_size, recipe.gradient_accumulation_steps)
     # All ranks start from the same weights; dropout differs (see Schedule).
     torch.manual_seed(recipe.seed)
-    architecture = model_config(config.model, config.shards)
-    architecture.memory = recipe.memory
-    model = EnigmaForCausalLM(architecture)
+    model = new_language_model(config.model, config.shards, config.ngrams)
+    model.config.memory = model.lm.memory = recipe.memory
     args = trainer_arguments(recipe, run.checkpoints, steps=config.steps, world_size=world_size)
     checkpoint = _resume_point(run, args)
     schedule = Schedule(

@@ -23,7 +23,6 @@ SMALL = {
     "train.evaluate_every_steps": 20,
     "train.max_validation_sequences": 16,
     "evaluate.max_sequences": 48,
-    "evaluate.max_baseline_sequences": 500,
     "evaluate.generated_tokens": 16,
     "train_flow.train_states": 2048,
     "train_flow.validation_states": 512,

@@ -1,7 +1,5 @@
 """The counts equal those of a dictionary, however many buckets divide the work."""
 
-import functools
-import operator
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -76,9 +74,9 @@ def test_taking_an_occurrence_away_reaches_the_order_below_exactly_if_none_is_le
             without: set[object] = set()
             for number, sequence in enumerate(classes_NL.tolist()):
                 for start in range(len(sequence) - k + 1):
-                    if (number, start + k - 1) != (row, end):
-                        if tuple(sequence[start : start + k]) == gram:
-                            without.add(sequence[start - 1] if start else ("start", number))
+                    taken_away = (number, start + k - 1) == (row, end)
+                    if tuple(sequence[start : start + k]) == gram and not taken_away:
+                        without.add(sequence[start - 1] if start else ("start", number))
             last_one = longer is None or by_dictionary(classes_NL, k + 1)[0][longer] == 1
             assert neighbours[gram] - len(without) == int(last_one)
 
@@ -94,9 +92,7 @@ def test_buckets_in_order_are_the_whole(positions_per_bucket: int, tmp_path: Pat
         near=tmp_path / "table", positions_per_bucket=positions_per_bucket,
     ) as buckets:  # fmt: skip
         parts = [spelled(counted) for counted in buckets]
-    assert [
-        functools.reduce(operator.iadd, (part[k] for part in parts), []) for k in range(ORDER)
-    ] == whole
+    assert [[gram for part in parts for gram in part[k]] for k in range(ORDER)] == whole
     assert len(parts) == {1: NUM_CLASSES, 20: 6, 1000: 1}[positions_per_bucket]
     assert not list(tmp_path.iterdir())
 

@@ -26,6 +26,8 @@ def config(profile: Profile, tmp_path: Path) -> RunConfig:
         shards=tmp_path / "shards",
         shards_root="5" * 64,
         certificate_sha256="c" * 64,
+        ngrams=tmp_path / "ngrams",
+        ngrams_root="a" * 64,
         model=profile.model,
         train=profile.train,
     )
