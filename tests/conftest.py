@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from pipelines import count_ngrams
 from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from pipelines.base.workspace import Workspace
 from pipelines.params import load_params
@@ -112,6 +113,7 @@ def one_rank(shards: Path, set_params: Any) -> Iterator[Any]:
 
         def make(values: dict[str, Any]) -> OneRank:
             set_params({**TINY_RUN, **values})
+            count_ngrams.main()
             run, config = prepare(Workspace("sanguo"), load_params().profile)
             if not run.path.exists():
                 held.enter_context(run.locked())

@@ -21,14 +21,15 @@ from pipelines.base.workspace import Workspace
 from pipelines.count_ngrams import count_ngrams
 from pipelines.data.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
 from pipelines.data.text.shard_vocabulary import ShardVocabulary
-from pipelines.params import NGramParams
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WIKI_SAMPLE = REPOSITORY.parent / "shared" / "data" / "wiki_zh_sample.parquet"
 
 LENGTH = 16
 SEQUENCES = {"train": 64, "validation": 8, "test": 8}
+TINY_NGRAMS = {"order": 3, "min_token_count": 24, "max_entries": 100_000}
 TINY_RUN = {
+    "count_ngrams": None,
     "model.d": 16,
     "model.num_heads": 2,
     "model.num_transformer_layers": 1,
@@ -62,8 +63,8 @@ def change_params(path: Path, values: dict[str, Any]) -> None:
         yaml.dump(params, stream)
 
 
-def make_tiny_shards(ngrams: NGramParams | None = None) -> Path:
-    """Small shards of a learnable text, with their certificate and n-grams; None for no memory."""
+def make_tiny_shards() -> Path:
+    """Small shards of a learnable text, with their certificate, and the manifest of no n-grams."""
     directory = Workspace("sanguo").shards
     directory.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -94,7 +95,7 @@ def make_tiny_shards(ngrams: NGramParams | None = None) -> Path:
     root = write_manifest(directory, stage="decontaminate", facts=facts)
     certificate = Workspace("sanguo").report("validate") / "certificate.json"
     write_json(certificate, {"passed": True, "shards_root": root})
-    count_ngrams(ngrams, directory, certificate, Workspace("sanguo").ngrams)
+    count_ngrams(None, directory, certificate, Workspace("sanguo").ngrams)
     return directory
 
 

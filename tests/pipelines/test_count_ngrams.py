@@ -14,15 +14,13 @@ from pipelines.count_ngrams import main
 from pipelines.data.shards import ShardReader
 from pipelines.params import load_params
 from pipelines.train import prepare
-from tests.support import TINY_RUN
-
-NGRAMS = {"order": 3, "min_token_count": 24, "max_entries": 100_000}
+from tests.support import TINY_NGRAMS, TINY_RUN
 
 
 @pytest.fixture
 def counted(shards: Path, set_params: Any) -> Path:
     """The n-grams of the tiny shards, counted by the stage."""
-    set_params({**TINY_RUN, "count_ngrams": NGRAMS})
+    set_params({**TINY_RUN, "count_ngrams": TINY_NGRAMS})
     main()
     return Workspace("sanguo").ngrams
 
@@ -30,7 +28,7 @@ def counted(shards: Path, set_params: Any) -> Path:
 def test_train_alone_is_counted(counted: Path, shards: Path) -> None:
     train = np.concatenate(list(ShardReader(shards, "train")))
     ids, number = np.unique(train, return_counts=True)
-    reachable = ids[number >= NGRAMS["min_token_count"]]
+    reachable = ids[number >= TINY_NGRAMS["min_token_count"]]
     manifest = read_manifest(counted)
     assert 0 < len(reachable) < len(ids)
     assert manifest["num_classes"] == len(reachable) + 1
@@ -100,6 +98,6 @@ def test_a_table_of_other_shards_never_trains(counted: Path, set_params: Any) ->
 def test_a_threshold_that_leaves_no_class_of_others_is_refused(
     shards: Path, set_params: Any
 ) -> None:
-    set_params({"count_ngrams": {**NGRAMS, "min_token_count": 10**6}})
+    set_params({"count_ngrams": {**TINY_NGRAMS, "min_token_count": 10**6}})
     with pytest.raises(UserError, match=r"change count_ngrams\.min_token_count"):
         main()

@@ -14,12 +14,13 @@ from pipelines.runs.checkpoints import AVERAGED, checkpoint_path, newest_complet
 from pipelines.runs.directory import Outcome
 from pipelines.training.history import evaluations
 from pipelines.training.ranks import ExplodedError, SaveError
-from tests.support import TINY_RUN
+from tests.support import TINY_NGRAMS, TINY_RUN
 
 pytestmark = pytest.mark.slow
 
 LAST = TINY_RUN["train.max_steps"]
 EVERYTHING = {
+    "count_ngrams": TINY_NGRAMS,
     "train.optimiser": "muon",
     "train.schedule": "trapezoid",
     "train.cooldown_fraction": 0.5,
