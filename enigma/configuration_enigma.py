@@ -69,6 +69,8 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
             `enigma.reversible.run_steps`; the result is the same.
         num_reachable: ids with a logit of their own, see `EnigmaForCausalLM.set_reachable`, which
             sets it; None for all.
+        ngram_sizes: of an n-gram memory, see `EnigmaForCausalLM.set_ngrams`, which sets it; None
+            for no memory.
         pad_token_id: [PAD] of bert-base-chinese.
         bos_token_id: [CLS] of bert-base-chinese.
         eos_token_id: [SEP] of bert-base-chinese.
@@ -115,6 +117,7 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
     logits_in_training: bool = False
     memory: MemoryMode = "plain"
     num_reachable: int | None = None
+    ngram_sizes: list[list[int]] | None = None
     pad_token_id: int | None = 0
     bos_token_id: int | None = 101
     eos_token_id: int | list[int] | None = 102

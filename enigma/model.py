@@ -19,6 +19,8 @@ from enigma.bijections.machine import Enigma, ReturnPath
 from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
 from enigma.bijections.step_groups import StepGroup
 from enigma.invertible_conv1x1 import RotorForm
+from enigma.language_model.ngram_memory import NGramMemory
+from enigma.language_model.prediction import Prediction
 from enigma.language_model.reachable import ReachableVocabulary
 from enigma.layers.causal_conv import CausalConv
 from enigma.layers.linear import Linear
@@ -37,7 +39,7 @@ from enigma.token_embedding import TokenEmbedding
 __all__ = ["Enigma", "EnigmaLM", "ReturnPath", "RoundTripReport", "core_round_trip_error"]
 
 
-class EnigmaLM(nn.Module):
+class EnigmaLM(Prediction):
     """A causal language model with the machine in the middle of its attention layers.
 
     Args:
@@ -64,6 +66,8 @@ class EnigmaLM(nn.Module):
         tie_word_embeddings: share the output head with the token embedding.
         memory: what training keeps for the backward pass, see `enigma.reversible.run_steps`.
         num_reachable: ids that have a logit of their own, see `set_reachable`; None for all.
+        ngram_sizes: for each order of an n-gram memory how many n-grams it has, and how many follow
+            one context at most, see `set_ngrams`; None for no memory.
 
     Raises:
         ValueError: for a size out of range; the message names it.
@@ -98,6 +102,7 @@ class EnigmaLM(nn.Module):
         tie_word_embeddings: bool = True,
         memory: MemoryMode = "plain",
         num_reachable: int | None = None,
+        ngram_sizes: list[list[int]] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("vocab_size", vocab_size), ("max_len", max_len)):
@@ -145,15 +150,11 @@ class EnigmaLM(nn.Module):
         self.reachable = (
             None if num_reachable is None else ReachableVocabulary(vocab_size, num_reachable)
         )
+        self.ngrams = None if ngram_sizes is None else NGramMemory(ngram_sizes, self.num_classes, d)
         # Layers that a decoding cache needs: one per attention layer and pass of a convolution.
         passes = 1 if return_path == "untied" else 2
         convolutions = sum(isinstance(module, CausalConv) for module in self.core.modules())
-        self.num_cache_slots = num_transformer_layers + passes * convolutions
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of token ids, V, also after `resize_token_embeddings` of transformers."""
-        return self.embedding.tokens.num_embeddings
+        self.num_key_slots = num_transformer_layers + passes * convolutions
 
     if TYPE_CHECKING:
 
@@ -172,38 +173,14 @@ class EnigmaLM(nn.Module):
             floating `(B, L, V)` or `(L, V)`: row t scores the token after t and depends on ids
             0 ... t only.
         """
-        if ids_BL is not None and ids_BL.ndim == 1:
-            hidden = self._hidden_states(ids_BL.unsqueeze(0), **options)[0]
-        else:
-            hidden = self._hidden_states(ids_BL, **options)
-        return self.logits(hidden) if head else hidden
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits `(..., V)` of final hidden states `(..., D)`."""
-        if self.reachable is not None:
-            return self.reachable.spread(self.reachable.class_logits(self.head, hidden))
-        scores: Tensor = self.head(hidden)
-        return scores
-
-    def set_reachable(self, reachable_ids: Tensor, possible: Tensor) -> None:
-        """Say which ids training reaches; the others that are possible share one logit.
-
-        Training and decoding then compute fewer logits, while probabilities stay normalised over
-        all ids. An id that is not reachable is read as a row that all such ids share.
-
-        Args:
-            reachable_ids: int64 `(R,)`, the ids that have a logit of their own.
-            possible: bool `(V,)`, the ids that can occur; the others get the logit -inf.
-
-        Raises:
-            ValueError: for another number of ids than V; and see `ReachableVocabulary.of`.
-        """
-        if possible.shape != (self.vocab_size,):
-            raise ValueError(
-                f"possible must have the shape ({self.vocab_size},), got {tuple(possible.shape)}"
-            )
-        vocabulary = ReachableVocabulary.of(reachable_ids, possible)
-        self.reachable = vocabulary.to(self.embedding.tokens.weight.device)
+        single = ids_BL is not None and ids_BL.ndim == 1
+        if single:
+            ids_BL = cast("Tensor", ids_BL).unsqueeze(0)
+        out = self._hidden_states(ids_BL, **options)
+        if head:
+            rows = self.context_rows(ids_BL, options.get("mask"), options.get("cache"))
+            out = self.logits(out, rows)
+        return out[0] if single else out
 
     def hidden_states(
         self,

@@ -18,14 +18,17 @@ from transformers import (
     DynamicCache,
     GenerationMixin,
 )
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
 from enigma.configuration_enigma import EnigmaConfig, unknown_keywords
 from enigma.language_model.generating import Generating
-from enigma.language_model.masks import filled_keys, packed_texts
+from enigma.language_model.inputs import Places, find_places, kept, one_of
+from enigma.language_model.masks import packed_texts
+from enigma.language_model.ngram_counts import NGramCounts
+from enigma.language_model.ngram_memory import sizes_of
 from enigma.language_model.publishing import Publishing
 from enigma.language_model.training_loss import training_loss
 from enigma.model import EnigmaLM
@@ -80,21 +83,37 @@ class EnigmaPreTrainedModel(Publishing):
         """Replace the output head."""
         self.lm.head = new_embeddings
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any
+    ) -> nn.Embedding:
         """Resize as transformers does; in a reachable vocabulary, ids that are added are reachable.
 
         So tokens that a fine-tuning adds are learned.
+
+        Raises:
+            ValueError: for fewer ids in a model with an n-gram memory.
         """
-        embedding: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
+        fewer = new_num_tokens is not None and new_num_tokens < self.lm.vocab_size
+        if fewer and self.lm.ngrams is not None:
+            raise ValueError(
+                f"expected at least {self.lm.vocab_size} ids in a model with an n-gram memory, got "
+                f"{new_num_tokens}; to fix this: call set_ngrams(None) first, and count afterwards"
+            )
+        embedding: nn.Embedding = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        self.lm.resize_classes()
         if self.lm.reachable is not None:
-            self.lm.reachable = self.lm.reachable.resized(self.lm.vocab_size)
-            self.config.num_reachable = self.lm.reachable.num_classes - 1
+            self.config.num_reachable = self.lm.num_classes - 1
         return embedding
 
     def set_reachable(self, reachable_ids: Tensor, possible: Tensor) -> None:
         """Say which ids training reaches, see `EnigmaLM.set_reachable`."""
         self.lm.set_reachable(reachable_ids, possible)
         self.config.num_reachable = len(reachable_ids)
+
+    def set_ngrams(self, counts: NGramCounts | None, *, leave_one_out: bool = False) -> None:
+        """Give the model an n-gram memory or take it away, see `EnigmaLM.set_ngrams`."""
+        self.lm.set_ngrams(counts, leave_one_out=leave_one_out)
+        self.config.ngram_sizes = None if counts is None else sizes_of(counts)
 
     @staticmethod
     def create_masks_for_generate(
@@ -115,9 +134,9 @@ class EnigmaPreTrainedModel(Publishing):
         use_cache: bool | None,
         output_attentions: bool | None,
         output_hidden_states: bool | None,
-    ) -> BaseModelOutputWithPast:
+    ) -> tuple[BaseModelOutputWithPast, Places]:
         """Run all of the model but its head; for the arguments see `EnigmaForCausalLM.forward`."""
-        given = _one_of(input_ids, inputs_embeds)
+        given = one_of(input_ids, inputs_embeds)
         packed = None
         if position_ids is not None and attention_mask is None and past_key_values is None:
             packed = packed_texts(position_ids)
@@ -127,73 +146,47 @@ class EnigmaPreTrainedModel(Publishing):
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None:
             # Beside the keys of each attention layer, the convolutions cache their inputs.
-            while len(past_key_values.layers) < self.lm.num_cache_slots:
+            while len(past_key_values.layers) < self.lm.num_key_slots:
                 past_key_values.layers.append(DynamicLayer())
+            if len(past_key_values.layers) < self.lm.num_cache_slots:
+                past_key_values.layers.append(_same_kind(past_key_values.layers[0]))
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         weights: list[Tensor] | None = [] if output_attentions else None
         states: list[Tensor] | None = [] if output_hidden_states else None
-        options = self._places(attention_mask, position_ids, past_key_values, given, packed)
+        places = find_places(
+            attention_mask,
+            position_ids,
+            past_key_values,
+            given,
+            packed=packed,
+            kernel_size=self.config.kernel_size,
+            has_ngrams=self.lm.ngrams is not None,
+        )
+        options: dict[str, Any] = {}
         if self.gradient_checkpointing:
             function = self._gradient_checkpointing_func  # set by transformers
-            options |= {"memory": "checkpoint", "checkpoint_function": function}
+            options = {"memory": "checkpoint", "checkpoint_function": function}
         hidden = self.lm.hidden_states(
             input_ids,
             rows=inputs_embeds,
+            mask=places.mask,
+            index=places.index,
+            visible=places.visible,
             cache=past_key_values,
             weights=weights,
             states=states,
             **options,
         )
-        return BaseModelOutputWithPast(
+        output = BaseModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=past_key_values,
             hidden_states=None if states is None else (*states, hidden),
             attentions=tuple(weights or ()) if output_attentions else None,
         )
-
-    def _places(
-        self,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: Cache | None,
-        given: Tensor,
-        packed: Tensor | None,
-    ) -> dict[str, Any]:
-        """Return mask, index and visible keys of the new tokens, see `EnigmaLM.hidden_states`."""
-        length = given.shape[1]
-        visible = None
-        if attention_mask is not None and attention_mask.ndim == 4:
-            floating = attention_mask.is_floating_point()
-            visible, attention_mask = attention_mask if floating else attention_mask.bool(), None
-            self._refuse_convolutions("a mask of 4 dimensions")
-        elif packed is not None:
-            visible = packed
-            self._refuse_convolutions("position_ids of several packed texts")
-            if cache is not None:
-                raise ValueError(
-                    "expected use_cache=False with position_ids of several packed texts, got True"
-                )
-        elif cache is not None and cache.layers[0].is_compileable:
-            visible = filled_keys(cache, length, given.device)
-        if attention_mask is not None and position_ids is None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        # Without a cache all tokens are new, and a slice would fix sizes in an export.
-        if cache is not None and attention_mask is not None:
-            attention_mask = attention_mask[:, attention_mask.shape[1] - length :]
-        if cache is not None and position_ids is not None:
-            position_ids = position_ids[..., position_ids.shape[-1] - length :]
-        return {"mask": attention_mask, "index": position_ids, "visible": visible}
-
-    def _refuse_convolutions(self, what: str) -> None:
-        if self.config.kernel_size > 1:
-            raise ValueError(
-                f"expected kernel_size=1 with {what}, got {self.config.kernel_size}, whose "
-                "convolutions would read across texts; to fix this: pass one text per row with a "
-                "mask of 2 dimensions"
-            )
+        return output, places
 
 
 class EnigmaModel(EnigmaPreTrainedModel):
@@ -222,7 +215,7 @@ class EnigmaModel(EnigmaPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Return the normalised final hidden states; see `EnigmaForCausalLM.forward`."""
         _refuse_unknown(unknown, type(self).forward)
-        return self._hidden_states(
+        output, _ = self._hidden_states(
             input_ids,
             attention_mask,
             position_ids,
@@ -232,6 +225,7 @@ class EnigmaModel(EnigmaPreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
+        return output
 
 
 class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # type: ignore[misc]
@@ -310,7 +304,7 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # 
         has_targets = labels is not None or shift_labels is not None
         if use_cache is None and has_targets:
             use_cache = False
-        output = self._hidden_states(
+        output, places = self._hidden_states(
             input_ids,
             attention_mask,
             position_ids,
@@ -321,19 +315,24 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # 
             output_hidden_states,
         )
         hidden = output.last_hidden_state
+        rows = self.lm.context_rows(
+            input_ids, places.mask, output.past_key_values, starts_BL=places.starts
+        )
         loss, logits = None, None
-        if has_targets and self.training and not self.config.logits_in_training:
+        learns = has_targets and self.training
+        if learns and (rows is not None or not self.config.logits_in_training):
             loss = training_loss(
                 hidden,
-                self.lm.head,
+                self.lm,
                 labels,
                 num_items_in_batch=num_items_in_batch,
                 shift_labels_BL=shift_labels,
-                reachable=self.lm.reachable,
+                context_rows_BLK=rows,
             )
-        else:
-            logits = self.lm.logits(_kept(hidden, logits_to_keep))
-            if has_targets:
+        if not learns or self.config.logits_in_training:
+            kept_rows = None if rows is None else kept(rows, logits_to_keep)
+            logits = self.lm.logits(kept(hidden, logits_to_keep), kept_rows)
+            if has_targets and loss is None:
                 loss = self.loss_function(
                     logits=logits,
                     labels=labels,
@@ -350,26 +349,9 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # 
         )
 
 
-def _one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """Return the ids or the embeddings; check that there are either, with a batch dimension."""
-    if input_ids is None:
-        if inputs_embeds is None:
-            raise ValueError("expected either input_ids or inputs_embeds, got neither")
-        return inputs_embeds
-    if inputs_embeds is not None:
-        raise ValueError("expected either input_ids or inputs_embeds, got both")
-    if input_ids.ndim != 2:
-        raise ValueError(
-            f"expected input_ids of shape (B, L), got {tuple(input_ids.shape)}; to fix this: give "
-            "a single text a batch dimension, input_ids.unsqueeze(0)"
-        )
-    return input_ids
-
-
-def _kept(hidden_BLD: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    if isinstance(logits_to_keep, Tensor):
-        return hidden_BLD[:, logits_to_keep]
-    return hidden_BLD[:, -logits_to_keep:] if logits_to_keep else hidden_BLD
+def _same_kind(layer: DynamicLayer | StaticLayer) -> DynamicLayer | StaticLayer:
+    """Return an empty layer of a cache that is static, and can be compiled, if `layer` is."""
+    return StaticLayer(layer.max_cache_len) if layer.is_compileable else DynamicLayer()
 
 
 def _refuse_unknown(unknown: dict[str, Any], function: Any) -> None:

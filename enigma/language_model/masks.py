@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["filled_keys", "packed_texts"]
+__all__ = ["filled_keys", "packed_texts", "text_starts"]
+
+
+def text_starts(position_ids_BL: Tensor) -> Tensor:
+    """Return where another text starts in a row, bool `(B, L)`: positions do not go up by one."""
+    return position_ids_BL.diff(prepend=position_ids_BL[:, :1] - 1) != 1
 
 
 def packed_texts(position_ids_BL: Tensor) -> Tensor | None:
@@ -25,7 +30,7 @@ def packed_texts(position_ids_BL: Tensor) -> Tensor | None:
                 [1, 1, 0],
                 [0, 0, 1]])
     """
-    starts_BL = position_ids_BL.diff(prepend=position_ids_BL[:, :1] - 1) != 1
+    starts_BL = text_starts(position_ids_BL)
     if not torch.compiler.is_compiling() and not bool(starts_BL.any()):
         return None
     text_BL = starts_BL.cumsum(-1)

@@ -1,100 +1,126 @@
-"""The training loss, without ever holding all logits."""
+"""The training loss, without ever holding all logits.
+
+Legend: B batch, L tokens, N targets, D channels, V ids, C classes, K context lengths of the n-gram
+memory.
+"""
 
 from __future__ import annotations
-
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from enigma.language_model.reachable import ReachableVocabulary
+from enigma.language_model.ngram_memory import NGramMemory
+from enigma.language_model.prediction import Prediction
 from enigma.layers.linear import only_multiplies
 
 __all__ = ["training_loss"]
 
 _CHUNK = 256
 """Tokens whose logits are held at a time; fewer make the products slower."""
+_NETWORK_SHARE = 0.5
+"""Share of the loss that the network pays alone, beside an n-gram memory. With the mixture alone
+it learns nothing where counting is good at first, and the gate settles on one side."""
 
 
 def training_loss(
     hidden_BLD: Tensor,
-    head: nn.Module,
+    model: Prediction,
     labels_BL: Tensor | None,
     *,
     num_items_in_batch: Tensor | int | None = None,
     shift_labels_BL: Tensor | None = None,
-    reachable: ReachableVocabulary | None = None,
+    context_rows_BLK: Tensor | None = None,
 ) -> Tensor:
     """Return the loss of `EnigmaForCausalLM.forward` without ever holding all logits.
 
     Args:
         hidden_BLD: floating `(B, L, D)`, final hidden states.
-        head: the output head. One that does more than multiply by its weight, such as a LoRA
+        model: whose head is used. A head that does more than multiply by its weight, such as a LoRA
             layer, or that has hooks, is called.
         labels_BL: int64 `(B, L)`, -100 for tokens not to predict; shifted here.
         num_items_in_batch: divide the sum by it; None takes the mean over the targets.
         shift_labels_BL: int64 `(B, L)`, labels that are shifted already, instead of `labels_BL`.
-        reachable: the classes of a reachable vocabulary; None takes every id as one.
+        context_rows_BLK: int64 `(B, L, K)`, see `Prediction.context_rows`; None without a memory.
 
     Returns:
-        0-d, nats per token, in the dtype of the head.
+        0-d, nats per token, in the dtype of the head. With an n-gram memory half of it is the loss
+        of the network alone, and half that of the mixture.
 
-    With a plain head, the gradients are computed together with the loss, `_CHUNK` tokens at
-    a time, so there is no second derivative. Autocast is off here: in bf16 the loss itself would be
-    rounded to 3 digits.
+    With a plain head and no memory, the gradients are computed together with the loss, `_CHUNK`
+    tokens at a time, so there is no second derivative. Autocast is off here: in bf16 the loss
+    itself would be rounded to 3 digits.
     """
     if shift_labels_BL is None:
         if labels_BL is None:
             raise ValueError("expected labels or shift_labels, got None for both")
         hidden_BLD, shift_labels_BL = hidden_BLD[:, :-1], labels_BL[:, 1:]
+        if context_rows_BLK is not None:
+            context_rows_BLK = context_rows_BLK[:, :-1]
     hidden_ND = hidden_BLD.flatten(0, 1)
     target_N = shift_labels_BL.flatten().to(hidden_ND.device)
+    count = (target_N != -100).sum() if num_items_in_batch is None else num_items_in_batch
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        if only_multiplies(head):
-            return _loss_of_plain_head(hidden_ND, head, target_N, num_items_in_batch, reachable)
-        floating = (p.dtype for p in head.parameters() if p.is_floating_point())
-        hidden_ND = hidden_ND.to(next(floating, hidden_ND.dtype))
-        parts = zip(torch.split(hidden_ND, _CHUNK), torch.split(target_N, _CHUNK), strict=True)
-        losses = [
-            checkpoint(_summed_loss, head, reachable, h_ND, t_N, use_reentrant=False)
-            for h_ND, t_N in parts
-        ]
-        count = (target_N != -100).sum() if num_items_in_batch is None else num_items_in_batch
-        return torch.stack(losses).sum() / count
+        wide_ND = hidden_ND.to(_dtype(model.head, hidden_ND.dtype))
+        cost_N = None
+        if model.reachable is not None:
+            wide = torch.promote_types(wide_ND.dtype, torch.float32)
+            target_N, cost_N = model.reachable.targets(target_N, wide)
+        if model.ngrams is None or context_rows_BLK is None:
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            loss = _network_loss(wide_ND, model, target_N, reduction)
+            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+        else:
+            loss_N = _network_loss(wide_ND, model, target_N, "none")
+            rows_NK = context_rows_BLK.flatten(0, 1)
+            loss = _mixed_loss(loss_N, hidden_ND, model.ngrams, rows_NK, target_N).sum() / count
+        return loss if cost_N is None else loss + cost_N.sum() / count
 
 
-def _loss_of_plain_head(
-    hidden_ND: Tensor,
-    head: nn.Module,
-    target_N: Tensor,
-    num_items_in_batch: Tensor | int | None,
-    reachable: ReachableVocabulary | None,
+def _dtype(head: nn.Module, default: torch.dtype) -> torch.dtype:
+    return next((p.dtype for p in head.parameters() if p.is_floating_point()), default)
+
+
+def _network_loss(hidden_ND: Tensor, model: Prediction, target_N: Tensor, reduction: str) -> Tensor:
+    """Return the cross-entropy of the network's classes: mean, sum or `(N,)`."""
+    if only_multiplies(model.head):
+        weight_CD = (
+            model.head.weight
+            if model.reachable is None
+            else model.reachable.class_weight(model.head)
+        )
+        loss: Tensor = functional.linear_cross_entropy(
+            hidden_ND,
+            weight_CD,
+            target_N,
+            reduction=reduction,
+            options=nn.LinearCrossEntropyOptions(batch_chunk_size=_CHUNK),
+        )
+        return loss
+    in_part = "none" if reduction == "none" else "sum"
+    parts = zip(torch.split(hidden_ND, _CHUNK), torch.split(target_N, _CHUNK), strict=True)
+    losses = [
+        checkpoint(_called_loss, model, *part, in_part, use_reentrant=False) for part in parts
+    ]
+    if reduction == "none":
+        return torch.cat(losses)
+    total = torch.stack(losses).sum()
+    return total / (target_N != -100).sum() if reduction == "mean" else total
+
+
+def _called_loss(model: Prediction, hidden_ND: Tensor, target_N: Tensor, reduction: str) -> Tensor:
+    logits_NC = model.class_logits(hidden_ND)
+    wide = torch.promote_types(logits_NC.dtype, torch.float32)
+    return functional.cross_entropy(logits_NC.to(wide), target_N, reduction=reduction)
+
+
+def _mixed_loss(
+    loss_N: Tensor, hidden_ND: Tensor, memory: NGramMemory, rows_NK: Tensor, target_N: Tensor
 ) -> Tensor:
-    weight_CD, cost_N = cast("nn.Linear", head).weight, None
-    if reachable is not None:
-        weight_CD = reachable.class_weight(head)
-        target_N, cost_N = reachable.targets(target_N, weight_CD.dtype)
-    loss: Tensor = functional.linear_cross_entropy(
-        hidden_ND.to(weight_CD.dtype),
-        weight_CD,
-        target_N,
-        reduction="mean" if num_items_in_batch is None else "sum",
-        options=nn.LinearCrossEntropyOptions(batch_chunk_size=_CHUNK),
-    )
-    if num_items_in_batch is not None:
-        loss = loss if cost_N is None else loss + cost_N.sum()
-        return loss / num_items_in_batch
-    return loss if cost_N is None else loss + cost_N.sum() / (target_N != -100).sum()
-
-
-def _summed_loss(
-    head: nn.Module, reachable: ReachableVocabulary | None, hidden_ND: Tensor, target_N: Tensor
-) -> Tensor:
-    logits_NC = head(hidden_ND) if reachable is None else reachable.class_logits(head, hidden_ND)
-    logits_NC = logits_NC.to(torch.promote_types(logits_NC.dtype, torch.float32))
-    if reachable is None:
-        return functional.cross_entropy(logits_NC, target_N, reduction="sum")
-    target_N, cost_N = reachable.targets(target_N, logits_NC.dtype)
-    return functional.cross_entropy(logits_NC, target_N, reduction="sum") + cost_N.sum()
+    """Return the losses `(N,)` of which half is the network's own, half that of the mixture."""
+    loss_N = loss_N.to(torch.promote_types(loss_N.dtype, torch.float32))
+    log_ngram_N, facts_NF = memory.log_prob(rows_NK, target_N.clamp(min=0), loss_N.dtype)
+    gate_N = memory.gate_logits(hidden_ND, facts_NF)
+    mixed_N = -memory.mix(-loss_N, log_ngram_N, gate_N).masked_fill(target_N < 0, 0.0)
+    return _NETWORK_SHARE * loss_N + (1 - _NETWORK_SHARE) * mixed_N

@@ -1,0 +1,118 @@
+"""What `EnigmaForCausalLM.forward` is given, checked and brought to what `EnigmaLM` reads.
+
+Legend: B batch, L new tokens, S keys, D channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from enigma.language_model.masks import filled_keys, text_starts
+
+__all__ = ["Places", "find_places", "kept", "one_of"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where new tokens stand in their texts, and what they see.
+
+    Attributes:
+        mask: `(B, L)`, 0 at padding; None without padding.
+        index: int64 `(B, L)`, the index of each token in its text; None counts on from the cache.
+        visible: which keys a query sees, see `AttentionContext`.
+        starts: bool `(B, L)`, where one of several packed texts starts; None for one text per row.
+    """
+
+    mask: Tensor | None
+    index: Tensor | None
+    visible: Tensor | None
+    starts: Tensor | None
+
+
+def find_places(
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    cache: Any,
+    given: Tensor,
+    *,
+    packed: Tensor | None,
+    kernel_size: int,
+    has_ngrams: bool,
+) -> Places:
+    """Find the places of new tokens.
+
+    Args:
+        attention_mask: of 2 or 4 dimensions, see `EnigmaForCausalLM.forward`.
+        position_ids: int64 `(B, L)`.
+        cache: of transformers, before the new tokens are put into it.
+        given: their ids or embeddings, `(B, L, ...)`.
+        packed: which keys are visible if `position_ids` are those of several packed texts.
+        kernel_size: of the model's convolutions, which read earlier tokens whatever is visible.
+        has_ngrams: the model has an n-gram memory, which does so too.
+
+    Raises:
+        ValueError: for texts in a row that these would read across; for packed texts with a cache.
+    """
+    length = given.shape[1]
+    visible = packed
+    if attention_mask is not None and attention_mask.ndim == 4:
+        floating = attention_mask.is_floating_point()
+        visible, attention_mask = attention_mask if floating else attention_mask.bool(), None
+        _refuse_convolutions(kernel_size, "a mask of 4 dimensions")
+        if has_ngrams:
+            raise ValueError(
+                "expected a mask of 2 dimensions in a model with an n-gram memory, got one of 4, "
+                "which does not say where a text starts; to fix this: pass one text per row, or "
+                "position_ids that start again at each text, without a mask"
+            )
+    elif packed is not None:
+        _refuse_convolutions(kernel_size, "position_ids of several packed texts")
+        if cache is not None:
+            raise ValueError(
+                "expected use_cache=False with position_ids of several packed texts, got True"
+            )
+    elif cache is not None and cache.layers[0].is_compileable:
+        visible = filled_keys(cache, length, given.device)
+    starts = None if packed is None or position_ids is None else text_starts(position_ids)
+    if attention_mask is not None and position_ids is None:
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    # Without a cache all tokens are new, and a slice would fix sizes in an export.
+    if cache is not None and attention_mask is not None:
+        attention_mask = attention_mask[:, attention_mask.shape[1] - length :]
+    if cache is not None and position_ids is not None:
+        position_ids = position_ids[..., position_ids.shape[-1] - length :]
+    return Places(attention_mask, position_ids, visible, starts)
+
+
+def one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """Return the ids or the embeddings; check that there are either, with a batch dimension."""
+    if input_ids is None:
+        if inputs_embeds is None:
+            raise ValueError("expected either input_ids or inputs_embeds, got neither")
+        return inputs_embeds
+    if inputs_embeds is not None:
+        raise ValueError("expected either input_ids or inputs_embeds, got both")
+    if input_ids.ndim != 2:
+        raise ValueError(
+            f"expected input_ids of shape (B, L), got {tuple(input_ids.shape)}; to fix this: give "
+            "a single text a batch dimension, input_ids.unsqueeze(0)"
+        )
+    return input_ids
+
+
+def kept(per_token: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """Return the last tokens of `(B, L, ...)`, or those at given indices; all of them for 0."""
+    if isinstance(logits_to_keep, Tensor):
+        return per_token[:, logits_to_keep]
+    return per_token[:, -logits_to_keep:] if logits_to_keep else per_token
+
+
+def _refuse_convolutions(kernel_size: int, what: str) -> None:
+    if kernel_size > 1:
+        raise ValueError(
+            f"expected kernel_size=1 with {what}, got {kernel_size}, whose convolutions would read "
+            "across texts; to fix this: pass one text per row with a mask of 2 dimensions"
+        )
