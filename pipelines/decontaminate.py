@@ -12,6 +12,7 @@ killed.
 
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,14 @@ from pipelines.data.overlap.window_index import HeldOut, WindowIndex, build_inde
 from pipelines.data.shards import (
     DOCUMENT_SCHEMA,
     SEQUENCE_SCHEMA,
+    SequenceFiles,
     ShardReader,
     ShardWriter,
+    count_ids,
     read_blocks,
+    shard_paths,
 )
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
 from pipelines.params import DecontaminateParams, load_params
 
 log = logging.getLogger(__name__)
@@ -112,9 +117,17 @@ def decontaminate(
             removed[split], overlap[split] = _remove(compared, building, facts, table)
         sequences = {split: overlap[split]["after"] for split in SPLITS}
         table.close()
+        _count_train(tokens, building, facts)
         write_manifest(building, stage="decontaminate", facts={**facts, "sequences": sequences})
     write_json(report, overlap)
     log.info("train: %(before)d sequences, %(removed)d removed, %(after)d left", overlap["train"])
+
+
+def _count_train(tokens: Path, building: Path, facts: dict[str, Any]) -> None:
+    """Write the vocabulary with the counts of the final train split."""
+    train = SequenceFiles(shard_paths(building, "train"), int(facts["sequence_length"]))
+    counts_V = count_ids(train, int(facts["vocabulary_size"]))
+    replace(ShardVocabulary.read(tokens), train_count_V=counts_V).write(building)
 
 
 def _remove(

@@ -26,14 +26,23 @@ from pipelines.base.part_workers import map_parts
 from pipelines.base.resumable_parts import resumable
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import SPLITS, Workspace
+from pipelines.data.shards import SequenceFiles, count_ids, shard_paths
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
 from pipelines.data.text.vocabulary import (
     EOS_TOKEN_ID,
     UNK_TOKEN_ID,
     VOCABULARY_SIZE,
     vocabulary_file,
+    vocabulary_tokens,
 )
 from pipelines.data.tokenizer.packing import Packer
-from pipelines.data.tokenizer.part import document_parts, read_tokens, tokenize_part
+from pipelines.data.tokenizer.part import (
+    document_parts,
+    read_tokens,
+    text_tokenizer,
+    tokenize_part,
+)
+from pipelines.data.tokenizer.possible import possible_ids
 from pipelines.params import TokenizeParams, load_params
 
 log = logging.getLogger(__name__)
@@ -104,8 +113,19 @@ def tokenize(
             **{name: {split: counts[split][name] for split in SPLITS} for name in counts["train"]},
         }
         _check_rows(read_manifest(documents)["documents"], facts["documents"])
+        _write_vocabulary(params, building)
         write_manifest(building, stage="tokenize", facts=facts)
     log.info("sequences %s", facts["sequences"])
+
+
+def _write_vocabulary(params: TokenizeParams, building: Path) -> None:
+    backend = text_tokenizer(params.vocabulary, lower_case=params.lower_case)
+    train = SequenceFiles(shard_paths(building, "train"), params.sequence_length)
+    ShardVocabulary(
+        vocabulary_tokens(params.vocabulary),
+        possible_ids(backend),
+        count_ids(train, VOCABULARY_SIZE),
+    ).write(building)
 
 
 def _check_rows(expected: dict[str, int], tokenized: dict[str, int]) -> None:

