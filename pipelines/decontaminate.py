@@ -12,7 +12,6 @@ killed.
 
 import logging
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,9 @@ from pipelines.data.overlap.window_index import HeldOut, WindowIndex, build_inde
 from pipelines.data.shards import (
     DOCUMENT_SCHEMA,
     SEQUENCE_SCHEMA,
-    SequenceFiles,
     ShardReader,
     ShardWriter,
-    count_ids,
     read_blocks,
-    shard_paths,
 )
 from pipelines.data.text.shard_vocabulary import ShardVocabulary
 from pipelines.params import DecontaminateParams, load_params
@@ -110,24 +106,15 @@ def decontaminate(
         # Validation is compared with test first, and train with what is left of both.
         for split, later in LATER_SPLITS.items():
             gone = {name: removed[name] for name in later}
-            held_out = HeldOut(
-                tokens, gone, length, str(facts["vocabulary"]), params.window_characters
-            )
+            held_out = HeldOut(tokens, gone, length, params.window_characters)
             compared = _compare(readers[split], held_out, params, unfinished, workers)
             removed[split], overlap[split] = _remove(compared, building, facts, table)
         sequences = {split: overlap[split]["after"] for split in SPLITS}
         table.close()
-        _count_train(tokens, building, facts)
+        ShardVocabulary.read(tokens).counted(building, length).write(building)
         write_manifest(building, stage="decontaminate", facts={**facts, "sequences": sequences})
     write_json(report, overlap)
     log.info("train: %(before)d sequences, %(removed)d removed, %(after)d left", overlap["train"])
-
-
-def _count_train(tokens: Path, building: Path, facts: dict[str, Any]) -> None:
-    """Write the vocabulary with the counts of the final train split."""
-    train = SequenceFiles(shard_paths(building, "train"), int(facts["sequence_length"]))
-    counts_V = count_ids(train, int(facts["vocabulary_size"]))
-    replace(ShardVocabulary.read(tokens), train_count_V=counts_V).write(building)
 
 
 def _remove(
@@ -161,7 +148,7 @@ def _compare(
     scans = map_parts(
         scan,
         [
-            Scan(part, index, held_out.vocabulary, held_out.window_characters)
+            Scan(part, index, held_out.directory, held_out.window_characters)
             for part in stream_parts(reader.directory, split, reader.sequence_length)
         ],
         unfinished,

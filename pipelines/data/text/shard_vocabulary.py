@@ -13,7 +13,7 @@ entries may have been given to characters of the corpus.
 Shape legend: V ids.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import UserError
+from pipelines.data.shards import SequenceFiles, count_ids, shard_paths
 from pipelines.data.text.vocabulary import make_tokenizer
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class ShardVocabulary:
         train_count_V: (V,) int64, its occurrences in the train sequences.
     """
 
-    tokens: list[str]
+    tokens: tuple[str, ...]
     possible_V: npt.NDArray[np.bool_]
     train_count_V: npt.NDArray[np.int64]
 
@@ -69,10 +70,20 @@ class ShardVocabulary:
             )
         table = pq.read_table(path)
         return cls(
-            table["token"].to_pylist(),
+            tuple(table["token"].to_pylist()),
             table["possible"].to_numpy(),
             table["train_count"].to_numpy(),
         )
+
+    def counted(self, directory: Path, length: int) -> "ShardVocabulary":
+        """The same vocabulary, with the counts of the train sequences of a directory.
+
+        Args:
+            directory: The shards.
+            length: Tokens per sequence.
+        """
+        train = SequenceFiles(shard_paths(directory, "train"), length)
+        return replace(self, train_count_V=count_ids(train, len(self.tokens)))
 
     def write(self, directory: Path) -> None:
         """Write it beside shards."""

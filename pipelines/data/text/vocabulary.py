@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 VOCABULARY_SIZE = 21_128
 UNK_TOKEN_ID = 100
 EOS_TOKEN_ID = 102
+# What a text never spells: it marks places.
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # A piece that continues a word begins with it.
 CONTINUES = "##"
 BERT_BASE_CHINESE_SHA256 = "45bbac6b341c319adc98a532532882e91a9cefc0329aa57bac9ae761c27b291c"
@@ -38,7 +40,7 @@ def load_tokenizer(name_or_path: str, *, lower_case: bool = True) -> "BertTokeni
     return make_tokenizer(vocabulary_tokens(name_or_path), lower_case=lower_case)
 
 
-def vocabulary_tokens(name_or_path: str) -> list[str]:
+def vocabulary_tokens(name_or_path: str) -> tuple[str, ...]:
     """Read the entries of a vocabulary in the order of their ids.
 
     Args:
@@ -119,7 +121,7 @@ def _from_hub(repository: str) -> Path:
         ) from None
 
 
-def _parse(content: bytes, name: str) -> list[str]:
+def _parse(content: bytes, name: str) -> tuple[str, ...]:
     """Split and check the entries. Only a line feed ends a line, as two entries are U+2028."""
     try:
         tokens = content.decode("utf-8").removesuffix("\n").split("\n")
@@ -141,4 +143,4 @@ def _parse(content: bytes, name: str) -> list[str]:
                 f"vocabulary {name}: expected {token} at {index}, got {vocabulary.get(token)}",
                 "use the vocabulary of bert-base-chinese",
             )
-    return tokens
+    return tuple(tokens)
