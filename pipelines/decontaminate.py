@@ -38,6 +38,7 @@ from pipelines.data.shards import (
     ShardWriter,
     read_blocks,
 )
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
 from pipelines.params import DecontaminateParams, load_params
 
 log = logging.getLogger(__name__)
@@ -105,13 +106,12 @@ def decontaminate(
         # Validation is compared with test first, and train with what is left of both.
         for split, later in LATER_SPLITS.items():
             gone = {name: removed[name] for name in later}
-            held_out = HeldOut(
-                tokens, gone, length, str(facts["vocabulary"]), params.window_characters
-            )
+            held_out = HeldOut(tokens, gone, length, params.window_characters)
             compared = _compare(readers[split], held_out, params, unfinished, workers)
             removed[split], overlap[split] = _remove(compared, building, facts, table)
         sequences = {split: overlap[split]["after"] for split in SPLITS}
         table.close()
+        ShardVocabulary.read(tokens).counted(building, length).write(building)
         write_manifest(building, stage="decontaminate", facts={**facts, "sequences": sequences})
     write_json(report, overlap)
     log.info("train: %(before)d sequences, %(removed)d removed, %(after)d left", overlap["train"])
@@ -148,7 +148,7 @@ def _compare(
     scans = map_parts(
         scan,
         [
-            Scan(part, index, held_out.vocabulary, held_out.window_characters)
+            Scan(part, index, held_out.directory, held_out.window_characters)
             for part in stream_parts(reader.directory, split, reader.sequence_length)
         ],
         unfinished,

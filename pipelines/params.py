@@ -109,10 +109,12 @@ class TokenizeParams(_Section):
     """Vocabulary, and packing into sequences of one length.
 
     `lower_case: true` gives the ids of `BertTokenizerFast` with `do_lower_case=True`.
+    `learn_characters: true` gives entries that no text uses to characters of train.
     """
 
     vocabulary: LocalOrNamed
     lower_case: bool
+    learn_characters: bool
     sequence_length: Annotated[int, Field(ge=8, le=4096)]
     sequences_per_shard: PositiveInt
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipelines.base.artifacts import (
     publish_directory,
     read_json,
@@ -26,14 +28,30 @@ from pipelines.base.part_workers import map_parts
 from pipelines.base.resumable_parts import resumable
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import SPLITS, Workspace
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
 from pipelines.data.text.vocabulary import (
     EOS_TOKEN_ID,
     UNK_TOKEN_ID,
     VOCABULARY_SIZE,
     vocabulary_file,
+    vocabulary_tokens,
+)
+from pipelines.data.tokenizer.lacking import (
+    count_part,
+    give_entries,
+    lacking_characters,
+    read_counts,
 )
 from pipelines.data.tokenizer.packing import Packer
-from pipelines.data.tokenizer.part import document_parts, read_tokens, tokenize_part
+from pipelines.data.tokenizer.part import (
+    Encoding,
+    Part,
+    document_parts,
+    read_tokens,
+    text_tokenizer,
+    tokenize_part,
+)
+from pipelines.data.tokenizer.possible import possible_ids
 from pipelines.params import TokenizeParams, load_params
 
 log = logging.getLogger(__name__)
@@ -60,11 +78,8 @@ def tokenize(
         UserError: If the vocabulary cannot be found, a document is lost, or an unfinished run
             has another number of parts.
     """
-    vocabulary = sha256_file(vocabulary_file(params.vocabulary))
-    parts = {
-        split: document_parts(documents / f"{split}.parquet", params, vocabulary)
-        for split in SPLITS
-    }
+    sha256 = sha256_file(vocabulary_file(params.vocabulary))
+    parts = {split: document_parts(documents / f"{split}.parquet") for split in SPLITS}
     with (
         resumable(
             output,
@@ -73,17 +88,20 @@ def tokenize(
             fingerprint={
                 "documents": read_manifest(documents)["root"],
                 "params": params.model_dump(),
-                "vocabulary": vocabulary,
+                "vocabulary": sha256,
             },
             parts=sum(map(len, parts.values())),
         ) as unfinished,
         publish_directory(output) as building,
     ):
+        vocabulary, learned = _make_vocabulary(params, parts["train"], unfinished, workers)
+        # The workers read it there.
+        vocabulary.write(unfinished)
         counts = {
             split: _pack_split(
                 map_parts(
                     tokenize_part,
-                    parts[split],
+                    [Encoding(part, unfinished, params.lower_case) for part in parts[split]],
                     unfinished,
                     label=f"tokenize-{split}",
                     workers=workers,
@@ -98,14 +116,31 @@ def tokenize(
             "vocabulary": params.vocabulary,
             "lower_case": params.lower_case,
             "vocabulary_size": VOCABULARY_SIZE,
-            "vocabulary_sha256": vocabulary,
+            "vocabulary_sha256": sha256,
+            "learned_characters": learned,
             "eos_token_id": EOS_TOKEN_ID,
             "unk_token_id": UNK_TOKEN_ID,
             **{name: {split: counts[split][name] for split in SPLITS} for name in counts["train"]},
         }
         _check_rows(read_manifest(documents)["documents"], facts["documents"])
+        vocabulary.counted(building, params.sequence_length).write(building)
         write_manifest(building, stage="tokenize", facts=facts)
-    log.info("sequences %s", facts["sequences"])
+    log.info("sequences %s, characters learned %d", facts["sequences"], len(learned))
+
+
+def _make_vocabulary(
+    params: TokenizeParams, train: Sequence[Part], unfinished: Path, workers: int
+) -> tuple[ShardVocabulary, dict[str, int]]:
+    """Give entries that no text uses to characters of train; return them with their ids."""
+    tokens, learned = vocabulary_tokens(params.vocabulary), dict[str, int]()
+    tokenizer = text_tokenizer(tokens, lower_case=params.lower_case)
+    if params.learn_characters:
+        counted = map_parts(count_part, train, unfinished, label="count", workers=workers)
+        characters = lacking_characters(tokenizer, read_counts(counted))
+        tokens, learned = give_entries(tokenizer, tokens, characters)
+        tokenizer = text_tokenizer(tokens, lower_case=params.lower_case)
+    nothing_V = np.zeros(len(tokens), np.int64)
+    return ShardVocabulary(tokens, possible_ids(tokenizer), nothing_V), learned
 
 
 def _check_rows(expected: dict[str, int], tokenized: dict[str, int]) -> None:

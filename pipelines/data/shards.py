@@ -8,13 +8,14 @@ A directory of shards holds, for each split `S`:
   behind tokens 1..length-1, the ones that are predicted);
 * `S.documents.parquet`, one row per document in packing order: `id`, `title`,
   `start_token`, `num_tokens` in the split's stream before anything was removed;
+* `vocabulary.parquet`, see `pipelines/data/text/shard_vocabulary.py`;
 * `manifest.json` with `sequence_length`, `vocabulary_size`, `eos_token_id` and
   `sequences` (one count per split).
 
 Shape legend: N sequences, L length, B batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,22 @@ def read_blocks(path: Path, length: int) -> Iterator[Tokens]:
     with path.open("rb") as stream:
         while (block := np.fromfile(stream, TOKEN_DTYPE, SEQUENCES_PER_BLOCK * length)).size:
             yield block.reshape(-1, length)
+
+
+def count_ids(files: Iterable[Tokens], vocabulary_size: int) -> npt.NDArray[np.int64]:
+    """Count the occurrences of every id.
+
+    Args:
+        files: Blocks of sequences, as `SequenceFiles` yields them.
+        vocabulary_size: V; every id is below it.
+
+    Returns:
+        (V,) int64.
+    """
+    counts_V = np.zeros(vocabulary_size, np.int64)
+    for block_NL in files:
+        counts_V += np.bincount(block_NL.reshape(-1), minlength=vocabulary_size)
+    return counts_V
 
 
 def fixed_binary(tokens_NL: Tokens) -> pa.Array:

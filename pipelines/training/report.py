@@ -9,14 +9,13 @@ from typing import Any
 
 from pipelines.base.artifacts import (
     publish_directory,
-    read_manifest,
     sha256_file,
     write_json,
     write_text,
 )
 from pipelines.base.errors import UserError
 from pipelines.base.workspace import Workspace
-from pipelines.data.text.vocabulary import load_tokenizer
+from pipelines.data.text.shard_vocabulary import shard_tokenizer
 from pipelines.runs.checkpoints import AVERAGED, checkpoint_path, is_complete
 from pipelines.runs.directory import RunConfig, RunDirectory
 from pipelines.runs.mlflow_run import open_run_log
@@ -93,9 +92,7 @@ def _write_model(checkpoint: Path, config: RunConfig, building: Path) -> None:
     source = checkpoint if config.train.ema_decay is None else checkpoint / AVERAGED
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         shutil.copyfile(source / name, building / name)
-    shards = read_manifest(config.shards)
-    tokenizer = load_tokenizer(shards["vocabulary"], lower_case=shards["lower_case"])
-    tokenizer.save_pretrained(building)
+    shard_tokenizer(config.shards).save_pretrained(building)
 
 
 def summary(history: Records, step: int) -> dict[str, float]:

@@ -17,6 +17,7 @@ from pipelines.base.artifacts import read_manifest, sha256_file
 from pipelines.base.workspace import SPLITS
 from pipelines.data.shards import SequenceFiles, shard_paths
 from pipelines.data.text.arrays import hash_keys
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -272,6 +273,9 @@ def _shards_row(directory: Path, split: str, manifest: dict[str, Any], scan: _Sc
     sequences = scan.sequences
     side_rows = pq.read_metadata(directory / f"{split}.sequences.parquet").num_rows
     found = np.flatnonzero(scan.tokens)
+    vocabulary = ShardVocabulary.read(directory)
+    counts_V = scan.tokens[: len(vocabulary.tokens)]
+    miscounted_V = counts_V != vocabulary.train_count_V
     return {
         "split": split,
         "sequences": sequences,
@@ -282,6 +286,9 @@ def _shards_row(directory: Path, split: str, manifest: dict[str, Any], scan: _Sc
         "smallest_id": int(found[0]) if len(found) else -1,
         "largest_id": int(found[-1]) if len(found) else -1,
         "documents_ended": int(scan.tokens[manifest["eos_token_id"]]),
+        "impossible_tokens": int(counts_V[~vocabulary.possible_V].sum()),
+        # Only train is counted there.
+        "miscounted_ids": int(miscounted_V.sum()) if split == "train" else 0,
         "unk_rate": int(scan.tokens[manifest["unk_token_id"]]) / max(int(scan.tokens.sum()), 1),
         "duplicate_rate": scan.repeated / max(sequences, 1),
     }

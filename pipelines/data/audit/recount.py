@@ -10,7 +10,6 @@ Shape legend: N sequences, L length, T tokens.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,8 @@ from pipelines.base.workspace import SPLITS
 from pipelines.data.audit.comparison import Comparison, Kind, Shares, Unit
 from pipelines.data.audit.windows import Run
 from pipelines.data.shards import SequenceFiles, Tokens, fixed_binary, shard_paths
-from pipelines.data.text.vocabulary import load_tokenizer
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
+from pipelines.data.text.vocabulary import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +111,6 @@ class ShardText:
         self.length = int(manifest["sequence_length"])
         self.files = SequenceFiles(shard_paths(directory, split), self.length)
         self._directory = directory
-        self._vocabulary = str(manifest["vocabulary"])
 
     def documents(self) -> Iterator[tuple[int, list[str], list[str]]]:
         """Yield the number of a document, and the ids and titles from it on."""
@@ -164,7 +163,7 @@ class ShardText:
 
     def _sequences(self) -> Iterator["_Sequence"]:
         """Yield the sequences of the shards as text."""
-        words = _words(self._vocabulary)
+        words = _words(self._directory)
         sources = self._sources()
         number = 0
         for block_NL in self.files:
@@ -231,13 +230,10 @@ class _Words:
         return spelled.reshape(tokens_NL.shape)
 
 
-@lru_cache(maxsize=1)
-def _words(vocabulary: str) -> _Words:
-    tokenizer = load_tokenizer(vocabulary)
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+def _words(directory: Path) -> _Words:
     # [UNK] and the end of a document have no text.
-    special = set(tokenizer.all_special_tokens)
-    return _Words(["" if token in special else token for token in tokens])
+    tokens = ShardVocabulary.read(directory).tokens
+    return _Words(["" if token in SPECIAL_TOKENS else token for token in tokens])
 
 
 def _is_latin(character: str) -> bool:

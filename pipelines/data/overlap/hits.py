@@ -44,13 +44,13 @@ class Scan:
     Args:
         part: The documents.
         index: Where the index is.
-        vocabulary: Name or path.
+        tokens: The output of `tokenize`.
         window_characters: Characters per window.
     """
 
     part: Part
     index: Path
-    vocabulary: str
+    tokens: Path
     window_characters: int
 
 
@@ -76,7 +76,7 @@ def scan(task: Scan, directory: Path) -> None:
         task: The documents.
         directory: Where the files described above go.
     """
-    index, folder = _index(task.index), token_folder(task.vocabulary)
+    index, folder = _index(task.index), token_folder(task.tokens)
     found, hashes, counts = [], [], []
     for pieces in read_pieces(task.part, np.empty(0, np.int64)):
         if not len(pieces.ids_T):

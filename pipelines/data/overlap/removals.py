@@ -4,7 +4,7 @@ Shape legend: N sequences, L length, T tokens, W windows, H shared windows.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from pipelines.data.overlap.hits import MAX_HITS, Records
 from pipelines.data.overlap.stream import document_rows, document_starts
 from pipelines.data.overlap.verdicts import METHODS, UNKNOWN, Compared
 from pipelines.data.overlap.windows import Integers, Windows, token_folder
-from pipelines.data.text.vocabulary import load_tokenizer
+from pipelines.data.text.shard_vocabulary import shard_tokenizer
 
 SEQUENCES_PER_TABLE = 1024
 # Of two numbers in one: windows of a table, and documents.
@@ -35,10 +35,6 @@ REMOVED_SCHEMA = pa.schema(
 )
 
 
-# Loaded once, not once per table.
-_tokenizer = lru_cache(maxsize=1)(load_tokenizer)
-
-
 def removal_tables(compared: Compared, found: Records) -> Iterator[pa.Table]:
     """Describe the sequences that go.
 
@@ -53,20 +49,20 @@ def removal_tables(compared: Compared, found: Records) -> Iterator[pa.Table]:
     if not len(found):
         return
     starts = document_starts(compared.reader.directory, compared.reader.split)
+    tokenizer = shard_tokenizer(compared.held_out.directory)
     for first in range(0, len(found), SEQUENCES_PER_TABLE):
-        yield _table(compared, found[first : first + SEQUENCES_PER_TABLE], starts)
+        yield _table(compared, found[first : first + SEQUENCES_PER_TABLE], starts, tokenizer)
 
 
-def _table(compared: Compared, found_N: Records, starts: Integers) -> pa.Table:
+def _table(compared: Compared, found_N: Records, starts: Integers, tokenizer: Any) -> pa.Table:
     reader, held_out = compared.reader, compared.held_out
-    tokenizer = _tokenizer(held_out.vocabulary)
     ids_NL = reader.gather(found_N["sequence"])
     length = reader.sequence_length
     tokens_T = (found_N["sequence"][:, None] * length + np.arange(length)).reshape(-1)
     owners_T = np.searchsorted(starts, tokens_T, "right") - 1
     cuts = np.flatnonzero((np.diff(owners_T) != 0) | (np.diff(tokens_T) != 1)) + 1
     offsets = np.union1d(np.arange(0, len(tokens_T) + 1, length), cuts)
-    windows = token_folder(held_out.vocabulary).windows(
+    windows = token_folder(held_out.directory).windows(
         ids_NL.reshape(-1), offsets, held_out.window_characters
     )
     held_N, shared_H = _shared(compared, found_N, windows, windows.first_W // length)

@@ -59,7 +59,6 @@ class HeldOut:
         directory: The output of `tokenize`.
         removed: For every held-out split, the sequences that it has lost, ascending.
         length: Tokens per sequence.
-        vocabulary: Name or path.
         window_characters: Characters per window.
         windows_per_block: Approximate number of windows per block.
     """
@@ -67,7 +66,6 @@ class HeldOut:
     directory: Path
     removed: Mapping[str, Integers]
     length: int
-    vocabulary: str
     window_characters: int
     windows_per_block: int = WINDOWS_PER_BLOCK
 
@@ -145,7 +143,7 @@ def build_index(held_out: HeldOut, directory: Path) -> None:
 
 
 def _records(held_out: HeldOut, sizes: Integers) -> Iterator[npt.NDArray[np.void]]:
-    folder = token_folder(held_out.vocabulary)
+    folder = token_folder(held_out.directory)
     starts = np.cumsum(sizes, axis=0) - sizes
     for (split, removed), (document, sequence) in zip(
         held_out.removed.items(), starts.tolist(), strict=True

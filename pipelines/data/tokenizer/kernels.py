@@ -128,6 +128,15 @@ def segment(
 
 
 @compiled
+def count_code_points(data: Array, start: Int, stop: Int, counts: Array) -> None:
+    """Add the code points of UTF-8 from byte `start` to `stop` to `counts`, (0x110000,) int64."""
+    i = start
+    while i < stop:
+        point, i = decode(data, i)
+        counts[point] += 1
+
+
+@compiled
 def expand(
     items: Array,
     counts: Array,

@@ -6,26 +6,24 @@ documents.parquet  `id`, `title`, `num_tokens`
 facts.json         counts
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.base.artifacts import sha256_file, write_json
-from pipelines.base.errors import UserError
+from pipelines.base.artifacts import write_json
 from pipelines.data.shards import TOKEN_DTYPE
-from pipelines.data.text.vocabulary import (
-    EOS_TOKEN_ID,
-    UNK_TOKEN_ID,
-    load_tokenizer,
-    vocabulary_file,
-)
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
+from pipelines.data.text.vocabulary import EOS_TOKEN_ID, UNK_TOKEN_ID, make_tokenizer
 from pipelines.data.tokenizer.fast import FastTokenizer, TokenStream
-from pipelines.params import TokenizeParams
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 DOCUMENTS_PER_PART = 16_384
 DOCUMENTS_PER_BATCH = 1024
@@ -35,57 +33,65 @@ PART_SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("num_toke
 
 @dataclass(frozen=True)
 class Part:
-    """What a worker of `tokenize` needs to know.
+    """Some documents of a split.
 
     Args:
         path: A parquet file of clean documents.
         groups: Its row groups to read.
-        vocabulary: Name or path.
-        vocabulary_sha256: Hash of its file.
-        lower_case: Whether the tokenizer lower-cases.
     """
 
     path: Path
     groups: tuple[int, ...]
-    vocabulary: str
-    vocabulary_sha256: str
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How to tokenize a part.
+
+    Args:
+        part: The documents.
+        vocabulary: The directory of `vocabulary.parquet`.
+        lower_case: Whether the tokenizer lower-cases.
+    """
+
+    part: Part
+    vocabulary: Path
     lower_case: bool
 
 
-def document_parts(path: Path, params: TokenizeParams, vocabulary_sha256: str) -> list[Part]:
+def document_parts(path: Path) -> list[Part]:
     """Divide the documents of a split into parts of about `DOCUMENTS_PER_PART`."""
     metadata = pq.read_metadata(path)
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     parts: dict[int, list[int]] = {}
     for group, end in enumerate(np.cumsum(sizes).tolist()):
         parts.setdefault((end - 1) // DOCUMENTS_PER_PART, []).append(group)
-    return [
-        Part(path, tuple(groups), params.vocabulary, vocabulary_sha256, params.lower_case)
-        for groups in parts.values()
-    ]
+    return [Part(path, tuple(groups)) for groups in parts.values()]
 
 
-def tokenize_part(part: Part, directory: Path) -> None:
+def read_batches(part: Part, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Read some columns of the documents of a part."""
+    with pq.ParquetFile(part.path, pre_buffer=False) as parquet:
+        yield from parquet.iter_batches(
+            DOCUMENTS_PER_BATCH, row_groups=list(part.groups), columns=columns
+        )
+
+
+def tokenize_part(task: Encoding, directory: Path) -> None:
     """Tokenize the documents of one part.
 
     Args:
-        part: The documents.
+        task: The documents, and the tokenizer.
         directory: Where the files described above go.
-
-    Raises:
-        UserError: If this machine's vocabulary is not the stage's.
     """
-    tokenizer = _tokenizer(part.vocabulary, part.vocabulary_sha256, part.lower_case)
+    tokenizer = _tokenizer(ShardVocabulary.read(task.vocabulary).tokens, task.lower_case)
     counts = np.zeros(4, np.int64)
     with (
-        pq.ParquetFile(part.path, pre_buffer=False) as parquet,
         (directory / "ids.bin").open("wb") as ids,
         (directory / "characters.bin").open("wb") as characters,
         pq.ParquetWriter(directory / "documents.parquet", PART_SCHEMA) as documents,
     ):
-        for batch in parquet.iter_batches(
-            DOCUMENTS_PER_BATCH, row_groups=list(part.groups), columns=["id", "title", "text"]
-        ):
+        for batch in read_batches(task.part, ["id", "title", "text"]):
             stream = tokenizer.encode(batch["text"])
             stream.ids.astype(TOKEN_DTYPE, copy=False).tofile(ids)
             stream.characters.astype(CHARACTERS_DTYPE, copy=False).tofile(characters)
@@ -103,18 +109,19 @@ def tokenize_part(part: Part, directory: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(vocabulary: str, expected_sha256: str, lower_case: bool) -> FastTokenizer:
+def _tokenizer(tokens: tuple[str, ...], lower_case: bool) -> FastTokenizer:
     """Built once per process, not once per part."""
-    got = sha256_file(vocabulary_file(vocabulary))
-    if got != expected_sha256:
-        raise UserError(
-            f"vocabulary {vocabulary}: expected sha256 {expected_sha256}, got {got}",
-            "install the stage's vocabulary for every worker (requirements-data.txt)",
-        )
-    backend = load_tokenizer(vocabulary, lower_case=lower_case).backend_tokenizer
-    # An article about BERT may contain "[SEP]", which does not end a document there.
+    return FastTokenizer(text_tokenizer(tokens, lower_case=lower_case), end=EOS_TOKEN_ID)
+
+
+def text_tokenizer(tokens: Sequence[str], *, lower_case: bool) -> "Tokenizer":
+    """Make the tokenizer of documents: it finds no special tokens in a text.
+
+    An article about BERT may contain "[SEP]", which does not end a document there.
+    """
+    backend = make_tokenizer(tokens, lower_case=lower_case).backend_tokenizer
     backend.encode_special_tokens = True
-    return FastTokenizer(backend, end=EOS_TOKEN_ID)
+    return backend
 
 
 def read_tokens(directory: Path) -> Iterator[tuple[pa.Table, TokenStream]]:
