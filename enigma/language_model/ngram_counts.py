@@ -12,6 +12,7 @@ Legend: N texts, L tokens, C classes, n the highest order, M_k n-grams of order 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +58,14 @@ class NGramCounts:
     def read(cls, path: str | Path) -> NGramCounts:
         """Read a safetensors file with `keys_k`, `counts_k`, `totals_k` and `discounts`.
 
+        Its metadata hold one JSON object, named `ngrams`: of several names, safetensors writes the
+        order at random.
+
         Raises:
-            ValueError: if the metadata of the file do not give `order` and `num_classes`.
+            ValueError: if that does not give `order` and `num_classes`.
         """
         with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
+            facts = json.loads((file.metadata() or {}).get("ngrams", "{}"))
             if missing := {"order", "num_classes"} - facts.keys():
                 raise ValueError(
                     f"{path}: expected a table of n-grams, got a file without {sorted(missing)} "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import UserError
 from pipelines.language_model.classes import TokenClasses
+from pipelines.language_model.ngram_table import NGRAMS_FILE
 from pipelines.params import ModelParams
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def model_config(model: ModelParams, shards: Path) -> "EnigmaConfig":
 
 
 def new_language_model(model: ModelParams, shards: Path, ngrams: Path) -> "EnigmaForCausalLM":
-    """Make an untrained model, with its classes of ids and its memory of n-grams.
+    """Make a model to train, with its classes of ids and its memory of n-grams.
 
     Args:
         model: The section `model`.
@@ -47,6 +48,7 @@ def new_language_model(model: ModelParams, shards: Path, ngrams: Path) -> "Enigm
     """
     import torch
 
+    from enigma.language_model.ngram_counts import NGramCounts
     from enigma.modeling_enigma import EnigmaForCausalLM
 
     made = EnigmaForCausalLM(model_config(model, shards))
@@ -56,6 +58,8 @@ def new_language_model(model: ModelParams, shards: Path, ngrams: Path) -> "Enigm
         made.set_reachable(
             torch.from_numpy(classes.reachable_R), torch.from_numpy(classes.possible_V)
         )
+        # In training the counted texts are the model's own: each target must be a new one.
+        made.set_ngrams(NGramCounts.read(ngrams / NGRAMS_FILE), leave_one_out=True)
     return made
 
 

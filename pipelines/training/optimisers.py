@@ -16,6 +16,7 @@ from torch.optim import AdamW, Optimizer
 
 from enigma.bijections.lifting import LiftingConv1x1
 from enigma.invertible_conv1x1 import InvertibleConv1x1
+from enigma.language_model.ngram_memory import NGramMemory
 from pipelines.training.muon import Muon
 
 BETAS = (0.9, 0.95)
@@ -23,6 +24,9 @@ ROTOR_LR_FRACTION = 0.1
 """Fraction of the learning rate that rotors use. A rotor starts as the identity and rotates the
 whole stream, so a step that is small for a residual layer is large for a rotor: at the full rate a
 language model was worse than without rotors, at a tenth hardly (docs/LOG.md)."""
+GATE_LR = 2e-3
+"""Learning rate of the gate of the n-gram memory, always by AdamW and without decay. A few numbers
+that read the whole state: at Muon's rate it went to one side within 40 steps (docs/LOG.md)."""
 
 
 class MuonWithAdamW(Optimizer):
@@ -85,7 +89,7 @@ def make_optimiser(
         name: `adamw` for all parameters, or `muon` for the weights of the linear layers except
             the head, with AdamW for the rest.
         model: A model with `get_input_embeddings` and `get_output_embeddings`.
-        lr: Learning rate; rotors use `ROTOR_LR_FRACTION` of it.
+        lr: Learning rate; rotors use `ROTOR_LR_FRACTION` of it, a gate `GATE_LR`.
         weight_decay: Decoupled weight decay of matrices; gains, biases and signs have none.
         linear: Classes of linear layers, each with a 2-D `weight`.
 
@@ -100,12 +104,19 @@ def make_optimiser(
         if isinstance(module, InvertibleConv1x1 | LiftingConv1x1)
         for parameter in module.parameters()
     ]
-    chosen |= {id(parameter) for parameter in rotors}
+    gates = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, NGramMemory)
+        for parameter in module.parameters()
+    ]
+    chosen |= {id(parameter) for parameter in (*rotors, *gates)}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         {"params": rotors, "weight_decay": weight_decay, "lr": lr * ROTOR_LR_FRACTION},
+        {"params": gates, "weight_decay": 0.0, "lr": GATE_LR},
     ]
     if matrices:
         return MuonWithAdamW(matrices, groups, lr=lr, weight_decay=weight_decay)
@@ -113,8 +124,9 @@ def make_optimiser(
 
 
 def _matrices(model: Any, linear: tuple[type[nn.Module], ...]) -> list[nn.Parameter]:
-    """The weights of the linear layers, except the head and what it is tied to."""
+    """The weights of the linear layers, except the head, what it is tied to, and a gate."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    ends += [module for module in model.modules() if isinstance(module, NGramMemory)]
     apart = {id(parameter) for end in ends for parameter in end.parameters()}
     found = {
         id(module.weight)

@@ -1,5 +1,7 @@
 """The n-gram memory alone: it equals its definition, and what it says adds up to 1."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -175,13 +177,13 @@ def test_a_file_is_read_as_it_was_counted(tmp_path):
         for k, tensor in enumerate(each, start=1)
     }
     path = tmp_path / "ngrams.safetensors"
-    facts = {"order": str(ORDER), "num_classes": str(CLASSES)}
+    facts = {"ngrams": json.dumps({"order": ORDER, "num_classes": CLASSES})}
     save_file({**tensors, "discounts": counts.discounts}, path, facts)
     again = NGramCounts.read(path)
     assert (again.order, again.num_classes) == (ORDER, CLASSES)
     for one, other in zip(memory_of(again).buffers(), memory_of(counts).buffers(), strict=True):
         assert torch.equal(one, other)
-    save_file(tensors, path, {"order": "4"})
+    save_file(tensors, path, {"ngrams": '{"order": 4}'})
     with pytest.raises(ValueError, match=r"without \['num_classes'\] in its metadata"):
         NGramCounts.read(path)
 
