@@ -155,6 +155,7 @@ class ModelParams(_Section):
     use_alibi: bool
     use_dynamic_conv1x1: bool
     attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    hidden_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     rotor_form: Literal["plu", "lifting"]
     exact: bool
 

@@ -27,14 +27,14 @@ from torch.nn import functional
 from enigma.language_model.ngram_counts import CLASS_BITS, NGramCounts
 from enigma.layers.linear import Linear
 
-__all__ = ["NGramMemory", "sizes_of"]
+__all__ = ["Context", "NGramMemory", "interpolate", "sizes_of"]
 
 _KINDS = 3
 _FACTS = 4
 _NO_KEY = torch.iinfo(torch.long).max
 
 
-class _Context(NamedTuple):
+class Context(NamedTuple):
     """What is known of the continuations of N contexts, in one order.
 
     Attributes:
@@ -47,7 +47,7 @@ class _Context(NamedTuple):
     kept: Tensor
     kinds: Tensor
 
-    def without(self, count_N: Tensor, taken_N: Tensor) -> _Context:
+    def without(self, count_N: Tensor, taken_N: Tensor) -> Context:
         """Take 1 from continuations that have these counts; 0 for one that the table lacks."""
         found_N = taken_N * (count_N > 0)
         before, after = (
@@ -55,9 +55,7 @@ class _Context(NamedTuple):
             for c in (count_N, count_N - found_N)
         )
         kept = self.kept - found_N
-        return _Context(
-            torch.maximum(self.total - taken_N, kept), kept, self.kinds + after - before
-        )
+        return Context(torch.maximum(self.total - taken_N, kept), kept, self.kinds + after - before)
 
 
 class _Order(nn.Module):
@@ -113,10 +111,10 @@ class _Order(nn.Module):
         found = (self.keys[place] == key) & (context_ >= 0) & (last >= 0)
         return torch.where(found, place, -1)
 
-    def context(self, row_N: Tensor) -> _Context:
+    def context(self, row_N: Tensor) -> Context:
         """Return what is known of contexts, by their rows."""
         known_N, row_N = row_N >= 0, row_N.clamp(min=0)
-        return _Context(
+        return Context(
             self.totals[row_N] * known_N,
             self.kept[row_N] * known_N,
             self.kinds[row_N].long() * known_N.unsqueeze(-1),
@@ -253,7 +251,7 @@ class NGramMemory(nn.Module):
         for discount_K, (count_N, context) in zip(
             self._discounts(dtype), reversed(found), strict=True
         ):
-            seen_N, rest_N = _interpolate(discount_K, count_N, context)
+            seen_N, rest_N = interpolate(discount_K, count_N, context)
             p_N = seen_N + rest_N * p_N
             facts.append(_facts(context, rest_N))
         return p_N.log(), torch.cat([p_N.new_empty((len(p_N), 0)), *facts[1:]], dim=-1)
@@ -274,7 +272,7 @@ class NGramMemory(nn.Module):
             row_N = row_N if k else row_N.new_zeros(1)  # noqa: PLW2901 - one context for all
             context = order.context(row_N)
             class_NW, count_NW = order.continuations(row_N)
-            seen_NW, rest_N = _interpolate(discount_K, count_NW, context)
+            seen_NW, rest_N = interpolate(discount_K, count_NW, context)
             p_NC = (rest_N.unsqueeze(-1) * p_NC).scatter_add(1, class_NW, seen_NW)
             facts.append(_facts(context, rest_N))
         p_NC = p_NC.expand(len(rows_NK), -1)
@@ -349,7 +347,7 @@ def sizes_of(counts: NGramCounts) -> list[list[int]]:
     return [[int(each.sum()), int(each.max()) if len(each) else 0] for each in following]
 
 
-def _interpolate(discount_K: Tensor, count: Tensor, context: _Context) -> tuple[Tensor, Tensor]:
+def interpolate(discount_K: Tensor, count: Tensor, context: Context) -> tuple[Tensor, Tensor]:
     """Return what counts give to classes, and what is left for the shorter context.
 
     Args:
@@ -369,7 +367,7 @@ def _interpolate(discount_K: Tensor, count: Tensor, context: _Context) -> tuple[
     return seen / (total if count.ndim == 1 else total.unsqueeze(-1)), rest
 
 
-def _facts(context: _Context, rest_N: Tensor) -> Tensor:
+def _facts(context: Context, rest_N: Tensor) -> Tensor:
     """Return what the gate reads of contexts, `(N, 4)`; nothing of it depends on the target."""
     total = context.total.to(rest_N.dtype)
     types = context.kinds.sum(-1) / total.clamp(min=1)

@@ -1,16 +1,10 @@
 """n-gram baselines on the same tokens: what a model must beat to have learned anything.
 
-Interpolated Kneser-Ney smoothing with a discount for each of the counts 1, 2 and at least 3 (Chen
-and Goodman, "An empirical study of smoothing techniques for language modeling", 1998, section
-3):
-
-    p(w | c) = (max(n(c w) - D(n(c w)), 0) + sum_j D_j types_j(c) * p(w | c')) / n(c)
-
-where c' is c without its first token, and below the unigram is the uniform distribution over
-classes (`pipelines/language_model/classes.py`): every probability is positive and each
-distribution sums to one. All of train is counted, out of core, by the code that counts for the
-model's own memory (`pipelines/language_model/counting.py`); only what the text to be scored asks
-for is kept.
+Interpolated Kneser-Ney smoothing with a discount for each of the counts 1, 2 and at least 3, the
+formula of the model's own memory (`enigma.language_model.ngram_memory`), over the same classes
+(`pipelines/language_model/classes.py`) and by the same counting (`counting.py` there).
+But nothing is pruned: all of train is counted, out of core, and only what the text to be scored
+asks for is kept.
 
 Shape legend: N sequences, L length, P = N * L positions, K longest n-gram.
 """
@@ -119,17 +113,23 @@ class ScoredCounts:
             p_NL = np.full(self._shape, 1.0 / num_classes)
             for k in range(min(highest + 1, self._shape[1])):
                 ends = p_NL[:, k:]
-                ends[:] = self._interpolate(k, int(k == highest), ends)
+                ends[:] = self._interpolated(k, int(k == highest), ends)
             yield p_NL
 
-    def _interpolate(self, k: int, kind: int, lower: Floats) -> Floats:
+    def _interpolated(self, k: int, kind: int, lower: Floats) -> Floats:
         """Mix order k + 1 with the orders below it, at the ends of its n-grams."""
-        at = np.s_[:, : self._shape[1] - k]
-        counts = self._counts[kind, :, k].reshape(self._shape)[at]
-        totals = self._totals[kind, :, k].reshape(self._shape)[at]
-        types = self._types[kind, :, k].reshape(*self._shape, COUNT_KINDS)[at]
-        discount = np.append(0.0, self._discounts[kind, k])
-        seen = counts - discount[np.minimum(counts, COUNT_KINDS)]
-        mixed = (seen + types @ discount[1:] * lower) / np.maximum(totals, 1)
-        # A context that was never seen has no counts: back off to the shorter one.
-        return np.where(totals > 0, mixed, lower)
+        import torch
+
+        from enigma.language_model.ngram_memory import Context, interpolate
+
+        num_ends = self._shape[1] - k
+
+        def at_ends(of_starts: npt.NDArray[np.int64]) -> torch.Tensor:
+            of_text = of_starts.reshape(*self._shape, *of_starts.shape[1:])
+            return torch.from_numpy(of_text[:, :num_ends]).flatten(0, 1)
+
+        total = at_ends(self._totals[kind, :, k])
+        context = Context(total, kept=total, kinds=at_ends(self._types[kind, :, k]))
+        discount = torch.from_numpy(np.append(0.0, self._discounts[kind, k]))
+        seen, rest = interpolate(discount, at_ends(self._counts[kind, :, k]), context)
+        return seen.numpy().reshape(lower.shape) + rest.numpy().reshape(lower.shape) * lower

@@ -216,5 +216,10 @@ class _Parts:
 
     def joined(self) -> dict[str, npt.NDArray[Any]]:
         """The tensors; the parts are gone afterwards."""
-        first = {"totals_1": self._first_total, "types_1": self._first_types}
-        return first | {name: np.concatenate(self._parts.pop(name)) for name in [*self._parts]}
+        tensors: dict[str, npt.NDArray[Any]] = {
+            "totals_1": self._first_total,
+            "types_1": self._first_types,
+        }
+        for name in [*self._parts]:
+            tensors[name] = np.concatenate(self._parts.pop(name))
+        return tensors

@@ -16,8 +16,9 @@ from tests.support import REPOSITORY, change_params
 # Every part real, each as small as its gates allow: the model must still beat the
 # unigram baseline, or the promotion would be refused.
 SMALL = {
+    "promote.baseline": "unigram",
+    "train.epochs": 1,
     "model.d": 64,
-    "model.num_transformer_layers": 2,
     "train.max_steps": 60,
     "train.learning_rate": 4.0e-3,
     "train.evaluate_every_steps": 20,

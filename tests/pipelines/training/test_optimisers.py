@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from pipelines.training.optimisers import MuonWithAdamW, make_optimiser
+from enigma.language_model.ngram_counts import count_ngrams
+from enigma.language_model.ngram_memory import NGramMemory
+from pipelines.training.optimisers import GATE_LR, MuonWithAdamW, make_optimiser
 
 
 class Packed(nn.Module):
@@ -58,6 +60,19 @@ def test_what_is_tied_is_updated_once() -> None:
     groups = make_optimiser("muon", Model(tied=True), lr=0.1, weight_decay=0.2).param_groups
     everything = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(everything) == len(set(everything)) == 4
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_the_gate_of_a_memory_has_a_rate_of_its_own_and_its_table_none(name: str) -> None:
+    model = Model(tied=True)
+    model.memory = NGramMemory.of(count_ngrams(torch.arange(9).view(3, 3), 9, order=2), d=4)
+    groups = make_optimiser(name, model, lr=0.1, weight_decay=0.2).param_groups
+    gate = {id(parameter) for parameter in model.memory.parameters()}
+    theirs = [group for group in groups if gate & {id(p) for p in group["params"]}]
+    assert [(group["lr"], group["weight_decay"]) for group in theirs] == [(GATE_LR, 0.0)]
+    assert {id(parameter) for parameter in theirs[0]["params"]} == gate
+    updated = sum(len(group["params"]) for group in groups)
+    assert updated == len(list(model.parameters())), "and no buffer"
 
 
 def test_a_closure_is_called_once_for_both() -> None:

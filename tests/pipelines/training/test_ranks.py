@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from pipelines.runs.directory import RunDirectory
+from tests.support import TINY_NGRAMS, free_port, kill_tree, start_training, wait_for
 from tests.support import TINY_RUN as TINY
-from tests.support import free_port, kill_tree, start_training, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,6 +43,7 @@ def test_ranks_that_lose_one_and_then_move_to_two_nodes_learn_what_one_rank_lear
 ) -> None:
     alone = one_rank(
         {
+            "count_ngrams": TINY_NGRAMS,
             "model.attention_dropout": 0.0,
             "train.batch_size": 6,
             "train.epochs": 100,
