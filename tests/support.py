@@ -19,6 +19,8 @@ from ruamel.yaml import YAML
 from pipelines.base.artifacts import write_json, write_manifest
 from pipelines.base.workspace import Workspace
 from pipelines.data.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
+from pipelines.data.text.vocabulary import vocabulary_tokens
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WIKI_SAMPLE = REPOSITORY.parent / "shared" / "data" / "wiki_zh_sample.parquet"
@@ -59,6 +61,15 @@ def change_params(path: Path, values: dict[str, Any]) -> None:
         yaml.dump(params, stream)
 
 
+def write_base_vocabulary(directory: Path, length: int) -> None:
+    """Write bert-base-chinese beside shards, every id possible."""
+    tokens = vocabulary_tokens("bert-base-chinese")
+    every_V = np.ones(len(tokens), np.bool_)
+    ShardVocabulary(tokens, every_V, every_V.astype(np.int64)).counted(directory, length).write(
+        directory
+    )
+
+
 def make_tiny_shards() -> Path:
     """Small shards of a learnable text, with the certificate that `validate` would write."""
     directory = Workspace("sanguo").shards
@@ -84,6 +95,7 @@ def make_tiny_shards() -> Path:
         "unk_token_id": 100,
         "sequences": SEQUENCES,
     }
+    write_base_vocabulary(directory, LENGTH)
     root = write_manifest(directory, stage="decontaminate", facts=facts)
     certificate = Workspace("sanguo").report("validate") / "certificate.json"
     write_json(certificate, {"passed": True, "shards_root": root})
