@@ -21,6 +21,7 @@ from pipelines.base.workspace import Workspace
 from pipelines.count_ngrams import count_ngrams
 from pipelines.data.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
 from pipelines.data.text.shard_vocabulary import ShardVocabulary
+from pipelines.data.text.vocabulary import vocabulary_tokens
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WIKI_SAMPLE = REPOSITORY.parent / "shared" / "data" / "wiki_zh_sample.parquet"
@@ -69,6 +70,15 @@ def change_params(path: Path, values: dict[str, Any]) -> None:
         yaml.dump(params, stream)
 
 
+def write_base_vocabulary(directory: Path, length: int) -> None:
+    """Write bert-base-chinese beside shards, every id possible."""
+    tokens = vocabulary_tokens("bert-base-chinese")
+    every_V = np.ones(len(tokens), np.bool_)
+    ShardVocabulary(tokens, every_V, every_V.astype(np.int64)).counted(directory, length).write(
+        directory
+    )
+
+
 def make_tiny_shards() -> Path:
     """Small shards of a learnable text, with their certificate, and the manifest of no n-grams."""
     directory = Workspace("sanguo").shards
@@ -85,10 +95,6 @@ def make_tiny_shards() -> Path:
         )
         documents = pa.table([["1"], ["t"], [0], [count * LENGTH]], schema=DOCUMENT_SCHEMA)
         pq.write_table(documents, directory / f"{split}.documents.parquet")
-        if split == "train":
-            counts = np.bincount(tokens_NL.ravel(), minlength=21128)
-    tokens = [f"[{index}]" for index in range(21128)]
-    ShardVocabulary(tokens, np.arange(21128) < 2000, counts).write(directory)
     facts = {
         "sequence_length": LENGTH,
         "vocabulary": "bert-base-chinese",
@@ -98,6 +104,7 @@ def make_tiny_shards() -> Path:
         "unk_token_id": 100,
         "sequences": SEQUENCES,
     }
+    write_base_vocabulary(directory, LENGTH)
     root = write_manifest(directory, stage="decontaminate", facts=facts)
     certificate = Workspace("sanguo").report("validate") / "certificate.json"
     write_json(certificate, {"passed": True, "shards_root": root})

@@ -28,16 +28,15 @@ from pipelines.base.artifacts import read_json, read_manifest, write_manifest
 from pipelines.base.workspace import SPLITS
 from pipelines.clean import clean
 from pipelines.data.overlap.stream import read_pieces, stream_parts
-from pipelines.data.overlap.windows import Hashes, token_folder
+from pipelines.data.overlap.windows import Hashes, TokenFolder, token_folder
 from pipelines.data.shards import ShardReader
-from pipelines.data.text.vocabulary import load_tokenizer
+from pipelines.data.text.shard_vocabulary import ShardVocabulary, shard_tokenizer
 from pipelines.data.tokenizer.fast import FastTokenizer
 from pipelines.decontaminate import decontaminate
 from pipelines.ingest import ingest
 from pipelines.params import Profile, load_params
 from pipelines.tokenize import tokenize
 
-VOCABULARY = "bert-base-chinese"
 # More of test than in use, so that there are enough documents to copy: validation may lose some.
 HELD_OUT = {"validation_fraction": 0.025, "test_fraction": 0.22}
 ROUNDS = 4
@@ -88,11 +87,12 @@ def _measure(
         copies.append(_edited(text[start:][:size], edits, letters, generator))
     planted = directory / f"planted-{turn}"
     _plant(documents, planted, copies, generator)
-    after, _ = _train_windows(profile, planted, directory / f"after-{turn}")
-    stream = FastTokenizer(load_tokenizer(VOCABULARY).backend_tokenizer).encode(copies)
+    output = directory / f"after-{turn}"
+    after, _ = _train_windows(profile, planted, output)
+    stream = FastTokenizer(shard_tokenizer(output / "tokens").backend_tokenizer).encode(copies)
     offsets = np.append(0, np.cumsum(stream.lengths))
     size = profile.decontaminate.window_characters
-    windows = token_folder(VOCABULARY).windows(stream.ids, offsets, size)
+    windows = _folder(output / "tokens").windows(stream.ids, offsets, size)
     counts = np.isin(windows.hashes_W, before, invert=True)
     totals, kept = (
         np.bincount(windows.documents_W[mine], minlength=len(copies))
@@ -143,13 +143,17 @@ def _train_windows(profile: Profile, documents: Path, output: Path) -> tuple[Has
     length = int(read_manifest(tokens)["sequence_length"])
     sources: npt.NDArray[np.int64] = ShardReader(shards, "train").sequences()[0].to_numpy()
     removed = np.setdiff1d(np.arange(len(ShardReader(tokens, "train"))), sources)
-    folder, size = token_folder(VOCABULARY), profile.decontaminate.window_characters
+    folder, size = _folder(tokens), profile.decontaminate.window_characters
     found = [
         folder.windows(pieces.ids_T, pieces.offsets, size).hashes_W
         for part in stream_parts(tokens, "train", length)
         for pieces in read_pieces(part, removed)
     ]
     return np.concatenate(found), read_json(report)["train"]["removed_percent"] / 100
+
+
+def _folder(tokens: Path) -> TokenFolder:
+    return token_folder(ShardVocabulary.read(tokens).tokens)
 
 
 def _row(kind: Kind, left: npt.NDArray[np.float64]) -> dict[str, Any]:

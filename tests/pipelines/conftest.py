@@ -24,7 +24,7 @@ from pipelines.registry.register import register
 from pipelines.tokenize import tokenize
 from pipelines.tracking.run_log import RunLog
 from tests.finished import write_finished_project, write_losses
-from tests.support import REPOSITORY
+from tests.support import REPOSITORY, write_base_vocabulary
 
 WriteCorpus = Callable[..., Path]
 WriteShards = Callable[..., Path]
@@ -134,6 +134,7 @@ def write_shards(tmp_path: Path) -> WriteShards:
             "unk_token_id": 100,
             "sequences": {split: len(splits[split]) for split in SPLITS},
         }
+        write_base_vocabulary(directory, length)
         write_manifest(directory, stage="tokenize", facts=facts)
         return directory
 

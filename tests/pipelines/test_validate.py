@@ -184,6 +184,16 @@ def test_shard_evidence_counts_from_the_bytes(data: Workspace) -> None:
     assert rows.loc["train", "files_changed"] == 0
 
 
+def test_shard_evidence_recounts_the_vocabulary(data: Workspace) -> None:
+    """[PAD], which no text makes, takes the place of a whole train sequence."""
+    first = np.fromfile(data.shards / "train-00000.bin", dtype="<u2", count=256)
+    plant(data.shards, 0, bytes(2 * len(first)))
+    rows = shards_table(data.shards, documents_table(data.documents)).set_index("split")
+    assert rows["impossible_tokens"].to_dict() == {"train": 256, "validation": 0, "test": 0}
+    assert rows.loc["train", "miscounted_ids"] == len(np.unique(first)) + 1
+    assert rows.loc["test", "miscounted_ids"] == 0
+
+
 def test_sequences_that_repeat_in_a_split_are_counted_and_refused(data: Workspace, profile) -> None:
     train = (data.shards / "train-00000.bin").read_bytes()
     for row in range(100, 140):

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pipelines.data.overlap.stream import Part, read_pieces
 from pipelines.data.overlap.window_index import WindowIndex
 from pipelines.data.overlap.windows import Integers, select_windows, token_folder
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
 
 Records = npt.NDArray[np.void]
 
@@ -76,7 +77,7 @@ def scan(task: Scan, directory: Path) -> None:
         task: The documents.
         directory: Where the files described above go.
     """
-    index, folder = _index(task.index), token_folder(task.tokens)
+    index, folder = _index(task.index), token_folder(ShardVocabulary.read(task.tokens).tokens)
     found, hashes, counts = [], [], []
     for pieces in read_pieces(task.part, np.empty(0, np.int64)):
         if not len(pieces.ids_T):

@@ -13,7 +13,7 @@ from enigma.language_model.word_pieces import join_word_pieces
 from pipelines.data.overlap.hits import MAX_HITS, Records
 from pipelines.data.overlap.stream import document_rows, document_starts
 from pipelines.data.overlap.verdicts import METHODS, UNKNOWN, Compared
-from pipelines.data.overlap.windows import Integers, Windows, token_folder
+from pipelines.data.overlap.windows import Integers, Windows
 from pipelines.data.text.shard_vocabulary import shard_tokenizer
 
 SEQUENCES_PER_TABLE = 1024
@@ -62,9 +62,7 @@ def _table(compared: Compared, found_N: Records, starts: Integers, tokenizer: An
     owners_T = np.searchsorted(starts, tokens_T, "right") - 1
     cuts = np.flatnonzero((np.diff(owners_T) != 0) | (np.diff(tokens_T) != 1)) + 1
     offsets = np.union1d(np.arange(0, len(tokens_T) + 1, length), cuts)
-    windows = token_folder(held_out.directory).windows(
-        ids_NL.reshape(-1), offsets, held_out.window_characters
-    )
+    windows = held_out.folder.windows(ids_NL.reshape(-1), offsets, held_out.window_characters)
     held_N, shared_H = _shared(compared, found_N, windows, windows.first_W // length)
     bounds = np.searchsorted(windows.first_W[shared_H] // length, np.arange(len(found_N) + 1))
     sharers, rows = [], []

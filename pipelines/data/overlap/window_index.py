@@ -35,9 +35,17 @@ from pipelines.data.overlap.stream import (
     read_pieces,
     stream_parts,
 )
-from pipelines.data.overlap.windows import Hashes, Integers, bits_of, shift_of, token_folder
+from pipelines.data.overlap.windows import (
+    Hashes,
+    Integers,
+    TokenFolder,
+    bits_of,
+    shift_of,
+    token_folder,
+)
 from pipelines.data.shards import SequenceFiles, shard_paths
 from pipelines.data.text.compiled import have_numba
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
 
 # 20 bytes each while a block is in memory, and about 60 while it is sorted.
 WINDOWS_PER_BLOCK = 3 << 18
@@ -80,6 +88,11 @@ class HeldOut:
             for split in self.removed
         ]
         return np.array(sizes, np.int64).reshape(-1, 2)
+
+    @property
+    def folder(self) -> TokenFolder:
+        """What makes comparison keys from its tokens."""
+        return token_folder(ShardVocabulary.read(self.directory).tokens)
 
     def files(self) -> SequenceFiles:
         """The sequences of all splits, with those removed."""
@@ -143,7 +156,7 @@ def build_index(held_out: HeldOut, directory: Path) -> None:
 
 
 def _records(held_out: HeldOut, sizes: Integers) -> Iterator[npt.NDArray[np.void]]:
-    folder = token_folder(held_out.directory)
+    folder = held_out.folder
     starts = np.cumsum(sizes, axis=0) - sizes
     for (split, removed), (document, sequence) in zip(
         held_out.removed.items(), starts.tolist(), strict=True

@@ -10,7 +10,6 @@ Shape legend: T tokens, D documents, F folded characters, W windows.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,6 @@ from pipelines.data.text.folding import (
     fold_points,
 )
 from pipelines.data.text.scripts import HAN, KANA
-from pipelines.data.text.shard_vocabulary import ShardVocabulary
 from pipelines.data.text.vocabulary import SPECIAL_TOKENS
 
 Hashes = npt.NDArray[np.uint64]
@@ -229,14 +227,9 @@ def shift_of(words: Hashes) -> np.uint64:
     return np.uint64(65 - len(words).bit_length())
 
 
-def token_folder(directory: Path) -> TokenFolder:
-    """Make the folder of a directory of shards; special tokens have no characters."""
-    return _folder(ShardVocabulary.read(directory).tokens)
-
-
-# By what is read: a worker of a cluster outlives a change of the file.
 @lru_cache(maxsize=1)
-def _folder(tokens: tuple[str, ...]) -> TokenFolder:
+def token_folder(tokens: tuple[str, ...]) -> TokenFolder:
+    """Make the folder of a vocabulary; special tokens have no characters."""
     return TokenFolder(["" if token in SPECIAL_TOKENS else token for token in tokens])
 
 

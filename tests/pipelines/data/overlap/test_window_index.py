@@ -15,13 +15,14 @@ from pipelines.data.overlap.window_index import (
     stable_order,
 )
 from pipelines.data.overlap.windows import token_folder
+from pipelines.data.text.vocabulary import vocabulary_tokens
 
-VOCABULARY = "bert-base-chinese"
+VOCABULARY = vocabulary_tokens("bert-base-chinese")
 
 
 def held_out(shards: Path, removed: dict[str, list[int]], windows_per_block: int) -> HeldOut:
     arrays = {split: np.array(gone, np.int64) for split, gone in removed.items()}
-    return HeldOut(shards, arrays, 32, VOCABULARY, 8, windows_per_block)
+    return HeldOut(shards, arrays, 32, 8, windows_per_block)
 
 
 def windows_of(tokens: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from pipelines.data.overlap.windows import (
     window_hashes,
 )
 from pipelines.data.text.folding import fold
-from pipelines.data.text.vocabulary import load_tokenizer
+from pipelines.data.text.vocabulary import load_tokenizer, vocabulary_tokens
 from pipelines.data.tokenizer.fast import FastTokenizer
 
 VOCABULARY = "bert-base-chinese"
@@ -57,7 +57,7 @@ def test_the_key_of_tokens_is_that_of_their_text(texts: list[str]) -> None:
     tokenizer, fast = tokenizers()
     ids = fast.encode(texts)
     offsets = np.append(0, np.cumsum(ids.lengths))
-    folder = token_folder(VOCABULARY)
+    folder = token_folder(vocabulary_tokens(VOCABULARY))
     for use_numba in (True, False):
         folded = folder.fold(ids.ids, offsets, use_numba=use_numba)
         for row, (start, stop) in enumerate(pairwise(offsets.tolist())):

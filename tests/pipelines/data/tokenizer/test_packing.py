@@ -34,6 +34,7 @@ def test_a_stream_is_packed_with_its_side_tables(
     params = TokenizeParams(
         vocabulary="bert-base-chinese",
         lower_case=True,
+        learn_characters=True,
         sequence_length=LENGTH,
         sequences_per_shard=1,
     )
