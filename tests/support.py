@@ -28,6 +28,7 @@ WIKI_SAMPLE = REPOSITORY.parent / "shared" / "data" / "wiki_zh_sample.parquet"
 
 LENGTH = 16
 SEQUENCES = {"train": 64, "validation": 8, "test": 8}
+TINY_POSSIBLE = 13_000
 TINY_NGRAMS = {"order": 3, "min_token_count": 24, "max_entries": 100_000}
 TINY_RUN = {
     "count_ngrams": None,
@@ -71,12 +72,12 @@ def change_params(path: Path, values: dict[str, Any]) -> None:
 
 
 def write_base_vocabulary(directory: Path, length: int) -> None:
-    """Write bert-base-chinese beside shards, every id possible."""
+    """Write bert-base-chinese beside shards, every id from `TINY_POSSIBLE` on impossible."""
     tokens = vocabulary_tokens("bert-base-chinese")
-    every_V = np.ones(len(tokens), np.bool_)
-    ShardVocabulary(tokens, every_V, every_V.astype(np.int64)).counted(directory, length).write(
-        directory
-    )
+    possible_V = np.arange(len(tokens)) < TINY_POSSIBLE
+    ShardVocabulary(tokens, possible_V, possible_V.astype(np.int64)).counted(
+        directory, length
+    ).write(directory)
 
 
 def make_tiny_shards() -> Path:

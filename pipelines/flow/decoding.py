@@ -46,11 +46,11 @@ def decode(model: Any, states_ND: Tensor) -> Decoded:
     entropy_nats = 0.0
     likeliest: list[Tensor] = []
     for batch_ND in torch.split(states_ND, STATES_PER_BATCH):
-        log_p_NV = next_token_log_p(model, batch_ND)
-        p_NV = log_p_NV.exp()
+        p_NV = next_token_log_p(model, batch_ND).exp()
         # Summed over a batch in float32: converting all of it costs more than the head.
         total_V += p_NV.sum(dim=0)
-        entropy_nats -= float((p_NV * log_p_NV).sum(dim=-1).double().sum())
+        # entr(p) is -p log p, and 0 for an id that cannot occur.
+        entropy_nats += float(torch.special.entr(p_NV).sum(dim=-1).double().sum())
         likeliest.append(p_NV.argmax(dim=-1))
     count = len(states_ND)
     return Decoded(total_V / count, entropy_nats / count, torch.cat(likeliest))

@@ -156,7 +156,9 @@ class _Writer:
     def _telling_tokens(self, states_ND: Tensor) -> list[str]:
         """Return the tokens that add most to the divergence from the average passage."""
         log_p_NV = next_token_log_p(self.model, states_ND)
-        telling_NV = log_p_NV.exp() * (log_p_NV - self.log_mean_V)
+        p_NV = log_p_NV.exp()
+        # An id that cannot occur, at log-probabilities of minus infinity, tells nothing.
+        telling_NV = torch.where(p_NV > 0, p_NV * (log_p_NV - self.log_mean_V), 0.0)
         best = telling_NV.topk(SHOWN_TOKENS, dim=1).indices.tolist()
         return [" ".join(cell(self.tokenizer, [token]) for token in row) for row in best]
 

@@ -145,5 +145,7 @@ def _mean(states_LD: Tensor) -> Tensor:
 def _loss_nats(model: "EnigmaForCausalLM", states_LD: Tensor, ids: list[int]) -> float:
     if len(ids) == 1:
         return math.log(model.config.vocab_size)
-    logits_LV = model.lm.logits(states_LD[:-1]).float()
-    return float(cross_entropy(logits_LV, torch.tensor(ids[1:], device=model.device)))
+    ids_L = torch.tensor(ids, device=model.device)
+    rows_1LK = model.lm.context_rows(ids_L[None, :-1])
+    logits_1LV = model.lm.logits(states_LD[None, :-1], rows_1LK)
+    return float(cross_entropy(logits_1LV[0].float(), ids_L[1:]))

@@ -5,20 +5,24 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.base.artifacts import read_json, write_text
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.workspace import Workspace
+from pipelines.count_ngrams import main as count_ngrams
+from pipelines.data.shards import ShardReader
 from pipelines.data.text.vocabulary import load_tokenizer
 from pipelines.evaluate import alarms, main
-from pipelines.language_model.published import load_language_model, model_config
+from pipelines.language_model.baselines import ngram_nll_nats
+from pipelines.language_model.classes import TokenClasses
+from pipelines.language_model.published import load_language_model, new_language_model
 from pipelines.language_model.repetition import distinct_2, repetition_rate
 from pipelines.language_model.scoring import ASSIGNED_CHARACTERS, Score, Span
 from pipelines.params import load_params
-from tests.support import TINY_RUN
+from tests.support import TINY_NGRAMS, TINY_RUN
 
 SANE = {
     "validation": {"perplexity": 30.0, "bits_per_character": 5.0},
@@ -70,7 +74,8 @@ def published_model(shards: Path, set_params: Any) -> Path:
     )
     workspace = Workspace("sanguo")
     torch.manual_seed(0)
-    model = EnigmaForCausalLM(model_config(load_params().profile.model, shards))
+    count_ngrams()
+    model = new_language_model(load_params().profile.model, shards, workspace.ngrams)
     model.save_pretrained(workspace.language_model)
     load_tokenizer("bert-base-chinese").save_pretrained(workspace.language_model)
     history = workspace.report("train") / "history.csv"
@@ -86,6 +91,40 @@ def test_an_honest_model_passes(published_model: Path) -> None:
     assert report["test"]["tokens"] == 8 * 15
     assert report["test"]["perplexity"] == pytest.approx(21128, rel=0.5), "it knows nothing yet"
     assert Path("reports/sanguo/evaluate/figures/bits_per_character.png").is_file()
+
+
+def test_a_model_with_a_memory_is_scored_generates_and_beats_chance_untrained(
+    shards: Path, set_params: Any, published_model: Path
+) -> None:
+    set_params({"count_ngrams": TINY_NGRAMS})
+    count_ngrams()
+    model = new_language_model(load_params().profile.model, shards, Workspace("sanguo").ngrams)
+    model.save_pretrained(published_model)
+    main()
+    report = read_json(Path("reports/sanguo/evaluate/evaluation.json"))
+    assert report["alarms"] == []
+    assert report["causality"]["is_causal"] is True
+    counted = report["baselines"]
+    assert list(counted) == ["unigram", "bigram", "3-gram", "4-gram", "5-gram"]
+    # Half of the mixture is the trigram's: a bit more per token, at most.
+    assert 0.0 < report["test"]["loss_nats"] - counted["3-gram"]["loss_nats"] < math.log(2)
+    assert report["baseline_tokens"]["counted"] == report["baseline_tokens"]["train"] == 64 * 16
+
+
+def test_the_baseline_is_the_memory_where_nothing_is_pruned(shards: Path, set_params: Any) -> None:
+    """One formula, two ways to look counts up."""
+    set_params({**TINY_RUN, "count_ngrams": {**TINY_NGRAMS, "order": 5}})
+    count_ngrams()
+    model = new_language_model(load_params().profile.model, shards, Workspace("sanguo").ngrams)
+    lm = model.double().eval().lm
+    scored = ShardReader(shards, "test").gather(np.arange(8))
+    classes = TokenClasses.of_shards(shards, TINY_NGRAMS["min_token_count"])
+    expected = ngram_nll_nats(ShardReader(shards, "train"), scored, classes, order=5)[-1]
+    ids_BL = torch.from_numpy(scored.astype(np.int64))
+    rows = lm.context_rows(ids_BL)[:, :-1].flatten(0, 1)
+    target_N, cost_N = lm.reachable.targets(ids_BL[:, 1:].flatten(), torch.float64)
+    log_p_N, _ = lm.ngrams.log_prob(rows, target_N, torch.float64)
+    assert float((cost_N - log_p_N).sum()) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_model_that_knows_the_answers_stops_the_stage(

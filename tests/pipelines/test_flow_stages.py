@@ -10,18 +10,18 @@ import torch
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file, save_file
 
-from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.base.artifacts import read_json, sha256_file, write_json
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.workspace import Workspace
+from pipelines.count_ngrams import main as count_ngrams
 from pipelines.data.text.vocabulary import load_tokenizer
-from pipelines.language_model.published import model_config
+from pipelines.language_model.published import new_language_model
 from pipelines.params import load_params
 from pipelines.sample_flow import check_round_trip
 from pipelines.sample_flow import main as sample_flow
 from pipelines.tracking.store import initialise_store, tracking_uri
 from pipelines.train_flow import main as train_flow
-from tests.support import REPOSITORY, TINY_RUN, change_params, make_tiny_shards
+from tests.support import REPOSITORY, TINY_NGRAMS, TINY_RUN, change_params, make_tiny_shards
 
 SMALL_FLOW = {
     "train_flow.train_states": 640,
@@ -50,14 +50,17 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("template") / "workspace"
     directory.mkdir()
     (directory / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
-    change_params(directory / "params.yaml", {**TINY_RUN, **SMALL_FLOW})
+    change_params(
+        directory / "params.yaml", {**TINY_RUN, **SMALL_FLOW, "count_ngrams": TINY_NGRAMS}
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{directory}/mlflow.db")
         shards = make_tiny_shards()
         workspace = Workspace("sanguo")
         torch.manual_seed(0)
-        model = EnigmaForCausalLM(model_config(load_params().profile.model, shards))
+        count_ngrams()
+        model = new_language_model(load_params().profile.model, shards, workspace.ngrams)
         model.save_pretrained(workspace.language_model)
         load_tokenizer("bert-base-chinese").save_pretrained(workspace.language_model)
         facts = {"fingerprint": "f" * 64, "shards_root": "s" * 64}

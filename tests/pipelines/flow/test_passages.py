@@ -5,18 +5,22 @@ import pytest
 import torch
 
 from enigma.configuration_enigma import EnigmaConfig
+from enigma.language_model.ngram_counts import count_ngrams
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.flow.passages import Passages, mean_states, read_passages
 
 
-@pytest.fixture
-def model() -> EnigmaForCausalLM:
+@pytest.fixture(params=["network", "mixture"])
+def model(request: pytest.FixtureRequest) -> EnigmaForCausalLM:
     config = EnigmaConfig(
         vocab_size=50, d=8, num_rev_blocks=1, num_rotors=1, num_heads=2, num_transformer_layers=1,
         conv1x1_positions=4, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     torch.manual_seed(0)
-    return EnigmaForCausalLM(config).eval()
+    model = EnigmaForCausalLM(config).eval()
+    if request.param == "mixture":
+        model.set_ngrams(count_ngrams(torch.randint(5, 12, (9, 30)), 50, order=3))
+    return model
 
 
 def test_states_are_the_same_without_the_losses(model: EnigmaForCausalLM) -> None:
