@@ -99,6 +99,8 @@ class ScoredCounts:
                 # The first token alone is spread over the buckets.
                 self._totals[kind, found, k] += totals[row]
                 self._types[kind, found, k] += types[row]
+            if not len(of_order):
+                break
             key = (row << CLASS_BITS) | last
             place = np.minimum(np.searchsorted(of_order.keys, key), len(of_order) - 1)
             known = (of_order.keys[place] == key) & (last != NO_TOKEN)
