@@ -79,9 +79,10 @@ class _Order(nn.Module):
         # Behind the keys stands one that nothing equals: every search then ends inside.
         self.register_buffer("keys", torch.full((num_ngrams + 1,), _NO_KEY))
         self.register_buffer("counts", torch.zeros(num_ngrams + 1, dtype=torch.int32))
-        self.register_buffer("totals", torch.zeros(num_contexts, dtype=torch.long))
-        self.register_buffer("kept", torch.zeros(num_contexts, dtype=torch.long))
-        self.register_buffer("kinds", torch.zeros(num_contexts, _KINDS, dtype=torch.int32))
+        # The last row, which -1 picks, is that of a context of which nothing is known.
+        self.register_buffer("totals", torch.zeros(num_contexts + 1, dtype=torch.long))
+        self.register_buffer("kept", torch.zeros(num_contexts + 1, dtype=torch.long))
+        self.register_buffer("kinds", torch.zeros(num_contexts + 1, _KINDS, dtype=torch.int32))
 
     def reset_parameters(self) -> None:
         """Know nothing."""
@@ -93,7 +94,7 @@ class _Order(nn.Module):
         """Take the counts of an order."""
         self.keys[:-1] = keys
         self.counts[:-1] = counts
-        self.totals.copy_(totals)
+        self.totals[:-1] = totals
         context = keys >> CLASS_BITS
         self.kept.zero_().index_add_(0, context, counts.to(self.kept))
         kind = functional.one_hot(counts.long().clamp(max=_KINDS) - 1, _KINDS)
@@ -112,13 +113,8 @@ class _Order(nn.Module):
         return torch.where(found, place, -1)
 
     def context(self, row_N: Tensor) -> Context:
-        """Return what is known of contexts, by their rows."""
-        known_N, row_N = row_N >= 0, row_N.clamp(min=0)
-        return Context(
-            self.totals[row_N] * known_N,
-            self.kept[row_N] * known_N,
-            self.kinds[row_N].long() * known_N.unsqueeze(-1),
-        )
+        """Return what is known of contexts, by their rows; -1 for an unknown one."""
+        return Context(self.totals[row_N], self.kept[row_N], self.kinds[row_N].long())
 
     def continuations(self, row_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return the classes that follow contexts, and their counts, 0 beyond the last one.

@@ -8,6 +8,9 @@ from torch import nn
 from torch.export import Dim, export
 from transformers import CompileConfig, GenerationConfig
 
+from enigma.language_model.ngram_counts import count_ngrams
+
+POSSIBLE = torch.arange(120) < 110
 SIZES = ((1, 5), (3, 30), (2, 300))
 SHAPES = {name: {0: Dim("batch"), 1: Dim("length")} for name in ("input_ids", "attention_mask")}
 
@@ -30,6 +33,13 @@ def left_padded(batch, length):
     return ids, mask
 
 
+def give_memory(model):
+    """Give a model a reachable vocabulary and an n-gram memory."""
+    model.set_reachable(torch.arange(60), POSSIBLE)
+    counted = torch.randint(1, 110, (40, 20), generator=torch.Generator().manual_seed(1))
+    model.set_ngrams(count_ngrams(model.lm.classes(counted), model.lm.num_classes, order=3))
+
+
 def check(run, model):
     for size in SIZES:
         ids, mask = left_padded(*size)
@@ -43,6 +53,7 @@ def check(run, model):
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_an_export_with_dynamic_shapes_gives_the_same_logits(make_causal_lm):
     model = make_causal_lm()
+    give_memory(model)
     program = export(Logits(model).eval(), left_padded(2, 12), dynamic_shapes=SHAPES)
     check(program.module(), model)
 
@@ -52,6 +63,7 @@ def test_onnx_runtime_gives_the_same_logits(make_causal_lm, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model = make_causal_lm()
+    model.set_reachable(torch.arange(60), POSSIBLE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own libraries
         program = torch.onnx.export(
@@ -88,6 +100,8 @@ class Recorder:
 def test_decoding_into_a_static_cache_is_one_graph(make_causal_lm, changes):
     """A configuration is enough, on a CPU too; no rotor is formed in the graph."""
     model = make_causal_lm(**changes)
+    if changes:
+        give_memory(model)
     ids, mask = left_padded(2, 12)
     settings = {
         "attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "eos_token_id": None,

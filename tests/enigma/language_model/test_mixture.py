@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, CompileConfig, StaticCache
+from transformers import AutoModelForCausalLM, StaticCache
 
 from enigma.causality import prove_causality
 from enigma.language_model.ngram_counts import count_ngrams
@@ -243,12 +243,3 @@ def test_counts_of_other_classes_are_refused(make_causal_lm):
     model.set_ngrams(count_ngrams(model.lm.classes(COUNTED), model.lm.num_classes, 2))
     with pytest.raises(ValueError, match="call set_reachable before set_ngrams"):
         model.set_reachable(REACHABLE, POSSIBLE)
-
-
-@pytest.mark.slow
-def test_a_compiled_decoding_step_is_one_graph(make_mixed):
-    model = make_mixed(num_rev_blocks=1, num_rotors=1, num_transformer_layers=1)
-    expected = model.generate(IDS, **GREEDY)
-    whole = CompileConfig(fullgraph=True, backend="eager", mode=None)
-    compiled = model.generate(IDS, cache_implementation="static", compile_config=whole, **GREEDY)
-    assert torch.equal(compiled, expected)
