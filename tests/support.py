@@ -18,7 +18,12 @@ from ruamel.yaml import YAML
 
 from pipelines.base.artifacts import write_json, write_manifest
 from pipelines.base.workspace import Workspace
-from pipelines.data.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
+from pipelines.data.shards import (
+    DOCUMENT_SCHEMA,
+    SEQUENCE_SCHEMA,
+    ShardWriter,
+    count_train_ids,
+)
 from pipelines.data.text.shard_vocabulary import ShardVocabulary
 from pipelines.data.text.vocabulary import vocabulary_tokens
 
@@ -65,9 +70,8 @@ def write_base_vocabulary(directory: Path, length: int) -> None:
     """Write bert-base-chinese beside shards, every id possible."""
     tokens = vocabulary_tokens("bert-base-chinese")
     every_V = np.ones(len(tokens), np.bool_)
-    ShardVocabulary(tokens, every_V, every_V.astype(np.int64)).counted(directory, length).write(
-        directory
-    )
+    counts_V = count_train_ids(directory, length, len(tokens))
+    ShardVocabulary(tokens, every_V, counts_V).write(directory)
 
 
 def make_tiny_shards() -> Path:
