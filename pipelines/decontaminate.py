@@ -12,6 +12,7 @@ killed.
 
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from pipelines.data.shards import (
     SEQUENCE_SCHEMA,
     ShardReader,
     ShardWriter,
+    count_train_ids,
     read_blocks,
 )
 from pipelines.data.text.shard_vocabulary import ShardVocabulary
@@ -111,7 +113,8 @@ def decontaminate(
             removed[split], overlap[split] = _remove(compared, building, facts, table)
         sequences = {split: overlap[split]["after"] for split in SPLITS}
         table.close()
-        ShardVocabulary.read(tokens).counted(building, length).write(building)
+        counts_V = count_train_ids(building, length, int(facts["vocabulary_size"]))
+        replace(ShardVocabulary.read(tokens), train_count_V=counts_V).write(building)
         write_manifest(building, stage="decontaminate", facts={**facts, "sequences": sequences})
     write_json(report, overlap)
     log.info("train: %(before)d sequences, %(removed)d removed, %(after)d left", overlap["train"])

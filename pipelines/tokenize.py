@@ -11,6 +11,7 @@ finished parts are kept if the stage is killed.
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pipelines.base.part_workers import map_parts
 from pipelines.base.resumable_parts import resumable
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import SPLITS, Workspace
+from pipelines.data.shards import count_train_ids
 from pipelines.data.text.shard_vocabulary import ShardVocabulary
 from pipelines.data.text.vocabulary import (
     EOS_TOKEN_ID,
@@ -123,7 +125,8 @@ def tokenize(
             **{name: {split: counts[split][name] for split in SPLITS} for name in counts["train"]},
         }
         _check_rows(read_manifest(documents)["documents"], facts["documents"])
-        vocabulary.counted(building, params.sequence_length).write(building)
+        counts_V = count_train_ids(building, params.sequence_length, VOCABULARY_SIZE)
+        replace(vocabulary, train_count_V=counts_V).write(building)
         write_manifest(building, stage="tokenize", facts=facts)
     log.info("sequences %s, characters learned %d", facts["sequences"], len(learned))
 

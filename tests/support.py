@@ -19,7 +19,12 @@ from ruamel.yaml import YAML
 from pipelines.base.artifacts import write_json, write_manifest
 from pipelines.base.workspace import Workspace
 from pipelines.count_ngrams import count_ngrams
-from pipelines.data.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
+from pipelines.data.shards import (
+    DOCUMENT_SCHEMA,
+    SEQUENCE_SCHEMA,
+    ShardWriter,
+    count_train_ids,
+)
 from pipelines.data.text.shard_vocabulary import ShardVocabulary
 from pipelines.data.text.vocabulary import vocabulary_tokens
 
@@ -75,9 +80,8 @@ def write_base_vocabulary(directory: Path, length: int) -> None:
     """Write bert-base-chinese beside shards, every id from `TINY_POSSIBLE` on impossible."""
     tokens = vocabulary_tokens("bert-base-chinese")
     possible_V = np.arange(len(tokens)) < TINY_POSSIBLE
-    ShardVocabulary(tokens, possible_V, possible_V.astype(np.int64)).counted(
-        directory, length
-    ).write(directory)
+    counts_V = count_train_ids(directory, length, len(tokens))
+    ShardVocabulary(tokens, possible_V, counts_V).write(directory)
 
 
 def make_tiny_shards() -> Path:

@@ -15,7 +15,7 @@ A directory of shards holds, for each split `S`:
 Shape legend: N sequences, L length, B batch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -189,18 +189,19 @@ def read_blocks(path: Path, length: int) -> Iterator[Tokens]:
             yield block.reshape(-1, length)
 
 
-def count_ids(files: Iterable[Tokens], vocabulary_size: int) -> npt.NDArray[np.int64]:
-    """Count the occurrences of every id.
+def count_train_ids(directory: Path, length: int, vocabulary_size: int) -> npt.NDArray[np.int64]:
+    """Count how often the train sequences of a directory have each id.
 
     Args:
-        files: Blocks of sequences, as `SequenceFiles` yields them.
+        directory: The shards; they need no manifest.
+        length: Tokens per sequence.
         vocabulary_size: V; every id is below it.
 
     Returns:
         (V,) int64.
     """
     counts_V = np.zeros(vocabulary_size, np.int64)
-    for block_NL in files:
+    for block_NL in SequenceFiles(shard_paths(directory, "train"), length):
         counts_V += np.bincount(block_NL.reshape(-1), minlength=vocabulary_size)
     return counts_V
 

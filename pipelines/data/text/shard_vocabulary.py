@@ -13,7 +13,7 @@ entries may have been given to characters of the corpus.
 Shape legend: V ids.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import UserError
-from pipelines.data.shards import SequenceFiles, count_ids, shard_paths
 from pipelines.data.text.vocabulary import make_tokenizer
 
 if TYPE_CHECKING:
@@ -74,16 +73,6 @@ class ShardVocabulary:
             table["possible"].to_numpy(),
             table["train_count"].to_numpy(),
         )
-
-    def counted(self, directory: Path, length: int) -> "ShardVocabulary":
-        """The same vocabulary, with the counts of the train sequences of a directory.
-
-        Args:
-            directory: The shards.
-            length: Tokens per sequence.
-        """
-        train = SequenceFiles(shard_paths(directory, "train"), length)
-        return replace(self, train_count_V=count_ids(train, len(self.tokens)))
 
     def write(self, directory: Path) -> None:
         """Write it beside shards."""

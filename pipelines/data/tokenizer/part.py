@@ -119,7 +119,7 @@ def text_tokenizer(tokens: Sequence[str], *, lower_case: bool) -> "Tokenizer":
 
     An article about BERT may contain "[SEP]", which does not end a document there.
     """
-    backend = make_tokenizer(tokens, lower_case=lower_case).backend_tokenizer
+    backend: Tokenizer = make_tokenizer(tokens, lower_case=lower_case).backend_tokenizer
     backend.encode_special_tokens = True
     return backend
 

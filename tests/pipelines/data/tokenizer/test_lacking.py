@@ -7,7 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.data.text.vocabulary import SPECIAL_TOKENS, load_tokenizer, vocabulary_tokens
+from pipelines.data.text.vocabulary import (
+    SPECIAL_TOKENS,
+    UNK_TOKEN_ID,
+    make_tokenizer,
+    vocabulary_tokens,
+)
 from pipelines.data.tokenizer.code_points import CODE_POINTS
 from pipelines.data.tokenizer.fast import FastTokenizer
 from pipelines.data.tokenizer.lacking import (
@@ -19,7 +24,7 @@ from pipelines.data.tokenizer.part import text_tokenizer
 from tests.pipelines.data.tokenizer.test_fast import adversarial, first_difference
 
 TOKENS = vocabulary_tokens("bert-base-chinese")
-FUZZ_STRINGS = 8_000
+FUZZ_STRINGS = 4_000
 # Quotes, dashes, ellipsis; Han within and beyond the first plane; compatibility Han that become
 # others; half-width marks; a mark that is stripped, a control character, an emoji, capitals.
 CORPUS = "“你好”——‘他’……“”𠮷𠮷𠀀鿏㐀\uf900\U0002f81a\ufa1e｢e\u0301\x07\U0001f600ÀΣ“"
@@ -74,7 +79,7 @@ def learned(request: pytest.FixtureRequest):
     texts = [CORPUS, *(adversarial(generator) for _ in range(FUZZ_STRINGS))]
     before = text_tokenizer(TOKENS, lower_case=request.param)
     changed, given = give_entries(before, TOKENS, lacking_characters(before, counts_of(texts)))
-    assert len(given) > 5000
+    assert len(given) > 3000
     return before, text_tokenizer(changed, lower_case=request.param), given, texts
 
 
@@ -84,30 +89,26 @@ def test_the_fast_tokenizer_has_the_ids_of_hugging_face(learned, use_numba: bool
     assert first_difference(FastTokenizer(after, use_numba=use_numba), after, texts) == ""
 
 
-def test_only_unknown_tokens_change_and_they_become_their_character(learned) -> None:
+def test_only_unknown_tokens_change_into_learned_ones(learned) -> None:
     before, after, given, texts = learned
-    character_of = {index: character for character, index in given.items()}
-    seen = set()
+    changed = []
     for old, new in zip(
         before.encode_batch(texts, add_special_tokens=False),
         after.encode_batch(texts, add_special_tokens=False),
         strict=True,
     ):
         assert old.offsets == new.offsets
-        for was, index, (start, stop), text in zip(
-            old.ids, new.ids, old.offsets, [texts] * 0 or [None] * len(old.ids), strict=True
-        ):
-            if was != index:
-                assert was == 100
-                seen.add(character_of[index])
-    assert len(seen) > 5000
+        pairs = zip(old.ids, new.ids, strict=True)
+        changed += [(was, index) for was, index in pairs if was != index]
+    assert {was for was, _ in changed} == {UNK_TOKEN_ID}
+    # Every learned character is in the texts.
+    assert {index for _, index in changed} == set(given.values())
 
 
 def test_a_saved_tokenizer_writes_the_characters_back(tmp_path) -> None:
     from transformers import AutoTokenizer
 
     from enigma.language_model.word_pieces import join_word_pieces
-    from pipelines.data.text.vocabulary import make_tokenizer
 
     tokenizer = text_tokenizer(TOKENS, lower_case=True)
     changed, _ = give_entries(tokenizer, TOKENS, lacking_characters(tokenizer, counts_of([CORPUS])))
@@ -115,6 +116,6 @@ def test_a_saved_tokenizer_writes_the_characters_back(tmp_path) -> None:
     again = AutoTokenizer.from_pretrained(tmp_path)
     text = "玄德曰：“汝等𠮷人——何不早来……”孔明笑曰：‘然。’"
     ids = again(text, add_special_tokens=False)["input_ids"]
-    assert len(again) == len(load_tokenizer("bert-base-chinese")) == 21128
+    assert len(again) == 21128
     assert again.unk_token_id not in ids
     assert join_word_pieces(again, ids) == text
