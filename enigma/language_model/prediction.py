@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from enigma.language_model.ngram_counts import NGramCounts
 from enigma.language_model.ngram_memory import NGramMemory
@@ -103,6 +105,29 @@ class Prediction(nn.Module):
             return self.reachable.class_logits(self.head, hidden)
         scores: Tensor = self.head(hidden)
         return scores
+
+    def nll_nats(self, hidden_BLD: Tensor, ids_BL: Tensor) -> Tensor:
+        """Return the negative log-likelihoods of tokens 1 ... L - 1, `(B, L - 1)`, for scoring.
+
+        What `logits` says of them, without the logits of the other ids, which cost most of it.
+
+        Args:
+            hidden_BLD: final hidden states of these tokens.
+            ids_BL: int64 `(B, L)`, without padding.
+        """
+        hidden_ND, target_N = hidden_BLD[:, :-1].flatten(0, 1), ids_BL[:, 1:].flatten()
+        cost_N = hidden_ND.new_zeros(len(target_N))
+        if self.reachable is not None:
+            target_N, cost_N = self.reachable.targets(target_N, torch.float32)
+        scores_NC = self.class_logits(hidden_ND).float()
+        nll_N = functional.cross_entropy(scores_NC, target_N, reduction="none")
+        rows_BLK = self.context_rows(ids_BL)
+        if self.ngrams is not None and rows_BLK is not None:
+            rows_NK = rows_BLK[:, :-1].flatten(0, 1)
+            log_ngram_N, facts_NF = self.ngrams.log_prob(rows_NK, target_N, nll_N.dtype)
+            gate_N = self.ngrams.gate_logits(hidden_ND, facts_NF)
+            nll_N = -self.ngrams.mix(-nll_N, log_ngram_N, gate_N)
+        return (nll_N + cost_N).view(len(ids_BL), -1)
 
     def context_rows(
         self,

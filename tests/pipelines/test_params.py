@@ -57,7 +57,7 @@ def test_bad_values_name_the_field(
 def test_a_missing_field_is_named(workspace: Path) -> None:
     path = workspace / "params.yaml"
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace("      weight_decay: 0.01\n", "", 1), encoding="utf-8")
+    path.write_text(text.replace("      weight_decay: 0.3\n", "", 1), encoding="utf-8")
     with pytest.raises(UserError, match=r"train\.weight_decay: Field required"):
         load_params(path)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipelines.base.workspace import Workspace
+from pipelines.count_ngrams import main as count_ngrams
 from pipelines.data.shards import SEQUENCE_SCHEMA, ShardReader
+from pipelines.language_model.published import new_language_model
 from pipelines.language_model.scoring import (
     UNK_CHARGE_BITS,
     Score,
@@ -21,6 +25,8 @@ from pipelines.language_model.scoring import (
     model_nll_nats,
     sequence_nll_nats,
 )
+from pipelines.params import load_params
+from tests.support import TINY_NGRAMS, TINY_RUN
 
 LENGTH = 5
 
@@ -101,3 +107,22 @@ def test_what_is_not_finite_is_none_in_json() -> None:
         "characters": 0,
         "unk_characters": 0,
     }
+
+
+@pytest.mark.parametrize("counted", [None, TINY_NGRAMS])
+def test_sequences_are_scored_as_by_the_logits(
+    shards: Path, set_params: Any, counted: dict[str, int] | None
+) -> None:
+    """Training, evaluation and the registry score by `nll_nats`; generation draws by logits."""
+    set_params({**TINY_RUN, "count_ngrams": counted})
+    count_ngrams()
+    torch.manual_seed(0)
+    workspace = Workspace("sanguo")
+    model = new_language_model(load_params().profile.model, shards, workspace.ngrams).eval()
+    reader = ShardReader(shards, "test")
+    ids_BL = torch.from_numpy(reader.gather(np.arange(5)).astype(np.int64))
+    with torch.no_grad():
+        log_p_BLV = model(input_ids=ids_BL).logits[:, :-1].log_softmax(-1)
+    of_targets = log_p_BLV.gather(-1, ids_BL[:, 1:, None]).double()
+    found = sequence_nll_nats(model, reader, [np.arange(3), np.arange(3, 5)])
+    assert found == pytest.approx(-of_targets.sum((1, 2)).numpy(), rel=1e-5)
