@@ -7,10 +7,10 @@ float32, forward and backward. The peer is `F.linear` and `F.cross_entropy`. Eac
 fresh process, as the peak memory of a process never falls; the loss and both gradients
 must agree first.
 
-Then a training step, forward and backward, of 8 x 256 tokens with a reachable vocabulary, against the
-same model with a logit for every id, at three sizes: the demo's, 5 and 30 million parameters. As many
-ids are reachable as the train split of the novel has (3,584), and as cover what that of the
-Wikipedia sample has at least ten times (6,713).
+Then a training step, forward and backward, of 8 x 256 tokens with a reachable vocabulary, against
+the same model with a logit for every id, at three sizes: the demo's, 5 and 30 million parameters.
+As many ids are reachable as the train split of the novel has (3,584), and as that of the Wikipedia
+sample has at least ten times (6,713).
 """
 
 import resource

@@ -208,7 +208,7 @@ class NGramMemory(nn.Module):
         for k, order in enumerate(list(self._each_order())[:-1]):
             before_BL = torch.zeros_like(class_BL)
             if k:
-                none_B1 = class_BL.new_full((len(class_BL), 1), -1)
+                none_B1 = class_BL.new_full((class_BL.shape[0], 1), -1)
                 first_B1 = none_B1 if earlier_BK is None else earlier_BK[:, k - 1 : k]
                 before_BL = torch.cat((first_B1, rows[-1]), dim=1)[:, : class_BL.shape[1]]
                 if starts_BL is not None:
@@ -250,7 +250,7 @@ class NGramMemory(nn.Module):
             seen_N, rest_N = interpolate(discount_K, count_N, context)
             p_N = seen_N + rest_N * p_N
             facts.append(_facts(context, rest_N))
-        return p_N.log(), torch.cat([p_N.new_empty((len(p_N), 0)), *facts[1:]], dim=-1)
+        return p_N.log(), torch.cat([p_N.new_empty((p_N.shape[0], 0)), *facts[1:]], dim=-1)
 
     def probabilities(self, rows_NK: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the distributions `(N, C)` after contexts, and the facts `(N, F)`.
@@ -271,8 +271,8 @@ class NGramMemory(nn.Module):
             seen_NW, rest_N = interpolate(discount_K, count_NW, context)
             p_NC = (rest_N.unsqueeze(-1) * p_NC).scatter_add(1, class_NW, seen_NW)
             facts.append(_facts(context, rest_N))
-        p_NC = p_NC.expand(len(rows_NK), -1)
-        return p_NC, torch.cat([p_NC.new_empty((len(p_NC), 0)), *facts[1:]], dim=-1)
+        p_NC = p_NC.expand(rows_NK.shape[0], -1)
+        return p_NC, torch.cat([p_NC.new_empty((p_NC.shape[0], 0)), *facts[1:]], dim=-1)
 
     def gate_logits(self, hidden: Tensor, facts: Tensor) -> Tensor:
         """Return the logits of g, `(N,)`; in training without gradient to the hidden states.
@@ -332,7 +332,7 @@ class NGramMemory(nn.Module):
     @staticmethod
     def _rows(rows_NK: Tensor) -> list[Tensor]:
         """Return the rows of the contexts of each order; that of unigrams is the root, 0."""
-        return [rows_NK.new_zeros(len(rows_NK)), *rows_NK.unbind(-1)]
+        return [rows_NK.new_zeros(rows_NK.shape[0]), *rows_NK.unbind(-1)]
 
 
 def sizes_of(counts: NGramCounts) -> list[list[int]]:
