@@ -1,8 +1,8 @@
-"""Count the n-grams of token shards out of core, exactly, in memory that does not grow with them.
+"""Count the n-grams of token shards out of core, exactly.
 
 Every position of a sequence gives one window: its token, the n - 1 tokens after it, and the token
-on its left. Windows are first divided by their first token into buckets on disk, a few million
-in each. All occurrences of an n-gram, with everything on their left, are then in one bucket, so a
+on its left. Windows are first divided by their first token into buckets on disk, two million
+in each, or all of one token that is more frequent: that bounds the memory. All occurrences of an n-gram, with everything on their left, are then in one bucket, so a
 bucket is counted by a single sort in memory, for all orders at once, and the buckets in order
 give sorted tables.
 
@@ -34,7 +34,7 @@ Classes = npt.NDArray[np.uint16]
 NO_TOKEN = 0xFFFF
 """Fills a window beyond the ends of its sequence; no class has this number."""
 CLASS_BITS = 16
-POSITIONS_PER_BUCKET = 4_000_000
+POSITIONS_PER_BUCKET = 2_000_000
 COUNT_KINDS = 3
 """Counts of 1, 2 and at least 3 have a discount each."""
 
