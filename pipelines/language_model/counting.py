@@ -1,10 +1,11 @@
 """Count the n-grams of token shards out of core, exactly.
 
 Every position of a sequence gives one window: its token, the n - 1 tokens after it, and the token
-on its left. Windows are first divided by their first token into buckets on disk, two million
-in each, or all of one token that is more frequent: that bounds the memory. All occurrences of an n-gram, with everything on their left, are then in one bucket, so a
-bucket is counted by a single sort in memory, for all orders at once, and the buckets in order
-give sorted tables.
+on its left. Windows are first divided by their first token into buckets on disk, two million in
+each, or all of one token that is more frequent: the largest bucket bounds the memory. All
+occurrences of an n-gram, with everything on their left, are then in one bucket, so a bucket is
+counted by a single sort in memory, for all orders at once, and the buckets in order give sorted
+tables.
 
 The counts are those of Kneser-Ney smoothing (Chen and Goodman, "An empirical study of smoothing
 techniques for language modeling", 1998, sections 2.7 and 3): occurrences at the highest order,
