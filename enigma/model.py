@@ -19,9 +19,7 @@ from enigma.bijections.machine import Enigma, ReturnPath
 from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
 from enigma.bijections.step_groups import StepGroup
 from enigma.invertible_conv1x1 import RotorForm
-from enigma.language_model.ngram_memory import NGramMemory
 from enigma.language_model.prediction import Prediction
-from enigma.language_model.reachable import ReachableVocabulary
 from enigma.layers.causal_conv import CausalConv
 from enigma.layers.linear import Linear
 from enigma.layers.norm import rms_normalise
@@ -147,10 +145,7 @@ class EnigmaLM(Prediction):
         self.head: nn.Linear = Linear(d, vocab_size)
         if tie_word_embeddings:
             self.head.weight = self.embedding.tokens.weight
-        self.reachable = (
-            None if num_reachable is None else ReachableVocabulary(vocab_size, num_reachable)
-        )
-        self.ngrams = None if ngram_sizes is None else NGramMemory(ngram_sizes, self.num_classes, d)
+        self.allocate(num_reachable, ngram_sizes)
         # Layers that a decoding cache needs: one per attention layer and pass of a convolution.
         passes = 1 if return_path == "untied" else 2
         convolutions = sum(isinstance(module, CausalConv) for module in self.core.modules())

@@ -124,6 +124,16 @@ class EnigmaPreTrainedModel(Publishing):
         """Return the mask of the tokens as it is: the model hides padding by itself."""
         return attention_mask
 
+    def _complete(self, cache: Cache) -> None:
+        """Give a cache what it needs beside the keys of each attention layer.
+
+        The convolutions cache their inputs, and the n-gram memory the rows of contexts.
+        """
+        while len(cache.layers) < self.lm.num_key_slots:
+            cache.layers.append(DynamicLayer())
+        if len(cache.layers) < self.lm.num_cache_slots:
+            cache.layers.append(_same_kind(cache.layers[0]))
+
     def _hidden_states(  # noqa: PLR0917 - the order of transformers
         self,
         input_ids: Tensor | None,
@@ -145,11 +155,7 @@ class EnigmaPreTrainedModel(Publishing):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None:
-            # Beside the keys of each attention layer, the convolutions cache their inputs.
-            while len(past_key_values.layers) < self.lm.num_key_slots:
-                past_key_values.layers.append(DynamicLayer())
-            if len(past_key_values.layers) < self.lm.num_cache_slots:
-                past_key_values.layers.append(_same_kind(past_key_values.layers[0]))
+            self._complete(past_key_values)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:

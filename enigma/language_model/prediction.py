@@ -37,6 +37,20 @@ class Prediction(nn.Module):
     ngrams: NGramMemory | None
     num_key_slots: int
 
+    def allocate(self, num_reachable: int | None, ngram_sizes: list[list[int]] | None) -> None:
+        """Make room for a reachable vocabulary and an n-gram memory, which a file then fills.
+
+        Args:
+            num_reachable: see `ReachableVocabulary`; None for every id.
+            ngram_sizes: see `NGramMemory`; None for no memory.
+        """
+        d = self.embedding.tokens.embedding_dim
+        self.reachable = self.ngrams = None
+        if num_reachable is not None:
+            self.reachable = ReachableVocabulary(self.vocab_size, num_reachable)
+        if ngram_sizes is not None:
+            self.ngrams = NGramMemory(ngram_sizes, self.num_classes, d)
+
     @property
     def vocab_size(self) -> int:
         """The number of token ids, V, also after `resize_token_embeddings` of transformers."""
