@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.data.shards import ShardReader
-from pipelines.data.text.scripts import HAN
 from pipelines.data.text.vocabulary import load_tokenizer
 
 MIN_COUNT = 2
@@ -29,18 +28,21 @@ class Classes:
 
     Args:
         class_of_id_V: (V,) int64.
+        possible_V: (V,) bool, which ids the tokenizer can produce.
         count: How many classes there are.
         others: Over how many ids the last class is spread; 0 if it is an id like every class.
     """
 
     class_of_id_V: Integers
+    possible_V: npt.NDArray[np.bool_]
     count: int
     others: int
 
     @classmethod
     def all_ids(cls, vocabulary_size: int) -> Self:
         """One class per id."""
-        return cls(np.arange(vocabulary_size), vocabulary_size, 0)
+        possible_V = np.ones(vocabulary_size, dtype=np.bool_)
+        return cls(np.arange(vocabulary_size), possible_V, vocabulary_size, 0)
 
     @classmethod
     def reachable(cls, shards: Path, vocabulary_size: int) -> Self:
@@ -51,8 +53,9 @@ class Classes:
         reachable = np.flatnonzero(counts_V >= MIN_COUNT)
         class_of_id_V = np.full(vocabulary_size, len(reachable))
         class_of_id_V[reachable] = np.arange(len(reachable))
-        others = int(np.sum(_possible(vocabulary_size) & (counts_V < MIN_COUNT)))
-        return cls(class_of_id_V, len(reachable) + 1, others)
+        possible_V = _possible(vocabulary_size) | (counts_V > 0)
+        others = int(np.sum(possible_V & (counts_V < MIN_COUNT)))
+        return cls(class_of_id_V, possible_V, len(reachable) + 1, others)
 
     def extra_nats(self, classes: Integers) -> npt.NDArray[np.float64]:
         """What naming the id costs beyond naming its class."""
@@ -61,10 +64,9 @@ class Classes:
 
 
 def _possible(vocabulary_size: int) -> npt.NDArray[np.bool_]:
-    """Which ids the tokenizer can produce: a Han character stands alone, so none continues."""
-    tokens = load_tokenizer("bert-base-chinese").convert_ids_to_tokens(range(vocabulary_size))
-    return np.array([not (t.startswith("##") and _is_han(t[2:])) for t in tokens])
-
-
-def _is_han(text: str) -> bool:
-    return len(text) == 1 and any(start <= ord(text) < end for start, end in HAN)
+    """Which ids the tokenizer can produce: a Han character stands alone and continues no word."""
+    tokenizer = load_tokenizer("bert-base-chinese")
+    tokens = tokenizer.convert_ids_to_tokens(range(vocabulary_size))
+    continuing = {token for token in tokens if token.startswith("##") and len(token) == 3}
+    impossible = {token for token in continuing if token not in tokenizer.tokenize(f"a{token[2:]}")}
+    return np.array([token not in impossible for token in tokens])

@@ -46,7 +46,6 @@ from benchmarks.language_model.entrants import (
 )
 from benchmarks.language_model.quality_table import (
     COUNTED,
-    RESULTS,
     SEEDS,
     SETTINGS,
     Job,
@@ -167,7 +166,7 @@ def train(model: Any, data: Data, job: Job) -> list[dict[str, Any]]:
     ):
         start_s = time.process_time()
         loss = loss_of(model, torch.from_numpy(data.gather("train", index_B)))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), RECIPE["max_gradient_norm"])
         optimiser.step()
         schedule.step()
@@ -243,9 +242,8 @@ def run(data: Data, job: Job) -> dict[str, Any]:
     curve = train(model, data, job)
     network = {name: token_nll(model, text) for name, text in texts.items()}
     weight, mixed = mixtures(network, nats)
-    weights = WEIGHTS / path_of(job).with_suffix(".safetensors").relative_to(RESULTS)
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    save_model(model, str(weights))
+    weights_of(job).parent.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(weights_of(job)))
     return {
         **asdict(job),
         "classes": data.classes.count,
@@ -254,6 +252,11 @@ def run(data: Data, job: Job) -> dict[str, Any]:
         "scores": scores(network),
         "mixed": {"weight": weight, "scores": scores(mixed)},
     }
+
+
+def weights_of(job: Job) -> Path:
+    """Return the file of a trained network's weights."""
+    return (WEIGHTS / job.setting / path_of(job).name).with_suffix(".safetensors")
 
 
 def fingerprint(shards: Path) -> str:

@@ -9,7 +9,7 @@ many there are.
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +81,11 @@ def path_of(job: Job) -> Path:
     """Return the file of a finished job."""
     name = job.entrant.replace(", ", "-").replace(" ", "-")
     return RESULTS / job.setting / f"{name}-{job.rate:g}-{job.seed}.json"
+
+
+def job_of(result: Result) -> Job:
+    """Return the job that a result is of."""
+    return Job(**{part.name: result[part.name] for part in fields(Job)})
 
 
 def results(setting: str) -> list[Result]:
@@ -160,17 +165,17 @@ def entrant_rows(setting: str, entrant: str, cell: list[Result]) -> list[dict[st
 def comparison(
     name: str, ours: list[Result], theirs: list[Result], bound: float | None, *, mixed: bool = False
 ) -> dict[str, Any]:
-    """Compare two cells on test, over the seeds that both have."""
+    """Compare two cells on test, over the seeds that both have; the target is at most `bound`."""
     seeds = {result["seed"] for result in ours} & {result["seed"] for result in theirs}
     value, peer_value = (
         mean_bits([result for result in cell if result["seed"] in seeds], "test", mixed=mixed)
         for cell in (ours, theirs)
     )
     return row(
-        f"{name}, seeds {', '.join(map(str, sorted(seeds)))}",
+        name,
         value,
         "bits/char",
-        peer=theirs[0]["entrant"],
+        peer=f"{theirs[0]['entrant']} ({len(seeds)} seed{'s' if len(seeds) > 1 else ''})",
         peer_value=peer_value,
         target=None if bound is None else f"<= {bound:g}x",
         met=None if bound is None else value <= bound * peer_value,
@@ -190,9 +195,10 @@ def table(setting: str, found: list[Result]) -> list[dict[str, Any]]:
     bounds = {PEER: None, AS_IT_COMES: bound, "no machine": None, "trigram": None, "5-gram": None}
     for entrant, at_most in bounds.items():
         if entrant in cells:
-            rows.append(comparison(f"{setting}, {OURS}", cells[OURS], cells[entrant], at_most))
+            title = f"{setting}, {OURS} against {entrant}, test"
+            rows.append(comparison(title, cells[OURS], cells[entrant], at_most))
     if PEER in cells:
-        title = f"{setting}, {OURS} and {PEER}, each mixed with the 5-gram"
+        title = f"{setting}, {OURS} and {PEER}, each mixed with the 5-gram, test"
         rows.append(comparison(title, cells[OURS], cells[PEER], MIXED_BOUND, mixed=True))
     return rows
 
