@@ -109,7 +109,8 @@ class Layer(nn.Module):
         return attended
 
     def _heads(self, x_BLD: Tensor) -> Tensor:
-        return x_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        channels = x_BLD.shape[-1] // self.heads
+        return x_BLD.view(*x_BLD.shape[:-1], self.heads, channels).transpose(1, 2)
 
 
 class ModernGPT(nn.Module):

@@ -119,7 +119,7 @@ def _enigma(entrant: Entrant, size: Size, classes: int) -> EnigmaForCausalLM:
         )
     )
     if bare:  # no setting removes these two
-        core = model.lm.core
+        core: Any = model.lm.core
         core.plugboard = core.reflector = InvertibleConv1x1Stack(size.width, 0)
     return model
 
