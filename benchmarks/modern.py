@@ -122,7 +122,7 @@ class ModernGPT(nn.Module):
 
     def __init__(self, config: ModernConfig) -> None:
         super().__init__()
-        self.config = config
+        self.settings = config
         self.tokens = Embedding(config.vocab_size, config.width)
         first = config.layers - config.value_embeddings
         self.values = nn.ModuleList(
@@ -153,13 +153,13 @@ class ModernGPT(nn.Module):
         hidden_BLD = self.hidden_states(input_ids)
         if labels is None:
             return CausalLMOutput(logits=self.head(hidden_BLD))
-        loss = training_loss(hidden_BLD, self.head, labels, num_items_in_batch)
+        loss = training_loss(hidden_BLD, self.head, labels, num_items_in_batch=num_items_in_batch)
         return CausalLMOutput(loss=loss)
 
     def hidden_states(self, ids_BL: Tensor) -> Tensor:
         """Return what the head reads, `(B, L, D)`."""
         start_BLD = x_BLD = rms_normalise(self.tokens(ids_BL))
-        rotary = rotary_tables(ids_BL.shape[1], self.config.width // self.config.heads)
+        rotary = rotary_tables(ids_BL.shape[1], self.settings.width // self.settings.heads)
         values = [None] * (len(self.layers) - len(self.values)) + [
             rms_normalise(embedding(ids_BL)) for embedding in self.values
         ]
@@ -174,10 +174,6 @@ class ModernGPT(nn.Module):
     def get_output_embeddings(self) -> nn.Module:
         """Return the head."""
         return self.head
-
-    def num_parameters(self) -> int:
-        """Count the parameters, tied ones once."""
-        return sum(parameter.numel() for parameter in self.parameters())
 
 
 def rotary_tables(length: int, channels: int) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,9 @@ class SameHead(nn.Module):
         """Return the loss; see `training_loss`."""
         hidden_BLD = hidden_states(self.model, input_ids)
         head = self.model.get_output_embeddings()
-        return {"loss": training_loss(hidden_BLD, head, labels, num_items_in_batch)}
+        return {
+            "loss": training_loss(hidden_BLD, head, labels, num_items_in_batch=num_items_in_batch)
+        }
 
 
 def make_models(size: str) -> dict[str, nn.Module]:
