@@ -36,6 +36,10 @@ def result(rate, bits, *, seed=0, entrant="enigma", test=9.0):
     }
 
 
+def bits_of(entry):
+    return entry["scores"]["validation"]["bits_per_character"]
+
+
 SWEEP = [result(0.012, 7.0), result(0.006, 7.2), result(0.024, 7.1)]
 
 
@@ -65,12 +69,7 @@ def test_no_test_figure_before_the_sweep_is_over() -> None:
 def test_a_target_can_be_missed() -> None:
     def verdict(test):
         theirs = [
-            result(
-                entry["rate"],
-                entry["scores"]["validation"]["bits_per_character"],
-                test=test,
-                entrant="modern, all ids",
-            )
+            result(entry["rate"], bits_of(entry), entrant="modern, all ids", test=test)
             for entry in SWEEP
         ]
         rows = quality_table.table("1M-983k", [*SWEEP, *theirs])
@@ -78,6 +77,17 @@ def test_a_target_can_be_missed() -> None:
 
     assert verdict(10.0) is True
     assert verdict(9.5) is False
+
+
+def test_fewer_tokens_can_be_too_few() -> None:
+    def verdict(ours):
+        mine = [result(entry["rate"], bits_of(entry), test=ours) for entry in SWEEP]
+        peer = [result(e["rate"], bits_of(e), entrant="modern, all ids", test=8.0) for e in SWEEP]
+        found = {setting: [] for setting in SETTINGS} | {"1M-590k": mine, "1M-983k": peer}
+        return [row["met"] for row in quality_table.fewer_tokens(found)]
+
+    assert verdict(7.9) == [True]
+    assert verdict(8.1) == [False]
 
 
 def test_classes_keep_probabilities_over_ids_normalised(shards) -> None:
