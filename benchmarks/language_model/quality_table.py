@@ -3,8 +3,8 @@
     python -m benchmarks.language_model.quality_table
 
 The files of finished jobs are all it needs. An entrant has a figure on test only when its sweep is
-complete: the best rate on validation is inside the grid. Where seeds are missing, the row says how
-many there are.
+complete: the best rate on validation is inside the grid. Every rate that was tried has a row. Where
+seeds are missing, the row says how many there are.
 """
 
 import math
