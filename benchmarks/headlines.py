@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-QUALITY = "python -m benchmarks.language_model.quality data/wiki-zh/shards 1M-154k"
 MEMORY = "python -m benchmarks.enigma.memory"
 ROUND_TRIP = "python -m benchmarks.enigma.round_trip"
 KILLS = "python -m benchmarks.training.kills"
@@ -41,21 +40,9 @@ class Headline(NamedTuple):
     target: Words | None = None
 
 
-BITS = Words("bits per character", "比特/字")
 MIB = Words("MiB", "MiB")
 
 HEADLINES = (
-    Headline(
-        "lm_quality",
-        "1M-154k, enigma against modern, test",
-        QUALITY,
-        Words(
-            "Test text, 1 M parameters, 154 k tokens, one seed",
-            "测试集，100 万参数，15.4 万词元，1 个随机种子",
-        ),
-        BITS,
-        Words("modern GPT", "现代 GPT"),
-    ),
     Headline(
         "memory",
         "peak, reversible, depth 16",

@@ -22,6 +22,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ from enigma.language_model.training_loss import training_loss
 from pipelines.base.artifacts import read_json, read_manifest, write_json
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress, run_stage
+from pipelines.base.workspace import SPLITS
 from pipelines.data.order import BatchPlan, Indices, SequenceOrder, evenly_spaced
 from pipelines.data.shards import ShardReader
 from pipelines.language_model.baselines import NGramModel
@@ -86,20 +88,25 @@ class Data:
     shards: Path
     classes: Classes
 
+    @cached_property
+    def readers(self) -> dict[str, ShardReader]:
+        """The sequences of each split."""
+        return {split: ShardReader(self.shards, split) for split in SPLITS}
+
     def gather(self, split: str, indices_N: Indices) -> npt.NDArray[np.int64]:
         """Read sequences of a split, (N, L)."""
-        return self.classes.class_of_id_V[ShardReader(self.shards, split).gather(indices_N)]
+        return self.classes.class_of_id_V[self.readers[split].gather(indices_N)]
 
     def train_indices(self, seed: int, steps: int) -> list[Indices]:
         """Name the sequences of every step; all entrants of one seed read the same."""
-        order = SequenceOrder(len(ShardReader(self.shards, "train")), seed)
+        order = SequenceOrder(len(self.readers["train"]), seed)
         plan = BatchPlan(order, BATCH, 1, 1)
         return [plan.batch(step, 0, 0) for step in range(steps)]
 
     def parts(self) -> dict[str, tuple[str, Indices]]:
         """What is scored: one half of validation for choices, the other half, and test."""
-        validation = np.arange(len(ShardReader(self.shards, "validation")))
-        test = np.arange(len(ShardReader(self.shards, "test")))
+        validation = np.arange(len(self.readers["validation"]))
+        test = np.arange(len(self.readers["test"]))
         whole = {"validation": validation[::2], "held out": validation[1::2], "test": test}
         return {
             name: (name if name != "held out" else "validation", _at_most(indices))
@@ -109,7 +116,7 @@ class Data:
     def score(self, split: str, indices_N: Indices, nll_NL: Floats) -> dict[str, Any]:
         """Score the losses of tokens 1..L-1, in nats per class, `(N, L - 1)`."""
         extra_NL = self.classes.extra_nats(self.gather(split, indices_N)[:, 1:])
-        span = Span.of(ShardReader(self.shards, split), indices_N)
+        span = Span.of(self.readers[split], indices_N)
         return Score(span, float(nll_NL.sum() + extra_NL.sum())).to_dict()
 
 

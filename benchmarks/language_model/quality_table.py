@@ -246,6 +246,8 @@ def table(setting: str, found: list[Result]) -> list[dict[str, Any]]:
 
 def draw(found: dict[str, list[Result]]) -> None:
     """Draw validation loss against tokens and against processor seconds, seed 0 of each cell."""
+    if not any(chosen(mine, entrant) for mine in found.values() for entrant in COLOURS):
+        return
     figure = Figure(figsize=(10, 4))
     panels = figure.subplots(1, 2, sharey=True)
     units = (("tokens", 1000, "thousand training tokens"), ("processor_s", 1, "processor seconds"))
