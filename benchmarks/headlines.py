@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-QUALITY = "python -m benchmarks.language_model.quality data/wiki-zh/shards --tokens 153600"
 MEMORY = "python -m benchmarks.enigma.memory"
 ROUND_TRIP = "python -m benchmarks.enigma.round_trip"
 KILLS = "python -m benchmarks.training.kills"
@@ -41,22 +40,9 @@ class Headline(NamedTuple):
     target: Words | None = None
 
 
-BITS = Words("bits per character", "比特/字")
 MIB = Words("MiB", "MiB")
-GPT_2 = Words("GPT-2", "GPT-2")
 
 HEADLINES = (
-    Headline(
-        "lm_quality",
-        "(b) best recipe, test",
-        QUALITY,
-        Words(
-            "Test text, 2.0 M parameters, mean of 3 seeds",
-            "测试集，200 万参数，3 个随机种子的均值",
-        ),
-        BITS,
-        GPT_2,
-    ),
     Headline(
         "memory",
         "peak, reversible, depth 16",
