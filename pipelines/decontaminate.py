@@ -26,11 +26,11 @@ from pipelines.base.resumable_parts import resumable
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.base.workspace import SPLITS, Workspace
 from pipelines.data.overlap.coverage import MIN_WINDOWS
-from pipelines.data.overlap.hits import Join, Scan, join, scan
+from pipelines.data.overlap.hits import Join, Scan, close_index, join, open_index, scan
 from pipelines.data.overlap.removals import REMOVED_SCHEMA, removal_tables
 from pipelines.data.overlap.stream import stream_parts
 from pipelines.data.overlap.verdicts import METHODS, Compared, decide
-from pipelines.data.overlap.window_index import HeldOut, WindowIndex, build_index
+from pipelines.data.overlap.window_index import HeldOut, build_index
 from pipelines.data.shards import (
     DOCUMENT_SCHEMA,
     SEQUENCE_SCHEMA,
@@ -108,8 +108,14 @@ def decontaminate(
             held_out = HeldOut(
                 tokens, gone, length, str(facts["vocabulary"]), params.window_characters
             )
-            compared = _compare(readers[split], held_out, params, unfinished, workers)
-            removed[split], overlap[split] = _remove(compared, building, facts, table)
+            removed[split], overlap[split] = _remove(
+                _compare(readers[split], held_out, params, unfinished, workers),
+                building,
+                facts,
+                table,
+            )
+            # The next one is built, and one at a time is in memory.
+            close_index()
         sequences = {split: overlap[split]["after"] for split in SPLITS}
         table.close()
         write_manifest(building, stage="decontaminate", facts={**facts, "sequences": sequences})
@@ -155,7 +161,7 @@ def _compare(
         label=f"scan-{split}",
         workers=workers,
     )
-    windows = WindowIndex(index)
+    windows = open_index(index)
     joins = map_parts(
         join,
         [Join(index, tuple(scans), block) for block in range(windows.num_blocks)],

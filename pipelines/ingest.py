@@ -30,7 +30,7 @@ from pipelines.data.sources.files import Source, find_source
 from pipelines.data.sources.folders import QUARANTINE
 from pipelines.data.sources.reading import BadFileError, SourceFile, State
 from pipelines.data.text.arrays import hash_keys
-from pipelines.data.text.documents import RAW_SCHEMA
+from pipelines.data.text.documents import ENCODING, RAW_SCHEMA
 from pipelines.params import IngestParams, load_params
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,6 @@ Row = dict[str, Any]
 DOCUMENTS_NAME = "documents.parquet"
 FACTS_NAME = "facts.json"
 ROWS_PER_GROUP = 2048
-# Texts hardly repeat: a dictionary and statistics of them cost time and bytes for nothing.
-ENCODING = {"use_dictionary": False, "write_statistics": False}
 
 
 def ingest(params: IngestParams, output: Path, *, work: Path | None = None) -> None:
