@@ -9,11 +9,11 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from enigma.language_model.word_pieces import join_word_pieces
 from pipelines.data.overlap.hits import MAX_HITS, Records
 from pipelines.data.overlap.stream import document_rows, document_starts
 from pipelines.data.overlap.verdicts import METHODS, UNKNOWN, Compared
-from pipelines.data.overlap.windows import Integers, Windows, is_latin, token_folder
-from pipelines.data.shards import Tokens
+from pipelines.data.overlap.windows import Integers, Windows, token_folder
 from pipelines.data.text.vocabulary import load_tokenizer
 
 SEQUENCES_PER_TABLE = 1024
@@ -35,26 +35,27 @@ REMOVED_SCHEMA = pa.schema(
 )
 
 
-class _Speller:
-    """The text of tokens, special ones included, as `join_word_pieces` writes it."""
+class _Tokens(list[str]):
+    """The tokens of a vocabulary by their ids, for `join_word_pieces`.
 
-    def __init__(self, tokens: list[str]) -> None:
-        is_piece = np.array([token[:2] == "##" and len(token) > 2 for token in tokens])
-        texts = [token[2:] if cut else token for token, cut in zip(tokens, is_piece, strict=True)]
-        self._texts = np.array([*texts, *(f" {text}" for text in texts)], object)
-        self._starts_word = np.array([is_latin(token[:1]) for token in tokens]) & ~is_piece
-        self._ends_word = np.array([is_latin(token[-1:]) for token in tokens])
+    A tokenizer of transformers looks ids up one by one, which takes longer than all else here.
+    """
 
-    def spell(self, ids_T: Tokens) -> str:
-        spaced_T = np.zeros(len(ids_T), np.int64)
-        spaced_T[1:] = self._ends_word[ids_T[:-1]] & self._starts_word[ids_T[1:]]
-        return "".join(self._texts[ids_T + spaced_T * len(self._starts_word)])
+    def convert_ids_to_tokens(self, ids: list[int], *, skip_special_tokens: bool) -> list[str]:
+        """Look ids up.
+
+        Raises:
+            NotImplementedError: If special tokens are to be left out.
+        """
+        if skip_special_tokens:
+            raise NotImplementedError
+        return [self[index] for index in ids]
 
 
 @lru_cache(maxsize=1)
-def _speller(vocabulary: str) -> _Speller:
+def _tokens(vocabulary: str) -> _Tokens:
     tokenizer = load_tokenizer(vocabulary)
-    return _Speller(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    return _Tokens(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
 
 
 def removal_tables(compared: Compared, found: Records) -> Iterator[pa.Table]:
@@ -77,7 +78,7 @@ def removal_tables(compared: Compared, found: Records) -> Iterator[pa.Table]:
 
 def _table(compared: Compared, found_N: Records, starts: Integers) -> pa.Table:
     reader, held_out = compared.reader, compared.held_out
-    speller = _speller(held_out.vocabulary)
+    tokenizer = _tokens(held_out.vocabulary)
     ids_NL = reader.gather(found_N["sequence"])
     length = reader.sequence_length
     tokens_T = (found_N["sequence"][:, None] * length + np.arange(length)).reshape(-1)
@@ -93,6 +94,7 @@ def _table(compared: Compared, found_N: Records, starts: Integers) -> pa.Table:
     for row, verdict in enumerate(found_N):
         mine_H = shared_H[bounds[row] : bounds[row + 1]]
         first, last = _longest(windows, mine_H)
+        ids = ids_NL[row].tolist()
         document = [verdict["document"]] if verdict["document"] != UNKNOWN else []
         sharers.append(np.unique([*owners_T[windows.first_W[mine_H]], *document]).astype(np.int64))
         rows.append(
@@ -101,9 +103,9 @@ def _table(compared: Compared, found_N: Records, starts: Integers) -> pa.Table:
                 "source_sequence": int(verdict["sequence"]),
                 "method": METHODS[verdict["method"]],
                 "share": float(verdict["share"]),
-                "example": speller.spell(ids_NL.reshape(-1)[first:last]),
-                "tokens": ids_NL[row].tolist(),
-                "text": speller.spell(ids_NL[row]),
+                "example": join_word_pieces(tokenizer, ids_NL.reshape(-1)[first:last].tolist()),
+                "tokens": ids,
+                "text": join_word_pieces(tokenizer, ids),
             }
         )
     numbers = np.unique(np.concatenate(sharers))

@@ -76,8 +76,8 @@ class TokenFolder:
             [(text in OPENING) - (text in CLOSING) if text else 0 for text in texts], np.int8
         )
         # `join_word_pieces` puts a space between two of these.
-        self.ends_latin = np.array([is_latin(token[-1:]) for token in tokens])
-        self.starts_latin = np.array([is_latin(token[:1]) for token in tokens])
+        self.ends_latin = np.array([_is_latin(token[-1:]) for token in tokens])
+        self.starts_latin = np.array([_is_latin(token[:1]) for token in tokens])
 
     def fold(self, ids_T: Tokens, offsets: Integers, *, use_numba: bool | None = None) -> Folded:
         """Compute the comparison keys of documents given as tokens.
@@ -276,6 +276,5 @@ def _is_han(character: str) -> bool:
     return any(start <= ord(character) < stop for start, stop in HAN)
 
 
-def is_latin(character: str) -> bool:
-    """Tell whether a character is one of the letters and digits that are spaced in Chinese."""
+def _is_latin(character: str) -> bool:
     return character.isascii() and character.isalnum()
