@@ -155,7 +155,7 @@ def _title_digest(key: str) -> bytes | None:
 
 def _digests(keys: pa.Array) -> list[bytes]:
     data, offsets = utf8_views(keys)
-    content = memoryview(data)
+    content = data.data
     return [
         hashlib.sha256(content[start:stop]).digest()[:DIGEST_BYTES]
         for start, stop in pairwise(offsets.tolist())
