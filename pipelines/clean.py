@@ -46,7 +46,7 @@ from pipelines.data.cleaning.part import (
     read_arrow,
 )
 from pipelines.data.cleaning.splits import splits_of_clusters
-from pipelines.data.text.documents import RAW_SCHEMA
+from pipelines.data.text.documents import ENCODING, RAW_SCHEMA
 from pipelines.data.text.folding import FOLDING
 from pipelines.data.text.normalisation import NORMALISATION
 from pipelines.params import CleanParams, SplitParams, load_params
@@ -55,7 +55,8 @@ log = logging.getLogger(__name__)
 
 DOCUMENT_SCHEMA = RAW_SCHEMA.append(pa.field("cluster", pa.string()))
 DROPPED = len(SPLITS)
-ROWS_PER_GROUP = 4096
+# Of each split so much waits in memory until it is written, as one row group.
+BYTES_PER_GROUP = 1 << 22
 REPEATED_COLUMNS = ("id", "title", "text", "row")
 LINK_SCHEMA = pa.schema(
     [
@@ -239,7 +240,9 @@ def _write_documents(
     """Copy every document to its split; return the documents and characters of each split."""
     documents, characters = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     writers = [
-        pq.ParquetWriter(directory / f"{name}.parquet", DOCUMENT_SCHEMA, compression="zstd")
+        pq.ParquetWriter(
+            directory / f"{name}.parquet", DOCUMENT_SCHEMA, compression="zstd", **ENCODING
+        )
         for name in SPLITS
     ]
     start = 0
@@ -256,7 +259,7 @@ def _write_documents(
                 documents[name] += len(chosen)
                 characters[name] += pc.sum(pc.utf8_length(chosen["text"])).as_py() or 0
                 tables.append(chosen)
-                if sum(map(len, tables)) >= ROWS_PER_GROUP:
+                if sum(table.nbytes for table in tables) >= BYTES_PER_GROUP:
                     writers[which].write_table(pa.concat_tables(tables))
                     tables.clear()
     for tables, writer in zip(waiting, writers, strict=True):

@@ -27,11 +27,11 @@ from pipelines.base.resumable_parts import resumable
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.base.workspace import SPLITS, Workspace
 from pipelines.data.overlap.coverage import MIN_WINDOWS
-from pipelines.data.overlap.hits import Join, Scan, join, scan
+from pipelines.data.overlap.hits import Join, Scan, close_index, join, open_index, scan
 from pipelines.data.overlap.removals import REMOVED_SCHEMA, removal_tables
 from pipelines.data.overlap.stream import stream_parts
 from pipelines.data.overlap.verdicts import METHODS, Compared, decide
-from pipelines.data.overlap.window_index import HeldOut, WindowIndex, build_index
+from pipelines.data.overlap.window_index import HeldOut, build_index
 from pipelines.data.shards import (
     DOCUMENT_SCHEMA,
     SEQUENCE_SCHEMA,
@@ -111,6 +111,9 @@ def decontaminate(
             held_out = HeldOut(tokens, gone, length, params.window_characters)
             compared = _compare(readers[split], held_out, params, unfinished, workers)
             removed[split], overlap[split] = _remove(compared, building, facts, table)
+            # The next one is built, and one at a time is in memory.
+            del compared
+            close_index()
         sequences = {split: overlap[split]["after"] for split in SPLITS}
         table.close()
         counts_V = count_train_ids(building, length, int(facts["vocabulary_size"]))
@@ -158,7 +161,7 @@ def _compare(
         label=f"scan-{split}",
         workers=workers,
     )
-    windows = WindowIndex(index)
+    windows = open_index(index)
     joins = map_parts(
         join,
         [Join(index, tuple(scans), block) for block in range(windows.num_blocks)],

@@ -10,6 +10,7 @@ change there, run `dvc repro --force ingest`.
 import logging
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, count, islice
 from pathlib import Path
@@ -27,9 +28,9 @@ from pipelines.base.run_stage import progress, run_stage
 from pipelines.base.workspace import Workspace
 from pipelines.data.sources.files import Source, find_source
 from pipelines.data.sources.folders import QUARANTINE
-from pipelines.data.sources.reading import BadFileError, SourceFile
+from pipelines.data.sources.reading import BadFileError, SourceFile, State
 from pipelines.data.text.arrays import hash_keys
-from pipelines.data.text.documents import RAW_SCHEMA
+from pipelines.data.text.documents import ENCODING, RAW_SCHEMA
 from pipelines.params import IngestParams, load_params
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,6 @@ Row = dict[str, Any]
 DOCUMENTS_NAME = "documents.parquet"
 FACTS_NAME = "facts.json"
 ROWS_PER_GROUP = 2048
-# Texts hardly repeat: a dictionary and statistics of them cost time and bytes for nothing.
-ENCODING = {"use_dictionary": False, "write_statistics": False}
 
 
 def ingest(params: IngestParams, output: Path, *, work: Path | None = None) -> None:
@@ -107,6 +106,8 @@ class _Documents:
         # the problem of a bad one.
         self.files = [(file, dict(entry)) for entry, file in zip(done, files, strict=False)]
         self.rows_read = sum(entry["rows"] for entry in done)
+        # What each file was when it was hashed.
+        self._states: dict[str, State] = {}
         self._params = params
         self._tables = self._read(files)
         self._waiting: list[tuple[Row, pa.Table]] = []
@@ -155,16 +156,22 @@ class _Documents:
         for file, entry in chain(self.files[-1:], self._opened(files)):
             if entry["problem"]:
                 continue
-            for table in file.read(entry["rows"]):
+            for table in file.read(entry["rows"], self._states.get(entry["name"])):
                 self.rows_read += table.num_rows
                 yield entry, table
 
     def _opened(self, files: Iterable[SourceFile]) -> Iterator[tuple[SourceFile, Row]]:
         for file in files:
-            if self._params.on_bad_file == "quarantine":
-                entry = _checked(file)
-            else:
-                entry = {"name": file.name, "sha256": file.sha256(), "rows": 0, "problem": ""}
+            entry: Row = {"name": file.name, "sha256": None, "rows": 0, "problem": ""}
+            try:
+                entry["sha256"], self._states[file.name] = file.sha256()
+                if self._params.on_bad_file == "quarantine":
+                    # Whole, before any of it is taken, as no part of a bad one is used.
+                    deque(file.read(), maxlen=0)
+            except BadFileError as error:
+                if self._params.on_bad_file == "error":
+                    raise
+                entry["problem"] = error.detail
             self.files.append((file, entry))
             if entry["problem"]:
                 log.warning("quarantined %s: %s", file.name, entry["problem"])
@@ -181,18 +188,6 @@ class _Documents:
                 f"the last one: {bad[-1]['problem']}",
                 "repair the files, or raise ingest.max_bad_files in params.yaml",
             )
-
-
-def _checked(file: SourceFile) -> Row:
-    """Read a file whole before any of it is taken, as no part of a bad one is used."""
-    entry = {"name": file.name, "sha256": None, "rows": 0, "problem": ""}
-    try:
-        entry["sha256"] = file.sha256()
-        for _ in file.read():
-            pass
-    except BadFileError as error:
-        entry["problem"] = error.detail
-    return entry
 
 
 def _without(entry: Row, key: str) -> Row:
@@ -268,7 +263,7 @@ def _is_unchanged(source: Source, done: list[Row]) -> bool:
 
 def _digest(file: SourceFile) -> str | None:
     try:
-        return file.sha256()
+        return file.sha256()[0]
     except BadFileError:
         return None
 

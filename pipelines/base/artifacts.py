@@ -6,9 +6,11 @@ manifest of a directory lists every file with its SHA-256; its `root` is one has
 for all of them, by which certificates and the registry name a data set.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -78,10 +80,11 @@ def publish_directory(final: Path) -> Iterator[Path]:
 
     Yields:
         An empty directory on the same file system to write into. On an
-        exception it is removed and `final` is left as it was.
+        exception it is removed and `final` is left as it was. What a killed
+        process left is removed by the next one that builds the same directory.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    building, lock = _begin(final)
     try:
         yield building
         building.chmod(0o755)
@@ -91,6 +94,46 @@ def publish_directory(final: Path) -> Iterator[Path]:
     finally:
         if building.exists():
             shutil.rmtree(building)
+        os.close(lock)
+
+
+def _begin(final: Path) -> tuple[Path, int]:
+    """Make a directory to build in, locked for as long as this process lives."""
+    prefix = f".{final.name}."
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        # Nobody else sweeps between the making of a directory and its lock.
+        can_lock = _lock(folder, wait=True)
+        if can_lock:
+            _sweep(final.parent, prefix)
+        building = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+        lock = os.open(building, os.O_RDONLY)
+        if can_lock:
+            _lock(lock)
+    finally:
+        os.close(folder)
+    return building, lock
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+    """Remove directories that `mkdtemp` made with a prefix, and that no process holds."""
+    ours = re.compile(re.escape(prefix) + "[a-z0-9_]{8}")
+    for path in [path for path in folder.iterdir() if ours.fullmatch(path.name) and path.is_dir()]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            if _lock(descriptor):
+                shutil.rmtree(path)
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool = False) -> bool:
+    """Lock a directory; False if another process has it, or the disk cannot lock directories."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
 
 
 def write_manifest(directory: Path, *, stage: str, facts: Mapping[str, Any]) -> str:

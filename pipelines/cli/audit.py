@@ -91,7 +91,8 @@ def compare(trained_on: str, held_out: str, *, max_share: float) -> Json:
 def _runs(comparison: Comparison, name: str, source: str) -> Iterator[Run]:
     """Yield the texts of a corpus, and note the ids of its documents."""
     first = 0
-    for file in progress(find_source(source), total=None, unit="file", label=f"corpus {name}"):
+    files = find_source(source, f"corpus {name}")
+    for file in progress(files, total=None, unit="file", label=f"corpus {name}"):
         for table in file.read():
             titles = table["title"].to_pylist()
             comparison.add_documents(name, first, table["id"].to_pylist(), titles)

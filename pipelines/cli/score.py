@@ -43,7 +43,7 @@ def score(source: str, *, models: Path | None, output: Path | None, top: int) ->
         GateError: `weights`, if the champion's files are not those that were registered.
         UserError: If there is no flow over documents, or a document has no text.
     """
-    tables = [table for file in find_source(source) for table in file.read()]
+    tables = [table for file in find_source(source, "FILE") for table in file.read()]
     documents = pa.concat_tables(tables or [RAW_SCHEMA.empty_table()])
     if documents.num_rows == 0:
         raise UserError(f"{source}: expected documents, got none", "name a file that has documents")

@@ -36,28 +36,29 @@ class CorpusIndex:
     def __init__(self, parts: Sequence[Path], num_hashes: int) -> None:
         self._parts = parts
         self._num_hashes = num_hashes
-        ids: list[pa.Array] = []
-        digests, titles, named = [], [], []
-        characters = [np.empty(0, np.int32)]
-        sizes = []
-        for part in parts:
-            sizes.append(0)
-            for batch in read_arrow(part / "kept.arrow", INDEX_COLUMNS):
-                sizes[-1] += batch.num_rows
-                # Copies: a column keeps its whole batch in memory.
-                ids.append(batch["id"].take(pa.array(np.arange(batch.num_rows))))
-                digests.append(_words(batch["digest"]))
-                titles.append(_words(batch["title_key"]))
-                characters.append(batch["characters"].to_numpy().copy())
-                named.append(batch["title_key"].is_valid().to_numpy(zero_copy_only=False))
+        sizes = [(part / "signatures.bin").stat().st_size // (4 * num_hashes) for part in parts]
         self._starts = np.cumsum([0, *sizes])
+        ids: list[pa.Array] = []
+        # Filled batch by batch: with a concatenation they would be in memory twice.
+        digests_D2 = np.empty((len(self), 2), np.uint64)
+        self._titles_D = np.empty(len(self), np.uint64)
+        self._is_named_D = np.empty(len(self), np.bool_)
+        self.characters_D = np.empty(len(self), np.int32)
+        start = 0
+        for part in parts:
+            for batch in read_arrow(part / "kept.arrow", INDEX_COLUMNS):
+                mine = slice(start, start + batch.num_rows)
+                start = mine.stop
+                # A copy: a column keeps its whole batch in memory.
+                ids.append(batch["id"].take(pa.array(np.arange(batch.num_rows))))
+                digests_D2[mine] = _words(batch["digest"])
+                self._titles_D[mine] = _words(batch["title_key"])[:, 0]
+                self._is_named_D[mine] = batch["title_key"].is_valid()
+                self.characters_D[mine] = batch["characters"]
         self._ids = pa.chunked_array(ids, pa.string())
-        self._titles_D = np.concatenate([np.empty((0, 1), np.uint64), *titles])[:, 0]
-        self._is_named_D = np.concatenate([np.empty(0, np.bool_), *named])
         ranks = pc.rank(self._ids, sort_keys="ascending", tiebreaker="first")
         self._rank_D = ranks.to_numpy().astype(np.int32)  # narrow, as it is kept
-        self.characters_D = np.concatenate(characters)
-        self.twin_D = _twins(np.concatenate([np.empty((0, 2), np.uint64), *digests]), self._rank_D)
+        self.twin_D = _twins(digests_D2, self._rank_D)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -180,7 +181,7 @@ def _twins(
 
 
 def _words(keys: pa.Array) -> npt.NDArray[np.uint64]:
-    """Copy keys of 8 n bytes into (D, n) uint64; values for null keys are arbitrary."""
+    """View keys of 8 n bytes as (D, n) uint64; values for null keys are arbitrary."""
     words = keys.type.byte_width // 8
     found = np.frombuffer(keys.buffers()[1] or b"", np.uint64)
-    return found[words * keys.offset :][: words * len(keys)].reshape(-1, words).copy()
+    return found[words * keys.offset :][: words * len(keys)].reshape(-1, words)

@@ -1,7 +1,9 @@
-"""The compiled loops of MinHash (`pipelines/data/text/kernels.py` says when they are used).
+"""The compiled loops of `clean` (`pipelines/data/text/kernels.py` says when they are used).
 
 Shape legend: D documents, H hashes.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -106,3 +108,36 @@ def jaccards(sets: Array, starts: Array, pairs: Array, similarities: Array) -> N
             i += left <= right
             j += right <= left
         similarities[p] = both / (union - both)
+
+
+@compiled
+def count_kinds(data: Array, offsets: Array, kinds: Array, counts_DK: Array) -> None:
+    """Count the characters of each kind in every document.
+
+    Args:
+        data: UTF-8 of all documents, uint8.
+        offsets: (D + 1,) int64 into `data`.
+        kinds: The kind of every code point, uint8.
+        counts_DK: (D, K) int64; what is found is added.
+    """
+    for document in range(len(offsets) - 1):
+        i = offsets[document]
+        while i < offsets[document + 1]:
+            point, i = decode(data, i)
+            counts_DK[document, kinds[point]] += 1
+
+
+@compiled
+def mark_repeated(hashes: Array, shift: Any, seen: Array, repeated: Array) -> None:
+    """Mark hashes that may occur repeatedly.
+
+    Args:
+        hashes: uint64.
+        shift: What leaves the place of a hash in `seen`.
+        seen: uint8, zeros, one per place; written.
+        repeated: bool, as long as `hashes`; written. No hash that occurs once more is missed.
+    """
+    for key in hashes:
+        seen[key >> shift] = min(seen[key >> shift] + 1, 2)
+    for i in range(len(hashes)):
+        repeated[i] = seen[hashes[i] >> shift] > 1

@@ -14,17 +14,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.base.artifacts import write_json
 from pipelines.data.cleaning.leftovers import Removed, remove_leftovers
 from pipelines.data.cleaning.minhash import minhash_signatures
+from pipelines.data.text.arrays import text_array, utf8_views
+from pipelines.data.text.compiled import have_numba
 from pipelines.data.text.documents import RAW_SCHEMA
 from pipelines.data.text.folding import document_keys, title_keys
 from pipelines.data.text.normalisation import normalise, to_simplified
@@ -54,7 +57,9 @@ DROPPED_SCHEMA = pa.schema(
     ]
 )
 REMOVED_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "rule", "text")])
+# Kinds of characters; 0 are the others.
 HAN_KIND, KANA_KIND, SPACE_KIND = 1, 2, 3
+KINDS = 4
 
 
 @dataclass(frozen=True)
@@ -93,17 +98,19 @@ def clean_part(part: Part, directory: Path) -> None:
         pq.ParquetFile(part.path, pre_buffer=False) as parquet,
     ):
         for batch in parquet.iter_batches(ROWS_PER_BATCH, columns=RAW_SCHEMA.names):
-            to_keep, to_drop = _divide(batch.to_pylist(), row, part.params, removed)
+            to_keep, to_drop = _divide(batch, row, part.params, removed)
             row += batch.num_rows
-            reasons.update(document["reason"] for document in to_drop)
-            dropped.write_batch(pa.RecordBatch.from_pylist(to_drop, schema=DROPPED_SCHEMA))
-            table = pa.RecordBatch.from_pylist(to_keep, schema=DIVIDED_SCHEMA)
-            keys = document_keys(table["text"])
-            columns = [*table.columns, keys, pa.array(_digests(keys), pa.binary(DIGEST_BYTES))]
+            reasons.update(to_drop["reason"].to_pylist())
+            dropped.write_batch(to_drop)
+            keys = document_keys(to_keep["text"])
+            columns = [*to_keep.columns, keys, pa.array(_digests(keys), pa.binary(DIGEST_BYTES))]
             kept.write_batch(pa.record_batch(columns, schema=KEPT_SCHEMA))
             blocks.append(minhash_signatures(keys, params).T)
-    empty = np.empty((params.bands * params.rows_per_band, 0), np.uint32)
-    np.concatenate([empty, *blocks], axis=1).astype("<u4").tofile(directory / "signatures.bin")
+    with (directory / "signatures.bin").open("wb") as signatures:
+        # Hash by hash: all of them side by side would be in memory twice.
+        for hashes in zip(*blocks, strict=True):
+            for block in hashes:
+                signatures.write(block.astype("<u4", copy=False).tobytes())
     pieces = [dict(zip(REMOVED_SCHEMA.names, piece, strict=True)) for piece in removed.pieces]
     pq.write_table(
         pa.Table.from_pylist(pieces, schema=REMOVED_SCHEMA), directory / "removed.parquet"
@@ -113,31 +120,46 @@ def clean_part(part: Part, directory: Path) -> None:
 
 
 def _divide(
-    documents: list[dict[str, Any]], first_row: int, params: CleanParams, removed: Removed
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Divide documents into those to keep and those to drop."""
-    texts = [clean_text(d["id"], d["text"], params, removed) for d in documents]
-    reasons = drop_reasons(texts, params)
-    titles = [normalise(document["title"]) for document in documents]
+    documents: pa.RecordBatch, first_row: int, params: CleanParams, removed: Removed
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Divide documents into those to keep (`DIVIDED_SCHEMA`) and those to drop."""
+    pairs = zip(documents["id"].to_pylist(), documents["text"].to_pylist(), strict=True)
+    texts = [clean_text(name, text, params, removed) for name, text in pairs]
+    titles = list(map(normalise, documents["title"].to_pylist()))
     if params.script == "simplified":
         titles = list(map(to_simplified(), titles))
-    keys = title_keys(titles)
-    kept, dropped = [], []
-    for row, (document, title, key, text, reason) in enumerate(
-        zip(documents, titles, keys, texts, reasons, strict=True)
-    ):
-        named = {**document, "title": title, "text": text, "row": first_row + row}
-        if reason:
-            dropped.append({**named, "reason": reason})
-            continue
-        named["characters"] = len(text)
-        named["title_key"] = hashlib.sha256(key.encode()).digest()[:TITLE_BYTES] if key else None
-        kept.append(named)
+    reasons = drop_reasons(texts, params)
+    size = len(texts)
+    columns = {
+        "id": documents["id"],
+        "url": documents["url"],
+        "title": pa.array(titles, pa.string()),
+        "text": pa.array(texts, pa.string()),
+        "title_key": pa.array(map(_title_digest, title_keys(titles)), pa.binary(TITLE_BYTES)),
+        "characters": pa.array(map(len, texts), pa.int32()),
+        "row": pa.array(range(first_row, first_row + size), pa.int64()),
+        "reason": pa.array(reasons, pa.string()),
+        "twin": pa.nulls(size, pa.string()),
+    }
+    is_kept = pa.array([not reason for reason in reasons], pa.bool_())
+    kept, dropped = (
+        pa.record_batch([columns[name] for name in schema.names], schema=schema).filter(chosen)
+        for schema, chosen in ((DIVIDED_SCHEMA, is_kept), (DROPPED_SCHEMA, pc.invert(is_kept)))
+    )
     return kept, dropped
 
 
+def _title_digest(key: str) -> bytes | None:
+    return hashlib.sha256(key.encode()).digest()[:TITLE_BYTES] if key else None
+
+
 def _digests(keys: pa.Array) -> list[bytes]:
-    return [hashlib.sha256(key.encode()).digest()[:DIGEST_BYTES] for key in keys.to_pylist()]
+    data, offsets = utf8_views(keys)
+    content = data.data
+    return [
+        hashlib.sha256(content[start:stop]).digest()[:DIGEST_BYTES]
+        for start, stop in pairwise(offsets.tolist())
+    ]
 
 
 def clean_text(document: str, text: str, params: CleanParams, removed: Removed) -> str:
@@ -161,13 +183,21 @@ def clean_text(document: str, text: str, params: CleanParams, removed: Removed) 
     return text
 
 
-def drop_reasons(texts: list[str], params: CleanParams) -> list[str]:
+def drop_reasons(
+    texts: list[str], params: CleanParams, *, use_numba: bool | None = None
+) -> list[str]:
     """Say why each clean text is dropped: `short`, `long`, `not_chinese`, or "" to keep it.
 
     A text is Chinese if, among the characters that are not white space, enough are Han and
     fewer are kana than in Japanese.
+
+    Args:
+        texts: The texts.
+        params: The section `clean`.
+        use_numba: Whether to compile the loop; by default if numba is installed.
     """
-    spaces, han, kana = _counts(texts, (SPACE_KIND, HAN_KIND, KANA_KIND))
+    count_kinds = _count_compiled if have_numba(use_numba) else _count_kinds
+    _, han, kana, spaces = count_kinds(texts).T.tolist()
     reasons = []
     for text, num_spaces, num_han, num_kana in zip(texts, spaces, han, kana, strict=True):
         visible = len(text) - num_spaces
@@ -193,20 +223,22 @@ def _kinds() -> npt.NDArray[np.uint8]:
     return kinds
 
 
-def _counts(texts: list[str], wanted: tuple[int, ...]) -> list[list[int]]:
+def _count_compiled(texts: list[str]) -> npt.NDArray[np.int64]:
+    from pipelines.data.cleaning import kernels
+
+    data, offsets = utf8_views(text_array(texts))
+    counts_DK = np.zeros((len(texts), KINDS), np.int64)
+    kernels.count_kinds(data, offsets, _kinds(), counts_DK)
+    return counts_DK
+
+
+def _count_kinds(texts: list[str]) -> npt.NDArray[np.int64]:
     """Count the characters of each kind in each text."""
     points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4")
-    kinds = _kinds()[points]
     lengths = np.array([len(text) for text in texts])
-    starts = np.cumsum(lengths) - lengths
-    filled = lengths > 0
-    counts = np.zeros((len(wanted), len(texts)), np.int64)
-    for row, kind in enumerate(wanted):
-        if filled.any():
-            # For an empty text, `reduceat` would return the first character of the next one.
-            is_mine = (kinds == kind).view(np.uint8)
-            counts[row, filled] = np.add.reduceat(is_mine, starts[filled], dtype=np.int64)
-    return counts.tolist()
+    text_of = np.repeat(np.arange(len(texts)), lengths)
+    found = np.bincount(text_of * KINDS + _kinds()[points], minlength=len(texts) * KINDS)
+    return found.reshape(len(texts), KINDS)
 
 
 def read_arrow(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -28,7 +28,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.data.cleaning.clusters import Clusters, Indices
-from pipelines.data.cleaning.minhash import mix, shingle_sets
+from pipelines.data.cleaning.minhash import Shingles, mix, shingle_sets
+from pipelines.data.text.compiled import have_numba
 from pipelines.data.text.folding import title_keys
 
 SHINGLE = 3
@@ -38,6 +39,8 @@ MIN_SHARE = 0.02
 MAX_NAMED = 8
 MIN_TITLE_CHARACTERS = 2
 CHARACTERS_PER_BLOCK = 1 << 20
+# Places for the shingles of a block: 4 MB, so that few share one.
+SEEN_BITS = 22
 SHARED_SHINGLES = "same title, rare wording in common"
 TITLE_IN_BOTH = "same title, which stands in both texts"
 
@@ -128,6 +131,8 @@ def shared_rare_shingles(
     holder_S = np.repeat(np.arange(len(keys), dtype=np.int32), counts_B)
     # One key for a shingle and its group: groups have nothing in common.
     sets_S = sets_S ^ np.repeat(mix(groups_B.astype(np.uint64)), counts_B)
+    # Most shingles occur once, and need not be sorted.
+    sets_S, holder_S = _repeated(sets_S, holder_S)
     order = np.argsort(sets_S, kind="stable")
     sets_S, holder_S = sets_S[order], holder_S[order]
     runs = _runs(sets_S)
@@ -146,6 +151,20 @@ def shared_rare_shingles(
     )
     is_enough = shared_P >= enough_P
     return pairs_P2[is_enough], shared_P[is_enough].astype(np.float64)
+
+
+def _repeated(
+    sets_S: Shingles, holder_S: npt.NDArray[np.int32]
+) -> tuple[Shingles, npt.NDArray[np.int32]]:
+    """Leave most of the shingles out that occur once."""
+    if not have_numba(None):
+        return sets_S, holder_S
+    from pipelines.data.cleaning import kernels
+
+    is_repeated = np.empty(len(sets_S), np.bool_)
+    seen = np.zeros(1 << SEEN_BITS, np.uint8)
+    kernels.mark_repeated(sets_S, np.uint64(64 - SEEN_BITS), seen, is_repeated)
+    return sets_S[is_repeated], holder_S[is_repeated]
 
 
 def _named_in_both(keys: pa.Array, titles: pa.Array, groups: npt.NDArray[np.int64]) -> Indices:

@@ -77,7 +77,7 @@ def scan(task: Scan, directory: Path) -> None:
         task: The documents.
         directory: Where the files described above go.
     """
-    index, folder = _index(task.index), token_folder(ShardVocabulary.read(task.tokens).tokens)
+    index, folder = open_index(task.index), token_folder(ShardVocabulary.read(task.tokens).tokens)
     found, hashes, counts = [], [], []
     for pieces in read_pieces(task.part, np.empty(0, np.int64)):
         if not len(pieces.ids_T):
@@ -116,9 +116,14 @@ def _write_sequences(
     np.savez(directory / "sequences.npz", start=start, windows=windows, known=known)
 
 
-def _index(directory: Path) -> WindowIndex:
-    """Read once per process, not once per part."""
+def open_index(directory: Path) -> WindowIndex:
+    """Read an index once per process, not once per part: its filter is large."""
     return _index_of(directory, (directory / "facts.npz").stat().st_mtime_ns)
+
+
+def close_index() -> None:
+    """Forget the index that was opened last."""
+    _index_of.cache_clear()
 
 
 @lru_cache(maxsize=1)
@@ -139,7 +144,7 @@ def join(task: Join, directory: Path) -> None:
         task: The block.
         directory: Where the files described above go.
     """
-    index = _index(task.index)
+    index = open_index(task.index)
     hits = read_hits(task.scans, task.block)
     hits = hits[np.argsort(hits["id"], kind="stable")]
     # Sorted by window, then by document.

@@ -14,7 +14,7 @@ from pipelines.data.overlap.hits import MAX_HITS, Records
 from pipelines.data.overlap.stream import document_rows, document_starts
 from pipelines.data.overlap.verdicts import METHODS, UNKNOWN, Compared
 from pipelines.data.overlap.windows import Integers, Windows
-from pipelines.data.text.shard_vocabulary import shard_tokenizer
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
 
 SEQUENCES_PER_TABLE = 1024
 # Of two numbers in one: windows of a table, and documents.
@@ -35,6 +35,23 @@ REMOVED_SCHEMA = pa.schema(
 )
 
 
+class _Tokens(list[str]):
+    """The tokens of a vocabulary by their ids, for `join_word_pieces`.
+
+    A tokenizer of transformers looks ids up one by one, which takes longer than all else here.
+    """
+
+    def convert_ids_to_tokens(self, ids: list[int], *, skip_special_tokens: bool) -> list[str]:
+        """Look ids up.
+
+        Raises:
+            NotImplementedError: If special tokens are to be left out.
+        """
+        if skip_special_tokens:
+            raise NotImplementedError
+        return [self[index] for index in ids]
+
+
 def removal_tables(compared: Compared, found: Records) -> Iterator[pa.Table]:
     """Describe the sequences that go.
 
@@ -49,12 +66,12 @@ def removal_tables(compared: Compared, found: Records) -> Iterator[pa.Table]:
     if not len(found):
         return
     starts = document_starts(compared.reader.directory, compared.reader.split)
-    tokenizer = shard_tokenizer(compared.held_out.directory)
+    tokens = _Tokens(ShardVocabulary.read(compared.held_out.directory).tokens)
     for first in range(0, len(found), SEQUENCES_PER_TABLE):
-        yield _table(compared, found[first : first + SEQUENCES_PER_TABLE], starts, tokenizer)
+        yield _table(compared, found[first : first + SEQUENCES_PER_TABLE], starts, tokens)
 
 
-def _table(compared: Compared, found_N: Records, starts: Integers, tokenizer: Any) -> pa.Table:
+def _table(compared: Compared, found_N: Records, starts: Integers, tokens: _Tokens) -> pa.Table:
     reader, held_out = compared.reader, compared.held_out
     ids_NL = reader.gather(found_N["sequence"])
     length = reader.sequence_length
@@ -78,9 +95,9 @@ def _table(compared: Compared, found_N: Records, starts: Integers, tokenizer: An
                 "source_sequence": int(verdict["sequence"]),
                 "method": METHODS[verdict["method"]],
                 "share": float(verdict["share"]),
-                "example": join_word_pieces(tokenizer, ids_NL.reshape(-1)[first:last].tolist()),
+                "example": join_word_pieces(tokens, ids_NL.reshape(-1)[first:last].tolist()),
                 "tokens": ids,
-                "text": join_word_pieces(tokenizer, ids),
+                "text": join_word_pieces(tokens, ids),
             }
         )
     numbers = np.unique(np.concatenate(sharers))

@@ -12,13 +12,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.shards import TOKEN_DTYPE, SequenceFiles, Tokens, shard_paths
+from pipelines.data.shards import (
+    DOCUMENT_SCHEMA,
+    TOKEN_DTYPE,
+    SequenceFiles,
+    Tokens,
+    shard_paths,
+)
 
 Integers = npt.NDArray[np.int64]
 
 DOCUMENTS_PER_PART = 8192
 DOCUMENTS_PER_READ = 1024
-TOKENS_PER_BATCH = 1 << 19
+TOKENS_PER_BATCH = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -110,14 +116,20 @@ def document_rows(directory: Path, split: str, rows: Integers, columns: list[str
         rows: Numbers of documents, ascending.
         columns: Names of columns.
     """
-    batches, start = [], 0
+    schema = pa.schema([DOCUMENT_SCHEMA.field(name) for name in columns])
+    return pa.Table.from_batches(document_batches(directory, split, rows, columns), schema)
+
+
+def document_batches(
+    directory: Path, split: str, rows: Integers, columns: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of `document_rows` in batches."""
+    start = 0
     with pq.ParquetFile(documents_path(directory, split), pre_buffer=False) as table:
-        schema = pa.schema([table.schema_arrow.field(name) for name in columns])
         for batch in table.iter_batches(DOCUMENTS_PER_READ, columns=columns):
             first, last = np.searchsorted(rows, [start, start + batch.num_rows])
-            batches.append(batch.select(columns).take(pa.array(rows[first:last] - start)))
+            yield batch.select(columns).take(pa.array(rows[first:last] - start))
             start += batch.num_rows
-    return pa.Table.from_batches(batches, schema)
 
 
 def document_starts(directory: Path, split: str) -> Integers:

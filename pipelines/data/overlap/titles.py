@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.data.overlap.hits import read_hits
-from pipelines.data.overlap.stream import document_rows
+from pipelines.data.overlap.stream import document_batches
 from pipelines.data.overlap.window_index import HeldOut, WindowIndex
 from pipelines.data.overlap.windows import MULTIPLIER, Hashes, Integers
 from pipelines.data.shards import ShardReader
@@ -46,10 +46,12 @@ def same_titles(
         of its windows; and (D,) float64, how many hits it has there per window of that one.
     """
     documents_D = _documents(index, scans)
-    keys_D = _keys(document_rows(reader.directory, reader.split, documents_D, ["title"]))
-    numbers = np.arange(len(index.documents))
-    held_keys = _keys(held_out.documents(numbers, ["title"]))
-    is_mine_D = np.isin(keys_D, held_keys) & (keys_D != _keys(pa.table({"title": [""]})))
+    keys_D = _keys(reader.directory, reader.split, documents_D)
+    sizes = zip(held_out.removed, held_out.sizes[:, 0].tolist(), strict=True)
+    held_keys = np.concatenate(
+        [_keys(held_out.directory, split, np.arange(size)) for split, size in sizes]
+    )
+    is_mine_D = np.isin(keys_D, held_keys) & (keys_D != hash_keys(pa.array([""])))
     documents_D, keys_D = documents_D[is_mine_D], keys_D[is_mine_D]
     is_titled = np.isin(held_keys, keys_D)
     pairs = [np.empty(0, np.int64)]
@@ -82,8 +84,12 @@ def _documents(index: WindowIndex, scans: Sequence[Path]) -> Integers:
     return np.unique(np.concatenate(known))
 
 
-def _keys(documents: pa.Table) -> Hashes:
-    return hash_keys(pa.array(title_keys(documents["title"].to_pylist()), pa.string()))
+def _keys(directory: Path, split: str, rows: Integers) -> Hashes:
+    """Hash the titles of some documents; not all titles are in memory at a time."""
+    batches = document_batches(directory, split, rows, ["title"])
+    titles = (title_keys(batch["title"].to_pylist()) for batch in batches)
+    hashes = (hash_keys(pa.array(block, pa.string())) for block in titles)
+    return np.concatenate([np.empty(0, np.uint64), *hashes])
 
 
 def _both(windows: Integers, keys: Hashes) -> Hashes:

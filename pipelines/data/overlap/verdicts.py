@@ -136,8 +136,12 @@ def decide(compared: Compared) -> tuple[Verdicts, list[Integers]]:
 
 def _add_exact(compared: Compared, verdicts: Verdicts) -> None:
     held_out, starts = compared.held_out, compared.held_out.document_starts()
-    files = held_out.files()
-    held = HeldSequences(files, files.gather, held_out.removed_sequences())
+    held = HeldSequences(
+        held_out.files(),
+        # Mapped anew every time: pages that were read before count as memory of the process.
+        lambda rows: held_out.files().gather(rows),
+        held_out.removed_sequences(),
+    )
     first = 0
     for block_NL in compared.reader:
         matched_N = held.matches(block_NL)

@@ -48,7 +48,7 @@ from pipelines.data.text.compiled import have_numba
 from pipelines.data.text.shard_vocabulary import ShardVocabulary
 
 # 20 bytes each while a block is in memory, and about 60 while it is sorted.
-WINDOWS_PER_BLOCK = 3 << 18
+WINDOWS_PER_BLOCK = 3 << 17
 # Each block is an open file while the index is built.
 MAX_BLOCKS = 512
 # 32 MB: with two bits per window and 33 million windows, 5 % of the others pass.

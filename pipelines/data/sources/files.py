@@ -44,12 +44,13 @@ class Source:
         return self.files()
 
 
-def find_source(source: str) -> Source:
+def find_source(source: str, setting: str = "ingest.source") -> Source:
     """Find the files of a source, and log what in it is not read.
 
     Args:
         source: `packaged:sanguo`, `hf:<owner>/<dataset>/<config>`, or a path,
             folder or glob of files (`folders.FORMATS`).
+        setting: What named it, for messages.
 
     Raises:
         UserError: If the source is unknown, matches nothing or cannot be reached.
@@ -61,13 +62,13 @@ def find_source(source: str) -> Source:
         return Source(lambda: iter([novel]))
     if source.startswith("packaged:"):
         raise UserError(
-            f"ingest.source: expected packaged:sanguo, got {source!r}",
+            f"{setting}: expected packaged:sanguo, got {source!r}",
             "name the packaged corpus, a path of files, or hf:<owner>/<dataset>/<config>",
         )
     if source.startswith("hf:"):
-        found = _hub_source(source)
+        found = _hub_source(source, setting)
     else:
-        files, ignored = local_files(source)
+        files, ignored = local_files(source, setting)
         found = Source(lambda: iter(files), tuple(ignored))
     if found.ignored:
         names = ", ".join(found.ignored[:NAMES_IN_A_MESSAGE])
@@ -99,18 +100,18 @@ def _read_sanguo(path: Path, skip: int, _: Place) -> Iterator[pa.Table]:
     ).slice(skip)
 
 
-def _hub_source(source: str) -> Source:
+def _hub_source(source: str, setting: str) -> Source:
     from huggingface_hub import HfApi
 
     match = HUB_SOURCE.fullmatch(source)
     if match is None:
         raise UserError(
-            f"ingest.source: expected hf:<owner>/<dataset>/<config>, got {source!r}",
+            f"{setting}: expected hf:<owner>/<dataset>/<config>, got {source!r}",
             "write it as, for example, hf:wikimedia/wikipedia/20231101.zh",
         )
     owner, dataset, config = match.groups()
     repository = f"{owner}/{dataset}"
-    fix = "download the parquet files elsewhere and set ingest.source to their path or glob"
+    fix = "download the parquet files elsewhere and name their path or glob"
     with hub_access(f"dataset {repository}", fix=fix):
         info = HfApi().dataset_info(repository)
     names = sorted(item.rfilename for item in info.siblings or [])
@@ -121,7 +122,7 @@ def _hub_source(source: str) -> Source:
         raise UserError(
             f"dataset {repository}: expected parquet files of config {config!r}, found none; "
             f"configs: {', '.join(configs) or 'none'}",
-            "name one of these configs in ingest.source",
+            f"name one of these configs in {setting}",
         )
     ignored = [name for name in names if name.startswith(f"{config}/") and name not in wanted]
     files = partial(_downloaded, repository, str(info.sha), wanted, fix)

@@ -25,7 +25,7 @@ FORMATS: dict[str, tuple[str, Reader]] = {
 ENDINGS = ".parquet, .jsonl, .ndjson or .xml (the last three also with .gz, .bz2 or .zst)"
 
 
-def local_files(source: str) -> tuple[list[SourceFile], list[str]]:
+def local_files(source: str, setting: str) -> tuple[list[SourceFile], list[str]]:
     """Find the files of a path, folder or glob; folders are read with all below them.
 
     Not read are hidden files and folders, folders that begin with `_` (Spark's unfinished
@@ -33,6 +33,7 @@ def local_files(source: str) -> tuple[list[SourceFile], list[str]]:
 
     Args:
         source: The path, folder or glob.
+        setting: What named it, for messages.
 
     Returns:
         The files in the order of their names, and the names of what is not read. Names are
@@ -43,39 +44,40 @@ def local_files(source: str) -> tuple[list[SourceFile], list[str]]:
     """
     given = Path(os.path.expanduser(source))  # noqa: PTH111 - Path's raises for an unknown user
     if os.path.isdir(given):  # noqa: PTH112 - Path's raises where a folder above is closed
-        search = _Search(given)
+        search = _Search(given, setting)
         search.add(given)
     elif os.path.lexists(given):
         if _format(given) is None:
             raise UserError(
-                f"ingest.source: expected {ENDINGS}, got {shown(given.name)}",
+                f"{setting}: expected {ENDINGS}, got {shown(given.name)}",
                 "unpack or convert the file, or name files of these formats",
             )
-        search = _Search(given.parent)
+        search = _Search(given.parent, setting)
         search.files.add(given)
     else:
-        search = _Search(Path(*takewhile(lambda part: not has_magic(part), given.parts)))
-        for path in _matches(given, search.root):
+        root = Path(*takewhile(lambda part: not has_magic(part), given.parts))
+        search = _Search(root, setting)
+        for path in _matches(given, root, setting):
             search.add(path)
     if not search.files:
         ignored = f" (not read: {', '.join(sorted(search.ignored))})" if search.ignored else ""
         raise UserError(
-            f"ingest.source: expected files of documents, {ENDINGS}, "
+            f"{setting}: expected files of documents, {ENDINGS}, "
             f"found none for {source!r}{ignored}",
-            "correct the path or glob in params.yaml (relative paths start at the repository)",
+            "correct the path or glob (a relative one starts at the current folder)",
         )
     return [_source_file(path, search.root) for path in sorted(search.files)], sorted(
         search.ignored
     )
 
 
-def _matches(pattern: Path, root: Path) -> list[Path]:
+def _matches(pattern: Path, root: Path, setting: str) -> list[Path]:
     """Match a glob; `root` is its fixed part."""
     try:
         return sorted(root.glob(str(pattern.relative_to(root)))) if pattern != root else []
     except (ValueError, NotImplementedError) as error:
         raise UserError(
-            f"ingest.source: expected a path or a glob, got {str(pattern)!r} ({error})",
+            f"{setting}: expected a path or a glob, got {str(pattern)!r} ({error})",
             "write a glob such as sources/*.jsonl or sources/**/*.jsonl",
         ) from error
 
@@ -98,10 +100,12 @@ class _Search:
 
     Args:
         root: The folder; names are relative to it.
+        setting: What named it, for messages.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, setting: str) -> None:
         self.root = root
+        self._setting = setting
         self.files: set[Path] = set()
         self.ignored: set[str] = set()
         self._folders: dict[tuple[int, int], Path] = {}
@@ -136,7 +140,7 @@ class _Search:
             return sorted(folder.iterdir(), reverse=True)
         except OSError as error:
             raise UserError(
-                f"ingest.source: expected a folder that can be listed, "
+                f"{self._setting}: expected a folder that can be listed, "
                 f"got {shown(str(folder))}: {error.strerror}",
                 "correct its permissions, or move it out of the source",
             ) from error

@@ -186,7 +186,6 @@ def read_wikipedia_dump(path: Path, skip: int, place: Place) -> Iterator[pa.Tabl
     Raises:
         RefusedError: If the file is not a dump, or goes on after its end.
     """
-    import mwxml
     from mwxml.element_iterator import ElementIterator
 
     with open_file(path) as stream:
@@ -198,8 +197,7 @@ def read_wikipedia_dump(path: Path, skip: int, place: Place) -> Iterator[pa.Tabl
                 f"got <{root.tag}>",
                 "download the dump again (was an error page saved in its place?)",
             )
-        dump = mwxml.Dump.from_element(root)
-        yield from _tables(_articles(dump, skip, place, on_page=root.element.clear))
+        yield from _tables(_articles(root, skip, place))
         # The parser stops at the end of the first dump.
         rest = read.last[end.end() :] if (end := END_OF_DUMP.search(read.last)) else b""
         while not rest or rest.isspace():
@@ -231,12 +229,9 @@ class _LastRead:
         return data
 
 
-def _articles(
-    dump: Any, skip: int, place: Place, *, on_page: Callable[[], None]
-) -> Iterator[dict[str, str]]:
-    host = dump.site_info.base or ""
-    host = host.rsplit("/", 1)[0]
-    for page, wikitext in islice(_pages(dump, place, on_page), skip, None):
+def _articles(root: Any, skip: int, place: Place) -> Iterator[dict[str, str]]:
+    host, pages = _opened(root)
+    for page, wikitext in islice(_pages(pages, place, root.element.clear), skip, None):
         title = page.title.replace(" ", "_")
         url = f"{host}/{title}" if host else ""
         # `&#xD800;` in wikitext is half a character, which browsers show as this one.
@@ -244,9 +239,28 @@ def _articles(
         yield {"id": str(page.id), "url": url, "title": page.title, "text": text}
 
 
-def _pages(dump: Any, place: Place, on_page: Callable[[], None]) -> Iterator[tuple[Any, str]]:
+def _opened(root: Any) -> tuple[str, Iterator[Any]]:
+    """Return the address of the wiki, and its pages.
+
+    Unlike mwxml's `Dump`, this takes a dump without `<siteinfo>`, as tools write that extract or
+    divide dumps: the address is then unknown, and so are the names of namespaces.
+    """
+    from mwxml import Dump
+    from mwxml.iteration.site_info import SiteInfo
+
+    elements = iter(root)
+    first = next(elements, None)
+    if first is None or first.tag != "siteinfo":
+        return "", Dump.load_items(first, elements, None)
+    site = SiteInfo.from_element(first)
+    namespaces = {namespace.name: namespace for namespace in site.namespaces or ()}
+    return (site.base or "").rsplit("/", 1)[0], Dump.load_items(None, elements, namespaces)
+
+
+def _pages(
+    pages: Iterator[Any], place: Place, on_page: Callable[[], None]
+) -> Iterator[tuple[Any, str]]:
     """Yield articles that are not redirects, with their wikitext."""
-    pages = iter(dump)
     for number in count(1):
         place.row = f"page {number}"
         # The tree would keep an empty element of every page.

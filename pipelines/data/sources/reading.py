@@ -64,6 +64,8 @@ class Place:
 
 
 Reader = Callable[[Path, int, Place], Iterator[pa.Table]]
+# Device, inode, size and the time of the last change: another file, or other bytes, has another.
+State = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -86,23 +88,34 @@ class SourceFile:
     reader: Reader
     is_local: bool = False
 
-    def read(self, skip: int = 0) -> Iterator[pa.Table]:
+    def read(self, skip: int = 0, state: State | None = None) -> Iterator[pa.Table]:
         """Yield the documents after the first `skip` as tables of `RAW_SCHEMA`.
 
+        Args:
+            skip: Documents to skip.
+            state: What the file must still be; by default what it is at the start.
+
         Raises:
-            BadFileError: If the file cannot be read, or holds something else.
+            BadFileError: If the file cannot be read, holds something else, or changes meanwhile.
         """
         with self._boundary() as place:
-            yield from self.reader(self.path, skip, place)
+            state = state or _state(self.path)
+            for table in self.reader(self.path, skip, place):
+                yield table
+                _check_state(self.path, state)
+            _check_state(self.path, state)
 
-    def sha256(self) -> str:
-        """Hash the file.
+    def sha256(self) -> tuple[str, State]:
+        """Hash the file; also return what tells that it has not been written to since.
 
         Raises:
-            BadFileError: If it cannot be read.
+            BadFileError: If it cannot be read, or changes meanwhile.
         """
         with self._boundary():
-            return sha256_file(self.path)
+            state = _state(self.path)
+            digest = sha256_file(self.path)
+            _check_state(self.path, state)
+            return digest, state
 
     @contextmanager
     def _boundary(self) -> Iterator[Place]:
@@ -159,6 +172,19 @@ def _check_name(path: Path) -> None:
             f"expected a file name in UTF-8, got {shown(path.name)!r}",
             "rename the file, and the folder it is in if that has such a name",
         ) from None
+
+
+def _state(path: Path) -> State:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _check_state(path: Path, state: State) -> None:
+    if _state(path) != state:
+        raise RefusedError(
+            "expected a file that stays as it is while it is read, got one that was written to",
+            "wait until the program that writes it has ended, and run the command again",
+        )
 
 
 def _check_type(path: Path) -> None:

@@ -1,6 +1,8 @@
 """Outputs appear whole or not at all, and one changed byte is found."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,37 @@ def test_a_failure_leaves_the_old_directory(tmp_path: Path) -> None:
         fail_half_way()
     assert (final / "a").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from pipelines.base.artifacts import publish_directory
+with publish_directory(pathlib.Path(sys.argv[1])) as building:
+    (building / "a").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_live_one_builds_is_not(
+    tmp_path: Path,
+) -> None:
+    final = tmp_path / "out"
+    (tmp_path / ".out.1234").mkdir()  # not ours
+    with publish_directory(final) as mine:
+        (mine / "a").write_text("live")
+        subprocess.run([sys.executable, "-c", KILLED, str(final)], check=False)
+        left = {path.name for path in tmp_path.iterdir()} - {".out.1234", mine.name}
+        assert len(left) == 1
+        with publish_directory(final) as building:
+            (building / "a").write_text("other")
+            assert {path.name for path in tmp_path.iterdir()} == {
+                ".out.1234",
+                mine.name,
+                building.name,
+            }
+        assert (mine / "a").read_text() == "live"
+    assert (final / "a").read_text() == "live"
+    assert {path.name for path in tmp_path.iterdir()} == {".out.1234", "out"}
 
 
 def test_one_flipped_byte_is_found(tmp_path: Path) -> None:

@@ -44,5 +44,6 @@ def test_an_empty_text_takes_nothing_from_its_neighbours(profile) -> None:
     params = profile.clean.model_copy(update={"min_characters": 1})
     texts = ["", "三国", "", "kana かな", "", "english", ""]
     reasons = ["short", "", "short", "not_chinese", "short", "not_chinese", "short"]
-    assert drop_reasons(texts, params) == reasons
-    assert drop_reasons([""], params) == ["short"]
+    for use_numba in (True, False):
+        assert drop_reasons(texts, params, use_numba=use_numba) == reasons
+        assert drop_reasons([""], params, use_numba=use_numba) == ["short"]

@@ -187,6 +187,6 @@ def test_without_the_network_the_message_says_how_to_continue(workspace: Path, s
     run = run_ingest(workspace, "http://127.0.0.1:9")
     assert run.returncode == 1
     assert "could not download dataset wikimedia/wikipedia from the Hugging Face Hub" in run.stderr
-    assert "set ingest.source to their path or glob" in run.stderr
+    assert "name their path or glob" in run.stderr
     assert "Traceback" not in run.stderr
     assert not (workspace / "data" / "sanguo").exists()

@@ -37,6 +37,16 @@ def test_a_dump_becomes_plain_articles(tmp_path: Path) -> None:
         assert mark not in text
 
 
+def test_a_dump_without_siteinfo_is_read(tmp_path: Path) -> None:
+    whole = dump_xml()
+    start, stop = whole.index("<siteinfo>"), whole.index("</siteinfo>") + len("</siteinfo>")
+    texts = []
+    for name, text in (("whole.xml", whole), ("part.xml", whole[:start] + whole[stop:])):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        texts.append(read(tmp_path / name))
+    assert texts[1] == [{**row, "url": ""} for row in texts[0]]
+
+
 PACKERS = {
     "": bytes,
     ".gz": gzip.compress,
@@ -156,7 +166,7 @@ def test_damaged_dumps_are_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     for damaged in (content[: len(content) // 2], b"BZh9 no", bz2.compress(b"<mediawiki><page>")):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"a\.xml\.bz2: expected a whole XML dump"):
+        with pytest.raises(UserError, match=r"a\.xml\.bz2: (page 1: )?expected a whole XML dump"):
             read(path)
 
 

@@ -127,7 +127,7 @@ def write_good_files(folder: Path) -> dict[str, bytes]:
 
 def outcome(path: Path) -> str:
     """Read a file as the pipeline does: `read`, or the class of what the file raised."""
-    (file,), _ = local_files(str(path))
+    (file,), _ = local_files(str(path), "source")
     refused = None
     try:
         tables = list(file.read())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipelines.data.sources.files import find_source
 from pipelines.data.sources.reading import BadFileError, Place, RefusedError, SourceFile
 from pipelines.data.text.documents import RAW_SCHEMA
 
@@ -68,3 +69,23 @@ def test_a_file_that_is_gone_is_refused(tmp_path: Path) -> None:
     file.path.unlink()
     with pytest.raises(BadFileError, match="that can be opened, got: No such file"):
         file.sha256()
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = "".join(f'{{"id": "{n}", "text": "曹操"}}\n' for n in range(3000))
+    path.write_text(lines, encoding="utf-8")
+    (file,) = find_source(str(path))
+    tables = file.read()
+    next(tables)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write('{"id": "late", "text": "劉備"}\n')
+    with pytest.raises(BadFileError, match="stays as it is while it is read") as caught:
+        list(tables)
+    assert "run the command again" in caught.value.fix
+    # What the message says to do: once nothing writes to it, it is read whole.
+    assert sum(table.num_rows for table in file.read()) == 3001
+    _, state = file.sha256()
+    path.write_text(lines, encoding="utf-8")
+    with pytest.raises(BadFileError, match="stays as it is"):
+        list(file.read(state=state))
