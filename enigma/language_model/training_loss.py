@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["training_loss"]
+from enigma.layers.linear_cross_entropy import chunk_tokens, linear_cross_entropy
 
-_CHUNK = 256
-"""Tokens whose logits are held at a time; fewer make the products slower."""
+__all__ = ["training_loss"]
 
 
 def training_loss(
@@ -35,8 +34,8 @@ def training_loss(
     Returns:
         0-d, nats per token, in the dtype of the head.
 
-    With a plain head, the gradients are computed together with the loss, `_CHUNK` tokens at
-    a time, so there is no second derivative. Autocast is off here: in bf16 the loss itself would be
+    With a plain head, the gradients are computed together with the loss, a chunk of tokens at a
+    time, so there is no second derivative. Autocast is off here: in bf16 the loss itself would be
     rounded to 3 digits.
     """
     if shift_labels_BL is None:
@@ -48,17 +47,17 @@ def training_loss(
     with torch.autocast(hidden_ND.device.type, enabled=False):
         if _only_multiplies(head):
             weight_VD = cast("nn.Linear", head).weight
-            loss: Tensor = functional.linear_cross_entropy(
+            loss = linear_cross_entropy(
                 hidden_ND.to(weight_VD.dtype),
                 weight_VD,
                 target_N,
                 reduction="mean" if num_items_in_batch is None else "sum",
-                options=nn.LinearCrossEntropyOptions(batch_chunk_size=_CHUNK),
             )
             return loss if num_items_in_batch is None else loss / num_items_in_batch
         floating = (p.dtype for p in head.parameters() if p.is_floating_point())
         hidden_ND = hidden_ND.to(next(floating, hidden_ND.dtype))
-        parts = zip(torch.split(hidden_ND, _CHUNK), torch.split(target_N, _CHUNK), strict=True)
+        chunk = chunk_tokens(hidden_ND.device)
+        parts = zip(torch.split(hidden_ND, chunk), torch.split(target_N, chunk), strict=True)
         losses = [
             checkpoint(_summed_loss, head, h_ND, t_N, use_reentrant=False) for h_ND, t_N in parts
         ]

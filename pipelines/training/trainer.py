@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DDPCommunicationHookType
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -32,6 +31,7 @@ from pipelines.data.shards import ShardReader
 from pipelines.language_model.scoring import Score, Span, batches, model_nll_nats
 from pipelines.params import TrainParams
 from pipelines.runs.checkpoints import building_path, checkpoint_path, discard, prune, publish
+from pipelines.training.compression import CompressedGradients
 from pipelines.training.history import best_step, rise_nats
 from pipelines.training.optimisers import make_optimiser
 from pipelines.training.ranks import ExplodedError, NotFiniteError, SaveError, any_rank
@@ -111,8 +111,9 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
     ) -> None:
         first = [schedule, *([average] if average else [])]
         super().__init__(model=model, args=args, callbacks=[*first, *callbacks])
-        if recipe.gradient_precision == "bf16" and self.accelerator.ddp_handler is not None:
-            self.accelerator.ddp_handler.comm_hook = DDPCommunicationHookType.BF16
+        if recipe.gradient_precision == "bf16":
+            settings = self.accelerator.ddp_handler.to_kwargs()
+            self.accelerator.ddp_handler = CompressedGradients(**settings)
         self.remove_callback(PrinterCallback)
         self._recipe = recipe
         self._schedule = schedule
