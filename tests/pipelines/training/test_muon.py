@@ -88,8 +88,8 @@ def test_a_closure_computes_gradients_and_its_loss_comes_back() -> None:
 
 
 @pytest.mark.distributed
-def test_two_ranks_that_share_the_work_take_the_steps_of_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.pipelines.training.muon_rank", str(tmp_path)]
+def test_two_ranks_share_the_work_of_one_and_exchange_gradients_in_bf16(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.pipelines.training.two_ranks", str(tmp_path)]
     ranks = [
         subprocess.Popen(
             [*command, str(rank)], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -1,10 +1,12 @@
-"""What each rank of `test_muon.py` does: steps of Muon that are shared, and alone, must agree."""
+"""What each rank of `test_muon.py` does: share the work of Muon, and exchange gradients in bf16."""
 
+import copy
 import sys
 from pathlib import Path
 
 import torch
 
+from pipelines.training.compression import CompressedGradients
 from pipelines.training.muon import Muon
 
 SHAPES = [(4, 6), (6, 4), (4, 6), (4, 6), (5, 5)]
@@ -36,6 +38,27 @@ def trained(steps: int, state: Path, *, resumed: bool = False) -> list[torch.Ten
     return [parameter.detach() for parameter in parameters]
 
 
+def check_compression(rank: int) -> None:
+    """Averages in bfloat16 are those in float32 but for rounding, and the same on both ranks."""
+    torch.manual_seed(0)
+    whole = torch.nn.Linear(7, 5)
+    halved = copy.deepcopy(whole)
+    x = torch.randn(4, 7, generator=torch.Generator().manual_seed(rank))
+    gradients = []
+    for model, compress in ((whole, False), (halved, True)):
+        parallel = torch.nn.parallel.DistributedDataParallel(model)
+        if compress:
+            CompressedGradients().register_comm_hook(parallel)
+        parallel(x).square().sum().backward()
+        gradients.append(model.weight.grad)
+    assert gradients[1].dtype == torch.float32
+    assert not torch.equal(*gradients), "nothing was compressed"
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=2**-6, atol=1e-2)
+    other = gradients[1].clone()
+    torch.distributed.broadcast(other, 0)
+    assert torch.equal(other, gradients[1]), "ranks diverge"
+
+
 if __name__ == "__main__":
     directory = Path(sys.argv[1])
     alone = trained(STEPS, directory / f"alone-{sys.argv[2]}.pt")
@@ -48,6 +71,7 @@ if __name__ == "__main__":
     for ways in zip(alone, together, resumed, strict=True):
         torch.testing.assert_close(ways[1], ways[0], rtol=0, atol=1e-6)
         torch.testing.assert_close(ways[2], ways[0], rtol=0, atol=1e-6)
+    check_compression(int(sys.argv[2]))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     print("shared and alone agree")
