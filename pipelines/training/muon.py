@@ -113,7 +113,7 @@ def _start(
     mine_SMN = padded_SMN.tensor_split(ranks)[torch.distributed.get_rank()]
     update_SMN = orthogonalise(mine_SMN, *settings).contiguous()
     all_SMN = update_SMN.new_empty(padded_SMN.shape)
-    arrival = torch.distributed.all_gather_into_tensor(all_SMN, update_SMN, async_op=True)
+    arrival = torch.distributed.all_gather_single(all_SMN, update_SMN, async_op=True)
     return all_SMN, arrival
 
 
