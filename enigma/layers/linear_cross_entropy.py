@@ -49,7 +49,7 @@ def linear_cross_entropy(
             options=nn.LinearCrossEntropyOptions(batch_chunk_size=chunk),
         )
         return loss
-    parts = zip(hidden_ND.split(chunk), target_N.split(chunk), strict=True)
+    parts = zip(torch.split(hidden_ND, chunk), torch.split(target_N, chunk), strict=True)
     losses = [
         checkpoint(_chunk_loss, hidden, weight_VD, target, use_reentrant=False)
         for hidden, target in parts

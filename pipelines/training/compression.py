@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed
 from accelerate.utils import DistributedDataParallelKwargs
-from torch.distributed import GradBucket
 
 
 class CompressedGradients(DistributedDataParallelKwargs):  # type: ignore[misc]  # untyped base
@@ -20,7 +19,7 @@ class CompressedGradients(DistributedDataParallelKwargs):  # type: ignore[misc] 
         model.register_comm_hook(None, _average_in_bf16)
 
 
-def _average_in_bf16(_: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _average_in_bf16(_: None, bucket: Any) -> Any:
     whole = bucket.buffer()
     halved = whole.to(torch.bfloat16).div_(torch.distributed.get_world_size())
     work = torch.distributed.all_reduce(halved, async_op=True)
