@@ -105,6 +105,26 @@ class AttentionContext:
             digits = torch.cat((coarse, digits[..., 1:].expand_as(coarse)), dim=-1)
         self.digits = digits
         self._bias: Tensor | None = None
+        self._positions: dict[tuple[int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def positions(self, q_BHLC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the position channels of queries `(1, H, 1, 2)` and of new keys, in their dtype.
+
+        They are formed once for all layers: on a GPU each operation costs a launch.
+
+        Args:
+            q_BHLC: queries, without the position channels.
+        """
+        key = (q_BHLC.shape[1], q_BHLC.shape[3], q_BHLC.dtype)
+        if key not in self._positions:
+            num_heads, content, dtype = key
+            wide = torch.promote_types(dtype, torch.float32)
+            # Undo the 1 / sqrt(K) of the attention kernel.
+            unscaled = math.sqrt(content + _POSITION_CHANNELS)
+            slope_H = alibi_slopes(num_heads, wide, q_BHLC.device) * unscaled
+            slopes = torch.stack((_COARSE * slope_H, slope_H), dim=-1).view(1, -1, 1, 2)
+            self._positions[key] = slopes.to(dtype), self.digits.to(dtype)
+        return self._positions[key]
 
     def relative_digits(self, k_BHSK: Tensor) -> Tensor:
         """Return the positions of cached keys relative to the last token, `(1 or B, 1, S, 2)`."""
@@ -197,12 +217,9 @@ class CausalSelfAttention(nn.Module):
         q_BHLC = rms_normalise(self._heads(self.query(x_BLD)))
         k_BHLC = rms_normalise(self._heads(self.key(x_BLD)))
         v_BHSK = self._heads(self.value(x_BLD))
-        if context.cache is None:
-            k_BHSK = _append(k_BHLC, context.digits)
-        else:
-            k_BHSK, v_BHSK = context.cache.update(
-                _append(k_BHLC, context.digits), v_BHSK, layer_index
-            )
+        k_BHSK = _append(k_BHLC, context.positions(q_BHLC)[1])
+        if context.cache is not None:
+            k_BHSK, v_BHSK = context.cache.update(k_BHSK, v_BHSK, layer_index)
         y_BHLK = self.attend(q_BHLC, k_BHSK, v_BHSK, context)
         y_BLD: Tensor = self.out(y_BHLK.transpose(1, 2).flatten(2))
         return y_BLD
@@ -224,7 +241,7 @@ class CausalSelfAttention(nn.Module):
             q_BHLK = functional.pad(q_BHLC, (0, _POSITION_CHANNELS))
             mask: Tensor | None = context.bias(k_BHSK, self.num_heads)
         else:
-            q_BHLK = _append(q_BHLC, self._query_slopes(q_BHLC))
+            q_BHLK = _append(q_BHLC, context.positions(q_BHLC)[0])
             if context.cache is not None:
                 digits = context.relative_digits(k_BHSK)
                 k_BHSK = _append(k_BHSK[..., :-_POSITION_CHANNELS], digits)
@@ -262,13 +279,6 @@ class CausalSelfAttention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         channels = x.shape[-1] // self.num_heads  # by name: an empty batch leaves -1 undecided
         return x.view(*x.shape[:-1], self.num_heads, channels).transpose(1, 2)
-
-    def _query_slopes(self, q_BHLC: Tensor) -> Tensor:
-        """Return what queries hold in their position channels, `(1, H, 1, 2)`."""
-        dtype = torch.promote_types(q_BHLC.dtype, torch.float32)
-        # Undo the 1 / sqrt(K) of the attention kernel.
-        slope_H = alibi_slopes(self.num_heads, dtype, q_BHLC.device) * math.sqrt(self.head_channels)
-        return torch.stack((_COARSE * slope_H, slope_H), dim=-1).view(1, -1, 1, 2)
 
 
 def _append(content: Tensor, position: Tensor) -> Tensor:

@@ -146,9 +146,13 @@ class InvertibleConv1x1(FormsOnce, Bijection):
         return self.formed_once(self._form_departure, self.packed)
 
     def _form_departure(self) -> Tensor:
+        # L = I + l and U = I + u give L U - I = l + u + l u.
+        lower_less_one = self.packed.tril(-1)
         upper_less_one = self.packed.triu(1) + torch.diag(self.log_scale().expm1())
-        _, upper = self.factors()
-        product_less_one = torch.addmm(upper_less_one, self.packed.tril(-1), upper)
+        sum_less_one = lower_less_one + upper_less_one
+        product_less_one = torch.addmm(sum_less_one, lower_less_one, upper_less_one)
+        if self.start == "identity":
+            return product_less_one
         if self.start == "rotation":
             return self.start_matrix(product_less_one) @ product_less_one
         return product_less_one.index_select(0, self.permutation)

@@ -206,7 +206,9 @@ class TrainParams(_Section):
     max_gradient_norm: PositiveFloat
     max_loss_rise_nats: PositiveFloat
     precision: Literal["auto", "fp32", "bf16"]
-    memory: Literal["plain", "checkpoint", "reversible"]
+    memory: Literal["auto", "plain", "checkpoint", "reversible"]
+    gradient_precision: Literal["fp32", "bf16"]
+    deterministic: bool
     log_every_steps: PositiveInt
     evaluate_every_steps: PositiveInt
     max_validation_sequences: PositiveInt

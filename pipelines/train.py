@@ -135,13 +135,16 @@ def check_ngrams(path: Path, counted_root: str, shards_root: str) -> None:
 
 
 def check_sizes(recipe: TrainParams, *, num_sequences: int, nodes: int) -> None:
-    """Refuse a batch that the data cannot fill, or more ranks than GPUs.
+    """Refuse a batch that the data cannot fill, more ranks than GPUs, or GPUs that lie idle.
 
     Raises:
         UserError: If either does not fit; it names both numbers.
     """
     import torch
 
+    from pipelines.runs.hardware import refuse_idle_gpus
+
+    refuse_idle_gpus()
     needed = recipe.sequences_per_step
     if needed > num_sequences:
         raise UserError(

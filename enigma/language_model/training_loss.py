@@ -14,11 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from enigma.language_model.ngram_memory import NGramMemory
 from enigma.language_model.prediction import Prediction
 from enigma.layers.linear import only_multiplies
+from enigma.layers.linear_cross_entropy import chunk_tokens, linear_cross_entropy
 
 __all__ = ["training_loss"]
 
-_CHUNK = 256
-"""Tokens whose logits are held at a time; fewer make the products slower."""
 _NETWORK_SHARE = 0.5
 """Share of the loss that the network pays alone, beside an n-gram memory. With the mixture alone
 it learns nothing where counting is good at first, and the gate settles on one side."""
@@ -48,7 +47,7 @@ def training_loss(
         0-d, nats per token, in the dtype of the head. With an n-gram memory half of it is the loss
         of the network alone, and half that of the mixture.
 
-    With a plain head and no memory, the gradients are computed together with the loss, `_CHUNK`
+    With a plain head and no memory, the gradients are computed together with the loss, a chunk of
     tokens at a time, so there is no second derivative. Autocast is off here: in bf16 the loss
     itself would be rounded to 3 digits.
     """
@@ -90,16 +89,10 @@ def _network_loss(hidden_ND: Tensor, model: Prediction, target_N: Tensor, reduct
             if model.reachable is None
             else model.reachable.class_weight(model.head)
         )
-        loss: Tensor = functional.linear_cross_entropy(
-            hidden_ND,
-            weight_CD,
-            target_N,
-            reduction=reduction,
-            options=nn.LinearCrossEntropyOptions(batch_chunk_size=_CHUNK),
-        )
-        return loss
+        return linear_cross_entropy(hidden_ND, weight_CD, target_N, reduction=reduction)
     in_part = "none" if reduction == "none" else "sum"
-    parts = zip(torch.split(hidden_ND, _CHUNK), torch.split(target_N, _CHUNK), strict=True)
+    chunk = chunk_tokens(hidden_ND.device)
+    parts = zip(torch.split(hidden_ND, chunk), torch.split(target_N, chunk), strict=True)
     losses = [
         checkpoint(_called_loss, model, *part, in_part, use_reentrant=False) for part in parts
     ]

@@ -63,6 +63,7 @@ def view(status: RunStatus, gpus: list[Gpu] | str, machine: str) -> Panel:
         Text(draw(losses, CURVE_WIDTH, CURVE_HEIGHT), style="cyan"),
         gpu_table(gpus) if isinstance(gpus, list) else Text(f"GPU    {gpus}"),
         Text(f"CPU    {machine}"),
+        Text(f"rank 0 {', '.join(map(' '.join, status.device.items()))}") if status.device else "",
     ]
     title = f"{status.config.profile}  {status.path.name}  {recipe.ranks} rank(s)"
     colour = "green" if status.state == "running" else "yellow"

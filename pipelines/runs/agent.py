@@ -72,6 +72,10 @@ def join(path: Path) -> None:
             f"{path}: expected a run of several nodes, got one that was started for one node",
             "start it with ENIGMA_NODES and ENIGMA_RENDEZVOUS set (docs/training.md)",
         )
+    # Only ranks need torch.
+    from pipelines.runs.hardware import refuse_idle_gpus
+
+    refuse_idle_gpus()
     code = run_agent(run, config)
     if code != 0:
         raise UserError(
@@ -102,7 +106,8 @@ def run_agent(run: RunDirectory, config: RunConfig, pass_fds: Sequence[int] = ()
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // here)))
     process = subprocess.Popen(
         command,
-        env={**os.environ, "OMP_NUM_THREADS": threads},
+        # cuBLAS reads the second when it starts; without it its sums may differ from run to run.
+        env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **os.environ, "OMP_NUM_THREADS": threads},
         # Ctrl-C at a terminal reaches this process only: the ranks are asked to save first.
         start_new_session=True,
         pass_fds=pass_fds,

@@ -8,6 +8,7 @@ the same directory and resume; other inputs start a new run.
     checkpoints/    see pipelines/runs/checkpoints.py
     metrics.jsonl   see pipelines/tracking/metrics_file.py
     mlflow.json     see pipelines/tracking/metrics_file.py
+    device.json     what rank 0 trains on: device, versions of torch and CUDA
     outcome.json    how the ranks ended, written by rank 0
     stop            its presence asks the ranks to save and end
     lock            held by the launcher; its text is the launcher's process id
@@ -16,7 +17,7 @@ the same directory and resume; other inputs start a new run.
 import hashlib
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -185,6 +186,15 @@ class RunDirectory:
         """Read `outcome.json`; None if the ranks did not end by themselves."""
         path = self.path / "outcome.json"
         return Outcome(**read_json(path)) if path.is_file() else None
+
+    def write_device(self, device: Mapping[str, str]) -> None:
+        """Write `device.json`."""
+        write_json(self.path / "device.json", dict(device))
+
+    def read_device(self) -> dict[str, str]:
+        """Read `device.json`; empty before the ranks have started."""
+        path = self.path / "device.json"
+        return read_json(path) if path.is_file() else {}
 
     @property
     def mlflow_run_id(self) -> str | None:

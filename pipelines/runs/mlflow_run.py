@@ -35,6 +35,7 @@ def open_run_log(run: RunDirectory, config: RunConfig) -> RunLog:
             "fingerprint": config.fingerprint,
             "shards_root": config.shards_root,
             "certificate_sha256": config.certificate_sha256,
+            **run.read_device(),
         },
         metrics=run.metrics,
     )

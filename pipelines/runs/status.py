@@ -43,6 +43,7 @@ class RunStatus:
         records: All records of `metrics.jsonl`.
         checkpoint_step: The newest sealed checkpoint; None if there is none.
         checkpoint_age_s: Its age.
+        device: What rank 0 trains on; empty before it has started.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class RunStatus:
     records: list[dict[str, float]]
     checkpoint_step: int | None
     checkpoint_age_s: float
+    device: dict[str, str]
 
     def newest(self, name: str) -> float | None:
         """The newest value of a metric; None if it was never recorded."""
@@ -112,7 +114,8 @@ def read_status(path: Path) -> RunStatus:
     if newest is not None:
         manifest = checkpoint_path(run.checkpoints, newest) / MANIFEST_NAME
         age_s = max(0.0, time.time() - manifest.stat().st_mtime)
-    return RunStatus(path, config, _state(run), run.metrics.read(), newest, age_s)
+    records, device = run.metrics.read(), run.read_device()
+    return RunStatus(path, config, _state(run), records, newest, age_s, device)
 
 
 def _state(run: RunDirectory) -> str:

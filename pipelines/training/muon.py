@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
+from torch.nn import functional
 
 
 class Muon(torch.optim.Muon):
@@ -16,8 +18,9 @@ class Muon(torch.optim.Muon):
 
     torch's version orthogonalises one matrix after the other, always in bfloat16. On a processor
     without instructions for it that took three times as long as the rest of a training step
-    (docs/LOG.md). Here a CPU uses the dtype of the parameters. Groups, state and arguments are
-    torch's own, except `adjust_lr_fn`, which is always `match_rms_adamw`.
+    (docs/LOG.md). Here a CPU uses the dtype of the parameters, and every rank of a process group
+    does a share of the matrices. Groups, state and arguments are torch's own, except
+    `adjust_lr_fn`, which is always `match_rms_adamw`.
 
     Args:
         params: 2-D parameters.
@@ -43,36 +46,75 @@ class Muon(torch.optim.Muon):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            of_one_shape = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    of_one_shape[parameter.shape, parameter.device].append(parameter)
-            for parameters in of_one_shape.values():
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
                 self._update(parameters, group)
         return loss
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        directions = torch.stack(
-            [self._direction(p, p.grad, group) for p in parameters if p.grad is not None]
-        )
-        updates = orthogonalise(
-            directions, group["ns_coefficients"], group["ns_steps"], group["eps"]
-        )
+        updates = _orthogonalised(self._directions(parameters, group), group)
         lr = group["lr"]
         # Liu et al., "Muon is scalable for LLM training", 2025, equation 4.
-        scale = 0.2 * max(directions.shape[-2:]) ** 0.5
-        for parameter, update in zip(parameters, updates, strict=True):
-            parameter.mul_(1 - lr * group["weight_decay"])
-            parameter.add_(update.to(parameter.dtype), alpha=-lr * scale)
+        # torch has no public names for its operations on lists, one launch for all of a list.
+        torch._foreach_mul_(updates, [-lr * 0.2 * max(p.shape) ** 0.5 for p in parameters])
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(parameters, updates)
 
-    def _direction(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        """Update the momentum with a gradient; return it with Nesterov's look-ahead."""
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        momentum: Tensor = state["momentum_buffer"]
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        return gradient.lerp(momentum, group["momentum"])
+    def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Update the momenta with the gradients; return them with Nesterov's look-ahead."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
+        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        return list(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # noqa: SLF001
+
+
+def _orthogonalised(directions: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """Orthogonalise matrices of any shapes, those of one shape at once."""
+    of_one_shape = defaultdict(list)
+    for number, direction in enumerate(directions):
+        of_one_shape[direction.shape, direction.device, direction.dtype].append(number)
+    # What the ranks have done of one shape travels while they work on the next.
+    started = [
+        _start(torch.stack([directions[number] for number in numbers]), group)
+        for numbers in of_one_shape.values()
+    ]
+    updates = list(directions)
+    for numbers, (updates_SMN, arrival) in zip(of_one_shape.values(), started, strict=True):
+        if arrival is not None:
+            arrival.wait()
+        cast_SMN = updates_SMN.to(directions[numbers[0]].dtype)
+        for number, update in zip(numbers, cast_SMN[: len(numbers)].unbind(), strict=True):
+            updates[number] = update
+    return updates
+
+
+def _start(
+    directions_SMN: Tensor, group: dict[str, Any]
+) -> tuple[Tensor, torch.distributed.Work | None]:
+    """Orthogonalise this rank's share of the matrices, and begin to gather what others did.
+
+    All ranks have the same momenta, and the state is not divided: a checkpoint is the same for
+    any number of ranks.
+
+    Returns:
+        The results of at least S matrices, and what to wait for before they are read.
+    """
+    settings = group["ns_coefficients"], group["ns_steps"], group["eps"]
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if ranks == 1:
+        return orthogonalise(directions_SMN, *settings), None
+    share = -(-len(directions_SMN) // ranks)
+    # Zero matrices stay zero.
+    missing = ranks * share - len(directions_SMN)
+    padded_SMN = functional.pad(directions_SMN, (0, 0, 0, 0, 0, missing))
+    mine_SMN = padded_SMN.tensor_split(ranks)[torch.distributed.get_rank()]
+    update_SMN = orthogonalise(mine_SMN, *settings).contiguous()
+    all_SMN = update_SMN.new_empty(padded_SMN.shape)
+    arrival = torch.distributed.all_gather_single(all_SMN, update_SMN, async_op=True)
+    return all_SMN, arrival
 
 
 def orthogonalise(

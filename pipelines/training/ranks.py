@@ -4,29 +4,43 @@ Each rank sees only its own signals, disk and clock; ranks that decided alone wo
 at different steps, and the others would wait for them forever.
 """
 
+from functools import cache
 from pathlib import Path
 
 import psutil
 import torch
+import torch.distributed
 
 from pipelines.base.errors import UserError
 
 
-def any_rank(yes: bool, device: torch.device) -> bool:
+def any_rank(yes: bool) -> bool:
     """Whether at least one rank says yes; every rank gets the same answer.
+
+    The ranks vote on their hosts: on a GPU, to read a result would be to wait for all the work
+    that is queued there, at every step. A host that is gone is noticed at the next vote.
 
     Args:
         yes: The answer of this rank.
-        device: The device on which the process group's backend expects tensors.
 
     Returns:
         The common answer; with one process, its own.
     """
     if not torch.distributed.is_initialized():
         return yes
-    votes = torch.tensor(float(yes), device=device)
-    torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX)
+    votes = torch.tensor(float(yes))
+    group = _hosts(torch.distributed.group.WORLD)
+    torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX, group)
     return bool(votes)
+
+
+@cache
+def _hosts(world: torch.distributed.ProcessGroup) -> torch.distributed.ProcessGroup:
+    """Return a group of all ranks for tensors in host memory; all make it at their first vote."""
+    if torch.distributed.get_backend(world) == "gloo":
+        return world
+    made: torch.distributed.ProcessGroup = torch.distributed.new_group(backend="gloo")
+    return made
 
 
 class TrainingFailure(UserError):  # noqa: N818 - the outcome of the run is "failed"

@@ -45,14 +45,18 @@ class Schedule(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         torch.manual_seed(self._dropout_seed)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
     ) -> TrainerControl:
         """Decide what is due after an optimiser step."""
         last = state.global_step >= self._steps
         if self._is_due(state.global_step):
             control.should_evaluate = control.should_save = True
         control.should_log = control.should_log or last
-        if not last and self.stop_is_agreed(args.device):
+        if not last and self.stop_is_agreed():
             # If an evaluation is due, the resumed run starts with it.
             control.should_evaluate = False
             control.should_save = control.should_training_stop = True
@@ -80,9 +84,9 @@ class Schedule(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         done = any(record["step"] == step for record in evaluations(history))
         return step > 0 and self._is_due(step) and not done
 
-    def stop_is_agreed(self, device: torch.device) -> bool:
+    def stop_is_agreed(self) -> bool:
         """Whether any rank is asked to stop; if so, the run counts as stopped."""
-        if any_rank(self.signalled or self._run.stop_is_asked(), device):
+        if any_rank(self.signalled or self._run.stop_is_asked()):
             self.stopped = True
         return self.stopped
 

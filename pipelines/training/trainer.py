@@ -6,8 +6,9 @@ cosine schedule, and the state from which a resume is bit-exact. This module add
 * batches that are a pure function of (seed, step, rank), so a resume has nothing to skip;
 * a validation loss summed over a fixed subset that is divided among the ranks;
 * checkpoints that appear whole or not at all, and every rank knows which;
-* a stop before a gradient that is not finite reaches the weights, and before a loss
-  that explodes reaches a checkpoint;
+* a stop before a gradient that is not finite, or a loss that explodes, reaches a record, an
+  evaluation or a checkpoint;
+* no wait for a GPU within a step: gradient norms are read when a record is due;
 * early stopping and a best step that follow from the history in the checkpoint.
 
 Shape legend: B sequences per batch, L length.
@@ -30,6 +31,7 @@ from pipelines.data.shards import ShardReader
 from pipelines.language_model.scoring import Score, Span, batches, model_nll_nats
 from pipelines.params import TrainParams
 from pipelines.runs.checkpoints import building_path, checkpoint_path, discard, prune, publish
+from pipelines.training.compression import CompressedGradients
 from pipelines.training.history import best_step, rise_nats
 from pipelines.training.optimisers import make_optimiser
 from pipelines.training.ranks import ExplodedError, NotFiniteError, SaveError, any_rank
@@ -57,11 +59,18 @@ class TrainBatches:
             for micro_step in range(self._plan.gradient_accumulation_steps):
                 start_s = time.perf_counter()
                 index_B = self._plan.batch(step, micro_step, self._rank)
-                ids_BL = torch.from_numpy(self._reader.gather(index_B).astype(np.int64))
+                ids_BL = self._on_device(self._reader.gather(index_B).astype(np.int64))
                 self._waited_s += time.perf_counter() - start_s
                 # With a key `labels` Trainer would count targets over all ranks at every
                 # step; every batch here is full, so there is nothing to count.
                 yield {"input_ids": ids_BL}
+
+    def _on_device(self, ids_BL: np.ndarray) -> torch.Tensor:
+        """Copy to the GPU, if any, without waiting for what it still has to do."""
+        on_host = torch.from_numpy(ids_BL)
+        if self._trainer.args.device.type != "cuda":
+            return on_host
+        return on_host.pin_memory().to(self._trainer.args.device, non_blocking=True)
 
     def take_waited_s(self) -> float:
         """Return the seconds spent on making batches since the last call."""
@@ -102,6 +111,9 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
     ) -> None:
         first = [schedule, *([average] if average else [])]
         super().__init__(model=model, args=args, callbacks=[*first, *callbacks])
+        if recipe.gradient_precision == "bf16":
+            settings = self.accelerator.ddp_handler.to_kwargs()
+            self.accelerator.ddp_handler = CompressedGradients(**settings)
         self.remove_callback(PrinterCallback)
         self._recipe = recipe
         self._schedule = schedule
@@ -112,6 +124,7 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         self._validation_subset = evenly_spaced(
             len(self._validation_reader), recipe.max_validation_sequences
         )
+        self._unread_norms: list[torch.Tensor] = []
         self._validation_span = Span.of(self._validation_reader, self._validation_subset)
 
     def get_train_dataloader(self) -> TrainBatches:
@@ -157,6 +170,7 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
             NotFiniteError: If the loss is not finite.
             ExplodedError: If it rose too far.
         """
+        self._refuse_infinite_gradients()
         nll_nats = self._share_nll_nats()
         if nll_nats is None:
             self.control.should_save = self.control.should_training_stop = True
@@ -186,7 +200,7 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         nll_nats = 0.0
         # All ranks ask as often as the one with the most batches.
         for turn in range(len(longest)):
-            if self._schedule.stop_is_agreed(self.args.device):
+            if self._schedule.stop_is_agreed():
                 return None
             nll_nats += self._nll_nats(mine[turn : turn + 1])
         return nll_nats
@@ -197,6 +211,7 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
         """Rename a record's figures, add it to the history and pass it to the callbacks."""
+        self._refuse_infinite_gradients()
         record = {NAMES.get(name, name): float(value) for name, value in logs.items()}
         if "train_loss_nats" not in record and "validation_loss_nats" not in record:
             # Trainer's summary at the end: the history already holds it.
@@ -211,23 +226,41 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         if rise > self._recipe.max_loss_rise_nats:
             raise ExplodedError(rise, self._recipe.max_loss_rise_nats, step)
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
-        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
-        # DDP has averaged the gradients, so every rank sees the same norm and ends here.
-        if not math.isfinite(norm):
-            raise NotFiniteError("gradient norm", self.state.global_step + 1)
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> torch.Tensor:
+        norm: torch.Tensor = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._unread_norms.append(norm.detach())
         return norm
+
+    def _refuse_infinite_gradients(self) -> None:
+        """Read the gradient norms since the last call.
+
+        A gradient that was not finite has spoiled the weights by then, so this comes before every
+        record, evaluation and checkpoint.
+
+        Raises:
+            NotFiniteError: If one was not finite; DDP has averaged the gradients, so every rank
+                sees the same norms and ends here.
+        """
+        if not self._unread_norms:
+            return
+        norms = torch.stack(self._unread_norms).tolist()
+        self._unread_norms.clear()
+        first = self.state.global_step - len(norms) + 1
+        for step, norm in enumerate(norms, start=first):
+            if not math.isfinite(norm):
+                raise NotFiniteError("gradient norm", step)
 
     def _get_output_dir(self, trial: Any) -> str:  # noqa: ARG002
         """Where Trainer writes a checkpoint until it is complete."""
         return str(building_path(Path(self.args.output_dir)))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._refuse_infinite_gradients()
         directory, step = Path(self.args.output_dir), self.state.global_step
         problem = self._problem_of(lambda: self._write_checkpoint(model, trial))
-        if not any_rank(problem is not None, self.args.device) and self.args.should_save:
+        if not any_rank(problem is not None) and self.args.should_save:
             problem = self._problem_of(lambda: self._publish_checkpoint(directory, step))
-        if any_rank(problem is not None, self.args.device):
+        if any_rank(problem is not None):
             error = SaveError(step, problem or "another rank failed", directory)
             if self.args.should_save:
                 discard(directory)

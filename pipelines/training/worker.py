@@ -7,6 +7,7 @@ asked to stop, or failed for a reason that `outcome.json` names. Any other exit 
 torchrun restart the group from the newest complete checkpoint.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -25,16 +26,20 @@ from pipelines.language_model.published import new_language_model
 from pipelines.params import TrainParams
 from pipelines.runs.checkpoints import checkpoint_path, newest_complete
 from pipelines.runs.directory import Outcome, RunConfig, RunDirectory
+from pipelines.runs.hardware import describe_device
 from pipelines.runs.mlflow_run import ENDINGS, open_run_log
 from pipelines.runs.progress import Progress
 from pipelines.runs.recorder import Recorder
 from pipelines.training.history import patience_is_over
+from pipelines.training.memory import choose_memory
 from pipelines.training.ranks import TrainingFailure
 from pipelines.training.schedule import Schedule
 from pipelines.training.trainer import EnigmaTrainer
 from pipelines.training.weight_average import WeightAverage
 
 STOP_PATIENCE_S = 2.0
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -44,6 +49,9 @@ def main() -> None:
     run = RunDirectory(Path(sys.argv[1]))
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     config = run.read_config()
+    if rank == 0:
+        run.write_device(describe_device())
+        logger.info("training on %s", run.read_device())
     run_log = open_run_log(run, config) if rank == 0 else None
     try:
         outcome = train_rank(run, config, rank=rank, world_size=world_size)
@@ -78,11 +86,20 @@ def train_rank(run: RunDirectory, config: RunConfig, *, rank: int, world_size: i
     reader = ShardReader(config.shards, "train")
     order = SequenceOrder(len(reader), recipe.seed)
     plan = BatchPlan(order, recipe.batch_size, world_size, recipe.gradient_accumulation_steps)
+    torch.use_deterministic_algorithms(recipe.deterministic)
     # All ranks start from the same weights; dropout differs (see Schedule).
     torch.manual_seed(recipe.seed)
     model = new_language_model(config.model, config.shards, config.ngrams)
-    model.config.memory = model.lm.memory = recipe.memory
+    model.config.memory = model.lm.memory = "plain" if recipe.memory == "auto" else recipe.memory
     args = trainer_arguments(recipe, run.checkpoints, steps=config.steps, world_size=world_size)
+    if recipe.memory == "auto":
+        model.config.memory = model.lm.memory = choose_memory(
+            model.to(args.device),
+            batch_size=recipe.batch_size,
+            length=reader.sequence_length,
+            bf16=args.bf16,
+            ranks_here=world_size // config.nodes,
+        )
     checkpoint = _resume_point(run, args)
     schedule = Schedule(
         run=run,
@@ -140,6 +157,8 @@ def trainer_arguments(
         use_cpu=not on_gpu,
         ddp_backend=("nccl" if on_gpu else "gloo") if world_size > 1 else None,
         ddp_find_unused_parameters=False,
+        # The buffers are constants, the same on every rank.
+        ddp_broadcast_buffers=False,
         seed=recipe.seed,
         logging_steps=recipe.log_every_steps,
         logging_nan_inf_filter=False,

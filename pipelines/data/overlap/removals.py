@@ -4,7 +4,6 @@ Shape legend: N sequences, L length, T tokens, W windows, H shared windows.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa

@@ -88,7 +88,7 @@ def test_an_ensemble_in_one_call(name, gradients):
 @pytest.mark.parametrize("name", BIJECTIONS)
 def test_models_made_in_inference_mode(name):
     with torch.inference_mode():
-        module = drawn(name, seed=0)
+        module = drawn(name, seed=1)
         x = test_input(module)
         y = module(x)
         torch.testing.assert_close(module.inverse(y), x, rtol=1e-2, atol=1e-2)

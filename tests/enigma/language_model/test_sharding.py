@@ -1,4 +1,4 @@
-"""FSDP2 on gloo: two ranks hold half of the model each, and train the same model."""
+"""FSDP2 on gloo: each rank holds its share of the model, and all train the same model."""
 
 import os
 import subprocess
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from enigma.language_model.sharding import shard
 from enigma.model import EnigmaLM
@@ -18,13 +19,19 @@ def test_a_reversible_model_is_not_sharded() -> None:
         shard(lm, None)
 
 
+def test_another_model_is_not_sharded() -> None:
+    with pytest.raises(TypeError, match=r"expected an EnigmaLM or a model .* got Linear"):
+        shard(torch.nn.Linear(2, 2), None)
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_sharded_model_trains_like_a_whole_one() -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_sharded_model_trains_like_a_whole_one(ranks: int) -> None:
     script = Path(__file__).with_name("sharded_rank.py")
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-        str(script),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *(f"--nproc-per-node={ranks}", str(script)),
     ]
     run = subprocess.run(
         command,

@@ -1,9 +1,14 @@
 """Muon by hand; torch's own Muon beside ours: see test_recipe.py."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from pipelines.training.muon import Muon, orthogonalise
+from tests.support import REPOSITORY
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -80,3 +85,18 @@ def test_a_closure_computes_gradients_and_its_loss_comes_back() -> None:
     assert optimiser.step(loss) == pytest.approx(expected)
     assert weight.detach().square().sum().item() < expected
     assert optimiser.step() is None
+
+
+@pytest.mark.distributed
+def test_two_ranks_share_the_work_of_one_and_exchange_gradients_in_bf16(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.pipelines.training.two_ranks", str(tmp_path)]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank)], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        output = rank.communicate(timeout=600)[0].decode()
+        assert rank.returncode == 0, output[-4000:]
+        assert "shared and alone agree" in output

@@ -1,0 +1,41 @@
+"""The loss head of torch 2.13, and what takes its place before: equal losses and gradients."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from enigma.layers import linear_cross_entropy as module
+from enigma.layers.linear_cross_entropy import chunk_tokens, linear_cross_entropy
+
+
+def value_and_gradients(reduction):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((23, 5), (11, 5))
+    )
+    target = torch.randint(11, (23,), generator=generator)
+    target[[2, 7, 22]] = -100
+    loss = linear_cross_entropy(hidden, weight, target, reduction=reduction)
+    gradients = torch.autograd.grad(
+        (loss * torch.arange(1.0, loss.numel() + 1)).sum(), [hidden, weight]
+    )
+    expected = functional.cross_entropy(hidden @ weight.T, target, reduction=reduction)
+    return [loss, *gradients], expected
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("chunk", [4, 23, 100])
+def test_older_versions_of_torch_get_the_same(monkeypatch, reduction, chunk):
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    new, expected = value_and_gradients(reduction)
+    monkeypatch.delattr(functional, "linear_cross_entropy", raising=False)
+    old, _ = value_and_gradients(reduction)
+    torch.testing.assert_close(old[0].view_as(expected), expected, rtol=0, atol=1e-12)
+    for one, two in zip(new, old, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+def test_a_gpu_gets_larger_chunks():
+    assert chunk_tokens(torch.device("cuda")) == 4096
+    assert chunk_tokens(torch.device("cpu")) == 256
