@@ -140,6 +140,15 @@ def where() -> None:
     show_places(_chosen(None))
 
 
+@app.command(rich_help_panel=MODELS)
+def relocate() -> None:
+    """After the repository was moved or copied: make the store name its own artifacts."""
+    from pipelines.tracking.relocate import relocate as move_paths
+
+    before, here = move_paths()
+    typer.echo(f"the store named artifacts in {before}, and names those in {here} now")
+
+
 @app.command(rich_help_panel=USE)
 def generate(  # noqa: PLR0917 - options go by name
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],

@@ -34,11 +34,13 @@ def test_anything_else_is_refused(store: Path, reference: str, reason: str) -> N
 def test_the_walk_shows_what_was_checked_and_stops_at_the_break(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The run of this version does not name its shards, as the run of a real training does.
-    with pytest.raises(UserError, match="expected shards_root"):
+    # The run of this version does not name its shards, as the run of a real training does: its
+    # row can be edited, and decides nothing. The proof names no commit: that is a break.
+    with pytest.raises(UserError, match="trained at commit None: expected it in this repository"):
         lineage("enigma-lm@champion")
     shown = capsys.readouterr().out
     assert "ok enigma-lm version 1, content" in shown
+    assert "! the run names shards_root None" in shown
     assert "BROKEN" in shown
 
 
