@@ -34,6 +34,12 @@ class ModelName(StrEnum):
 
 Model = Annotated[ModelName | None, typer.Option(help="Only this model; by default both.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else to stdout.")]
+TrustUnsigned = Annotated[
+    bool,
+    typer.Option(
+        "--trust-unsigned", help="Accept what is older than signatures; the ledger says so."
+    ),
+]
 Run = Annotated[
     Path | None, typer.Argument(help="Directory runs/<fingerprint>; by default the newest run.")
 ]
@@ -80,6 +86,7 @@ def promote(
         bool,
         typer.Option("--allow-tie", help="Accept a candidate that is not worse than the champion."),
     ] = False,
+    trust_unsigned: TrustUnsigned = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a version the champion if every gate passes."""
@@ -89,8 +96,9 @@ def promote(
         raise typer.BadParameter("--version needs --model: each model numbers its own versions")
     number = None if version is None else str(version)
     promote_models(
-        _chosen(model), version=number, dry_run=dry_run, allow_tie=allow_tie, as_json=as_json
-    )
+        _chosen(model), version=number, dry_run=dry_run, allow_tie=allow_tie,
+        trust_unsigned=trust_unsigned, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command(rich_help_panel=MODELS)
@@ -100,11 +108,13 @@ def rollback(
         int | None, typer.Option(help="Version number; by default the previous champion.")
     ] = None,
     reason: Annotated[str, typer.Option(help="Recorded in the ledger.")] = "rolled back by hand",
+    trust_unsigned: TrustUnsigned = False,
 ) -> None:
     """Make an earlier champion the champion again."""
     from pipelines.registry.promote import rollback as rollback_model
 
-    version = rollback_model(model.value, to=None if to is None else str(to), reason=reason)
+    number = None if to is None else str(to)
+    version = rollback_model(model.value, to=number, reason=reason, trust_unsigned=trust_unsigned)
     typer.echo(f"{model.value}: version {version} is the champion again")
 
 

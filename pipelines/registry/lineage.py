@@ -74,7 +74,14 @@ def lineage(reference: str) -> None:
     root = Tree(Text(reference, style="bold"))
     walk = Walk(root)
     with _shown(root, walk), downloaded(client, name, number) as version:
-        check(version, [*recorded_gates(version.proof, version.tags), *data_gates(version.proof)])
+        check(
+            version,
+            [
+                *recorded_gates(version.proof, version.tags),
+                *data_gates(version.proof),
+                *version.use_gates(client)[1:],
+            ],
+        )
         walk.step(f"{name} version {number}, content {version.proof.content_sha256[:SHORT]}")
         run_id = client.get_model_version(name, number).run_id
         _show_run(client, run_id, version, walk)

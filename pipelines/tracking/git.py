@@ -37,7 +37,7 @@ class GitState:
     @property
     def known(self) -> bool:
         """Whether git named the commit."""
-        return re.fullmatch(r"[0-9a-f]{40,64}", self.commit) is not None
+        return is_commit(self.commit)
 
     def tags(self) -> dict[str, str]:
         """The state as tags of a run or a model version."""
@@ -79,6 +79,11 @@ class GitFiles:
 
     def _blob_md5(self, name: str) -> str:
         return _md5(git_output("cat-file", "blob", f"{self.commit}:{name}") or b"")
+
+
+def is_commit(text: str) -> bool:
+    """Whether a text is the hash of a commit."""
+    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) is not None
 
 
 def git_output(*arguments: str, directory: Path = Path()) -> bytes | None:
