@@ -74,7 +74,7 @@ def register(model: Model = None, as_json: AsJson = False) -> None:
 
 
 @app.command(rich_help_panel=MODELS)
-def promote(
+def promote(  # noqa: PLR0917 - options go by name
     model: Model = None,
     version: Annotated[
         int | None, typer.Option(help="Version number; by default the alias `candidate`.")
@@ -140,6 +140,38 @@ def lineage(
     from pipelines.registry.lineage import lineage as trace
 
     trace(reference)
+
+
+@app.command(rich_help_panel=MODELS)
+def verify(
+    target: Annotated[
+        str, typer.Argument(help="A directory, a bundle, or enigma-lm@champion, enigma-flow/3, ...")
+    ],
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="A public key to trust; by default yours and trusted_keys."
+        ),
+    ] = None,
+) -> None:
+    """Check a version offline: signatures, hashes, reports, causality on the weights."""
+    from pipelines.cli.verify import verify_version
+
+    verify_version(target, key or [])
+    typer.echo(f"{target}: every check passes")
+
+
+@app.command(rich_help_panel=MODELS)
+def export(
+    bundle: Annotated[Path, typer.Argument(help="The tar file to write.")],
+    reference: Annotated[
+        str, typer.Argument(help="enigma-lm@champion, enigma-flow/3, ...")
+    ] = f"{registered_models.LM}@{registered_models.CHAMPION}",
+) -> None:
+    """Pack a version with its evidence into one file that strangers can verify."""
+    from pipelines.cli.verify import export_version
+
+    typer.echo(f"{export_version(bundle, reference)} is in {bundle}")
 
 
 @app.command(rich_help_panel=MODELS)

@@ -6,11 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from pipelines.cli.gate_table import print_gates
 from pipelines.registry.promote import Decision, RefusalError, promote
 from pipelines.registry.register import register
 
@@ -70,10 +66,10 @@ def promote_models(
                 )  # fmt: skip
             except RefusalError as error:
                 decisions.append(error.decision.to_dict())
-                _show_gates(error.decision, as_json)
+                _show(error.decision, as_json)
                 raise
             decisions.append(decision.to_dict())
-            _show_gates(decision, as_json)
+            _show(decision, as_json)
             _say(f"{name}: {TEXT[decision.outcome]}", as_json)
 
 
@@ -94,16 +90,9 @@ def _printed(as_json: bool) -> Iterator[list[dict[str, Any]]]:
         sys.stdout.write(json.dumps(rows, ensure_ascii=False, indent=2) + "\n")
 
 
-def _show_gates(decision: Decision, as_json: bool) -> None:
-    if as_json:
-        return
-    title = f"{decision.model} version {decision.version}"
-    table = Table("gate", "found", "expected", "", title=title, box=box.SIMPLE)
-    for gate in decision.gates:
-        # Text: what a file says is shown as it stands, and read as no markup.
-        row = (gate.name, gate.figures, gate.bound, "pass" if gate.holds else "REFUSED")
-        table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+def _show(decision: Decision, as_json: bool) -> None:
+    if not as_json:
+        print_gates(f"{decision.model} version {decision.version}", decision.gates)
 
 
 def _say(line: str, as_json: bool) -> None:

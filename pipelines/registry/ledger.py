@@ -20,7 +20,7 @@ from typing import Any
 from pipelines.base.artifacts import write_text
 from pipelines.base.errors import GateError, UserError
 from pipelines.registry.evidence.envelopes import seal, statement, unseal
-from pipelines.registry.evidence.keys import own_key, trust
+from pipelines.registry.evidence.keys import Trust, own_key, trust
 from pipelines.registry.names import CHAMPION, MODELS, aliased
 from pipelines.tracking.store import local_state, tracking_directory
 
@@ -147,7 +147,10 @@ def recorded(client: Any, name: str) -> dict[str, Any] | None:
         for model in client.search_registered_models(f"name = '{known}'")
         if HEAD_TAG in model.tags
     }
-    heads = {model: _open_head(tag, f"tag {HEAD_TAG} of {model}") for model, tag in tags.items()}
+    known = trust()
+    heads = {
+        model: _open_head(tag, known, f"tag {HEAD_TAG} of {model}") for model, tag in tags.items()
+    }
     # Looked for without making the directory of a machine that only serves.
     if not (tracking_directory() / ".enigma" / "promotions.jsonl").is_file():
         found: dict[str, Any] | None = heads.get(name, {}).get("champions", {}).get(name)
@@ -155,7 +158,7 @@ def recorded(client: Any, name: str) -> dict[str, Any] | None:
             newest = max(heads.values(), key=lambda head: int(head["lines"]))
             found = newest["champions"].get(name)
         return found
-    lines = _lines()
+    lines = _lines(known=known)
     for model, head in heads.items():
         number = head["lines"]
         got = _hash(lines[number - 1]) if number <= len(lines) else f"{len(lines)} lines"
@@ -217,7 +220,7 @@ def _champions_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _lines(*, trust_unsigned: bool = False) -> list[str]:
+def _lines(*, trust_unsigned: bool = False, known: Trust | None = None) -> list[str]:
     """Return the lines, completed by the one in the head, after a comparison with the head."""
     path = ledger_path()
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -233,7 +236,7 @@ def _lines(*, trust_unsigned: bool = False) -> list[str]:
                 "it, `enigma promote --trust-unsigned` signs it as it stands",
             )
         return lines
-    last, head = _read_head()
+    last, head = _read_head(known or trust())
     number = head["lines"]
     if number == len(lines) + 1:
         lines.append(last)
@@ -254,7 +257,7 @@ def _unwritten(lines: Sequence[str]) -> list[str]:
     return list(lines[written:])
 
 
-def _read_head() -> tuple[str, dict[str, Any]]:
+def _read_head(known: Trust) -> tuple[str, dict[str, Any]]:
     path = head_path()
     try:
         both = json.loads(path.read_text(encoding="utf-8"))
@@ -263,14 +266,14 @@ def _read_head() -> tuple[str, dict[str, Any]]:
         raise GateError(
             LEDGER, f"{path}: expected the ledger's head, got: {error!r}", RESTORE
         ) from None
-    head = _open_head(json.dumps(envelope), path.name)
+    head = _open_head(json.dumps(envelope), known, path.name)
     if _hash(line) != head["sha256"]:
         raise GateError(LEDGER, f"{path}: expected the line that was signed, got another", RESTORE)
     return line, head
 
 
-def _open_head(text: str, called: str) -> dict[str, Any]:
-    stated = unseal(text, trust(), HEAD_KIND, called)
+def _open_head(text: str, known: Trust, called: str) -> dict[str, Any]:
+    stated = unseal(text, known, HEAD_KIND, called)
     return {**stated["predicate"], "sha256": stated["subject"][0]["digest"]["sha256"]}
 
 

@@ -113,7 +113,7 @@ def resolve(reference: str) -> tuple[str, str]:
 
 
 def _show_run(client: Any, run_id: str | None, version: Version, walk: Walk) -> None:
-    """Show the run. Its row can be edited, or lost with the store: what is proven is in the proof."""
+    """Show the run. Its row can be edited, or be lost with the store: the proof has the facts."""
     from mlflow.exceptions import MlflowException
 
     proof = version.proof

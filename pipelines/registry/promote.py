@@ -137,9 +137,7 @@ def promote(
             return Decision(name, candidate.number, "promoted", gates)
 
 
-def rollback(
-    name: str, *, to: str | None = None, reason: str, trust_unsigned: bool = False
-) -> str:
+def rollback(name: str, *, to: str | None = None, reason: str, trust_unsigned: bool = False) -> str:
     """Make an earlier champion the champion again, if it is stored as it was registered.
 
     Args:

@@ -90,9 +90,7 @@ def register(name: str) -> str:
     return version
 
 
-def _log(
-    client: Any, material: Material, content: str, profile: str, key: CryptoSigner
-) -> str:
+def _log(client: Any, material: Material, content: str, profile: str, key: CryptoSigner) -> str:
     """Log the model into the run of its training, sign what is stored, and register it."""
     import mlflow
 

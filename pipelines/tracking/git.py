@@ -93,11 +93,11 @@ def git_output(*arguments: str, directory: Path = Path()) -> bytes | None:
 
 
 def git_refusal(directory: Path = Path()) -> tuple[str, str]:
-    """Say why git names no commit of a directory, and what helps: git's own advice if it has any.
+    r"""Say why git names no commit of a directory, and what helps: git's own advice if it has any.
 
     Example:
-        >>> advice = "To add an exception for this directory, call:\\n\\n\\tgit config ... /srv"
-        >>> _advice(f"fatal: detected dubious ownership\\n{advice}\\n")
+        >>> advice = "To add an exception for this directory, call:\n\n\tgit config ... /srv"
+        >>> _advice(f"fatal: detected dubious ownership\n{advice}\n")
         'run `git config ... /srv`'
     """
     done = _git("rev-parse", "--verify", "HEAD", directory=directory)

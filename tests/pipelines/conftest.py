@@ -199,9 +199,7 @@ def store(registered_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def copied_store(
-    registered_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def copied_store(registered_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a copy of the registered project, which a test may damage."""
     there = shutil.copytree(registered_project, tmp_path / "project")
     monkeypatch.chdir(there)

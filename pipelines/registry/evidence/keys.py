@@ -52,19 +52,26 @@ def signing_params() -> SigningParams:
     return found
 
 
-def key_path() -> Path:
-    """Return the path of this user's private key, which need not exist."""
-    named = signing_params().key
+def key_path(params: SigningParams | None = None) -> Path:
+    """Return the path of this user's private key, which need not exist.
+
+    Args:
+        params: Those of `params.yaml`, if they have been read.
+    """
+    named = (params or signing_params()).key
     return Path(named).expanduser() if named else user_config_path("enigma") / DEFAULT_KEY
 
 
-def own_key() -> CryptoSigner:
+def own_key(params: SigningParams | None = None) -> CryptoSigner:
     """Return this user's key; the first use makes it, readable by its owner only.
+
+    Args:
+        params: Those of `params.yaml`, if they have been read.
 
     Raises:
         UserError: If the file is no such key, or others may read it.
     """
-    path = key_path()
+    path = key_path(params)
     if not path.exists():
         _make(path)
     if path.stat().st_mode & 0o077:
@@ -93,9 +100,10 @@ def trust(files: Iterable[Path] | None = None) -> Trust:
     """
     keys = []
     if files is None:
-        if key_path().exists():
-            keys.append(own_key().public_key)
-        files = [Path(name).expanduser() for name in signing_params().trusted_keys]
+        params = signing_params()
+        if key_path(params).exists():
+            keys.append(own_key(params).public_key)
+        files = [Path(name).expanduser() for name in params.trusted_keys]
     keys += [_read_public(path) for path in files]
     return Trust({key.keyid: key for key in keys})
 

@@ -7,6 +7,7 @@ artifacts/evidence/
     key.pub             public key of the signer; whether it is trusted is up to the reader
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -67,7 +68,9 @@ def sign_version(
     return folder
 
 
-def evidence_gates(version: Path, trust: Trust, *, name: str, tags: Mapping[str, str]) -> list[Gate]:
+def evidence_gates(
+    version: Path, trust: Trust, *, name: str, tags: Mapping[str, str]
+) -> list[Gate]:
     """Return the gates on a version's evidence that are checked whenever it is used.
 
     Args:
@@ -120,7 +123,7 @@ def full_evidence_gates(version: Path, trust: Trust) -> list[Gate]:
 
     The caller has found the `signature` of the version to hold.
     """
-    return [_model_signature_gate(version, trust), *_link_gates(version, trust)]
+    return [_model_signature_gate(version), *_link_gates(version, trust)]
 
 
 def read_statement(version: Path, trust: Trust) -> Json:
@@ -146,10 +149,9 @@ def is_signed(version: Path) -> bool:
 
 
 def signer_of(version: Path) -> str:
-    """Return the id of the key that comes with a version."""
-    from pipelines.registry.evidence.keys import trust
-
-    return next(iter(trust([version / KEY_FILE]).keys))
+    """Return the id of the key that signed a version, which `read_statement` has found to hold."""
+    envelope = json.loads((version / VERSION_FILE).read_text(encoding="utf-8"))
+    return str(envelope["signatures"][0]["keyid"])
 
 
 def _files(version: Path) -> dict[str, Path]:
@@ -179,7 +181,7 @@ def _gate(name: str, check: Callable[[], str], bound: str) -> Gate:
         return Gate(name, False, error.args[1], bound, error.fix)
 
 
-def _model_signature_gate(version: Path, trust: Trust) -> Gate:
+def _model_signature_gate(version: Path) -> Gate:
     """Check OpenSSF Model Signing's signature of the model's directory."""
 
     def check() -> str:
@@ -206,9 +208,7 @@ def _link_gates(version: Path, trust: Trust) -> list[Gate]:
             links[path.name] = unseal(text, trust, LINK_KIND, path.name)
         except GateError as error:
             return [Gate("stages", False, error.args[1], "signed statements", error.fix)]
-    made = {
-        entry["name"]: entry["digest"] for link in links.values() for entry in link["subject"]
-    }
+    made = {entry["name"]: entry["digest"] for link in links.values() for entry in link["subject"]}
     broken = [
         f"{link['predicate']['name']} read {entry['name']} {entry['digest']}, made was "
         f"{made[entry['name']]}"
@@ -243,4 +243,6 @@ def _carried(version: Path) -> dict[str, str]:
         "proof/certificate.json": r"reports/[^/]+/validate/certificate\.json",
         "proof/evaluation.json": r"reports/[^/]+/evaluate/evaluation\.json",
     }
-    return {file: place for file, place in places.items() if (version / "artifacts" / file).is_file()}
+    return {
+        file: place for file, place in places.items() if (version / "artifacts" / file).is_file()
+    }

@@ -33,7 +33,7 @@ def test_a_reason_may_hold_every_character(three: Path) -> None:
 def test_what_cannot_be_a_line_moves_nothing(three: Path) -> None:
     before = three.read_bytes()
     for bad in (float("nan"), "\ud800"):
-        with pytest.raises(ValueError, match="JSON compliant|surrogates"):
+        with pytest.raises(ValueError, match=r"JSON compliant|surrogates"):
             ledger.prepare({"action": "promote", "model": LM, "to": "4", "why": {"reason": bad}})
     assert three.read_bytes() == before
 

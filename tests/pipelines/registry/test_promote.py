@@ -211,5 +211,3 @@ def test_the_alias_is_restored_from_the_ledger(store: Path) -> None:
     assert restore(FLOW) == "1"
     assert champion(FLOW) == "1"
     show_history(FLOW)
-
-
