@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipelines.base.artifacts import sha256_file, write_json
+from pipelines.base.artifacts import sha256_file, write_json, write_manifest
+from pipelines.data.text.documents import RAW_SCHEMA
 from pipelines.language_model.losses import Losses
 from pipelines.tracking.run_log import RunLog
 from tests.support import REPOSITORY
@@ -56,6 +59,7 @@ def commit(directory: Path) -> None:
 def write_outputs(directory: Path, run_id: str | None) -> None:
     """Write the models and reports of a finished project alone."""
     reports, models = directory / "reports" / "sanguo", directory / "models" / "sanguo"
+    _write_raw(directory / "data" / "sanguo" / "raw")
     certificate = reports / "validate" / "certificate.json"
     write_json(certificate, _certificate())
     weights = _write_language_model(models / "lm")
@@ -163,6 +167,14 @@ def _evaluation(weights_sha256: str) -> dict[str, Any]:
         "bounds": {"min_perplexity": 2.0, "max_round_trip_error": 1e-5},
         "alarms": [],
     }
+
+
+def _write_raw(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    rows = [{name: "却说曹操" for name in RAW_SCHEMA.names}]
+    pq.write_table(pa.Table.from_pylist(rows, RAW_SCHEMA), directory / "part-00000.parquet")
+    facts = {"source": "packaged:sanguo", "rows": 1, "characters": 4}
+    write_manifest(directory, stage="ingest", facts=facts)
 
 
 def _write_language_model(directory: Path) -> str:

@@ -17,11 +17,12 @@ from typing import Any
 from securesystemslib.signer import CryptoSigner
 
 from enigma.generation import Sampling
-from pipelines.base.artifacts import read_json, sha256_file
+from pipelines.base.artifacts import MANIFEST_NAME, read_json, read_manifest, sha256_file
 from pipelines.base.errors import GateError
 from pipelines.base.workspace import Workspace
 from pipelines.params import load_params
 from pipelines.registry.content import (
+    ENVIRONMENT_FILE,
     LOCK_FILE,
     RECORDED,
     content_to_log,
@@ -35,6 +36,9 @@ from pipelines.registry.gates import Proof, flow_gates, lm_gates
 from pipelines.registry.material import Material, collect
 from pipelines.registry.model_card import ModelCard
 from pipelines.registry.names import CANDIDATE, CODE, FLOW, find_version
+from pipelines.registry.standards import write_standards
+from pipelines.registry.standards.facts import Facts, read_packages
+from pipelines.registry.standards.hub_card import hub_metadata
 from pipelines.tracking.git import GitState, git_refusal
 from pipelines.tracking.run_log import flatten
 from pipelines.tracking.store import EXPERIMENT, connect, registry_lock
@@ -96,12 +100,14 @@ def _log(client: Any, material: Material, content: str, profile: str, key: Crypt
 
     tags = _tags(material, content, profile, key.public_key.keyid)
     summary = FLOW_SUMMARY if material.name == FLOW else LM_SUMMARY
+    facts = _facts(material, tags, summary)
     card = ModelCard(
         title=f"{material.name}, profile {profile}",
         summary=summary,
         tables=_card_tables(material, tags),
         samples=material.samples,
         figures=material.figures,
+        metadata=hub_metadata(facts),
     )
     signature, example = _signature(material.name)
     with tempfile.TemporaryDirectory() as temporary, _run(client, material):
@@ -110,6 +116,7 @@ def _log(client: Any, material: Material, content: str, profile: str, key: Crypt
         for name, path in material.proof.items():
             shutil.copyfile(path, proof / name)
         card.write(Path(temporary, "card"))
+        write_standards(facts, Path(temporary, "card"))
         # Each directory keeps its name below the version's `artifacts/`.
         artifacts = {"proof": str(proof), "card": str(Path(temporary, "card"))}
         for name, directory in material.models.items():
@@ -163,6 +170,23 @@ def _sign(
         links = stage_links(lock, environment) if lock.is_file() else {}
         evidence = sign_version(stored, facts, links, key)
         client.log_model_artifacts(info.model_id, str(evidence), FOLDER)
+
+
+def _facts(material: Material, tags: Mapping[str, str], summary: str) -> Facts:
+    """Collect what the documents in published formats are made of."""
+    params = load_params()
+    raw = Workspace(params.name).raw
+    environment = material.proof[ENVIRONMENT_FILE].read_text(encoding="utf-8")
+    return Facts(
+        model=material.name,
+        profile=params.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        summary=summary,
+        tags=tags,
+        source=params.profile.ingest.source,
+        raw=read_manifest(raw) if (raw / MANIFEST_NAME).is_file() else {},
+        packages=read_packages(environment),
+    )
 
 
 def _card_tables(material: Material, tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
