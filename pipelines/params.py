@@ -301,6 +301,8 @@ class SigningParams(_Section):
     key: str | None
     # Public keys as PEM; the user's own is always trusted.
     trusted_keys: Annotated[tuple[str, ...], Field(strict=False)]
+    # Sign the model's directory with Sigstore as well, which needs a network and an identity.
+    sigstore: bool
 
 
 class Params(_Section):

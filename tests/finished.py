@@ -171,7 +171,7 @@ def _evaluation(weights_sha256: str) -> dict[str, Any]:
 
 def _write_raw(directory: Path) -> None:
     directory.mkdir(parents=True)
-    rows = [{name: "却说曹操" for name in RAW_SCHEMA.names}]
+    rows = [dict.fromkeys(RAW_SCHEMA.names, "却说曹操")]
     pq.write_table(pa.Table.from_pylist(rows, RAW_SCHEMA), directory / "part-00000.parquet")
     facts = {"source": "packaged:sanguo", "rows": 1, "characters": 4}
     write_manifest(directory, stage="ingest", facts=facts)

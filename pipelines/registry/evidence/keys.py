@@ -47,7 +47,7 @@ def signing_params() -> SigningParams:
     if found is None:
         raise UserError(
             "params.yaml: expected the section `signing`, found none",
-            "add `signing: {key: null, trusted_keys: []}` at the top level",
+            "add `signing: {key: null, trusted_keys: [], sigstore: false}` at the top level",
         )
     return found
 

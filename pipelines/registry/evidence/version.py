@@ -4,6 +4,7 @@ artifacts/evidence/
     version.dsse.json   every file of the version by SHA-256; gates, parameters, commit
     stage.NAME.dsse.json    in-toto link of a stage: materials, products, command, parameters
     model.sig           OpenSSF Model Signing of artifacts/model
+    model.sigstore.json the same by Sigstore, if `signing.sigstore` asks for it
     key.pub             public key of the signer; whether it is trusted is up to the reader
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 from securesystemslib.signer import CryptoSigner
 
 from pipelines.base.artifacts import sha256_file, write_text
-from pipelines.base.errors import GateError
+from pipelines.base.errors import GateError, UserError
 from pipelines.registry.content import EVIDENCE
 from pipelines.registry.evidence.envelopes import (
     PUT_BACK,
@@ -26,7 +27,7 @@ from pipelines.registry.evidence.envelopes import (
     unseal,
     write_sealed,
 )
-from pipelines.registry.evidence.keys import Trust, key_path, public_pem
+from pipelines.registry.evidence.keys import Trust, key_path, public_pem, signing_params
 from pipelines.registry.gates import Gate
 
 FOLDER = f"artifacts/{EVIDENCE}"
@@ -63,9 +64,33 @@ def sign_version(
         write_sealed(folder / f"stage.{name}.dsse.json", link, key)
     signing = model_signing.signing.Config().use_elliptic_key_signer(private_key=key_path())
     signing.sign(version / "artifacts" / "model", version / MODEL_SIGNATURE)
+    if signing_params().sigstore:
+        sign_with_sigstore(version / "artifacts" / "model", folder / "model.sigstore.json")
     subject = {name: sha256_file(path) for name, path in _files(version).items()}
     write_sealed(version / VERSION_FILE, statement(subject, VERSION_KIND, facts), key)
     return folder
+
+
+def sign_with_sigstore(model: Path, signature: Path) -> None:
+    """Sign a directory by the user's identity, and enter it in Sigstore's public log.
+
+    Args:
+        model: The directory.
+        signature: The file to write.
+
+    Raises:
+        UserError: If Sigstore cannot be reached, or grants no certificate.
+    """
+    import model_signing
+
+    try:
+        model_signing.signing.Config().use_sigstore_signer().sign(model, signature)
+    except Exception as error:  # noqa: BLE001 - of its HTTP, TUF and identity libraries
+        raise UserError(
+            f"expected Sigstore to sign {model.name}, got: {error or type(error).__name__}",
+            "sign where there is a network and a browser or a workload identity, or set "
+            "`signing.sigstore: false` in params.yaml: the key alone signs",
+        ) from None
 
 
 def evidence_gates(

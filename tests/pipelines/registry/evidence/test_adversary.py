@@ -123,8 +123,9 @@ def flip(name: str) -> Damage:
 
     def damage(version: Path, _number: str) -> None:
         content = bytearray((version / name).read_bytes())
-        # A digit or letter in the second half: text stays text, and weights stay weights.
-        place = next(i for i in range(len(content) // 2, len(content)) if 0x31 <= content[i] < 0x39)
+        # The last digit that has a next one; of code without digits, a letter.
+        digits = [place for place, byte in enumerate(content) if byte in b"12345678"]
+        place = (digits or [place for place, byte in enumerate(content) if byte in b"abc"])[-1]
         content[place] += 1
         (version / name).write_bytes(bytes(content))
 

@@ -14,7 +14,7 @@ from pipelines.registry.evidence.keys import key_path, own_key, public_pem, trus
 from pipelines.registry.evidence.links import stage_links
 from pipelines.registry.evidence.stored import opened
 from pipelines.registry.evidence.verify import verify
-from pipelines.registry.evidence.version import KEY_FILE, LINK_KIND
+from pipelines.registry.evidence.version import KEY_FILE, LINK_KIND, sign_with_sigstore
 from tests.support import REPOSITORY
 
 OFFLINE = """
@@ -131,3 +131,16 @@ def test_a_stage_is_stated_with_its_materials_and_products(workspace: Path) -> N
     assert set(report["digest"]) == {"md5", "sha256"}
     assert links["clean"]["predicateType"] == LINK_KIND
     assert links["clean"]["predicate"]["environment"]["parameters"] == {"params.yaml": {"x": 1}}
+
+
+def test_without_a_network_sigstore_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"0")
+    with pytest.raises(UserError, match="expected Sigstore to sign model") as refusal:
+        sign_with_sigstore(tmp_path / "model", tmp_path / "model.sigstore.json")
+    assert "signing.sigstore: false" in refusal.value.fix
