@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pipelines.base.errors import GateError, UserError
 from pipelines.registry import ledger
-from pipelines.registry.evidence.version import SIGNATURE, full_evidence_gates, is_signed
+from pipelines.registry.evidence.envelopes import SIGNATURE
+from pipelines.registry.evidence.version import full_evidence_gates, is_signed
 from pipelines.registry.gates import (
     Gate,
     commit_gate,

@@ -138,7 +138,7 @@ def _in_store(name: str, alias: str | None, number: str | None) -> Stored:
 
 def _ledger_gates(name: str, number: str, directory: Path) -> tuple[Gate, ...]:
     entries = ledger.read()
-    expected = (ledger.champions(entries, name) or [None])[-1]
+    expected = next(reversed(ledger.champions(entries, name)), None)
     moves = [e for e in entries if e["model"] == name and e["to"] == number]
     recorded = (moves[-1]["evidence_sha256"] if moves else {}).get("statement")
     statement = directory / VERSION_FILE
