@@ -8,6 +8,7 @@ logs to MLflow as the training does.
 
 import base64
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from pipelines.base.artifacts import sha256_file, write_json, write_manifest
 from pipelines.data.text.documents import RAW_SCHEMA
 from pipelines.language_model.losses import Losses
+from pipelines.tracking.relocate import relocate
 from pipelines.tracking.run_log import RunLog
 from tests.support import REPOSITORY
 
@@ -43,6 +46,15 @@ def write_finished_project(directory: Path, run_id: str | None) -> None:
     (directory / "dvc.lock").write_text("schema: '2.0'\n", encoding="utf-8")
     commit(directory)
     write_outputs(directory, run_id)
+
+
+def copy_project(project: Path, there: Path) -> Path:
+    """Copy a registered project, and make the copy's store name its own artifacts."""
+    shutil.copytree(project, there)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{there}/mlflow.db")
+        relocate()
+    return there
 
 
 def commit(directory: Path) -> None:

@@ -1,7 +1,6 @@
 """Corpora, shards and a registered project that several test files share."""
 
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,9 +22,8 @@ from pipelines.registry.names import MODELS
 from pipelines.registry.promote import promote
 from pipelines.registry.register import register
 from pipelines.tokenize import tokenize
-from pipelines.tracking.relocate import relocate
 from pipelines.tracking.run_log import RunLog
-from tests.finished import write_finished_project, write_losses
+from tests.finished import copy_project, write_finished_project, write_losses
 from tests.support import REPOSITORY
 
 WriteCorpus = Callable[..., Path]
@@ -201,8 +199,7 @@ def store(registered_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def copied_store(registered_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a copy of the registered project, which a test may damage."""
-    there = shutil.copytree(registered_project, tmp_path / "project")
+    there = copy_project(registered_project, tmp_path / "project")
     monkeypatch.chdir(there)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{there}/mlflow.db")
-    relocate()
     return there

@@ -35,9 +35,8 @@ from pipelines.registry.lineage import lineage
 from pipelines.registry.names import CHAMPION, CODE, LM
 from pipelines.registry.promote import promote, rollback
 from pipelines.registry.versions import champion_version, downloaded
-from pipelines.tracking.relocate import relocate
 from pipelines.tracking.store import connect, tracking_uri
-from tests.finished import change_json
+from tests.finished import change_json, copy_project
 
 WEIGHTS = "artifacts/model/model.safetensors"
 Damage = Callable[[Path, str], None]
@@ -46,14 +45,12 @@ Damage = Callable[[Path, str], None]
 @pytest.fixture(scope="module")
 def project(registered_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A copy of the registered project in which version 2 succeeded version 1."""
-    there = tmp_path_factory.mktemp("adversary") / "project"
-    shutil.copytree(registered_project, there)
+    there = copy_project(registered_project, tmp_path_factory.mktemp("adversary") / "project")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET_ENVIRONMENT.items():
             patch.setenv(name, value)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{there}/mlflow.db")
         patch.chdir(there)
-        relocate()
         assert promote(LM).outcome == "promoted"
         yield there
 

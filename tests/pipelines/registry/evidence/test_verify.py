@@ -69,7 +69,7 @@ def test_a_stranger_trusts_a_key_and_nothing_else(
 
 def test_a_stranger_needs_python_and_openssl_alone(bundle: Path) -> None:
     version = unpacked(bundle)
-    script = str(REPOSITORY / "examples" / "verify_evidence.py")
+    script = str(REPOSITORY / "docs" / "verify_evidence.py")
     command = [sys.executable, "-I", script, str(version), str(version / KEY_FILE)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
