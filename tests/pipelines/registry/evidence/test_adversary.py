@@ -78,6 +78,7 @@ def versions(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
                 path.unlink()
     for path, content in before.items():
         if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
     for number, known in tags.items():
         now = client.get_model_version(LM, number).tags
