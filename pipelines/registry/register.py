@@ -71,14 +71,13 @@ def register(name: str) -> str:
         GateError: `commit`, if git does not name the code that made it.
     """
     workspace = Workspace(load_params().name)
-    git = GitState.read()
-    if not git.known:
-        problem, fix = git_refusal()
-        raise GateError("commit", f"expected the commit of {Path.cwd()}, got: {problem}", fix)
     client = connect()
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary)
         material = collect(client, name, workspace, made)
+        if not GitState.read().known:
+            problem, fix = git_refusal()
+            raise GateError("commit", f"expected the commit of {Path.cwd()}, got: {problem}", fix)
         content = hash_content(
             content_to_log(code=CODE[name], models=material.models, proof=material.proof)
         )

@@ -1,5 +1,8 @@
 """Every gate refuses a planted bad proof, and the champion stays."""
 
+import hashlib
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from pipelines.cli.history import show_history
 from pipelines.registry import ledger
 from pipelines.registry.names import FLOW, LM
 from pipelines.registry.promote import RefusalError, promote, restore, rollback
-from pipelines.registry.versions import champion_version
+from pipelines.registry.versions import champion_version, load_champion
 from pipelines.tracking.store import tracking_uri
 from tests.finished import change_json
 from tests.support import change_params
@@ -62,9 +65,9 @@ def champion(name: str) -> str:
     return str(client.get_model_version_by_alias(name, "champion").version)
 
 
-def stored(store: Path, name: str) -> Path:
-    """The files of version 2 in the store."""
-    model = MlflowClient(tracking_uri()).get_model_version(name, "2")
+def stored(store: Path, name: str, number: str = "2") -> Path:
+    """The files of a version in the store."""
+    model = MlflowClient(tracking_uri()).get_model_version(name, number)
     [directory] = store.glob(f"mlartifacts/**/{model.source.removeprefix('models:/')}")
     return directory / "artifacts" / "artifacts"
 
@@ -211,3 +214,45 @@ def test_the_alias_is_restored_from_the_ledger(store: Path) -> None:
     assert restore(FLOW) == "1"
     assert champion(FLOW) == "1"
     show_history(FLOW)
+
+
+def test_a_store_from_before_signatures_is_trusted_once_and_in_the_ledger(
+    copied_store: Path,
+) -> None:
+    client = MlflowClient(tracking_uri())
+    shutil.rmtree(stored(copied_store, LM, "1") / "evidence")
+    ledger.head_path().unlink()
+    for name in (LM, FLOW):
+        client.delete_registered_model_tag(name, ledger.HEAD_TAG)
+    old = [line.replace(b'"statement"', b'"other"') for line in _lines()]
+    ledger.ledger_path().write_bytes(_chained(old))
+    for command in (lambda: promote(LM), lambda: champion_version(LM), lambda: show_history(LM)):
+        with pytest.raises(GateError, match="expected the signed head") as refusal:
+            command()
+        assert "--trust-unsigned" in refusal.value.fix
+    with pytest.raises(RefusalError, match="the version is unsigned"):
+        promote(LM, "1")
+    assert promote(LM, "1", trust_unsigned=True).outcome == "promoted"
+    last = ledger.read()[-1]
+    assert (last["action"], last["from"], last["to"]) == ("trust", "1", "1")
+    assert last["why"]["trust_unsigned"] == "yes"
+    assert load_champion().version == "1"
+    show_history(LM)
+    # From now on the signed ledger has the hash of its content.
+    (stored(copied_store, LM, "1") / "model" / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(GateError, match="gate `content`"):
+        load_champion()
+
+
+def _lines() -> list[bytes]:
+    return ledger.ledger_path().read_bytes().split(b"\n")[:-1]
+
+
+def _chained(lines: list[bytes]) -> bytes:
+    """Lines with the hashes that they need to be a ledger."""
+    done, previous = [], ledger.FIRST
+    for line in lines:
+        text = json.dumps({**json.loads(line), "previous_sha256": previous})
+        previous = hashlib.sha256(text.encode()).hexdigest()
+        done.append(f"{text}\n")
+    return "".join(done).encode()

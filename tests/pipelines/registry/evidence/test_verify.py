@@ -4,18 +4,24 @@ import json
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import GateError, UserError
+from pipelines.base.workspace import Workspace
 from pipelines.cli.verify import export_version, verify_version
 from pipelines.registry.evidence.keys import key_path, own_key, public_pem, trust
 from pipelines.registry.evidence.links import stage_links
 from pipelines.registry.evidence.stored import opened
-from pipelines.registry.evidence.verify import verify
+from pipelines.registry.evidence.verify import _has_shards, _losses_gate, verify
 from pipelines.registry.evidence.version import KEY_FILE, LINK_KIND, sign_with_sigstore
-from tests.support import REPOSITORY
+from pipelines.registry.gates import Proof
+from pipelines.registry.names import LM
+from pipelines.registry.succession import _lm_losses
+from tests.support import REPOSITORY, make_tiny_shards
 
 OFFLINE = """
 import socket, sys
@@ -80,6 +86,25 @@ def test_a_stranger_needs_python_and_openssl_alone(bundle: Path) -> None:
     assert "config.json: signed" in run.stderr
     code = Path(script).read_text(encoding="utf-8").split('"""')[2]
     assert sum(bool(line.strip()) for line in code.split("\n")) <= 30
+
+
+def test_losses_are_computed_again_where_the_shards_are(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = unpacked(bundle)
+    proof = Proof.read(version, LM)
+    monkeypatch.chdir(tmp_path)
+    assert not _has_shards(proof)
+    root = read_manifest(make_tiny_shards())["root"]
+    proof = replace(proof, certificate={**proof.certificate, "shards_root": root})
+    assert _has_shards(proof)
+    artifacts = version / "artifacts"
+    _, losses = _lm_losses(artifacts, Workspace("sanguo"), proof.params.profile)
+    same = replace(proof, losses=losses)
+    assert _losses_gate(artifacts / "model", same).holds
+    other = replace(proof, losses=replace(losses, loss_nats=losses.loss_nats * 0.99))
+    assert not _losses_gate(artifacts / "model", other).holds
+    assert not _losses_gate(artifacts / "model", replace(proof, losses=None)).holds
 
 
 def test_what_is_no_version_is_refused(store: Path, tmp_path: Path) -> None:
