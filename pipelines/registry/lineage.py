@@ -20,6 +20,7 @@ from pipelines.base.artifacts import MANIFEST_NAME, read_json, sha256_file
 from pipelines.base.console import tree_console
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.run_stage import progress
+from pipelines.registry import ledger
 from pipelines.registry.content import LOCK_FILE
 from pipelines.registry.dvc_objects import (
     LINEAGE,
@@ -31,7 +32,7 @@ from pipelines.registry.dvc_objects import (
     read_lock,
 )
 from pipelines.registry.gates import data_gates, recorded_gates
-from pipelines.registry.names import FLOW, MODELS, aliased
+from pipelines.registry.names import CHAMPION, FLOW, MODELS, aliased
 from pipelines.registry.promote import check
 from pipelines.registry.versions import Version, downloaded
 from pipelines.tracking.git import GitFiles
@@ -96,6 +97,7 @@ def resolve(reference: str) -> tuple[str, str]:
 
     Raises:
         UserError: If it is not a reference, or there is no such alias.
+        GateError: `ledger`, if the ledger does not explain the alias `champion`.
     """
     match = re.fullmatch(r"(enigma-\w+)(?:@(\w+)|/(\d+))", reference)
     if match is None or match[1] not in MODELS:
@@ -103,7 +105,10 @@ def resolve(reference: str) -> tuple[str, str]:
             f"expected a reference like {MODELS[0]}@champion or {MODELS[1]}/3, got {reference!r}",
             "`enigma where` lists versions and aliases",
         )
-    number = match[3] or aliased(connect(), match[1], match[2])
+    client = connect()
+    if match[2] == CHAMPION:
+        ledger.check_alias(client, match[1])
+    number = match[3] or aliased(client, match[1], match[2])
     if number is None:
         raise UserError(
             f"expected a version at {reference}, found none",
