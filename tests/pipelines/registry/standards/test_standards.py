@@ -35,16 +35,19 @@ def test_the_bill_of_materials_is_strict_cyclonedx(card: Path) -> None:
     assert model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
     assert any(part["name"] == "torch" for part in bill["components"])
     # It can fail.
-    bill["specVersion"] = "one"
+    model["type"] = "a kind that CycloneDX does not know"
     assert validator.validate_str(json.dumps(bill)) is not None
 
 
+# mlcroissant's own use of rdflib 7.6.
+@pytest.mark.filterwarnings("ignore:ConjunctiveGraph is deprecated:DeprecationWarning")
 def test_the_data_set_is_croissant(card: Path) -> None:
     import mlcroissant
 
     found = read(card / "croissant.json")
     dataset = mlcroissant.Dataset(jsonld=found)
-    assert not dataset.metadata.ctx.issues.errors
+    issues = dataset.metadata.ctx.issues
+    assert not issues.errors | issues.warnings
     [file] = dataset.metadata.distribution
     assert re.fullmatch("[0-9a-f]{64}", file.sha256)
     # It can fail.
