@@ -27,7 +27,7 @@ def verify_version(target: str, keys: Sequence[Path]) -> None:
         print_gates(f"{stored.name}, {target}", gates)
     for gate in gates:
         if not gate.holds:
-            raise GateError(gate.name, f"{target}: {gate.problem}", gate.fix)
+            raise GateError(gate.name, f"{target}: {gate.comparison}", gate.fix)
 
 
 def export_version(bundle: Path, reference: str) -> str:
@@ -52,7 +52,7 @@ def export_version(bundle: Path, reference: str) -> str:
     with downloaded(connect(), name, number) as version:
         for gate in version.evidence_gates():
             if not gate.holds:
-                raise GateError(gate.name, f"{reference}: {gate.problem}", gate.fix)
+                raise GateError(gate.name, f"{reference}: {gate.comparison}", gate.fix)
         try:
             pack(version.directory, bundle, f"{name}-{number}")
         except OSError as error:

@@ -43,7 +43,7 @@ class Gate:
     fix: str = RETRAIN
 
     @property
-    def problem(self) -> str:
+    def comparison(self) -> str:
         """What was found and expected, in one line."""
         return f"{self.figures}; expected: {self.bound}"
 

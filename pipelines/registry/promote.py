@@ -77,7 +77,7 @@ class RefusalError(GateError):
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
         gate = decision.gates[-1]
-        problem = f"{decision.model} version {decision.version}: {gate.problem}"
+        problem = f"{decision.model} version {decision.version}: {gate.comparison}"
         super().__init__(gate.name, problem, gate.fix)
         self.args = (decision,)
 
@@ -131,7 +131,7 @@ def promote(
                 logger.info("dry run: every gate holds; the champion stays")
                 return Decision(name, candidate.number, "dry run", gates)
             action = ledger.TRUST if champion == candidate.number else ledger.PROMOTE
-            why = {gate.name: gate.figures for gate in gates}
+            why = {gate.name: gate.comparison for gate in gates}
             _move(
                 client, candidate, champion, action=action, why=why, trust_unsigned=trust_unsigned
             )
@@ -176,7 +176,7 @@ def rollback(name: str, *, to: str | None = None, reason: str, trust_unsigned: b
             gates += _evidence_gates(version, unsigned=unsigned)
             gates.append(version.record_gate(_last_move(moves, name, target)))
             why = {"reason": reason}
-            why |= {gate.name: gate.figures for gate in check(version, gates)}
+            why |= {gate.name: gate.comparison for gate in check(version, gates)}
             _move(
                 client, version, current, action=ledger.ROLLBACK, why=why,
                 trust_unsigned=trust_unsigned,

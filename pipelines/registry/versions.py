@@ -132,7 +132,7 @@ class Version:
         """
         for gate in self.use_gates(client):
             if not gate.holds:
-                problem = f"{self.name} version {self.number}: {gate.problem}"
+                problem = f"{self.name} version {self.number}: {gate.comparison}"
                 raise GateError(gate.name, problem, gate.fix)
 
 

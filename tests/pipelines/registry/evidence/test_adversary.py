@@ -103,7 +103,7 @@ def verify_champion() -> None:
 def refuse(gates: list[Any]) -> None:
     for gate in gates:
         if not gate.holds:
-            raise GateError(gate.name, gate.problem, gate.fix)
+            raise GateError(gate.name, gate.comparison, gate.fix)
 
 
 ENTRY_POINTS: dict[str, Callable[[], object]] = {
@@ -358,9 +358,9 @@ def test_a_key_that_is_trusted_no_more_signs_nothing(
 
 
 def test_what_is_whole_is_never_refused(versions: dict[str, Path]) -> None:
-    """100 times in a test; 1,000 times in benchmarks/registry/false_alarms.py."""
+    """20 times in a test; 1,000 times in benchmarks/registry/false_alarms.py."""
     known = trust()
-    for _ in range(50):
+    for _ in range(10):
         for version in versions.values():
             refuse(evidence_gates(version, known, name=LM, tags={}))
     load()
