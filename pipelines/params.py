@@ -312,11 +312,24 @@ class Profile(_Section):
     promote: PromoteParams
 
 
+class SigningParams(_Section):
+    """The key that signs versions and the ledger, and the keys that are trusted."""
+
+    # None for signing_key.pem in the user's configuration directory.
+    key: str | None
+    # Public keys as PEM; the user's own is always trusted.
+    trusted_keys: Annotated[tuple[str, ...], Field(strict=False)]
+    # Sign the model's directory with Sigstore as well, which needs a network and an identity.
+    sigstore: bool
+
+
 class Params(_Section):
-    """`params.yaml`: the profiles, and the name of the one in use."""
+    """`params.yaml`: the profiles, the name of the one in use, and the keys."""
 
     name: Annotated[str, Field(alias="profile", pattern=PROFILE_PATTERN)]
     profiles: dict[str, Profile]
+    # The parameters that a version carries have no keys.
+    signing: SigningParams | None = None
 
     @property
     def profile(self) -> Profile:

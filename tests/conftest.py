@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,10 +31,13 @@ hypothesis.settings.load_profile("enigma")
 def pytest_configure() -> None:
     """Use one thread per process, here and in what the tests start, before torch is imported.
 
+    Signing keys of the tests are in a directory of their own.
+
     Otherwise two pytest workers on two cores each run two threads that wait for one
     another: fits of a small flow took three times as long.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["XDG_CONFIG_HOME"] = f"{tempfile.gettempdir()}/enigma-tests-{os.getuid()}"
 
 
 @pytest.fixture(autouse=True)

@@ -8,14 +8,21 @@ logs to MLflow as the training does.
 
 import base64
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
-from pipelines.base.artifacts import sha256_file, write_json
+from pipelines.base.artifacts import sha256_file, write_json, write_manifest
+from pipelines.data.text.documents import RAW_SCHEMA
 from pipelines.language_model.losses import Losses
+from pipelines.tracking.relocate import relocate
 from pipelines.tracking.run_log import RunLog
 from tests.support import REPOSITORY
 
@@ -37,12 +44,34 @@ def write_finished_project(directory: Path, run_id: str | None) -> None:
     """Write models, reports and parameters of the profile `sanguo` that pass every gate."""
     (directory / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
     (directory / "dvc.lock").write_text("schema: '2.0'\n", encoding="utf-8")
+    commit(directory)
     write_outputs(directory, run_id)
+
+
+def copy_project(project: Path, there: Path) -> Path:
+    """Copy a registered project, and make the copy's store name its own artifacts."""
+    shutil.copytree(project, there)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{there}/mlflow.db")
+        relocate()
+    return there
+
+
+def commit(directory: Path) -> None:
+    """Commit parameters and lock: a version must name the commit that made it."""
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    for arguments in (
+        ("init", "--quiet"),
+        ("add", "params.yaml", "dvc.lock"),
+        ("commit", "--quiet", "--message", "finished"),
+    ):
+        subprocess.run(["git", *who, *arguments], cwd=directory, check=True)
 
 
 def write_outputs(directory: Path, run_id: str | None) -> None:
     """Write the models and reports of a finished project alone."""
     reports, models = directory / "reports" / "sanguo", directory / "models" / "sanguo"
+    _write_raw(directory / "data" / "sanguo" / "raw")
     certificate = reports / "validate" / "certificate.json"
     write_json(certificate, _certificate())
     weights = _write_language_model(models / "lm")
@@ -150,6 +179,14 @@ def _evaluation(weights_sha256: str) -> dict[str, Any]:
         "bounds": {"min_perplexity": 2.0, "max_round_trip_error": 1e-5},
         "alarms": [],
     }
+
+
+def _write_raw(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    rows = [dict.fromkeys(RAW_SCHEMA.names, "却说曹操")]
+    pq.write_table(pa.Table.from_pylist(rows, RAW_SCHEMA), directory / "part-00000.parquet")
+    facts = {"source": "packaged:sanguo", "rows": 1, "characters": 4}
+    write_manifest(directory, stage="ingest", facts=facts)
 
 
 def _write_language_model(directory: Path) -> str:

@@ -278,8 +278,8 @@ def _link_sources(here: Path, there: Path) -> None:
 
 
 def _warn_of_untracked(repository: Path, say: Say) -> None:
-    listing = _git(repository, "ls-files", "--others", "--exclude-standard", "--", ":/*.py")
-    if files := listing.splitlines():
+    listing = _git(repository, "ls-files", "-z", "--others", "--exclude-standard", "--", ":/*.py")
+    if files := listing.split("\0")[:-1]:
         say(
             f"not part of this run, because git does not track them: {', '.join(files[:5])}"
             f"{', ...' if len(files) > 5 else ''} (`git add` includes them)"

@@ -150,7 +150,7 @@ def order_of(dot: str) -> list[str]:
         ['a', 'b']
     """
     graph: dict[str, set[str]] = {}
-    for line in dot.splitlines():
+    for line in dot.split("\n"):
         names = re.findall(r'"([^"]*)"', line)
         for name in names:
             graph.setdefault(name, set())

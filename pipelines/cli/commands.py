@@ -34,6 +34,12 @@ class ModelName(StrEnum):
 
 Model = Annotated[ModelName | None, typer.Option(help="Only this model; by default both.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else to stdout.")]
+TrustUnsigned = Annotated[
+    bool,
+    typer.Option(
+        "--trust-unsigned", help="Accept what is older than signatures; the ledger says so."
+    ),
+]
 Run = Annotated[
     Path | None, typer.Argument(help="Directory runs/<fingerprint>; by default the newest run.")
 ]
@@ -68,7 +74,7 @@ def register(model: Model = None, as_json: AsJson = False) -> None:
 
 
 @app.command(rich_help_panel=MODELS)
-def promote(
+def promote(  # noqa: PLR0917 - options go by name
     model: Model = None,
     version: Annotated[
         int | None, typer.Option(help="Version number; by default the alias `candidate`.")
@@ -80,6 +86,7 @@ def promote(
         bool,
         typer.Option("--allow-tie", help="Accept a candidate that is not worse than the champion."),
     ] = False,
+    trust_unsigned: TrustUnsigned = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a version the champion if every gate passes."""
@@ -89,8 +96,9 @@ def promote(
         raise typer.BadParameter("--version needs --model: each model numbers its own versions")
     number = None if version is None else str(version)
     promote_models(
-        _chosen(model), version=number, dry_run=dry_run, allow_tie=allow_tie, as_json=as_json
-    )
+        _chosen(model), version=number, dry_run=dry_run, allow_tie=allow_tie,
+        trust_unsigned=trust_unsigned, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command(rich_help_panel=MODELS)
@@ -100,11 +108,13 @@ def rollback(
         int | None, typer.Option(help="Version number; by default the previous champion.")
     ] = None,
     reason: Annotated[str, typer.Option(help="Recorded in the ledger.")] = "rolled back by hand",
+    trust_unsigned: TrustUnsigned = False,
 ) -> None:
     """Make an earlier champion the champion again."""
     from pipelines.registry.promote import rollback as rollback_model
 
-    version = rollback_model(model.value, to=None if to is None else str(to), reason=reason)
+    number = None if to is None else str(to)
+    version = rollback_model(model.value, to=number, reason=reason, trust_unsigned=trust_unsigned)
     typer.echo(f"{model.value}: version {version} is the champion again")
 
 
@@ -133,11 +143,52 @@ def lineage(
 
 
 @app.command(rich_help_panel=MODELS)
+def verify(
+    target: Annotated[
+        str, typer.Argument(help="A directory, a bundle, or enigma-lm@champion, enigma-flow/3, ...")
+    ],
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="A public key to trust; by default yours and trusted_keys."
+        ),
+    ] = None,
+) -> None:
+    """Check a version offline: signatures, hashes, reports, causality on the weights."""
+    from pipelines.cli.verify import verify_version
+
+    verify_version(target, key or [])
+    typer.echo(f"{target}: every check passes")
+
+
+@app.command(rich_help_panel=MODELS)
+def export(
+    bundle: Annotated[Path, typer.Argument(help="The tar file to write.")],
+    reference: Annotated[
+        str, typer.Argument(help="enigma-lm@champion, enigma-flow/3, ...")
+    ] = f"{registered_models.LM}@{registered_models.CHAMPION}",
+) -> None:
+    """Pack a version with its evidence into one file that strangers can verify."""
+    from pipelines.cli.verify import export_version
+
+    typer.echo(f"{export_version(bundle, reference)} is in {bundle}")
+
+
+@app.command(rich_help_panel=MODELS)
 def where() -> None:
     """List where runs, reports, plots and registered versions are."""
     from pipelines.cli.where import show_places
 
     show_places(_chosen(None))
+
+
+@app.command(rich_help_panel=MODELS)
+def relocate() -> None:
+    """After the repository was moved or copied: make the store name its own artifacts."""
+    from pipelines.tracking.relocate import relocate as move_paths
+
+    before, here = move_paths()
+    typer.echo(f"the store named artifacts in {before}, and names those in {here} now")
 
 
 @app.command(rich_help_panel=USE)

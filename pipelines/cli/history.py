@@ -4,22 +4,22 @@ from rich.text import Text
 from rich.tree import Tree
 
 from pipelines.base.console import tree_console
-from pipelines.base.errors import GateError
 from pipelines.registry import ledger
-from pipelines.registry.names import CHAMPION, aliased
 from pipelines.registry.promote import restore as restore_alias
+from pipelines.registry.versions import downloaded
 from pipelines.tracking.store import connect
 
 
 def show_history(name: str, *, restore: bool = False) -> None:
-    """Print every move of a champion, and compare the alias with the last one.
+    """Print every move of a champion, and check the ledger, the alias and the champion's files.
 
     Args:
         name: `enigma-lm` or `enigma-flow`.
         restore: First set the alias to the last champion of the ledger.
 
     Raises:
-        GateError: `ledger`, if the alias differs from the ledger.
+        GateError: `ledger`, if the alias differs from the ledger, or by the name of what the
+            champion's files fail.
     """
     if restore:
         restore_alias(name)
@@ -34,14 +34,13 @@ def show_history(name: str, *, restore: bool = False) -> None:
                 branch.add(Text(f"{gate}: {figures}", style="dim"))
     console = tree_console()
     console.print(tree)
-    recorded = ledger.champions(entries, name)
-    expected = recorded[-1] if recorded else None
-    got = aliased(connect(), name, CHAMPION)
-    if got != expected:
-        raise GateError(
-            "ledger",
-            f"{name}: expected the alias at version {expected}, the ledger's champion, got {got}",
-            "run `enigma history --restore` to move the alias back, or `enigma promote` to record "
-            "the move",
-        )
-    console.print(f"champion of {name}: {got or '(none)'}, as the ledger says")
+    client = connect()
+    record = ledger.check_alias(client, name)
+    if record is None:
+        console.print(f"champion of {name}: (none)")
+        return
+    with downloaded(client, name, record["version"]) as champion:
+        champion.check(client)
+    console.print(
+        f"champion of {name}: {record['version']}, as the ledger says; its files are as signed"
+    )

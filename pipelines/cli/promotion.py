@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from pipelines.registry.promote import RefusalError, promote
+from pipelines.cli.gate_table import print_gates
+from pipelines.registry.promote import Decision, RefusalError, promote
 from pipelines.registry.register import register
 
 TEXT = {
@@ -34,16 +35,23 @@ def register_models(names: Sequence[str], *, as_json: bool) -> None:
 
 
 def promote_models(
-    names: Sequence[str], *, version: str | None, dry_run: bool, allow_tie: bool, as_json: bool
+    names: Sequence[str],
+    *,
+    version: str | None,
+    dry_run: bool,
+    allow_tie: bool,
+    trust_unsigned: bool,
+    as_json: bool,
 ) -> None:
-    """Promote models, up to the first refusal, and print what became of each.
+    """Promote models, up to the first refusal, and print the gates and what became of each.
 
     Args:
         names: Of the models, the language model first.
         version: Its number; None for the alias `candidate` of each model.
         dry_run: Check only.
         allow_tie: Accept a candidate that is not worse than the champion.
-        as_json: Print a list of decisions instead of lines, also after a refusal.
+        trust_unsigned: Accept a version or a ledger that is older than signatures.
+        as_json: Print a list of decisions instead of tables, also after a refusal.
 
     Raises:
         UserError: If there is no such version.
@@ -52,11 +60,16 @@ def promote_models(
     with _printed(as_json) as decisions:
         for name in names:
             try:
-                decision = promote(name, version, dry_run=dry_run, allow_tie=allow_tie)
+                decision = promote(
+                    name, version, dry_run=dry_run, allow_tie=allow_tie,
+                    trust_unsigned=trust_unsigned,
+                )  # fmt: skip
             except RefusalError as error:
                 decisions.append(error.decision.to_dict())
+                _show(error.decision, as_json)
                 raise
             decisions.append(decision.to_dict())
+            _show(decision, as_json)
             _say(f"{name}: {TEXT[decision.outcome]}", as_json)
 
 
@@ -75,6 +88,11 @@ def _printed(as_json: bool) -> Iterator[list[dict[str, Any]]]:
             yield rows
     finally:
         sys.stdout.write(json.dumps(rows, ensure_ascii=False, indent=2) + "\n")
+
+
+def _show(decision: Decision, as_json: bool) -> None:
+    if not as_json:
+        print_gates(f"{decision.model} version {decision.version}", decision.gates)
 
 
 def _say(line: str, as_json: bool) -> None:

@@ -97,8 +97,9 @@ def _directories(models: Path | None) -> Iterator[tuple[Path, Path]]:
     if models is not None:
         yield models / "lm", models / "flow"
         return
-    with downloaded(connect(), FLOW, champion_version(FLOW)) as champion:
-        champion.check_weights()
+    client = connect()
+    with downloaded(client, FLOW, champion_version(FLOW)) as champion:
+        champion.check(client)
         yield champion.artifacts / "language_model", champion.artifacts / "model"
 
 

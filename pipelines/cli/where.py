@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pipelines.base.workspace import Workspace
 from pipelines.params import load_params
+from pipelines.registry.evidence.keys import key_path, trust
 from pipelines.tracking.store import connect, tracking_uri
 from pipelines.tracking.uris import shown_uri
 
@@ -37,6 +38,8 @@ def show_places(names: Sequence[str]) -> None:
             f"Plots of {stage}": _found(workspace.report(stage) / "figures")
             for stage in ("train", "evaluate", "sample_flow")
         },
+        "Signing key": _found(key_path(), "enigma register"),
+        "Trusted keys": str(trust()),
         "Prompt": 'enigma generate "却说曹操" --max-new-tokens 64',
     }
     for name, value in lines.items():

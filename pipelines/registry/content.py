@@ -12,10 +12,21 @@ from pipelines.base.artifacts import sha256_file
 
 # Made from the rest, so it is no part of the content.
 CARD = "card"
+# Signed statements about the rest.
+EVIDENCE = "evidence"
 # They change while the model does not; each has a tag with its own hash.
 LOCK_FILE = "dvc.lock"
 ENVIRONMENT_FILE = "environment.txt"
 BESIDE = (f"proof/{LOCK_FILE}", f"proof/{ENVIRONMENT_FILE}")
+
+# Proof files whose hash is a tag of the version.
+RECORDED = {
+    "certificate.json": "certificate_sha256",
+    "evaluation.json": "evaluation_sha256",
+    "params.yaml": "params_sha256",
+    LOCK_FILE: "dvc_lock_sha256",
+    ENVIRONMENT_FILE: "environment_sha256",
+}
 
 
 def enigma_package() -> Path:
@@ -51,7 +62,7 @@ def content_of_version(version: Path, *, code_name: str) -> dict[str, Path]:
     """
     files = {"code/pyfunc.py": version / code_name, **_sources(version / "code" / "enigma")}
     for directory in (version / "artifacts").iterdir():
-        if directory.name != CARD:
+        if directory.name not in {CARD, EVIDENCE}:
             files |= _below(directory, directory.name)
     return {name: path for name, path in files.items() if path.is_file() and name not in BESIDE}
 

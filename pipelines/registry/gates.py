@@ -16,9 +16,9 @@ from pipelines.base.errors import UserError
 from pipelines.base.workspace import SPLITS
 from pipelines.language_model.losses import LOSSES_FILE, Losses
 from pipelines.params import Params, load_params
-from pipelines.registry.content import content_of_version, hash_content
+from pipelines.registry.content import RECORDED, content_of_version, hash_content
 from pipelines.registry.names import CODE, FLOW, find_lm
-from pipelines.registry.register import RECORDED
+from pipelines.tracking.git import is_commit
 
 RETRAIN = "run `dvc repro` and `enigma register` again"
 PUT_BACK = "restore the stored files, or delete the version and run `enigma register` again"
@@ -31,14 +31,21 @@ class Gate:
     Args:
         name: Its name in refusals and in the ledger.
         holds: Whether the version passes.
-        figures: What was compared.
+        figures: What was found.
+        bound: What was expected.
         fix: What the user can do after a refusal.
     """
 
     name: str
     holds: bool
     figures: str
+    bound: str
     fix: str = RETRAIN
+
+    @property
+    def comparison(self) -> str:
+        """What was found and expected, in one line."""
+        return f"{self.figures}; expected: {self.bound}"
 
 
 @dataclass(frozen=True)
@@ -145,64 +152,95 @@ def lm_gates(proof: Proof) -> list[Gate]:
     alarms = _get(evaluation, "alarms")
     return [
         *data_gates(proof),
-        Gate("causality", causal is True, f"is_causal is {causal}"),
+        Gate("causality", causal is True, f"is_causal is {causal}", "True"),
         Gate(
             "round_trip",
             round_trip <= bounds["max_round_trip_error"],
-            f"relative error {round_trip:.2e}, bound {bounds['max_round_trip_error']:.2e}",
+            f"relative error {round_trip:.2e}",
+            f"at most {bounds['max_round_trip_error']:.2e}",
         ),
-        Gate("baseline", ours < theirs, f"{ours:.4f} bits per character, {baseline} {theirs:.4f}"),
+        Gate(
+            "baseline",
+            ours < theirs,
+            f"{ours:.4f} bits per character",
+            f"below {baseline} {theirs:.4f}",
+        ),
         Gate(
             "perplexity",
             all(lowest < value < band.max_perplexity for value in perplexity.values()),
-            f"{perplexity}, expected between {lowest:g} and {band.max_perplexity:g}",
+            ", ".join(f"{split} {value:.4g}" for split, value in perplexity.items()),
+            f"between {lowest:g} and {band.max_perplexity:g}",
             "look for a leak in the data or in the model; promote.min_perplexity and "
             "promote.max_perplexity in params.yaml are the bounds",
         ),
         _losses_gate(proof, _number(evaluation, "test", "loss_nats"), tokens / characters),
-        Gate("alarms", alarms == [], f"alarms of the evaluation: {alarms}"),
+        Gate("alarms", alarms == [], _named(alarms), "none"),
     ]
 
 
-def flow_gates(client: Any, proof: Proof) -> list[Gate]:
-    """Return the gates of a flow: its data, its language model, its round trip, its gain."""
+def _named(alarms: Any) -> str:
+    """The names of an evaluation's alarms; what is there instead, if it is no list of alarms."""
+    if alarms == []:
+        return "none"
+    names = [_get(alarm, "name") for alarm in alarms] if isinstance(alarms, list) else [None]
+    return ", ".join(str(name) for name in names) if None not in names else str(alarms)
+
+
+def flow_gates(proof: Proof) -> list[Gate]:
+    """Return the gates of a flow: its data, its round trip, its gain."""
     sampled, training = proof.flow["sample_flow"], proof.flow["flow_training"]
     error = _number(sampled, "round_trip_error")
     bound = _number(sampled, "max_round_trip_error")
     ours = _number(sampled, "test_nll_nats_per_dim")
     theirs = _number(sampled, "gaussian_test_nll_nats_per_dim")
-    evaluated = sampled.get("flow_weights_sha256")
-    shards = training.get("shards_root")
-    weights = str(training.get("lm_weights_sha256"))
-    lm_version = find_lm(client, weights) if weights == proof.weights_sha256 else None
+    certified = proof.certificate.get("shards_root")
     return [
         *data_gates(proof),
-        Gate(
-            "flow_shards",
-            shards == proof.certificate.get("shards_root"),
-            f"flow trained on {shards}, certificate for {proof.certificate.get('shards_root')}",
+        _equal("flow_shards", training.get("shards_root"), certified, "those of the certificate"),
+        _equal(
+            "flow_states", training.get("lm_weights_sha256"), proof.weights_sha256,
+            "the version's language model",
         ),
         Gate(
-            "language_model",
-            lm_version is not None,
-            f"flow over the weights {weights}, the version has {proof.weights_sha256}, "
-            f"registered as version {lm_version}",
-            "register the language model under the flow first",
+            "flow_round_trip", error <= bound, f"relative error {error:.2e}", f"at most {bound:.2e}"
         ),
-        Gate("flow_round_trip", error <= bound, f"relative error {error:.2e}, bound {bound:.2e}"),
         Gate(
             "gaussian",
             -math.inf < ours < theirs,
-            f"negative log-likelihood {ours:.4f} nats per dimension, Gaussian {theirs:.4f}",
+            f"negative log-likelihood {ours:.4f} nats per dimension",
+            f"below the Gaussian's {theirs:.4f}",
             "train the flow longer, or on more states",
         ),
-        Gate(
-            "flow_weights",
-            evaluated == proof.flow_weights_sha256,
-            f"sampled weights {evaluated}, the version has {proof.flow_weights_sha256}",
+        _equal(
+            "flow_weights", sampled.get("flow_weights_sha256"), proof.flow_weights_sha256,
+            "the version's weights",
         ),
         _losses_gate(proof, ours - theirs, 1.0),
-    ]
+    ]  # fmt: skip
+
+
+def language_model_gate(client: Any, proof: Proof) -> Gate:
+    """Return the gate that asks for the language model under a flow as a version of its own."""
+    version = find_lm(client, proof.weights_sha256)
+    return Gate(
+        "language_model",
+        version is not None,
+        f"version {version}",
+        f"a version with the weights {proof.weights_sha256[:12]}",
+        "register the language model under the flow first",
+    )
+
+
+def commit_gate(tags: Mapping[str, str]) -> Gate:
+    """Return the gate that asks which code made a version."""
+    commit = tags.get("git_commit", "unknown")
+    return Gate(
+        "commit",
+        is_commit(commit),
+        f"commit {commit}",
+        "a commit of git",
+        "run `git rev-parse HEAD` in the repository and do what it says, then `enigma register`",
+    )
 
 
 def recorded_gates(proof: Proof, tags: Mapping[str, str]) -> list[Gate]:
@@ -218,13 +256,15 @@ def recorded_gates(proof: Proof, tags: Mapping[str, str]) -> list[Gate]:
         Gate(
             "content",
             proof.content_sha256 == registered,
-            f"registered as {registered}, stored as {proof.content_sha256}",
+            f"stored as {proof.content_sha256[:12]}",
+            f"registered as {str(registered)[:12]}",
             PUT_BACK,
         ),
         Gate(
             "recorded",
             not changed,
-            "; ".join(changed) or f"as registered: {', '.join(files)}",
+            "; ".join(changed) or f"{len(files)} files as registered",
+            f"as registered: {', '.join(files)}",
             PUT_BACK,
         ),
     ]
@@ -232,54 +272,63 @@ def recorded_gates(proof: Proof, tags: Mapping[str, str]) -> list[Gate]:
 
 def _losses_gate(proof: Proof, mean_nats: float, scale: float) -> Gate:
     """Check that the losses of the items add up to the mean that the report states."""
-    if proof.losses is None:
-        return Gate("losses", False, f"expected {LOSSES_FILE} in the proof, got none")
-    got = float(proof.losses.loss_nats.sum() / proof.losses.units.sum())
     stated = mean_nats * scale
-    return Gate(
-        "losses",
-        math.isclose(got, stated, rel_tol=1e-4, abs_tol=1e-6),
-        f"{got:.6f} nats per unit over the items, the report states {stated:.6f}",
-    )
+    bound = f"the report's {stated:.6f} nats per unit"
+    if proof.losses is None:
+        return Gate("losses", False, f"no {LOSSES_FILE} in the proof", bound)
+    got = float(proof.losses.loss_nats.sum() / proof.losses.units.sum())
+    holds = math.isclose(got, stated, rel_tol=1e-4, abs_tol=1e-6)
+    return Gate("losses", holds, f"{got:.6f} over {len(proof.losses.units)} items", bound)
 
 
 def data_gates(proof: Proof) -> list[Gate]:
     """Return the gates on the data: no overlap, and every file about the same data and weights."""
     overlap = proof.certificate.get("overlap") or {}
     pairs = ["/".join(pair) for pair in itertools.combinations(SPLITS, 2)]
-    counts = [
-        count for pair in pairs for count in (overlap.get(pair) or {"missing": None}).values()
-    ]
+    counts = {
+        f"{pair} {method}": count
+        for pair in pairs
+        for method, count in (overlap.get(pair) or {"of any kind": None}).items()
+    }
+    shared = [f"{name} {count}" for name, count in counts.items() if count != 0]
     roots = {
         "certificate": _get(proof.certificate, "shards_root"),
         "training": _get(proof.training, "shards_root"),
         "evaluation": _get(proof.evaluation, "evaluation_set", "shards_root"),
     }
-    certified = proof.training.get("certificate_sha256")
-    got = proof.sha256["certificate.json"]
-    trained = proof.training.get("weights_sha256")
-    evaluated = proof.evaluation.get("weights_sha256")
     passed = proof.certificate.get("passed")
     return [
-        Gate("certificate", passed is True, f"passed is {passed}"),
-        Gate("overlap", all(count == 0 for count in counts), f"shared between splits: {overlap}"),
-        Gate("shards", None not in roots.values() and len(set(roots.values())) == 1, f"{roots}"),
+        Gate("certificate", passed is True, f"passed is {passed}", "True"),
         Gate(
-            "certificate_sha256",
-            got == certified,
-            f"trained with the certificate {certified}, the version has {got}",
+            "overlap",
+            not shared,
+            ", ".join(shared) or f"0 in each of {len(counts)} counts",
+            "nothing shared between splits",
         ),
         Gate(
-            "weights",
-            proof.weights_sha256 == trained,
-            f"trained weights {trained}, the version has {proof.weights_sha256}",
+            "shards",
+            None not in roots.values() and len(set(roots.values())) == 1,
+            ", ".join(f"{name} {str(root)[:12]}" for name, root in roots.items()),
+            "one shards_root",
         ),
-        Gate(
-            "evaluated_weights",
-            proof.weights_sha256 == evaluated,
-            f"evaluated weights {evaluated}, the version has {proof.weights_sha256}",
+        _equal(
+            "certificate_sha256", proof.training.get("certificate_sha256"),
+            proof.sha256["certificate.json"], "the version's certificate",
         ),
-    ]
+        _equal(
+            "weights", proof.training.get("weights_sha256"), proof.weights_sha256,
+            "the version's weights",
+        ),
+        _equal(
+            "evaluated_weights", proof.evaluation.get("weights_sha256"), proof.weights_sha256,
+            "the version's weights",
+        ),
+    ]  # fmt: skip
+
+
+def _equal(name: str, stated: Any, got: Any, what: str) -> Gate:
+    """Compare what a report is about with what the version has."""
+    return Gate(name, stated == got, f"made with {str(stated)[:12]}", f"{what}, {str(got)[:12]}")
 
 
 def _get(values: Mapping[str, Any], *path: str) -> Any:

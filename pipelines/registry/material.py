@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipelines.base.artifacts import read_json, sha256_file, write_text
 from pipelines.base.errors import UserError
@@ -88,9 +89,8 @@ def check_parameters(lock: Path, params: Path) -> None:
     Raises:
         UserError: At the first section that differs.
     """
-    yaml = YAML(typ="safe")
-    values = yaml.load(params.read_text(encoding="utf-8"))
-    stages = (yaml.load(lock.read_text(encoding="utf-8")) or {}).get("stages") or {}
+    values = YAML(typ="safe").load(params.read_text(encoding="utf-8"))
+    stages = _read_lock(lock).get("stages") or {}
     for stage, entry in stages.items():
         for name, made_with in (entry.get("params", {}).get("params.yaml") or {}).items():
             _, profile, section = name.split(".")
@@ -100,6 +100,25 @@ def check_parameters(lock: Path, params: Path) -> None:
                     f"{values['profiles'][profile][section]}",
                     "run `dvc repro` with the present parameters, or restore the earlier ones",
                 )
+
+
+def _read_lock(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        found = YAML(typ="safe").load(text) or {}
+    except YAMLError as error:
+        conflict = "<<<<<<<" in text
+        raise UserError(
+            f"{path.name}: expected YAML as DVC writes it, got "
+            f"{'the markers of a merge conflict' if conflict else str(error)}",
+            "run `git checkout HEAD -- dvc.lock`, then `dvc repro`",
+        ) from None
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{path.name}: expected a mapping as DVC writes it, got {type(found).__name__}",
+            "run `git checkout HEAD -- dvc.lock`, then `dvc repro`",
+        )
+    return found
 
 
 def write_environment(path: Path) -> None:

@@ -21,6 +21,7 @@ class ModelCard:
         tables: Heading to rows of name and value.
         samples: Generated texts, unedited.
         figures: PNG files.
+        metadata: Front matter as Hugging Face reads it, with its `model-index`.
     """
 
     title: str
@@ -28,6 +29,7 @@ class ModelCard:
     tables: Mapping[str, Mapping[str, Any]]
     samples: Sequence[str]
     figures: Sequence[Path]
+    metadata: str = ""
 
     def markdown(self) -> str:
         """Return the card without its figures."""
@@ -50,7 +52,8 @@ class ModelCard:
             ("MODEL_CARD.md", "model_card.md.j2"),
             ("model_card.html", "model_card.html.j2"),
         ):
-            write_text(directory / file, self._render(template, figures))
+            front = f"---\n{self.metadata}\n---\n" if self.metadata and file.endswith("md") else ""
+            write_text(directory / file, front + self._render(template, figures))
         for path in self.figures:
             (directory / "figures").mkdir(exist_ok=True)
             shutil.copyfile(path, directory / "figures" / path.name)

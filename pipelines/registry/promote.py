@@ -12,7 +12,17 @@ from typing import Any, Literal
 
 from pipelines.base.errors import GateError, UserError
 from pipelines.registry import ledger
-from pipelines.registry.gates import Gate, data_gates, flow_gates, lm_gates, recorded_gates
+from pipelines.registry.evidence.envelopes import SIGNATURE
+from pipelines.registry.evidence.version import full_evidence_gates, is_signed
+from pipelines.registry.gates import (
+    Gate,
+    commit_gate,
+    data_gates,
+    flow_gates,
+    language_model_gate,
+    lm_gates,
+    recorded_gates,
+)
 from pipelines.registry.names import CANDIDATE, CHAMPION, FLOW, aliased
 from pipelines.registry.succession import succession_gates
 from pipelines.registry.versions import Version, downloaded
@@ -40,7 +50,13 @@ class Decision:
     def to_dict(self) -> dict[str, Any]:
         """Return what `enigma promote --json` prints."""
         gates = [
-            {"gate": gate.name, "passed": gate.holds, "figures": gate.figures, "fix": gate.fix}
+            {
+                "gate": gate.name,
+                "passed": gate.holds,
+                "figures": gate.figures,
+                "bound": gate.bound,
+                "fix": gate.fix,
+            }
             for gate in self.gates
         ]
         return {
@@ -61,13 +77,18 @@ class RefusalError(GateError):
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
         gate = decision.gates[-1]
-        problem = f"{decision.model} version {decision.version}: {gate.figures}"
+        problem = f"{decision.model} version {decision.version}: {gate.comparison}"
         super().__init__(gate.name, problem, gate.fix)
         self.args = (decision,)
 
 
 def promote(
-    name: str, version: str | None = None, *, dry_run: bool = False, allow_tie: bool = False
+    name: str,
+    version: str | None = None,
+    *,
+    dry_run: bool = False,
+    allow_tie: bool = False,
+    trust_unsigned: bool = False,
 ) -> Decision:
     """Check every gate, then make a version the champion.
 
@@ -76,6 +97,8 @@ def promote(
         version: Its number; None for the alias `candidate`.
         dry_run: Check only.
         allow_tie: Accept a successor that is not worse, where chance may explain the difference.
+        trust_unsigned: Accept a version, or a ledger, that is older than signatures; the ledger
+            records it.
 
     Returns:
         The decision; its outcome is never "refused".
@@ -83,19 +106,22 @@ def promote(
     Raises:
         UserError: If there is no such version.
         RefusalError: At the first gate that refuses.
+        GateError: `ledger` or `signature`, if the alias or the ledger was changed by hand.
     """
     client = connect()
     with downloaded(client, name, version or aliased(client, name, CANDIDATE)) as candidate:
-        gates = check(candidate, _absolute_gates(client, candidate))
+        unsigned = trust_unsigned and not is_signed(candidate.directory)
+        gates = check(candidate, _absolute_gates(client, candidate, unsigned=unsigned))
         # One at a time: MLflow moves an alias without comparing what it replaces, and the
         # comparison must be with the champion that is replaced.
         with registry_lock(f"promote {name}"):
-            champion = observe(client, name)
-            if champion == candidate.number:
+            champion = _reigning(client, name, trust_unsigned=trust_unsigned)
+            if champion == candidate.number and not unsigned:
                 logger.info("%s version %s is the champion already", name, champion)
                 return Decision(name, candidate.number, "champion already", gates)
-            if champion is not None:
+            if champion not in {None, candidate.number}:
                 with downloaded(client, name, champion) as reigning:
+                    check(reigning, reigning.use_gates(client, unsigned=trust_unsigned))
                     found = succession_gates(
                         name, reigning.proof, candidate.proof, reigning.directory,
                         allow_tie=allow_tie,
@@ -104,18 +130,22 @@ def promote(
             if dry_run:
                 logger.info("dry run: every gate holds; the champion stays")
                 return Decision(name, candidate.number, "dry run", gates)
-            why = {gate.name: gate.figures for gate in gates}
-            _move(client, candidate, champion, action=ledger.PROMOTE, why=why)
+            action = ledger.TRUST if champion == candidate.number else ledger.PROMOTE
+            why = {gate.name: gate.comparison for gate in gates}
+            _move(
+                client, candidate, champion, action=action, why=why, trust_unsigned=trust_unsigned
+            )
             return Decision(name, candidate.number, "promoted", gates)
 
 
-def rollback(name: str, *, to: str | None = None, reason: str) -> str:
+def rollback(name: str, *, to: str | None = None, reason: str, trust_unsigned: bool = False) -> str:
     """Make an earlier champion the champion again, if it is stored as it was registered.
 
     Args:
         name: `enigma-lm` or `enigma-flow`.
         to: The number of an earlier champion; None for the last one before the present.
         reason: For the ledger.
+        trust_unsigned: Accept a version that is older than signatures; the ledger records it.
 
     Returns:
         The version that is champion now.
@@ -126,8 +156,10 @@ def rollback(name: str, *, to: str | None = None, reason: str) -> str:
     """
     client = connect()
     with registry_lock(f"roll back {name}"):
-        current = observe(client, name)
-        earlier = ledger.champions(ledger.read(), name)[:-1]
+        # Not compared with the ledger: this is the way back from an alias moved by hand.
+        current = aliased(client, name, CHAMPION)
+        moves = ledger.read(trust_unsigned=trust_unsigned)
+        earlier = ledger.champions(moves, name)[:-1]
         target = to or (earlier[-1] if earlier else None)
         if target is None or target not in earlier:
             raise UserError(
@@ -137,20 +169,25 @@ def rollback(name: str, *, to: str | None = None, reason: str) -> str:
                 "needs `enigma promote`",
             )
         with downloaded(client, name, target) as version:
+            unsigned = trust_unsigned and not is_signed(version.directory)
             # It passed the gates of its day. Those of today may ask for what was not known
             # then, and must not bar the way back.
-            gates = check(
-                version, [*data_gates(version.proof), *recorded_gates(version.proof, version.tags)]
-            )
-            why = {"reason": reason} | {gate.name: gate.figures for gate in gates}
-            _move(client, version, current, action=ledger.ROLLBACK, why=why)
+            gates = [*data_gates(version.proof), *recorded_gates(version.proof, version.tags)]
+            gates += _evidence_gates(version, unsigned=unsigned)
+            gates.append(version.record_gate(_last_move(moves, name, target)))
+            why = {"reason": reason}
+            why |= {gate.name: gate.comparison for gate in check(version, gates)}
+            _move(
+                client, version, current, action=ledger.ROLLBACK, why=why,
+                trust_unsigned=trust_unsigned,
+            )  # fmt: skip
     return target
 
 
 def check(
     version: Version, gates: Sequence[Gate], *, passed: Sequence[Gate] = ()
 ) -> tuple[Gate, ...]:
-    """Log every gate, and stop at the first that refuses.
+    """Stop at the first gate that refuses.
 
     Args:
         version: The version they judge.
@@ -165,33 +202,10 @@ def check(
     """
     checked = tuple(passed)
     for gate in gates:
-        logger.info("%s %s: gate %s: %s", version.name, version.number, gate.name, gate.figures)
         checked += (gate,)
         if not gate.holds:
             raise RefusalError(Decision(version.name, version.number, "refused", checked))
     return checked
-
-
-def observe(client: Any, name: str) -> str | None:
-    """Return the champion, and record in the ledger a move that left no entry.
-
-    A process may have been killed between the two, or somebody moved the alias by hand.
-    """
-    champion = aliased(client, name, CHAMPION)
-    recorded = ledger.champions(ledger.read(), name)
-    if champion is not None and recorded[-1:] != [champion]:
-        logger.warning("%s: version %s became champion without a ledger entry", name, champion)
-        ledger.append(
-            {
-                "action": ledger.OBSERVE,
-                "model": name,
-                "from": recorded[-1] if recorded else None,
-                "to": champion,
-                "why": {"reason": "the alias was moved without a ledger entry"},
-                "evidence_sha256": {},
-            }
-        )
-    return champion
 
 
 def restore(name: str) -> str | None:
@@ -199,35 +213,81 @@ def restore(name: str) -> str | None:
 
     Returns:
         The version; None if the ledger has none.
+
+    Raises:
+        UserError: If the version of the ledger is not in the registry any more.
     """
     client = connect()
     with registry_lock(f"restore {name}"):
         recorded = ledger.champions(ledger.read(), name)
         if not recorded:
             return None
+        if not client.search_model_versions(f"name = '{name}' and version_number = {recorded[-1]}"):
+            raise UserError(
+                f"expected version {recorded[-1]} of {name}, the ledger's champion, in the "
+                "registry, found none: it was deleted",
+                f"run `enigma rollback --model {name}` for an earlier champion, or `enigma "
+                f"promote --model {name}` for another version",
+            )
         client.set_registered_model_alias(name, CHAMPION, recorded[-1])
     return recorded[-1]
 
 
-def _absolute_gates(client: Any, version: Version) -> list[Gate]:
+def _reigning(client: Any, name: str, *, trust_unsigned: bool) -> str | None:
+    """Return the champion, if the alias is where the ledger says."""
+    if trust_unsigned and not ledger.head_path().is_file():
+        return aliased(client, name, CHAMPION)
+    record = ledger.check_alias(client, name)
+    return None if record is None else str(record["version"])
+
+
+def _absolute_gates(client: Any, version: Version, *, unsigned: bool) -> list[Gate]:
     proof = version.proof
-    own = flow_gates(client, proof) if version.name == FLOW else lm_gates(proof)
-    return [*own, *recorded_gates(proof, version.tags)]
+    own = (
+        [*flow_gates(proof), language_model_gate(client, proof)]
+        if version.name == FLOW
+        else lm_gates(proof)
+    )
+    recorded = [*recorded_gates(proof, version.tags), commit_gate(version.tags)]
+    return [*own, *recorded, *_evidence_gates(version, unsigned=unsigned)]
+
+
+def _evidence_gates(version: Version, *, unsigned: bool) -> list[Gate]:
+    """Return the gates on the evidence; the last ones only where the signature holds."""
+    if unsigned:
+        return [Gate(SIGNATURE, True, "unsigned, accepted by --trust-unsigned", "a trusted key")]
+    gates = version.evidence_gates()
+    return gates + (full_evidence_gates(version.directory, version.trust) if gates[1:] else [])
+
+
+def _last_move(moves: Sequence[Mapping[str, Any]], name: str, to: str) -> Mapping[str, Any]:
+    return [move for move in moves if move["model"] == name and move["to"] == to][-1]
 
 
 def _move(
-    client: Any, version: Version, before: str | None, *, action: str, why: Mapping[str, str]
+    client: Any,
+    version: Version,
+    before: str | None,
+    *,
+    action: str,
+    why: Mapping[str, str],
+    trust_unsigned: bool,
 ) -> None:
-    """Move the alias, then write the ledger; the caller holds the lock."""
+    """Move the alias, then write the ledger; the caller holds the lock.
+
+    The line is built, checked and signed before the alias moves. A process that is killed
+    between the two leaves an alias that the ledger does not explain, and every command says so.
+    """
+    entry = {
+        "action": action,
+        "model": version.name,
+        "from": before,
+        "to": version.number,
+        "why": {**why, "trust_unsigned": "yes"} if trust_unsigned else dict(why),
+        "evidence_sha256": version.evidence_sha256,
+    }
+    line = ledger.prepare(entry, trust_unsigned=trust_unsigned)
     client.set_registered_model_alias(version.name, CHAMPION, version.number)
-    ledger.append(
-        {
-            "action": action,
-            "model": version.name,
-            "from": before,
-            "to": version.number,
-            "why": dict(why),
-            "evidence_sha256": {**version.proof.sha256, "content": version.proof.content_sha256},
-        }
-    )
+    ledger.append(line)
+    ledger.tag_head(client, version.name, line.head)
     logger.info("%s: champion %s -> %s", version.name, before, version.number)

@@ -9,36 +9,40 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
+from securesystemslib.signer import CryptoSigner
+
 from enigma.generation import Sampling
-from pipelines.base.artifacts import read_json, sha256_file
+from pipelines.base.artifacts import MANIFEST_NAME, read_json, read_manifest, sha256_file
+from pipelines.base.errors import GateError
 from pipelines.base.workspace import Workspace
 from pipelines.params import load_params
 from pipelines.registry.content import (
     ENVIRONMENT_FILE,
     LOCK_FILE,
+    RECORDED,
     content_to_log,
     enigma_package,
     hash_content,
 )
+from pipelines.registry.evidence.keys import own_key, trust
+from pipelines.registry.evidence.links import stage_links
+from pipelines.registry.evidence.version import FOLDER, sign_version
+from pipelines.registry.gates import Proof, flow_gates, lm_gates
 from pipelines.registry.material import Material, collect
 from pipelines.registry.model_card import ModelCard
 from pipelines.registry.names import CANDIDATE, CODE, FLOW, find_version
-from pipelines.tracking.git import GitState
+from pipelines.registry.standards import write_standards
+from pipelines.registry.standards.facts import Facts, read_packages
+from pipelines.registry.standards.hub_card import hub_metadata
+from pipelines.tracking.git import GitState, git_refusal
 from pipelines.tracking.run_log import flatten
 from pipelines.tracking.store import EXPERIMENT, connect, registry_lock
 
-# Proof files whose hash is a tag of the version.
-RECORDED = {
-    "certificate.json": "certificate_sha256",
-    "evaluation.json": "evaluation_sha256",
-    "params.yaml": "params_sha256",
-    LOCK_FILE: "dvc_lock_sha256",
-    ENVIRONMENT_FILE: "environment_sha256",
-}
 REQUIREMENTS = ("torch", "transformers", "safetensors", "pandas")
 LM_SUMMARY = (
     "A causal, reversible language model for Chinese. It continues text. It is no reliable "
@@ -64,19 +68,24 @@ def register(name: str) -> str:
 
     Raises:
         UserError: If a file is missing, or the files do not belong together.
+        GateError: `commit`, if git does not name the code that made it.
     """
     workspace = Workspace(load_params().name)
     client = connect()
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary)
         material = collect(client, name, workspace, made)
+        if not GitState.read().known:
+            problem, fix = git_refusal()
+            raise GateError("commit", f"expected the commit of {Path.cwd()}, got: {problem}", fix)
         content = hash_content(
             content_to_log(code=CODE[name], models=material.models, proof=material.proof)
         )
+        key = own_key()
         with registry_lock(f"register {name}"):
             version = find_version(client, name, "content_sha256", content)
-            if version is None:
-                version = _log(client, material, content, workspace.profile)
+            if version is None or not _is_signed(client, name, version):
+                version = _log(client, material, content, workspace.profile, key)
                 logger.info("registered %s version %s", name, version)
             else:
                 logger.info("%s version %s has the same content already", name, version)
@@ -84,18 +93,20 @@ def register(name: str) -> str:
     return version
 
 
-def _log(client: Any, material: Material, content: str, profile: str) -> str:
-    """Log the model into the run of its training and register it."""
+def _log(client: Any, material: Material, content: str, profile: str, key: CryptoSigner) -> str:
+    """Log the model into the run of its training, sign what is stored, and register it."""
     import mlflow
 
-    tags = _tags(material, content, profile)
+    tags = _tags(material, content, profile, key.public_key.keyid)
     summary = FLOW_SUMMARY if material.name == FLOW else LM_SUMMARY
+    facts = _facts(material, tags, summary)
     card = ModelCard(
         title=f"{material.name}, profile {profile}",
         summary=summary,
         tables=_card_tables(material, tags),
         samples=material.samples,
         figures=material.figures,
+        metadata=hub_metadata(facts),
     )
     signature, example = _signature(material.name)
     with tempfile.TemporaryDirectory() as temporary, _run(client, material):
@@ -104,6 +115,7 @@ def _log(client: Any, material: Material, content: str, profile: str) -> str:
         for name, path in material.proof.items():
             shutil.copyfile(path, proof / name)
         card.write(Path(temporary, "card"))
+        write_standards(facts, Path(temporary, "card"))
         # Each directory keeps its name below the version's `artifacts/`.
         artifacts = {"proof": str(proof), "card": str(Path(temporary, "card"))}
         for name, directory in material.models.items():
@@ -118,15 +130,62 @@ def _log(client: Any, material: Material, content: str, profile: str) -> str:
             input_example=example,
             # Named here, or MLflow would run the model to infer them.
             pip_requirements=[_pinned(name) for name in REQUIREMENTS],
-            registered_model_name=material.name,
         )
-    version = str(info.registered_model_version)
+        _sign(client, info, material, tags, key)
+        version = str(mlflow.register_model(info.model_uri, material.name).version)
     client.update_registered_model(material.name, description=summary)
     client.update_model_version(material.name, version, description=card.markdown())
     # The content hash is set last: with it, the version counts as registered.
     for tag, value in sorted(tags.items(), key=lambda item: item[0] == "content_sha256"):
         client.set_model_version_tag(material.name, version, tag, value)
     return version
+
+
+def _is_signed(client: Any, name: str, version: str) -> bool:
+    """Whether a version was signed by a key that is trusted now; else it is registered again."""
+    signed_by = client.get_model_version(name, version).tags.get("signed_by")
+    return signed_by in trust().keys
+
+
+def _sign(
+    client: Any, info: Any, material: Material, tags: Mapping[str, str], key: CryptoSigner
+) -> None:
+    """Sign the files as MLflow stored them, so that no version is ever without its evidence."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as temporary:
+        stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=temporary))
+        proof = Proof.read(stored, material.name)
+        gates = flow_gates(proof) if material.name == FLOW else lm_gates(proof)
+        facts = {
+            "model": material.name,
+            "model_id": info.model_id,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "tags": dict(tags),
+            "gates": [asdict(gate) for gate in gates],
+        }
+        environment = {name: tags[name] for name in ("git_commit", "git_dirty")}
+        lock = stored / "artifacts" / "proof" / LOCK_FILE
+        links = stage_links(lock, environment) if lock.is_file() else {}
+        evidence = sign_version(stored, facts, links, key)
+        client.log_model_artifacts(info.model_id, str(evidence), FOLDER)
+
+
+def _facts(material: Material, tags: Mapping[str, str], summary: str) -> Facts:
+    """Collect what the documents in published formats are made of."""
+    params = load_params()
+    raw = Workspace(params.name).raw
+    environment = material.proof[ENVIRONMENT_FILE].read_text(encoding="utf-8")
+    return Facts(
+        model=material.name,
+        profile=params.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        summary=summary,
+        tags=tags,
+        source=params.profile.ingest.source,
+        raw=read_manifest(raw) if (raw / MANIFEST_NAME).is_file() else {},
+        packages=read_packages(environment),
+    )
 
 
 def _card_tables(material: Material, tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -145,13 +204,14 @@ def _card_tables(material: Material, tags: Mapping[str, str]) -> dict[str, dict[
     return {**tables, "Provenance": provenance}
 
 
-def _tags(material: Material, content: str, profile: str) -> dict[str, str]:
+def _tags(material: Material, content: str, profile: str, key_id: str) -> dict[str, str]:
     training = read_json(material.proof["training.json"])
     tags = {
         **GitState.read().tags(),
         "profile": profile,
         "shards_root": training["shards_root"],
         "content_sha256": content,
+        "signed_by": key_id,
         **material.facts,
         **{
             tag: sha256_file(material.proof[file])

@@ -32,7 +32,7 @@ def succession_gates(
     """
     losses = champion.losses
     same = losses is not None and champion.evaluation_set == candidate.evaluation_set
-    figures = f"champion's {champion.evaluation_set}, candidate's {candidate.evaluation_set}"
+    figures = f"champion's {champion.evaluation_set}"
     if not same:
         losses, how = _score_again(name, champion_files, candidate)
         figures += f"; {how}"
@@ -40,6 +40,7 @@ def succession_gates(
         "evaluation_set",
         losses is not None,
         figures,
+        f"the candidate's {candidate.evaluation_set}",
         "run `enigma promote` where the candidate's shards are: the champion must be scored on "
         "them",
     )
@@ -55,7 +56,8 @@ def succession_gates(
         if found.worse
         else "train on more text or longer, or accept it with --allow-tie"
     )
-    return [gate, Gate("successor", holds, str(found), fix)]
+    bound = "below 0, or 0 in the interval" if allow_tie else "the interval below 0"
+    return [gate, Gate("successor", holds, str(found), bound, fix)]
 
 
 def _score_again(name: str, champion: Path, candidate: Proof) -> tuple[Losses | None, str]:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,6 +33,11 @@ class GitState:
         if commit is None or changes is None:
             return cls("unknown", "unknown")
         return cls(commit.decode().strip(), "true" if changes.strip() else "false")
+
+    @property
+    def known(self) -> bool:
+        """Whether git named the commit."""
+        return is_commit(self.commit)
 
     def tags(self) -> dict[str, str]:
         """The state as tags of a run or a model version."""
@@ -74,12 +81,46 @@ class GitFiles:
         return _md5(git_output("cat-file", "blob", f"{self.commit}:{name}") or b"")
 
 
+def is_commit(text: str) -> bool:
+    """Whether a text is the hash of a commit."""
+    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) is not None
+
+
 def git_output(*arguments: str, directory: Path = Path()) -> bytes | None:
     """Return what a git command prints; None if it fails or git is missing."""
+    done = _git(*arguments, directory=directory)
+    return None if done is None or done.returncode != 0 else done.stdout
+
+
+def git_refusal(directory: Path = Path()) -> tuple[str, str]:
+    r"""Say why git names no commit of a directory, and what helps: git's own advice if it has any.
+
+    Example:
+        >>> advice = "To add an exception for this directory, call:\n\n\tgit config ... /srv"
+        >>> _advice(f"fatal: detected dubious ownership\n{advice}\n")
+        'run `git config ... /srv`'
+    """
+    done = _git("rev-parse", "--verify", "HEAD", directory=directory)
+    if done is None:
+        return "git is not installed", "install git"
+    text = done.stderr.decode(errors="replace")
+    return text.split("\n", maxsplit=1)[0] or "git failed without a message", _advice(text)
+
+
+def _advice(text: str) -> str:
+    found = re.search(r"call:\s+(git config .+)", text)
+    if found:
+        return f"run `{found[1].strip()}`"
+    return "work in a clone of the repository; in a new one, `git add --all && git commit` first"
+
+
+def _git(*arguments: str, directory: Path) -> subprocess.CompletedProcess[bytes] | None:
     command = ["git", "-C", str(directory), *arguments]
+    # Messages that are read must not be translated.
+    environment = {**os.environ, "LC_ALL": "C"}
     try:
-        return subprocess.run(command, capture_output=True, check=True).stdout
-    except (FileNotFoundError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, check=False, env=environment)
+    except FileNotFoundError:
         return None
 
 

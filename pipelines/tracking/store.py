@@ -2,10 +2,13 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import url2pathname
 
 from filelock import FileLock
 
@@ -15,6 +18,7 @@ from pipelines.tracking.uris import hide_password, shown_uri
 
 EXPERIMENT = "enigma"
 SQLITE_PREFIX = "sqlite:///"
+ARTIFACTS = "mlartifacts"
 # A command for which a user is waiting gives up within seconds.
 COMMAND_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 LOCK_PATIENCE_S = 120
@@ -28,7 +32,17 @@ def tracking_uri() -> str:
     Returns:
         `MLFLOW_TRACKING_URI`, or a SQLite file `mlflow.db` in the working directory.
     """
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE_PREFIX}{Path.cwd() / 'mlflow.db'}"
+    path = str(Path.cwd() / "mlflow.db")
+    # No more is escaped than SQLAlchemy needs: MLflow makes directories of the escaped name.
+    escaped = re.sub("[%?#]", lambda found: quote(found[0]), path)
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE_PREFIX}{escaped}"
+
+
+def database_file(uri: str) -> Path | None:
+    """Return the file of a SQLite store; None for another one."""
+    if not uri.startswith(SQLITE_PREFIX):
+        return None
+    return Path(unquote(uri.removeprefix(SQLITE_PREFIX).split("?")[0])).resolve()
 
 
 def tracking_directory() -> Path:
@@ -38,9 +52,9 @@ def tracking_directory() -> Path:
         The directory of a SQLite store; for a database or a server `ENIGMA_STORE_DIR`
         (a checkout points it at its repository), or the working directory.
     """
-    uri = tracking_uri()
-    if uri.startswith(SQLITE_PREFIX):
-        return Path(uri.removeprefix(SQLITE_PREFIX)).resolve().parent
+    database = database_file(tracking_uri())
+    if database is not None:
+        return database.parent
     return Path(os.environ.get("ENIGMA_STORE_DIR", "")).resolve()
 
 
@@ -91,7 +105,7 @@ def initialise_store() -> str:
         if experiment is None:
             # A server decides where artifacts go.
             local = not uri.startswith(("http://", "https://"))
-            artifacts = tracking_directory() / "mlartifacts"
+            artifacts = tracking_directory() / ARTIFACTS
             return str(client.create_experiment(EXPERIMENT, artifacts.as_uri() if local else None))
         if experiment.lifecycle_stage == "deleted":
             logger.warning("the experiment %s had been deleted; restoring it", EXPERIMENT)
@@ -106,14 +120,22 @@ def connect() -> Any:
         MLflow's client; the store and the experiment are ready.
 
     Raises:
-        UserError: If the store cannot be reached or opened.
+        UserError: If the store cannot be reached or opened, or was moved without its paths.
     """
     from mlflow.tracking import MlflowClient
 
     for name, value in COMMAND_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not Path("params.yaml").is_file():
+        raise UserError(
+            f"expected the top of the repository, got {Path.cwd()} (no params.yaml; nothing was "
+            "created)",
+            "run the command from the top of the repository, or set MLFLOW_TRACKING_URI",
+        )
     try:
-        initialise_store()
+        experiment = initialise_store()
+        client = MlflowClient(tracking_uri())
+        location = str(client.get_experiment(experiment).artifact_location)
     except store_errors() as error:
         raise UserError(
             f"expected a usable MLflow store at {shown_uri(tracking_uri())}, got: "
@@ -121,7 +143,43 @@ def connect() -> Any:
             "start the server with `make serve`, or set MLFLOW_TRACKING_URI to another store "
             "(without it, mlflow.db in the working directory is used)",
         ) from None
-    return MlflowClient(tracking_uri())
+    if database_file(tracking_uri()) is not None:
+        _check_place(location)
+    return client
+
+
+def _check_place(location: str) -> None:
+    """Refuse a SQLite store whose artifacts are recorded in another directory than its own.
+
+    Args:
+        location: The artifact location of the experiment.
+
+    Raises:
+        UserError: If the directory of the store was moved or copied.
+    """
+    recorded = recorded_directory(location)
+    here = tracking_directory()
+    if recorded is None or recorded == here or not (here / ARTIFACTS).is_dir():
+        return
+    raise UserError(
+        f"expected the artifacts of {tracking_uri()} in {here}, got {recorded} (the directory was "
+        "moved or copied)",
+        f"run `enigma relocate` in {here}: it makes the store name its own artifacts",
+    )
+
+
+def recorded_directory(location: str) -> Path | None:
+    """The directory of a store by the artifact location of its experiment; None for a server's."""
+    path = local_path(location)
+    return path.parent if path is not None and path.name == ARTIFACTS else None
+
+
+def local_path(location: str) -> Path | None:
+    """The directory that an artifact location names; None if it is not on this machine."""
+    parts = urlsplit(location)
+    if parts.scheme == "file":
+        return Path(url2pathname(parts.path))
+    return Path(location) if location.startswith("/") else None
 
 
 def store_errors() -> tuple[type[Exception], ...]:

@@ -39,6 +39,8 @@ PLANTS = {
     "pipelines.training": "pipelines.flow.fit",
     "pipelines.flow": "great_expectations",
     "pipelines.registry": "pipelines.sample_flow",
+    "pipelines.registry.evidence": "mlflow",
+    "pipelines.registry.standards": "mlflow",
     "pipelines.cli": "flows.train",
 }
 

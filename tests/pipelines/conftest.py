@@ -23,7 +23,7 @@ from pipelines.registry.promote import promote
 from pipelines.registry.register import register
 from pipelines.tokenize import tokenize
 from pipelines.tracking.run_log import RunLog
-from tests.finished import write_finished_project, write_losses
+from tests.finished import copy_project, write_finished_project, write_losses
 from tests.support import REPOSITORY, write_base_vocabulary
 
 WriteCorpus = Callable[..., Path]
@@ -195,3 +195,12 @@ def store(registered_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(registered_project)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registered_project}/mlflow.db")
     return registered_project
+
+
+@pytest.fixture
+def copied_store(registered_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a copy of the registered project, which a test may damage."""
+    there = copy_project(registered_project, tmp_path / "project")
+    monkeypatch.chdir(there)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{there}/mlflow.db")
+    return there

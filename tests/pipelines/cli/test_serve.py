@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 
 from pipelines.registry.names import LM
 from pipelines.registry.promote import promote
+from tests.finished import copy_project
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ REQUESTS = 200
 @pytest.fixture(scope="module")
 def project(registered_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the registered project: its champion may change."""
-    return shutil.copytree(registered_project, tmp_path_factory.mktemp("served") / "project")
+    return copy_project(registered_project, tmp_path_factory.mktemp("served") / "project")
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+from mlflow.tracking._tracking_service.utils import _get_store
 
 from pipelines.base.errors import UserError
 from pipelines.registry.dvc_objects import Output, Stage
 from pipelines.registry.lineage import lineage, resolve
+from pipelines.registry.promote import promote
+from pipelines.tracking.store import connect
 
 
 @pytest.mark.parametrize(
@@ -34,12 +37,29 @@ def test_anything_else_is_refused(store: Path, reference: str, reason: str) -> N
 def test_the_walk_shows_what_was_checked_and_stops_at_the_break(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The run of this version does not name its shards, as the run of a real training does.
-    with pytest.raises(UserError, match="expected shards_root"):
+    # The run of this version does not name its shards, as the run of a real training does: its
+    # row can be edited, and decides nothing. The proof names no commit: that is a break.
+    with pytest.raises(UserError, match="trained at commit None: expected it in this repository"):
         lineage("enigma-lm@champion")
     shown = capsys.readouterr().out
     assert "ok enigma-lm version 1, content" in shown
+    assert "! the run names shards_root None" in shown
     assert "BROKEN" in shown
+
+
+def test_a_run_that_is_gone_is_a_remark(
+    copied_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after `mlflow gc`, or in another store than that of the training."""
+    client = connect()
+    run_id = client.get_model_version("enigma-lm", "1").run_id
+    client.delete_run(run_id)
+    _get_store()._hard_delete_run(run_id)
+    assert promote("enigma-lm", dry_run=True).outcome == "dry run"
+    with pytest.raises(UserError, match="trained at commit None"):
+        lineage("enigma-lm@champion")
+    shown = capsys.readouterr().out
+    assert f"! run {run_id} of the training is not in this store; the facts are in the" in shown
 
 
 def test_the_walk_goes_from_the_last_stage_to_the_first() -> None:

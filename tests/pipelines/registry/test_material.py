@@ -1,6 +1,7 @@
 """Parameters and environment of a version; what it refuses otherwise: see test_register.py."""
 
 import copy
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,31 @@ def test_another_profile_may_have_been_made_with_anything(registered: Path) -> N
 def test_a_lock_of_no_stages_refuses_nothing(registered: Path, content: str) -> None:
     lock = registered.parent / "dvc.lock"
     lock.write_text(content, encoding="utf-8")
+    check_parameters(lock, registered)
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        ("<<<<<<< HEAD\nstages: {}\n=======\nstages: {a: 1}\n>>>>>>> other\n", "merge conflict"),
+        ("- a list\n", "got list"),
+    ],
+)
+def test_a_lock_that_is_no_lock_is_named_and_its_remedy_helps(
+    registered: Path, content: str, got: str
+) -> None:
+    directory = registered.parent
+    lock = directory / "dvc.lock"
+    lock.write_text("schema: '2.0'\n", encoding="utf-8")
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    for arguments in (("init", "-q"), ("add", "dvc.lock"), ("commit", "-qm", "x")):
+        subprocess.run(["git", *who, *arguments], cwd=directory, check=True)
+    lock.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=got) as refusal:
+        check_parameters(lock, registered)
+    command = refusal.value.fix.split("`")[1]
+    assert command == "git checkout HEAD -- dvc.lock"
+    subprocess.run(command.split(), cwd=directory, check=True)
     check_parameters(lock, registered)
 
 

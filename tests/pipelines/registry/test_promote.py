@@ -1,5 +1,8 @@
 """Every gate refuses a planted bad proof, and the champion stays."""
 
+import hashlib
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from pipelines.cli.history import show_history
 from pipelines.registry import ledger
 from pipelines.registry.names import FLOW, LM
 from pipelines.registry.promote import RefusalError, promote, restore, rollback
+from pipelines.registry.versions import champion_version, load_champion
 from pipelines.tracking.store import tracking_uri
 from tests.finished import change_json
 from tests.support import change_params
@@ -46,7 +50,7 @@ LM_CASES = [
 FLOW_CASES = [
     ("certificate", "certificate.json", "passed", False),
     ("flow_shards", "flow_training.json", "shards_root", "6" * 64),
-    ("language_model", "flow_training.json", "lm_weights_sha256", "6" * 64),
+    ("flow_states", "flow_training.json", "lm_weights_sha256", "6" * 64),
     ("flow_round_trip", "sample_flow.json", "round_trip_error", 1.0),
     ("flow_round_trip", "sample_flow.json", "round_trip_error", None),
     ("flow_weights", "sample_flow.json", "flow_weights_sha256", "6" * 64),
@@ -61,9 +65,9 @@ def champion(name: str) -> str:
     return str(client.get_model_version_by_alias(name, "champion").version)
 
 
-def stored(store: Path, name: str) -> Path:
-    """The files of version 2 in the store."""
-    model = MlflowClient(tracking_uri()).get_model_version(name, "2")
+def stored(store: Path, name: str, number: str = "2") -> Path:
+    """The files of a version in the store."""
+    model = MlflowClient(tracking_uri()).get_model_version(name, number)
     [directory] = store.glob(f"mlartifacts/**/{model.source.removeprefix('models:/')}")
     return directory / "artifacts" / "artifacts"
 
@@ -177,15 +181,32 @@ def test_a_rollback_goes_only_to_an_earlier_champion(store: Path, to) -> None:
     assert champion(LM) == "1"
 
 
-def test_a_move_that_left_no_line_is_recorded_later(store: Path) -> None:
+def test_an_alias_moved_by_hand_is_refused_until_it_is_restored(store: Path) -> None:
     client = MlflowClient(tracking_uri())
     client.set_registered_model_alias(FLOW, "champion", "2")
-    with pytest.raises(GateError, match=r"expected the alias at version 1, .*, got 2"):
-        show_history(FLOW)
-    assert promote(FLOW, "2").outcome == "champion already"
-    last = ledger.read()[-1]
-    assert (last["action"], last["from"], last["to"]) == ("observe", "1", "2")
-    assert rollback(FLOW, reason="back") == "1"
+    commands = (
+        lambda: show_history(FLOW),
+        lambda: promote(FLOW, "2"),
+        lambda: champion_version(FLOW),
+    )
+    for command in commands:
+        with pytest.raises(GateError, match=r"expected the alias at version 1, .*, got 2") as found:
+            command()
+        assert "enigma history --restore" in found.value.fix
+    show_history(FLOW, restore=True)
+    assert champion_version(FLOW) == "1"
+
+
+def test_a_deleted_champion_leaves_two_ways_on(copied_store: Path) -> None:
+    assert promote(LM).outcome == "promoted"
+    MlflowClient(tracking_uri()).delete_model_version(LM, "2")
+    with pytest.raises(UserError, match="it was deleted") as refusal:
+        restore(LM)
+    assert f"enigma rollback --model {LM}" in refusal.value.fix
+    assert f"enigma promote --model {LM}" in refusal.value.fix
+    assert promote(LM, "1", dry_run=True).outcome == "dry run"
+    assert rollback(LM, reason="2 was deleted") == "1"
+    show_history(LM)
 
 
 def test_the_alias_is_restored_from_the_ledger(store: Path) -> None:
@@ -195,23 +216,43 @@ def test_the_alias_is_restored_from_the_ledger(store: Path) -> None:
     show_history(FLOW)
 
 
-def test_a_broken_ledger_line_is_named(workspace: Path) -> None:
-    ledger.append({"model": LM})
-    with ledger.ledger_path().open("a", encoding="utf-8") as stream:
-        stream.write('{"half')
-    with pytest.raises(UserError, match="line 2: expected JSON"):
-        ledger.read()
+def test_a_store_from_before_signatures_is_trusted_once_and_in_the_ledger(
+    copied_store: Path,
+) -> None:
+    client = MlflowClient(tracking_uri())
+    shutil.rmtree(stored(copied_store, LM, "1") / "evidence")
+    ledger.head_path().unlink()
+    for name in (LM, FLOW):
+        client.delete_registered_model_tag(name, ledger.HEAD_TAG)
+    old = [line.replace(b'"statement"', b'"other"') for line in _lines()]
+    ledger.ledger_path().write_bytes(_chained(old))
+    for command in (lambda: promote(LM), lambda: champion_version(LM), lambda: show_history(LM)):
+        with pytest.raises(GateError, match="expected the signed head") as refusal:
+            command()
+        assert "--trust-unsigned" in refusal.value.fix
+    with pytest.raises(RefusalError, match="the version is unsigned"):
+        promote(LM, "1")
+    assert promote(LM, "1", trust_unsigned=True).outcome == "promoted"
+    last = ledger.read()[-1]
+    assert (last["action"], last["from"], last["to"]) == ("trust", "1", "1")
+    assert last["why"]["trust_unsigned"] == "yes"
+    assert load_champion().version == "1"
+    show_history(LM)
+    # From now on the signed ledger has the hash of its content.
+    (stored(copied_store, LM, "1") / "model" / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(GateError, match="gate `content`"):
+        load_champion()
 
 
-@pytest.mark.parametrize("damage", ["changed", "taken out"])
-def test_a_ledger_that_was_edited_is_refused(workspace: Path, damage: str) -> None:
-    for to in "123":
-        ledger.append({"action": "promote", "model": LM, "to": to})
-    lines = ledger.ledger_path().read_text(encoding="utf-8").splitlines(keepends=True)
-    if damage == "changed":
-        lines[1] = lines[1].replace('"to": "2"', '"to": "7"')
-    else:
-        del lines[1]
-    ledger.ledger_path().write_text("".join(lines), encoding="utf-8")
-    with pytest.raises(UserError, match="expected the hash"):
-        ledger.append({"action": "promote", "model": LM, "to": "4"})
+def _lines() -> list[bytes]:
+    return ledger.ledger_path().read_bytes().split(b"\n")[:-1]
+
+
+def _chained(lines: list[bytes]) -> bytes:
+    """Lines with the hashes that they need to be a ledger."""
+    done, previous = [], ledger.FIRST
+    for line in lines:
+        text = json.dumps({**json.loads(line), "previous_sha256": previous})
+        previous = hashlib.sha256(text.encode()).hexdigest()
+        done.append(f"{text}\n")
+    return "".join(done).encode()

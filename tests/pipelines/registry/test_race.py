@@ -1,7 +1,6 @@
 """Twenty promoters at once, as processes: one outcome, and ledger and alias agree."""
 
 import multiprocessing
-import shutil
 from collections import Counter
 from multiprocessing.managers import ListProxy
 from pathlib import Path
@@ -31,13 +30,10 @@ def race(version: str, start: Barrier, outcomes: "ListProxy[tuple[str, str]]") -
 
 @pytest.mark.slow
 def test_twenty_promoters_have_one_outcome(
-    registered_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied_store: Path,
 ) -> None:
     """Two candidates, each better than the champion, neither better than the other."""
-    project = shutil.copytree(registered_project, tmp_path / "project")
-    monkeypatch.chdir(project)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
-    write_losses(project, better_by=0.0201, noise=-0.01)
+    write_losses(copied_store, better_by=0.0201, noise=-0.01)
     assert register(LM) == "3"
     before = len(ledger.read())
     # Fresh processes, but what they need is imported once, MLflow's stores among it.

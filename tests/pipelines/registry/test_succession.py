@@ -68,7 +68,7 @@ def test_another_evaluation_set_is_no_ground_for_a_comparison(champion, director
     proof = dataclasses.replace(candidate(champion, shift=-0.05), evaluation=evaluation)
     gate = last(succession_gates(LM, champion, proof, directory, allow_tie=True))
     assert (gate.name, gate.holds) == ("evaluation_set", False)
-    assert "7777" in gate.figures
+    assert "7777" in gate.bound
     assert "eeee" in gate.figures
     assert "could not be scored again" in gate.figures
 

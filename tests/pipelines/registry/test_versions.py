@@ -1,6 +1,5 @@
 """A version is downloaded whole or refused."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,27 +11,22 @@ from pipelines.registry.versions import champion_version, downloaded, load_champ
 from pipelines.tracking.store import connect
 
 
-def test_a_version_comes_with_its_proof_and_its_weights(store: Path) -> None:
+def test_a_version_comes_with_its_proof_and_its_evidence(store: Path) -> None:
     for name in (LM, FLOW):
-        with downloaded(connect(), name, "1") as version:
-            version.check_weights()
+        client = connect()
+        with downloaded(client, name, "1") as version:
+            version.check(client)
             assert version.proof.certificate["passed"] is True
             assert version.proof is version.proof, "it is read once"
         assert not version.directory.exists()
 
 
-def test_other_weights_than_registered_are_refused(store: Path) -> None:
-    with downloaded(connect(), LM, "1") as version:
-        other = replace(version, tags={**version.tags, "weights_sha256": "6" * 64})
-        with pytest.raises(GateError, match="registered with sha256 6666"):
-            other.check_weights()
-
-
-def test_the_proof_is_no_condition_of_using_a_version(store: Path) -> None:
-    """A version from before a proof file was introduced can still be loaded."""
-    with downloaded(connect(), LM, "1") as version:
-        shutil.rmtree(version.artifacts / "proof")
-        version.check_weights()
+def test_other_content_than_registered_is_refused(store: Path) -> None:
+    client = connect()
+    with downloaded(client, LM, "1") as version:
+        other = replace(version, tags={**version.tags, "content_sha256": "6" * 64})
+        with pytest.raises(GateError, match="registered as 6666"):
+            other.check(client)
 
 
 @pytest.mark.parametrize("number", [None, "99"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking.git import GitFiles, GitState, git_output
+from pipelines.tracking.git import GitFiles, GitState, git_output, git_refusal
 
 
 def git(directory: Path, *arguments: str) -> None:
@@ -53,3 +53,22 @@ def test_a_commit_hashes_files_and_directories_as_dvc_does(
     assert files.md5("nothing") is None
     assert GitFiles("0" * 40).subject() is None
     assert git_output("no-such-command") is None
+
+
+def test_git_says_itself_why_it_names_no_commit_and_its_advice_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    assert "not a git repository" in git_refusal(tmp_path)[0]
+    git(repository, "init", "--quiet")
+    assert "git commit" in git_refusal(repository)[1]
+    git(repository, "commit", "--quiet", "--allow-empty", "-m", "one")
+    # Git's own switch for its tests.
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert not GitState.read(repository).known
+    problem, fix = git_refusal(repository)
+    assert "dubious ownership" in problem
+    subprocess.run(fix.split("`")[1].split(), check=True)
+    assert GitState.read(repository).known

@@ -1,0 +1,171 @@
+"""A version is verified offline: in the store, as a directory, as a bundle, and by strangers."""
+
+import json
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.base.artifacts import read_manifest
+from pipelines.base.errors import GateError, UserError
+from pipelines.base.workspace import Workspace
+from pipelines.cli.verify import export_version, verify_version
+from pipelines.registry.evidence.keys import key_path, own_key, public_pem, trust
+from pipelines.registry.evidence.links import stage_links
+from pipelines.registry.evidence.stored import opened
+from pipelines.registry.evidence.verify import _has_shards, _losses_gate, verify
+from pipelines.registry.evidence.version import KEY_FILE, LINK_KIND, sign_with_sigstore
+from pipelines.registry.gates import Proof
+from pipelines.registry.names import LM
+from pipelines.registry.succession import _lm_losses
+from tests.support import REPOSITORY, make_tiny_shards
+
+OFFLINE = """
+import socket, sys
+def refuse(*arguments): raise OSError("no network in this test")
+socket.socket.connect = refuse
+from pipelines.cli.verify import verify_version
+verify_version(sys.argv[1], [])
+loaded = {"mlflow", "prefect", "dvc"} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+@pytest.fixture
+def bundle(store: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "lm.tar"
+    assert export_version(path, "enigma-lm@champion") == "enigma-lm version 1"
+    return path
+
+
+def unpacked(bundle: Path) -> Path:
+    with tarfile.open(bundle) as archive:
+        archive.extractall(bundle.parent / "there", filter="data")
+    return bundle.parent / "there" / "enigma-lm-1"
+
+
+def test_the_champion_is_verified_without_mlflow_and_network(store: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", OFFLINE, "enigma-lm@champion"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    for gate in ("signed_files", "model_signature", "ledger_evidence", "causality_again"):
+        assert gate in run.stdout
+
+
+def test_a_stranger_trusts_a_key_and_nothing_else(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "publisher.pem"
+    key.write_text(public_pem(own_key().public_key), encoding="utf-8")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "stranger"))
+    with pytest.raises(GateError, match="one of the trusted keys") as refusal:
+        verify_version(str(bundle), [])
+    assert "--key" in refusal.value.fix
+    with opened(str(bundle)) as stored:
+        gates = verify(stored, trust([key]))
+    assert all(gate.holds for gate in gates)
+    assert {"causality_again", "signed_gates", "perplexity"} < {gate.name for gate in gates}
+    assert not key_path().exists(), "a verification makes no key"
+
+
+def test_a_stranger_needs_python_and_openssl_alone(bundle: Path) -> None:
+    version = unpacked(bundle)
+    script = str(REPOSITORY / "docs" / "verify_evidence.py")
+    command = [sys.executable, "-I", script, str(version), str(version / KEY_FILE)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "1 envelopes" in run.stdout
+    (version / "artifacts" / "model" / "config.json").write_text("{}", encoding="utf-8")
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode != 0
+    assert "config.json: signed" in run.stderr
+    code = Path(script).read_text(encoding="utf-8").split('"""')[2]
+    assert sum(bool(line.strip()) for line in code.split("\n")) <= 30
+
+
+def test_losses_are_computed_again_where_the_shards_are(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = unpacked(bundle)
+    proof = Proof.read(version, LM)
+    monkeypatch.chdir(tmp_path)
+    assert not _has_shards(proof)
+    root = read_manifest(make_tiny_shards())["root"]
+    proof = replace(proof, certificate={**proof.certificate, "shards_root": root})
+    assert _has_shards(proof)
+    artifacts = version / "artifacts"
+    _, losses = _lm_losses(artifacts, Workspace("sanguo"), proof.params.profile)
+    same = replace(proof, losses=losses)
+    assert _losses_gate(artifacts / "model", same).holds
+    other = replace(proof, losses=replace(losses, loss_nats=losses.loss_nats * 0.99))
+    assert not _losses_gate(artifacts / "model", other).holds
+    assert not _losses_gate(artifacts / "model", replace(proof, losses=None)).holds
+
+
+def test_what_is_no_version_is_refused(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "noise.tar").write_bytes(b"noise")
+    evil = tmp_path / "evil.tar"
+    with tarfile.open(evil, "w") as archive:
+        archive.add(store / "params.yaml", arcname="../params.yaml")
+    for target in (str(tmp_path / "noise.tar"), str(evil), str(tmp_path), "enigma-lm/99", "other"):
+        with pytest.raises(UserError, match="expected"):
+            verify_version(target, [])
+
+
+def test_a_key_is_made_once_for_its_owner_alone(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert own_key().public_key == own_key().public_key
+    path = key_path()
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    with pytest.raises(UserError, match="only its owner can read") as refusal:
+        own_key()
+    subprocess.run(refusal.value.fix.split("`")[1].split(), check=True)
+    assert own_key()
+    path.write_text("no key", encoding="utf-8")
+    with pytest.raises(UserError, match="expected a key on the curve"):
+        own_key()
+
+
+def test_a_stage_is_stated_with_its_materials_and_products(workspace: Path) -> None:
+    lock = {
+        "schema": "2.0",
+        "stages": {
+            "ingest": {"cmd": "a", "outs": [{"path": "data/raw", "md5": "1" * 32 + ".dir"}]},
+            "clean": {
+                "cmd": "b",
+                "deps": [{"path": "data/raw", "md5": "1" * 32 + ".dir"}],
+                "outs": [{"path": "report.json", "md5": "99914b932bd37a50b983c5e7c90ae93b"}],
+                "params": {"params.yaml": {"x": 1}},
+            },
+        },
+    }
+    (workspace / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
+    (workspace / "report.json").write_text("{}", encoding="utf-8")
+    links = stage_links(workspace / "dvc.lock", {"git_commit": "c"})
+    made, read = links["ingest"]["subject"], links["clean"]["predicate"]["materials"]
+    assert made == read == [{"name": "data/raw/", "digest": {"md5": "1" * 32}}]
+    [report] = links["clean"]["subject"]
+    assert set(report["digest"]) == {"md5", "sha256"}
+    assert links["clean"]["predicateType"] == LINK_KIND
+    assert links["clean"]["predicate"]["environment"]["parameters"] == {"params.yaml": {"x": 1}}
+
+
+def test_without_a_network_sigstore_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"0")
+    with pytest.raises(UserError, match="expected Sigstore to sign model") as refusal:
+        sign_with_sigstore(tmp_path / "model", tmp_path / "model.sigstore.json")
+    assert "signing.sigstore: false" in refusal.value.fix
