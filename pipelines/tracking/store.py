@@ -11,10 +11,12 @@ from filelock import FileLock
 
 from pipelines.base.errors import UserError
 from pipelines.base.locks import held_lock
+from pipelines.base.sqlite_urls import sqlite_path, sqlite_url
 from pipelines.tracking.uris import hide_password, shown_uri
 
 EXPERIMENT = "enigma"
-SQLITE_PREFIX = "sqlite:///"
+# The UI opens the experiment with its runs and charts, not with traces of a chat.
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 # A command for which a user is waiting gives up within seconds.
 COMMAND_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 LOCK_PATIENCE_S = 120
@@ -28,7 +30,7 @@ def tracking_uri() -> str:
     Returns:
         `MLFLOW_TRACKING_URI`, or a SQLite file `mlflow.db` in the working directory.
     """
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE_PREFIX}{Path.cwd() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(Path.cwd() / "mlflow.db")
 
 
 def tracking_directory() -> Path:
@@ -38,9 +40,8 @@ def tracking_directory() -> Path:
         The directory of a SQLite store; for a database or a server `ENIGMA_STORE_DIR`
         (a checkout points it at its repository), or the working directory.
     """
-    uri = tracking_uri()
-    if uri.startswith(SQLITE_PREFIX):
-        return Path(uri.removeprefix(SQLITE_PREFIX)).resolve().parent
+    if path := sqlite_path(tracking_uri()):
+        return path.resolve().parent
     return Path(os.environ.get("ENIGMA_STORE_DIR", "")).resolve()
 
 
@@ -92,10 +93,13 @@ def initialise_store() -> str:
             # A server decides where artifacts go.
             local = not uri.startswith(("http://", "https://"))
             artifacts = tracking_directory() / "mlartifacts"
-            return str(client.create_experiment(EXPERIMENT, artifacts.as_uri() if local else None))
+            location = artifacts.as_uri() if local else None
+            return str(client.create_experiment(EXPERIMENT, location, MODEL_TRAINING))
         if experiment.lifecycle_stage == "deleted":
             logger.warning("the experiment %s had been deleted; restoring it", EXPERIMENT)
             client.restore_experiment(experiment.experiment_id)
+        for name in MODEL_TRAINING.keys() - experiment.tags.keys():
+            client.set_experiment_tag(experiment.experiment_id, name, MODEL_TRAINING[name])
         return str(experiment.experiment_id)
 
 

@@ -24,6 +24,9 @@ FORMATS: dict[str, tuple[str, Reader]] = {
 }
 ENDINGS = ".parquet, .jsonl, .ndjson or .xml (the last three also with .gz, .bz2 or .zst)"
 
+# As `glob.escape` writes these three.
+ESCAPED = re.compile(r"\[([*?[])\]")
+
 
 def local_files(source: str) -> tuple[list[SourceFile], list[str]]:
     """Find the files of a path, folder or glob; folders are read with all below them.
@@ -54,7 +57,8 @@ def local_files(source: str) -> tuple[list[SourceFile], list[str]]:
         search = _Search(given.parent)
         search.files.add(given)
     else:
-        search = _Search(Path(*takewhile(lambda part: not has_magic(part), given.parts)))
+        fixed = takewhile(_is_fixed, given.parts)
+        search = _Search(Path(*(ESCAPED.sub(r"\1", part) for part in fixed)))
         for path in _matches(given, search.root):
             search.add(path)
     if not search.files:
@@ -72,12 +76,18 @@ def local_files(source: str) -> tuple[list[SourceFile], list[str]]:
 def _matches(pattern: Path, root: Path) -> list[Path]:
     """Match a glob; `root` is its fixed part."""
     try:
-        return sorted(root.glob(str(pattern.relative_to(root)))) if pattern != root else []
+        rest = pattern.parts[len(root.parts) :]
+        return sorted(root.glob(str(Path(*rest)))) if rest else []
     except (ValueError, NotImplementedError) as error:
         raise UserError(
             f"ingest.source: expected a path or a glob, got {str(pattern)!r} ({error})",
             "write a glob such as sources/*.jsonl or sources/**/*.jsonl",
         ) from error
+
+
+def _is_fixed(part: str) -> bool:
+    """Whether a part of a glob has no pattern, except what `glob.escape` has written."""
+    return not has_magic(ESCAPED.sub("", part))
 
 
 def _source_file(path: Path, root: Path) -> SourceFile:
