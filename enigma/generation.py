@@ -6,15 +6,30 @@ The command line, the server, the evaluation and the model as MLflow serves it a
 Shape legend: L tokens.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from enigma.language_model.word_pieces import join_word_pieces
 
+# The one schema of what a caller may ask for, whether by command line, HTTP or MLflow: the
+# smallest and the largest value of each setting.
+LIMITS: dict[str, tuple[float, float]] = {
+    "max_new_tokens": (1, 1024),
+    "temperature": (0.0, 10.0),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0.01, 1.0),
+    "repetition_penalty": (1.0, 10.0),
+    "seed": (0, 2**32 - 1),
+}
+# Logits divided by less than this are infinite or as good as the most likely token alone.
+MIN_TEMPERATURE = 0.01
+MAX_PROMPT_CHARACTERS = 4096
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; the names are those of transformers.
+    """How tokens are drawn; the names are those of transformers, the bounds are `LIMITS`.
 
     Args:
         max_new_tokens: Upper limit of added tokens; the end of a document ends the text earlier.
@@ -23,6 +38,9 @@ class Sampling:
         top_p: Sample from the smallest set of tokens with this probability.
         repetition_penalty: Divides the logits of tokens that already occurred; 1 for none.
         seed: Seed of the random numbers.
+
+    Raises:
+        ValueError: If a value is not a number within its bounds; the message names it.
     """
 
     max_new_tokens: int = 64
@@ -32,9 +50,45 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_setting(field.name, getattr(self, field.name))
+
     def for_turn(self, turn: int) -> "Sampling":
         """Return the same settings with a seed of its own for each turn."""
-        return replace(self, seed=self.seed + turn)
+        return replace(self, seed=(self.seed + turn) % (int(LIMITS["seed"][1]) + 1))
+
+
+def _check_setting(name: str, value: float) -> None:
+    low, high = LIMITS[name]
+    # A comparison with NaN is false, too.
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+    if isinstance(low, int) and (isinstance(value, bool) or value != math.floor(value)):
+        raise ValueError(f"{name}: expected a whole number, got {value}")
+    if name == "temperature" and 0 < value < MIN_TEMPERATURE:
+        raise ValueError(
+            f"temperature: expected 0, which always takes the most likely token, or "
+            f"{MIN_TEMPERATURE} to {high:g}, got {value}"
+        )
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse a prompt that is not text or too long.
+
+    Args:
+        prompt: As it came from a terminal, a file or a request.
+
+    Raises:
+        ValueError: If it has more than `MAX_PROMPT_CHARACTERS` characters, or bytes that were
+            not UTF-8 (Python keeps these as lone surrogates).
+    """
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise ValueError(
+            f"prompt: expected at most {MAX_PROMPT_CHARACTERS} characters, got {len(prompt)}"
+        )
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ValueError("prompt: expected text in UTF-8, got bytes in another encoding")
 
 
 def prompt_ids(model: Any, tokenizer: Any, prompt: str) -> list[int]:
@@ -66,9 +120,13 @@ def generate(
 
     Returns:
         The ids of the prompt as it was read, and of what was added.
+
+    Raises:
+        ValueError: If `check_prompt` refuses the prompt.
     """
     import torch  # noqa: PLC0415 - the command line reads `Sampling` without it
 
+    check_prompt(prompt)
     prompt_1L = torch.tensor([prompt_ids(model, tokenizer, prompt)], device=model.device)
     choice = {
         "do_sample": True,

@@ -3,10 +3,12 @@
     python -m flows.serve [--prefect-port 4200] [--mlflow-port 5000]
 
 Applies `prefect.yaml` and stays until Ctrl-C, TERM, or the end of one of the three. Each
-runs under the supervisor, so none of them outlives this process.
+runs under the supervisor, so none of them outlives this process. A store has one such server:
+a lock beside Prefect's database is held until the last of its processes has ended.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -19,10 +21,12 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import UUID
 
 import psutil
 
 from flows.running.checkout import tracking_store
+from flows.running.only_server import DATABASE, database_url, only_server
 from flows.running.record import MLFLOW_URL
 from flows.running.supervisor import read_lines, start_supervised, stop
 from pipelines.base.errors import UserError
@@ -32,6 +36,7 @@ HOST = "127.0.0.1"
 POOL = "enigma"
 START_TIMEOUT_S = 180.0
 POLL_S = 0.5
+LOOK_AGAIN_S = 30.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Flow runs of the worker first end their own stages and then report to the server; a third
 # of this is enough for a stage whose worker has died.
@@ -62,12 +67,17 @@ class Services:
 
     repository: Path
     environment: Mapping[str, str]
+    lock: int
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str, command: Sequence[str]) -> None:
         """Start a service; its output appears here under its name."""
         process = start_supervised(
-            command, cwd=self.repository, env=self.environment, grace_s=STOP_GRACE_S
+            command,
+            cwd=self.repository,
+            env=self.environment,
+            grace_s=STOP_GRACE_S,
+            keep_open=[self.lock],
         )
         self.running[name] = process
         threading.Thread(target=_show, args=(name, process), daemon=True).start()
@@ -147,37 +157,69 @@ def serve(repository: Path, ports: Ports) -> None:
         ports: The ports to listen on.
 
     Raises:
-        UserError: If this is not the top of the repository, if a port is in use (then
-            nothing is started), or if a service does not start or dies.
+        UserError: If this is not the top of a git repository, if another server of the store
+            runs or a port is in use (then nothing is started), or if a service does not start
+            or dies.
     """
     if not (repository / "prefect.yaml").is_file():
         raise UserError(
             f"expected prefect.yaml in {repository}, found no such file",
             "run the command from the top of the repository",
         )
-    check_port(ports.prefect, "the Prefect server", "--prefect-port")
-    check_port(ports.mlflow, "the MLflow UI", "--mlflow-port")
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.default_int_handler)
-    services = Services(repository, service_environment(repository, ports))
-    try:
-        start_all(services, ports)
-        _say(_welcome(ports))
-        while True:
-            services.check()
-            time.sleep(POLL_S)
-    except KeyboardInterrupt:
-        _say("stopping")
-    finally:
+    if not (repository / ".git").exists():
+        raise UserError(
+            f"expected a git repository in {repository}, found no .git (flows work in a checkout "
+            "of it, and record its commit)",
+            "clone the repository; or, for a copy without it: git init && git add . && "
+            "git commit -m 'first commit'",
+        )
+    environment = service_environment(repository, ports)
+    with only_server(environment[DATABASE], _say) as lock:
+        check_port(ports.prefect, "the Prefect server", "--prefect-port")
+        check_port(ports.mlflow, "the MLflow UI", "--mlflow-port")
         for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        services.stop_all()
-        _say("stopped")
+            signal.signal(number, signal.default_int_handler)
+        services = Services(repository, environment, lock)
+        try:
+            left = start_all(services, ports)
+            _say(_welcome(ports))
+            stay(services, ports, left)
+        except KeyboardInterrupt:
+            _say("stopping")
+        finally:
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            services.stop_all()
+            _say("stopped")
 
 
-def start_all(services: Services, ports: Ports) -> None:
-    """Start the three services, one after the other, and apply `prefect.yaml`."""
-    from flows.running.reconcile import pool_exists, reconcile
+def stay(services: Services, ports: Ports, left: set[UUID]) -> None:
+    """Watch the services until one ends.
+
+    Args:
+        services: The running processes.
+        ports: Where they listen.
+        left: Flow runs of an earlier worker that were still alive; their end is awaited.
+
+    Raises:
+        UserError: If a service has ended.
+    """
+    looked_s = time.monotonic()
+    while True:
+        services.check()
+        time.sleep(POLL_S)
+        if left and time.monotonic() - looked_s > LOOK_AGAIN_S:
+            looked_s = time.monotonic()
+            left = _reconcile(ports, only=left)
+
+
+def start_all(services: Services, ports: Ports) -> set[UUID]:
+    """Start the three services, one after the other, and apply `prefect.yaml`.
+
+    Returns:
+        The flow runs of an earlier worker that are still alive.
+    """
+    from flows.running.reconcile import pool_exists
 
     api = f"{ports.prefect_url}/api"
     python = [sys.executable, "-m"]
@@ -189,13 +231,30 @@ def start_all(services: Services, ports: Ports) -> None:
     services.start("mlflow", [*mlflow, *listen, str(ports.mlflow)])
     services.start("server", [*python, "prefect", "server", "start", *listen, str(ports.prefect)])
     services.wait_until(lambda: answers(f"{api}/health"), "the Prefect server")
-    for run in reconcile(api):
-        _say(f"flow run {run} was interrupted: it is marked as crashed now, start it again")
-    worker = ["worker", "start", "--pool", POOL, "--type", "process", "--name", POOL]
+    left = _reconcile(ports)
+    worker = ["worker", "start", "--pool", POOL, "--type", "process", "--name", worker_name()]
     services.start("worker", [*python, "prefect", *worker])
     services.wait_until(lambda: pool_exists(api, POOL), f"the work pool {POOL}")
     services.run([*python, "prefect", "--no-prompt", "deploy", "--all"])
     services.wait_until(lambda: answers(f"{ports.mlflow_url}/health"), "the MLflow UI")
+    return left
+
+
+def worker_name() -> str:
+    """Name the worker of this server, unlike that of another machine with the same database."""
+    return f"{POOL}-{socket.gethostname()}"
+
+
+def _reconcile(ports: Ports, only: set[UUID] | None = None) -> set[UUID]:
+    """Mark the flow runs that were interrupted; return those that are still alive."""
+    from flows.running.reconcile import reconcile
+
+    found = reconcile(f"{ports.prefect_url}/api", POOL, worker_name(), only)
+    for run in found.crashed:
+        _say(f"flow run {run} was interrupted: it is marked as crashed now, start it again")
+    if found.alive and only is None:
+        _say(f"{len(found.alive)} flow runs of another worker are alive, and go on")
+    return found.alive
 
 
 # The store is made under a lock, before several processes can try to make it.
@@ -214,6 +273,7 @@ def service_environment(repository: Path, ports: Ports) -> dict[str, str]:
         "PYTHONPATH": str(repository),
         "PYTHONUNBUFFERED": "1",
         "PREFECT_HOME": str(repository / ".prefect"),
+        DATABASE: database_url(os.environ, repository / ".prefect"),
         "PREFECT_API_URL": f"{ports.prefect_url}/api",
         "MLFLOW_TRACKING_URI": tracking_store(repository),
         # Not as an option: every user of the machine can read a command line and a password in it.
@@ -244,7 +304,7 @@ def check_port(port: int, service: str, option: str) -> None:
         except OSError as error:
             raise UserError(
                 f"port {port} of {HOST} is in use{_holder(port)}; {service} needs it ({error})",
-                f"stop that process (is another `make serve` running?), or choose another port: "
+                f"stop that process, or choose another port: "
                 f"`python -m flows.serve {option} {port + 1}`",
             ) from None
 
@@ -273,7 +333,10 @@ def answers(url: str) -> bool:
 
 def _show(name: str, process: subprocess.Popen[bytes]) -> None:
     for line in read_lines(process):
-        _say(f"[{name}] {line}")
+        # Nobody may be reading this any more (`make serve | head`). The service must not stop
+        # because its own output is read no further.
+        with contextlib.suppress(OSError, ValueError):
+            _say(f"[{name}] {line}")
 
 
 def _say(text: str) -> None:

@@ -213,6 +213,8 @@ class TrainParams(_Section):
     evaluate_every_steps: PositiveInt
     max_validation_sequences: PositiveInt
     early_stopping_patience: PositiveInt
+    # A rank that does not answer the others, or is stopped, for this long is restarted.
+    rank_timeout_s: PositiveInt
 
     @property
     def sequences_per_step(self) -> int:
@@ -239,7 +241,7 @@ class EvaluateParams(_Section):
     max_round_trip_error: PositiveFloat
     causality_length: Annotated[int, Field(ge=2)]
     max_repetition_rate: Probability
-    generated_tokens: PositiveInt
+    generated_tokens: Annotated[int, Field(ge=1, le=1024)]  # as `enigma.generation.LIMITS`
     prompts: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
 

@@ -9,6 +9,7 @@ complete checkpoint.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.base.artifacts import sha256_file, verify_manifest
@@ -27,6 +28,7 @@ from pipelines.runs.directory import (
     fingerprint,
 )
 from pipelines.runs.mlflow_run import open_run_log
+from pipelines.runs.training_slot import training_slot
 from pipelines.training.report import publish
 
 CAUSALITY_LENGTH = 16
@@ -50,7 +52,8 @@ def main() -> None:
         outcome = run.read_outcome()
         if outcome is None or outcome.status != "finished":
             check_causality(config)
-            outcome = launch(run, config, lock)
+            with training_slot(f"train of {workspace.profile}") as slot:
+                outcome = launch(run, config, [lock, slot])
         if outcome.status == "failed":
             raise UserError(outcome.problem, outcome.fix)
         if outcome.status == "stopped":
@@ -188,13 +191,13 @@ def check_causality(config: RunConfig) -> None:
     )
 
 
-def launch(run: RunDirectory, config: RunConfig, lock: int) -> Outcome:
+def launch(run: RunDirectory, config: RunConfig, locks: Sequence[int]) -> Outcome:
     """Run the ranks until they end; TERM and Ctrl-C make them save and stop.
 
     Args:
         run: The directory of the run.
         config: The configuration for the ranks.
-        lock: File descriptor that the ranks keep open: the run stays locked
+        locks: File descriptors that the ranks keep open: run and slot stay locked
             as long as one of them lives.
 
     Returns:
@@ -210,7 +213,7 @@ def launch(run: RunDirectory, config: RunConfig, lock: int) -> Outcome:
         logger.info(
             "on each of the %d other nodes: enigma join %s", config.nodes - 1, run.path.resolve()
         )
-    code = run_agent(run, config, pass_fds=[lock])
+    code = run_agent(run, config, pass_fds=locks)
     outcome = run.read_outcome()
     if outcome is None:
         open_run_log(run, config).finish("FAILED")

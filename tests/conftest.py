@@ -17,6 +17,7 @@ from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from pipelines.base.workspace import Workspace
 from pipelines.params import load_params
 from pipelines.runs.directory import Outcome, RunConfig, RunDirectory
+from pipelines.runs.training_slot import SLOT
 from pipelines.train import prepare
 from tests.support import REPOSITORY, TINY_RUN, WIKI_SAMPLE, change_params, make_tiny_shards
 
@@ -41,10 +42,13 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turn analytics off in every test."""
+def quiet_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Turn analytics off in every test, and take no part in the machine's training slot."""
     for name, value in QUIET_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv(SLOT, str(tmp_path_factory.getbasetemp() / "training.lock"))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape, has_magic
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from ruamel.yaml import YAML
 from pipelines.base.errors import UserError
 from pipelines.base.locks import held_lock
 from pipelines.base.run_stage import QUIET_ENVIRONMENT
+from pipelines.base.sqlite_urls import sqlite_path, sqlite_url
 from pipelines.params import (
     PARAMS_FILE,
     PROFILE_PATTERN,
@@ -31,7 +33,6 @@ from pipelines.params import (
     stays_in_the_workspace,
 )
 
-SQLITE = "sqlite:///"
 NULL_TAG = "tag:yaml.org,2002:null"
 NOT_A_PATH = ("packaged:", "hf:")
 SOURCES = "sources"
@@ -203,7 +204,9 @@ def absolute_source(source: str, repository: Path) -> str:
     """
     if source.startswith(NOT_A_PATH):
         return source
-    return os.path.normpath(repository / Path(source).expanduser())
+    # In a glob, a directory named "a?b" must not match others.
+    start = escape(str(repository)) if has_magic(source) else repository
+    return os.path.normpath(Path(start, Path(source).expanduser()))
 
 
 def tracking_store(repository: Path) -> str:
@@ -213,10 +216,9 @@ def tracking_store(repository: Path) -> str:
         `MLFLOW_TRACKING_URI`, or `mlflow.db` of the repository; a relative SQLite
         path starts at the repository.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    if uri.startswith(SQLITE):
-        return f"{SQLITE}{repository / uri.removeprefix(SQLITE)}"
-    return uri
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    path = sqlite_path(uri) if uri else Path("mlflow.db")
+    return sqlite_url(repository / path) if path else str(uri)
 
 
 def _snapshot(repository: Path) -> str:

@@ -7,7 +7,6 @@ stage that died.
 
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.running.checkout import Checkout, Settings, open_checkout
@@ -23,8 +21,6 @@ from flows.running.command import REFUSED, run_command, state_of
 from flows.running.progress import StageProgress
 from flows.running.promotion import Promotion, promote_models
 from flows.running.record import keep_record
-from flows.running.training_slot import STAGES as TRAINING_STAGES
-from flows.running.training_slot import training_slot
 from pipelines.base.errors import UserError
 
 RETRY_DELAY_S = 10.0
@@ -110,14 +106,9 @@ def run_stage(stage: str, profile: str, checkout: Checkout) -> State[Any]:
         `error: ...`. Only other failures are tried again.
     """
     progress = StageProgress(stage, profile)
-    with ExitStack() as stack:
-        keep_open = [checkout.lock]
-        if stage in TRAINING_STAGES:
-            who = f"{stage} of {profile} (flow run {flow_run.get_name() or 'local'})"
-            keep_open.append(stack.enter_context(training_slot(who, get_run_logger().info)))
-        ended = run_command(
-            repro_command(stage), checkout, on_line=progress.hear, keep_open=keep_open
-        )
+    ended = run_command(
+        repro_command(stage), checkout, on_line=progress.hear, keep_open=[checkout.lock]
+    )
     # Paths in the reason start at the checkout, which is not where the user is.
     where = checkout.path.relative_to(checkout.repository)
     return state_of(f"stage `{stage}` in {where}", ended)

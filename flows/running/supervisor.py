@@ -198,8 +198,9 @@ def _relay(output: int, target: int) -> None:
     must not meet a broken pipe.
     """
     while chunk := os.read(output, 65536):
-        # A pipe that is broken stays broken: every later chunk is dropped as well.
-        with contextlib.suppress(BrokenPipeError):
+        # A pipe that is broken stays broken: every later chunk is dropped as well. No other error
+        # may end this thread either, as the command would wait for a reader for ever.
+        with contextlib.suppress(OSError):
             while chunk:
                 chunk = chunk[os.write(target, chunk) :]
 

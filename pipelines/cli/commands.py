@@ -1,5 +1,6 @@
 """The table of the commands of `enigma`; each imports what it needs when it runs."""
 
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -43,21 +44,21 @@ TrustUnsigned = Annotated[
 Run = Annotated[
     Path | None, typer.Argument(help="Directory runs/<fingerprint>; by default the newest run.")
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of tokens to add.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Maximum number of tokens to add, 1 to 1024.")]
 Temperature = Annotated[
-    float, typer.Option(min=0.0, help="Divides the logits; 0 always takes the likeliest token.")
+    float,
+    typer.Option(help="Divides the logits, 0.01 to 10; 0 always takes the likeliest token."),
 ]
 TopK = Annotated[
-    int, typer.Option(min=0, help="Sample from this many of the likeliest tokens; 0 for all.")
+    int, typer.Option(help="Sample from this many of the likeliest tokens; 0 for all.")
 ]
 TopP = Annotated[
-    float,
-    typer.Option(min=0.01, max=1.0, help="Sample from the fewest tokens with this probability."),
+    float, typer.Option(help="Sample from the fewest tokens with this probability, 0.01 to 1.")
 ]
 Penalty = Annotated[
-    float, typer.Option(min=1.0, help="Divides the logits of tokens that occurred; 1 for none.")
+    float, typer.Option(help="Divides the logits of tokens that occurred, 1 (none) to 10.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same text; below 2^32.")]
 
 
 def main() -> None:
@@ -205,7 +206,8 @@ def generate(  # noqa: PLR0917 - options go by name
     from pipelines.cli.terminal import generate as generate_text
 
     generate_text(
-        prompt, Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
+        prompt,
+        _settings(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed),
     )
 
 
@@ -223,8 +225,8 @@ def chat(  # noqa: PLR0917 - options go by name
 
     from pipelines.cli.terminal import chat as take_turns
 
-    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
-    take_turns(sampling, sys.stdin, sys.stdout)
+    settings = _settings(max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed)
+    take_turns(settings, sys.stdin, sys.stdout)
 
 
 @app.command(rich_help_panel=USE)
@@ -336,6 +338,12 @@ def audit(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     raise typer.Exit(0 if clean else 1)
+
+
+def _settings(*values: float) -> dict[str, float]:
+    """Name the options by which tokens are drawn; `Sampling` checks their bounds."""
+    names = (field.name for field in fields(Sampling))
+    return dict(zip(names, values, strict=True))
 
 
 def _chosen(model: ModelName | None) -> list[str]:

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.base.errors import UserError
 from pipelines.runs.status import Gpu, RunStatus, newest_run, read_gpus, read_machine, read_status
 
 REFRESH_S = 2.0
@@ -35,11 +36,19 @@ def monitor(run: Path | None, runs: Path, *, once: bool) -> None:
     if once or not sys.stdout.isatty():
         console.print(view(read_status(run or newest_run(runs)), read_gpus(), read_machine()))
         return
+    read_status(run or newest_run(runs))
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            status = read_status(run or newest_run(runs))
-            live.update(view(status, read_gpus(), read_machine()), refresh=True)
+            live.update(_present(run, runs), refresh=True)
             time.sleep(REFRESH_S)
+
+
+def _present(run: Path | None, runs: Path) -> RenderableType:
+    """The present view; a file that cannot be read at this moment does not end the watch."""
+    try:
+        return view(read_status(run or newest_run(runs)), read_gpus(), read_machine())
+    except (UserError, OSError, ValueError) as error:
+        return Text(f"cannot be read now, trying again: {error}", style="yellow")
 
 
 def view(status: RunStatus, gpus: list[Gpu] | str, machine: str) -> Panel:

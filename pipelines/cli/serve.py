@@ -3,48 +3,66 @@
     curl -s 127.0.0.1:8000/generate -d '{"prompt": "却说曹操"}' -H 'content-type: application/json'
 
 After a promotion or rollback the new champion is loaded beside the old one within seconds,
-and takes over between two requests, so none is lost.
+and takes over between two requests, so none is lost. `/health` says which version answers and
+which one should, `/ready` whether another request would be taken, `/metrics` is for Prometheus.
 """
 
+import asyncio
 import logging
 import socket
-import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from enigma.generation import Sampling, continue_text
+from enigma.generation import LIMITS, MAX_PROMPT_CHARACTERS, Sampling
 from pipelines.base.errors import UserError
+from pipelines.cli.answering import BusyError, LeftError, Server
+from pipelines.cli.service_metrics import CONTENT_TYPE
 from pipelines.registry.names import LM
-from pipelines.registry.versions import Champion, champion_version, load_champion
 
 HOST = "127.0.0.1"
-POLL_INTERVAL_S = 2.0
-MAX_PROMPT_CHARACTERS = 4096
+# A text that takes longer is ended when the server is asked to stop.
+SHUTDOWN_GRACE_S = 5
+LEFT = 499
 
 logger = logging.getLogger(__name__)
 
 
+def _within(name: str, **more: Any) -> Any:
+    low, high = LIMITS[name]
+    return Field(ge=low, le=high, **more)
+
+
 class GenerateRequest(BaseModel):
-    """A request; its options are those of `enigma generate`."""
+    """A request; its options and their bounds are those of `enigma generate`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
-    max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = Sampling.max_new_tokens
-    temperature: Annotated[float, Field(ge=0.0, le=10.0, strict=False)] = Sampling.temperature
-    top_k: Annotated[int, Field(ge=0)] = Sampling.top_k
-    top_p: Annotated[float, Field(gt=0.0, le=1.0, strict=False)] = Sampling.top_p
-    repetition_penalty: Annotated[float, Field(ge=1.0, le=10.0, strict=False)] = (
+    max_new_tokens: Annotated[int, _within("max_new_tokens")] = Sampling.max_new_tokens
+    temperature: Annotated[float, _within("temperature", strict=False)] = Sampling.temperature
+    top_k: Annotated[int, _within("top_k")] = Sampling.top_k
+    top_p: Annotated[float, _within("top_p", strict=False)] = Sampling.top_p
+    repetition_penalty: Annotated[float, _within("repetition_penalty", strict=False)] = (
         Sampling.repetition_penalty
     )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Sampling.seed
+    seed: Annotated[int, _within("seed")] = Sampling.seed
+
+    @model_validator(mode="after")
+    def _can_be_sampled(self) -> "GenerateRequest":
+        self.sampling()
+        return self
+
+    def sampling(self) -> Sampling:
+        """Return how tokens are drawn."""
+        return Sampling(**self.model_dump(exclude={"prompt"}))
 
 
 class GenerateReply(BaseModel):
@@ -53,51 +71,6 @@ class GenerateReply(BaseModel):
     text: str
     model: str
     version: str
-
-
-class Server:
-    """Holds the champion and follows its alias."""
-
-    def __init__(self) -> None:
-        self._champion = load_champion()
-        # Sampling uses torch's global generator, so requests take turns.
-        self._turn = threading.Lock()
-        self._stop = threading.Event()
-        self._follower = threading.Thread(target=self._follow, name="follow-alias", daemon=True)
-
-    @property
-    def champion(self) -> Champion:
-        """The champion that answers now."""
-        return self._champion
-
-    def start(self) -> None:
-        """Start to follow the alias."""
-        self._follower.start()
-
-    def stop(self) -> None:
-        """Stop following."""
-        self._stop.set()
-        self._follower.join()
-
-    def answer(self, request: GenerateRequest) -> GenerateReply:
-        """Continue a prompt."""
-        sampling = Sampling(**request.model_dump(exclude={"prompt"}))
-        with self._turn:
-            champion = self._champion
-            added = continue_text(champion.model, champion.tokenizer, request.prompt, sampling)
-        return GenerateReply(text=request.prompt + added, model=LM, version=champion.version)
-
-    def _follow(self) -> None:
-        while not self._stop.wait(POLL_INTERVAL_S):
-            try:
-                version = champion_version()
-                if version != self._champion.version:
-                    self._champion = load_champion(version)
-                    logger.info("%s version %s answers from now on", LM, version)
-            except UserError as error:
-                logger.warning(
-                    "version %s keeps answering: %s", self._champion.version, error.problem
-                )
 
 
 def build_app(server: Server) -> FastAPI:
@@ -112,21 +85,70 @@ def build_app(server: Server) -> FastAPI:
     app = FastAPI(title="Enigma", lifespan=lifespan)
     # A web page must not reach a local server under the page's own name (DNS rebinding).
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    # Coroutines: they need no thread of the pool, and answer while a text is generated.
+    _add_status(app, server)
 
-    @app.get("/health")
-    def health() -> dict[str, str]:
-        return {"model": LM, "version": server.champion.version}
-
-    # Not a coroutine: it runs in a thread, so the server keeps accepting requests.
-    @app.post("/generate")
-    def answer(request: GenerateRequest) -> GenerateReply:
-        return server.answer(request)
+    @app.post("/generate", response_model=GenerateReply)
+    async def answer(body: GenerateRequest, request: Request) -> Response:
+        began_s = time.monotonic()
+        response = await _answer(server, body, request)
+        server.metrics.answered(response.status_code, time.monotonic() - began_s)
+        return response
 
     @app.exception_handler(RequestValidationError)
-    def refuse(_request: Request, error: RequestValidationError) -> JSONResponse:
+    async def refuse(_request: Request, error: RequestValidationError) -> JSONResponse:
         return JSONResponse({"error": explain(error)}, status_code=422)
 
     return app
+
+
+async def _answer(server: Server, body: GenerateRequest, request: Request) -> Response:
+    try:
+        text, version = await server.answer(body.prompt, body.sampling(), request.is_disconnected)
+    except BusyError as error:
+        return _later("too many requests wait already", error.retry_after_s)
+    except LeftError:
+        # Nobody reads this; the status is for the metrics.
+        return Response(status_code=LEFT)
+    except asyncio.CancelledError:
+        return _later("the server is stopping", 1)
+    reply = GenerateReply(text=text, model=LM, version=version)
+    return JSONResponse(reply.model_dump())
+
+
+def _later(why: str, retry_after_s: int) -> JSONResponse:
+    headers = {"Retry-After": str(retry_after_s)}
+    return JSONResponse({"error": why}, status_code=503, headers=headers)
+
+
+def _add_status(app: FastAPI, server: Server) -> None:
+    """Add what monitoring reads."""
+
+    @app.api_route("/health", methods=["GET", "HEAD"])
+    async def health() -> dict[str, str]:
+        said = {
+            "status": "degraded" if server.degraded else "ok",
+            "model": LM,
+            "version": server.champion.version,
+            "wanted": server.wanted,
+        }
+        return said if server.problem is None else {**said, "problem": server.problem}
+
+    @app.api_route("/ready", methods=["GET", "HEAD"])
+    async def ready() -> Response:
+        if server.is_full:
+            return _later("too many requests wait already", server.retry_after_s)
+        return JSONResponse({"status": "ready"})
+
+    @app.api_route("/metrics", methods=["GET", "HEAD"])
+    async def metrics() -> Response:
+        page = server.metrics.page(
+            queue_length=server.queue_length,
+            served=server.champion.version,
+            wanted=server.wanted,
+            degraded=server.degraded,
+        )
+        return Response(page, media_type=CONTENT_TYPE)
 
 
 def explain(error: RequestValidationError) -> str:
@@ -164,5 +186,10 @@ def serve(port: int) -> None:
         listener.listen()
         address = f"http://{HOST}:{listener.getsockname()[1]}"
         logger.info("%s version %s on %s/generate", LM, server.champion.version, address)
-        config = uvicorn.Config(build_app(server), log_level="warning", access_log=False)
+        config = uvicorn.Config(
+            build_app(server),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
+        )
         uvicorn.Server(config).run(sockets=[listener])

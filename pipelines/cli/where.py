@@ -1,5 +1,6 @@
 """`enigma where`: the places of runs, reports and plots, and the registered versions."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ def show_places(names: Sequence[str]) -> None:
     workspace = Workspace(load_params().name)
     uri = shown_uri(tracking_uri())
     console = Console(soft_wrap=True, highlight=False)
-    view = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri} -h 127.0.0.1"
+    view = (
+        uri
+        if uri.startswith("http")
+        else f"mlflow ui --backend-store-uri {shlex.quote(uri)} -h 127.0.0.1"
+    )
     docs = workspace.report("validate")
     lines = {
         "MLflow": view,

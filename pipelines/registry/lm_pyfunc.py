@@ -36,6 +36,9 @@ class LanguageModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # untyped
 
         Returns:
             Column `text`, with the index of the input.
+
+        Raises:
+            ValueError: If a prompt or a setting is out of bounds, as for `enigma generate`.
         """
         del context
         sampling = Sampling(**(params or {}))

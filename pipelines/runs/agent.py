@@ -9,20 +9,28 @@ one needs to know how many there are and where they meet:
 and every other machine joins: `enigma join runs/<fingerprint>`.
 """
 
+import contextlib
+import logging
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pipelines.base.errors import UserError
 from pipelines.runs.directory import RunConfig, RunDirectory
 
 MAX_RESTARTS = 2
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOK_INTERVAL_S = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 def nodes_asked_for(ranks: int) -> tuple[int, str]:
@@ -113,7 +121,44 @@ def run_agent(run: RunDirectory, config: RunConfig, pass_fds: Sequence[int] = ()
         pass_fds=pass_fds,
     )
     with _forwarded_signals(run, process):
-        return process.wait()
+        return wait_for_ranks(process, config.train.rank_timeout_s)
+
+
+def wait_for_ranks(process: subprocess.Popen[bytes], timeout_s: float) -> int:
+    """Wait for torchrun; kill ranks that someone has stopped and that stay so for too long.
+
+    The others would notice a stopped rank, but there may be no others. torchrun restarts the
+    group after a kill.
+
+    Args:
+        process: torchrun.
+        timeout_s: How long a process below it may be stopped.
+
+    Returns:
+        The exit code of torchrun.
+    """
+    stopped_since_s: dict[psutil.Process, float] = {}
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(min(LOOK_INTERVAL_S, timeout_s))
+        now_s = time.monotonic()
+        stopped = _stopped_below(process.pid)
+        stopped_since_s = {one: stopped_since_s.get(one, now_s) for one in stopped}
+        for one, since_s in stopped_since_s.items():
+            if now_s - since_s >= timeout_s:
+                logger.warning("rank process %d was stopped for %.0f s", one.pid, now_s - since_s)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+
+
+def _stopped_below(process_id: int) -> set[psutil.Process]:
+    found = set()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(process_id).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() == psutil.STATUS_STOPPED:
+                    found.add(process)
+    return found
 
 
 def _rendezvous_options(config: RunConfig) -> list[str]:

@@ -11,23 +11,20 @@ the same directory and resume; other inputs start a new run.
     device.json     what rank 0 trains on: device, versions of torch and CUDA
     outcome.json    how the ranks ended, written by rank 0
     stop            its presence asks the ranks to save and end
-    lock            held by the launcher; its text is the launcher's process id
+    lock            held by the launcher; its text names the launcher's process
 """
 
 import hashlib
 import json
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from pipelines.base.artifacts import read_json, write_json
 from pipelines.base.errors import UserError
-from pipelines.base.locks import held_lock
+from pipelines.base.locks import Holder, held_lock, read_holder
 from pipelines.params import ModelParams, TrainParams
 from pipelines.tracking.metrics_file import MetricsFile
 
@@ -147,23 +144,18 @@ class RunDirectory:
         with held_lock(self.path / "lock", refuse) as descriptor:
             yield descriptor
 
-    def launcher_is_alive(self) -> bool:
-        """Whether the process that holds the lock is still running.
+    def launcher(self) -> Holder | None:
+        """The process that holds the lock, or held it last; None if it cannot be read."""
+        return read_holder(self.path / "lock")
+
+    def launcher_is_gone(self) -> bool:
+        """Whether the process that took the lock has ended.
 
         Returns:
-            Also True for a launcher on another node: that node's ranks watch it.
+            False also for a launcher on another node: that node's ranks watch it.
         """
-        path = self.path / "lock"
-        process_id, host = path.read_text(encoding="utf-8").split()
-        if host != socket.gethostname():
-            return True
-        try:
-            launcher = psutil.Process(int(process_id))
-            # A process that began after the lock was taken merely reuses its number.
-            began_first = launcher.create_time() <= path.stat().st_mtime + 1
-            return began_first and launcher.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        launcher = self.launcher()
+        return launcher is not None and launcher.state() == "dead"
 
     def ask_to_stop(self) -> None:
         """Ask the ranks to save a checkpoint and end."""
@@ -176,7 +168,7 @@ class RunDirectory:
 
     def stop_is_asked(self) -> bool:
         """Whether the ranks are asked to save and end."""
-        return (self.path / "stop").exists() or not self.launcher_is_alive()
+        return (self.path / "stop").exists() or self.launcher_is_gone()
 
     def write_outcome(self, outcome: Outcome) -> None:
         """Write `outcome.json`."""
@@ -220,12 +212,13 @@ def fingerprint(
     Returns:
         64 hexadecimal digits.
     """
-    division = {"ranks", "batch_size", "gradient_accumulation_steps"}
+    # The time-out decides no weight.
+    without = {"ranks", "batch_size", "gradient_accumulation_steps", "rank_timeout_s"}
     facts = {
         "shards_root": shards_root,
         "ngrams_root": ngrams_root,
         "model": model.model_dump(mode="json"),
-        "train": train.model_dump(mode="json", exclude=division),
+        "train": train.model_dump(mode="json", exclude=without),
         "sequences_per_step": train.sequences_per_step,
         "code": code,
     }

@@ -4,6 +4,7 @@ Nothing here talks to the ranks: a run can be read on a machine without MLflow, 
 any user, and long after it ended.
 """
 
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,13 @@ def _state(run: RunDirectory) -> str:
     if outcome is not None:
         why = f": {outcome.problem}" if outcome.problem else ""
         return f"{outcome.status} at step {outcome.step}{why}"
-    return "running" if run.launcher_is_alive() else "stopped: its launcher was killed"
+    launcher = run.launcher()
+    if launcher is None:
+        return "unknown: its lock cannot be read by this user"
+    state = launcher.state()
+    if state == "elsewhere" and launcher.host == socket.gethostname():
+        return "stopped: the machine was restarted"
+    return "stopped: its launcher was killed" if state == "dead" else "running"
 
 
 def _last_written(path: Path) -> float:

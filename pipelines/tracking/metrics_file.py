@@ -50,8 +50,9 @@ class MetricsFile:
             stream.write(line)
 
     def read(self) -> list[dict[str, float]]:
-        """All records; an empty list before the first."""
-        return [json.loads(line) for line in self._content().splitlines()]
+        """All records; an empty list before the first. A line that is being written is none."""
+        content = self._content()
+        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
     def rewrite(self, records: Iterable[Mapping[str, float]]) -> None:
         """Replace all records; sending starts again at the first."""

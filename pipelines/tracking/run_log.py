@@ -21,7 +21,7 @@ from typing import Any
 
 from pipelines.tracking.git import GitState
 from pipelines.tracking.metrics_file import TIME, MetricsFile
-from pipelines.tracking.store import initialise_store, store_errors, tracking_uri
+from pipelines.tracking.store import initialise_store, tracking_uri
 from pipelines.tracking.uris import hide_password, shown_uri
 
 FLUSH_INTERVAL_S = 2.0
@@ -199,7 +199,7 @@ class RunLog:
                 self._send_files()
                 if final_status is not None:
                     self._client.set_terminated(self._run_id, final_status)
-            except store_errors() as error:
+            except Exception as error:  # noqa: BLE001 - a log must not end: it is sent again later
                 if not self._away:
                     logger.warning(
                         "MLflow at %s is unreachable, retrying in the background: %s",

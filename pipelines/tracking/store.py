@@ -2,22 +2,23 @@
 
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from filelock import FileLock
 
 from pipelines.base.errors import UserError
 from pipelines.base.locks import held_lock
+from pipelines.base.sqlite_urls import sqlite_path, sqlite_url
 from pipelines.tracking.uris import hide_password, shown_uri
 
 EXPERIMENT = "enigma"
-SQLITE_PREFIX = "sqlite:///"
+# The UI opens the experiment with its runs and charts, not with traces of a chat.
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 ARTIFACTS = "mlartifacts"
 # A command for which a user is waiting gives up within seconds.
 COMMAND_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
@@ -32,17 +33,13 @@ def tracking_uri() -> str:
     Returns:
         `MLFLOW_TRACKING_URI`, or a SQLite file `mlflow.db` in the working directory.
     """
-    path = str(Path.cwd() / "mlflow.db")
-    # No more is escaped than SQLAlchemy needs: MLflow makes directories of the escaped name.
-    escaped = re.sub("[%?#]", lambda found: quote(found[0]), path)
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE_PREFIX}{escaped}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(Path.cwd() / "mlflow.db")
 
 
 def database_file(uri: str) -> Path | None:
     """Return the file of a SQLite store; None for another one."""
-    if not uri.startswith(SQLITE_PREFIX):
-        return None
-    return Path(unquote(uri.removeprefix(SQLITE_PREFIX).split("?")[0])).resolve()
+    path = sqlite_path(uri)
+    return None if path is None else path.resolve()
 
 
 def tracking_directory() -> Path:
@@ -106,10 +103,13 @@ def initialise_store() -> str:
             # A server decides where artifacts go.
             local = not uri.startswith(("http://", "https://"))
             artifacts = tracking_directory() / ARTIFACTS
-            return str(client.create_experiment(EXPERIMENT, artifacts.as_uri() if local else None))
+            location = artifacts.as_uri() if local else None
+            return str(client.create_experiment(EXPERIMENT, location, MODEL_TRAINING))
         if experiment.lifecycle_stage == "deleted":
             logger.warning("the experiment %s had been deleted; restoring it", EXPERIMENT)
             client.restore_experiment(experiment.experiment_id)
+        for name in MODEL_TRAINING.keys() - experiment.tags.keys():
+            client.set_experiment_tag(experiment.experiment_id, name, MODEL_TRAINING[name])
         return str(experiment.experiment_id)
 
 

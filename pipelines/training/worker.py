@@ -159,6 +159,7 @@ def trainer_arguments(
         ddp_find_unused_parameters=False,
         # The buffers are constants, the same on every rank.
         ddp_broadcast_buffers=False,
+        ddp_timeout=recipe.rank_timeout_s,
         seed=recipe.seed,
         logging_steps=recipe.log_every_steps,
         logging_nan_inf_filter=False,

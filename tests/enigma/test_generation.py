@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from enigma.configuration_enigma import EnigmaConfig
-from enigma.generation import Sampling, continue_text, generate, prompt_ids
+from enigma.generation import (
+    LIMITS,
+    MAX_PROMPT_CHARACTERS,
+    Sampling,
+    continue_text,
+    generate,
+    prompt_ids,
+)
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.data.text.vocabulary import load_tokenizer
 
@@ -51,3 +58,41 @@ def test_a_latin_word_after_a_latin_word_is_separated(model, tokenizer, monkeypa
     )
     assert continue_text(model, tokenizer, "hello", Sampling()) == " world月"
     assert generate(model, tokenizer, "hello", Sampling())[-2:] == added
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 0), ("max_new_tokens", 1025), ("max_new_tokens", 1.5),
+        ("temperature", -1.0), ("temperature", 1e-300), ("temperature", float("nan")),
+        ("temperature", float("inf")), ("top_k", -1), ("top_k", True), ("top_p", 0.0),
+        ("top_p", 1.1), ("repetition_penalty", 0.5), ("seed", -1), ("seed", 10**20),
+    ],
+)  # fmt: skip
+def test_a_setting_out_of_bounds_is_named(name, value) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_every_bound_can_be_sampled_with(model, tokenizer, end) -> None:
+    settings = {name: bounds[end] for name, bounds in LIMITS.items()} | {"max_new_tokens": 2}
+    assert continue_text(model, tokenizer, "却说", Sampling(**settings))
+    assert continue_text(model, tokenizer, "却说", Sampling(2, temperature=0.01))
+
+
+def test_turns_of_the_largest_seed_have_seeds() -> None:
+    last = Sampling(seed=int(LIMITS["seed"][1]))
+    assert [last.for_turn(turn).seed for turn in (0, 1, 2)] == [last.seed, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        (b"\xb2\xdc\xb2\xd9".decode(errors="surrogateescape"), "UTF-8"),
+        ("曹" * (MAX_PROMPT_CHARACTERS + 1), "at most 4096"),
+    ],
+)
+def test_a_prompt_that_is_no_text_is_refused(model, tokenizer, prompt, expected) -> None:
+    with pytest.raises(ValueError, match=f"prompt: expected .*{expected}"):
+        continue_text(model, tokenizer, prompt, Sampling(1))

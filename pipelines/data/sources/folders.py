@@ -24,6 +24,9 @@ FORMATS: dict[str, tuple[str, Reader]] = {
 }
 ENDINGS = ".parquet, .jsonl, .ndjson or .xml (the last three also with .gz, .bz2 or .zst)"
 
+# As `glob.escape` writes these three.
+ESCAPED = re.compile(r"\[([*?[])\]")
+
 
 def local_files(source: str, setting: str) -> tuple[list[SourceFile], list[str]]:
     """Find the files of a path, folder or glob; folders are read with all below them.
@@ -55,9 +58,9 @@ def local_files(source: str, setting: str) -> tuple[list[SourceFile], list[str]]
         search = _Search(given.parent, setting)
         search.files.add(given)
     else:
-        root = Path(*takewhile(lambda part: not has_magic(part), given.parts))
-        search = _Search(root, setting)
-        for path in _matches(given, root, setting):
+        fixed = takewhile(_is_fixed, given.parts)
+        search = _Search(Path(*(ESCAPED.sub(r"\1", part) for part in fixed)), setting)
+        for path in _matches(given, search.root, setting):
             search.add(path)
     if not search.files:
         ignored = f" (not read: {', '.join(sorted(search.ignored))})" if search.ignored else ""
@@ -74,12 +77,18 @@ def local_files(source: str, setting: str) -> tuple[list[SourceFile], list[str]]
 def _matches(pattern: Path, root: Path, setting: str) -> list[Path]:
     """Match a glob; `root` is its fixed part."""
     try:
-        return sorted(root.glob(str(pattern.relative_to(root)))) if pattern != root else []
+        rest = pattern.parts[len(root.parts) :]
+        return sorted(root.glob(str(Path(*rest)))) if rest else []
     except (ValueError, NotImplementedError) as error:
         raise UserError(
             f"{setting}: expected a path or a glob, got {str(pattern)!r} ({error})",
             "write a glob such as sources/*.jsonl or sources/**/*.jsonl",
         ) from error
+
+
+def _is_fixed(part: str) -> bool:
+    """Whether a part of a glob has no pattern, except what `glob.escape` has written."""
+    return not has_magic(ESCAPED.sub("", part))
 
 
 def _source_file(path: Path, root: Path) -> SourceFile:

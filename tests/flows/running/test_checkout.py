@@ -1,6 +1,7 @@
 """The checkout of a flow run, in a small real repository."""
 
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from flows.running.checkout import Settings, absolute_source, open_checkout, tracking_store
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import QUIET_ENVIRONMENT
+from pipelines.base.sqlite_urls import sqlite_path
 from pipelines.params import load_params
 from tests.support import REPOSITORY
 
@@ -82,16 +84,18 @@ def test_only_what_was_asked_for_is_overridden() -> None:
         ("packaged:sanguo", "packaged:sanguo"),
         ("hf:owner/name/config", "hf:owner/name/config"),
         ("/data/甲.parquet", "/data/甲.parquet"),
-        ("data/*.parquet", "/home/repository/data/*.parquet"),
+        ("data/*.parquet", "/home/repo[[]s]itory/data/*.parquet"),
+        ("data", "/home/repo[s]itory/data"),
     ],
 )
 def test_relative_sources_start_at_the_repository(source: str, expected: str) -> None:
-    assert absolute_source(source, Path("/home/repository")) == expected
+    assert absolute_source(source, Path("/home/repo[s]itory")) == expected
 
 
 def test_the_tracking_store_is_the_repositorys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking_store(Path("/r")) == "sqlite:////r/mlflow.db"
+    assert sqlite_path(tracking_store(Path("/a?b%41"))) == Path("/a?b%41/mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert tracking_store(Path("/r")) == "http://127.0.0.1:5000"
 
@@ -212,3 +216,26 @@ def test_texts_that_git_does_not_know_are_in_the_checkout(repository: Path) -> N
     text.unlink()
     with open_checkout(repository, settings, lambda _: None):
         assert not link.is_symlink()
+
+
+def test_the_documented_gc_keeps_what_flow_runs_made(repository: Path) -> None:
+    """`dvc gc --workspace` alone removes it: all checkouts share one cache."""
+    stage = "stages: {copy: {cmd: cp stage.py made, deps: [stage.py], outs: [made]}}\n"
+    (repository / "dvc.yaml").write_text(stage)
+    git(repository, "add", "dvc.yaml")
+    git(repository, "commit", "--quiet", "--message", "graph")
+    with open_checkout(repository, Settings(profile="sanguo"), print) as checkout:
+        checkout.run("dvc", "repro", "--quiet")
+        checkout.run("dvc", "exp", "save", "--name", "kept")
+    cache = repository / ".dvc" / "cache" / "files"
+    kept = {path for path in cache.rglob("*") if path.is_file()}
+    assert kept
+    text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    [documented] = re.findall(r"`(dvc gc [^`]+/)`", text)
+    [made] = re.findall(r"\t(dvc gc .+) \$\(wildcard", (REPOSITORY / "Makefile").read_text())
+    assert documented == f"{made} .enigma/worktrees/*/"
+    worktrees = [str(path) for path in (repository / ".enigma" / "worktrees").glob("*/")]
+    for safe in ([*made.split(), *worktrees], ["dvc", "gc", "--workspace"]):
+        assert {path for path in cache.rglob("*") if path.is_file()} == kept
+        subprocess.run([*safe, "--quiet", "--force"], cwd=repository, check=True)
+    assert {path for path in cache.rglob("*") if path.is_file()} < kept, "it can fail"

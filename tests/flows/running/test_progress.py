@@ -1,6 +1,7 @@
 """A stage's progress becomes one artifact, updated no more often than people can read."""
 
 import pytest
+from httpx import ConnectError
 
 from flows.running import progress
 from flows.running.progress import StageProgress
@@ -32,9 +33,23 @@ def test_progress_is_sent_at_intervals_and_at_the_end(
     stage.hear("step 10/80: loss 5.2")
     stage.hear("step 11/80: loss 5.2")
     now_s += progress.INTERVAL_S
-    stage.hear("flow:  50%|#####     |")
+    stage.hear("12:00:10 INFO x: flow: 50% (5/10 steps) in 3 s")
     stage.hear("step 80/80: loss 5.0")
     assert sent == [("progress-train-flow-wiki-zh", 12.5), ("", 50.0), ("", 100.0)]
+
+
+def test_a_server_that_is_away_does_not_end_the_stage(
+    sent: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectError("refused")
+
+    stage = StageProgress("train", "sanguo")
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "create_progress_artifact", refuse)
+        stage.hear("step 80/80: loss 5.2")
+    stage.hear("step 80/80: loss 5.2")
+    assert sent == [("progress-train-sanguo", 100.0)]
 
 
 @pytest.mark.parametrize("line", ["step 0/0", "no progress", "%|"])

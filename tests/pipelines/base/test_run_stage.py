@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pipelines.base.errors import UserError
-from pipelines.base.run_stage import QUIET_ENVIRONMENT, progress, run_stage
+from pipelines.base.run_stage import QUIET_ENVIRONMENT, run_stage
 
 
 @pytest.fixture(autouse=True)
@@ -57,5 +58,57 @@ def test_analytics_are_off_unless_the_user_turned_them_on(monkeypatch: pytest.Mo
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
-def test_progress_gives_every_item() -> None:
-    assert list(progress(iter("abc"), total=3, unit="letter", label="test")) == ["a", "b", "c"]
+def test_progress_is_one_line_per_record_where_there_is_no_terminal() -> None:
+    script = (
+        "from pipelines.base.run_stage import progress, run_stage\n"
+        "def main():\n"
+        "    shown = progress(iter('abcd'), total=4, unit='letter', label='test', interval_s=0)\n"
+        "    assert list(shown) == ['a', 'b', 'c', 'd']\n"
+        "    list(progress('ab', total=None, unit='letter', label='open'))\n"
+        "run_stage(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert b"\r" not in done.stderr
+    lines = [line.partition(": ")[2] for line in done.stderr.decode().splitlines()]
+    assert lines[0] == "test: 25% (1/4 letters) in 0 s"
+    assert lines[-1] == "open: 2 letters in 0 s"
+
+
+# What a command does with streams that are closed, and in a locale without the characters.
+STREAMS = """
+import os, sys
+from pipelines.base.run_stage import run_stage
+def main():
+    with open(sys.argv[1], "w") as stream:
+        assert stream.fileno() > 2, "a file took the number of a stream"
+        stream.write(sys.stdin.read())
+    print("曹操")
+    sys.stderr.write("玄德")
+run_stage(main)
+"""
+
+
+@pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_an_empty_one(tmp_path: Path, redirection: str) -> None:
+    command = f'"$0" -c "$1" "$2" {redirection}'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, STREAMS, tmp_path / "file"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").read_text() == ""
+    if ">&-" not in redirection.split():
+        assert done.stdout == b"\\u66f9\\u64cd\n"
+
+
+def test_bytes_of_another_encoding_are_no_argument(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["enigma", "曹操", os.fsdecode(b"\xb2\xdc")])
+    with pytest.raises(SystemExit) as ended:
+        run_stage(lambda: None)
+    assert ended.value.code == 1
+    assert "argument 2: expected text in UTF-8" in capsys.readouterr().err

@@ -7,6 +7,7 @@ which saves seconds of imports.
 
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ import pytest
 from pipelines.cli.commands import main
 
 pytestmark = pytest.mark.slow
+
+GBK = os.fsdecode("曹操".encode("gbk"))
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,28 @@ def test_chat_takes_turns_until_a_blank_line(store: Path, enigma: Any) -> None:
     run = enigma("chat", "--max-new-tokens", "3", stdin="却说曹操\n玄德曰\n\n不会读到\n")
     assert run.returncode == 0, run.stderr
     assert len(run.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "expected"),
+    [
+        (["generate", GBK], "", "argument 2: expected text in UTF-8"),
+        (["rollback", "--model", "enigma-lm", "--reason", GBK], "", "argument 5: expected text"),
+        (["chat"], f"{GBK}\n", "prompt: expected text in UTF-8"),
+        (["generate", "曹", "--seed", f"{10**20}"], "", "seed: expected 0 to 4294967295"),
+        (["chat", "--temperature", "1e-300"], "", "temperature: expected 0, which always"),
+        (["generate", "曹", "--temperature", "nan"], "", "temperature: expected 0.0 to 10.0"),
+        (["generate", "曹", "--top-p", "0"], "", "top_p: expected 0.01 to 1.0"),
+        (["generate", "曹" * 5000], "", "prompt: expected at most 4096 characters"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused_with_its_bounds(
+    store: Path, enigma: Any, arguments: list[str], stdin: str, expected: str
+) -> None:
+    run = enigma(*arguments, stdin=stdin)
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"error: {expected}")
+    assert "to fix this:" in run.stderr
 
 
 def test_where_lists_versions_and_aliases(store: Path, enigma: Any) -> None:

@@ -9,22 +9,27 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.registry.names import LM
+from pipelines.cli.answering import MAX_WAITING
+from pipelines.registry.names import CHAMPION, LM
 from pipelines.registry.promote import promote
+from pipelines.tracking.store import connect
 from tests.finished import copy_project
 
 pytestmark = pytest.mark.slow
 
 HOST = "127.0.0.1"
+JSON = {"Content-Type": "application/json"}
 CLIENTS = 8
 REQUESTS = 200
+# The tiny model takes a second or more for it.
+LONG = {"prompt": "却说曹操", "max_new_tokens": 1024, "top_k": 1}
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +56,16 @@ def port(project: Path) -> Iterator[int]:
         else:
             pytest.fail("".join(said))
         yield int(match[1])
-        process.send_signal(signal.SIGTERM)
-        process.stderr.read()
-        assert process.wait(30) in {0, -signal.SIGTERM}
+        # Asked to stop while texts are generated: the server ends them, and itself.
+        with ThreadPoolExecutor(3) as pool:
+            asked = [pool.submit(post, int(match[1]), LONG) for _ in range(3)]
+            wait_until(lambda: metric(int(match[1]), "enigma_queue_length") == 3)
+            began_s = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            process.stderr.read()
+            assert process.wait(30) in {0, -signal.SIGTERM}
+            assert time.monotonic() - began_s < 10
+            assert {one.result()[0] for one in asked} == {503}
 
 
 def post(port: int, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:
@@ -70,6 +82,35 @@ def post(port: int, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:
         connection.close()
 
 
+def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def health(port: int) -> dict[str, str]:
+    status, text = get(port, "/health")
+    assert status == 200
+    return json.loads(text)
+
+
+def metric(port: int, name: str) -> float:
+    status, page = get(port, "/metrics")
+    assert status == 200
+    return float(re.search(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE)[1])
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
@@ -79,6 +120,9 @@ def post(port: int, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:
         ({}, "prompt: Field required"),
         ({"prompt": 7}, "prompt: Input should be a valid string"),
         ({"prompt": "x", "temperature": -1}, "temperature: Input should be greater"),
+        ({"prompt": "x", "temperature": 1e-300}, "temperature: expected 0, which always"),
+        ({"prompt": "x", "seed": 10**20}, "seed: Input should be less"),
+        (b'{"prompt": "\\ud800"}', "prompt: Input should be a valid string"),
         ({"prompt": "x", "top_p": 0}, "top_p: Input should be greater"),
         ({"prompt": "x", "max_new_tokens": 10**6}, "max_new_tokens: Input should be less"),
         ({"prompt": "x", "temprature": 1}, "temprature: Extra inputs are not permitted"),
@@ -106,6 +150,35 @@ def test_the_seed_decides(port: int) -> None:
     assert once["model"] == LM
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+def test_monitors_may_ask_for_the_head_alone(port: int, path: str) -> None:
+    assert get(port, path)[0] == 200
+    assert get(port, path, "HEAD") == (200, "")
+
+
+def test_more_requests_than_may_wait_are_told_to_come_back_and_health_answers(port: int) -> None:
+    """Clients that leave are not computed, and the next one is answered at once."""
+    before = metric(port, "enigma_tokens_total")
+    connections = [http.client.HTTPConnection(HOST, port, timeout=60) for _ in range(MAX_WAITING)]
+    # The first of them is answered meanwhile.
+    connections += [http.client.HTTPConnection(HOST, port, timeout=60) for _ in range(4)]
+    for connection in connections:
+        connection.request("POST", "/generate", json.dumps(LONG), JSON)
+    last = connections[-1].getresponse()
+    assert last.status == 503
+    assert int(last.getheader("Retry-After")) >= 1
+    began_s = time.monotonic()
+    assert health(port)["status"] == "ok"
+    assert get(port, "/ready")[0] == 503
+    assert time.monotonic() - began_s < 1
+    for connection in connections:
+        connection.close()
+    wait_until(lambda: metric(port, "enigma_queue_length") == 0)
+    assert post(port, {"prompt": "却说", "max_new_tokens": 1})[0] == 200
+    assert metric(port, "enigma_tokens_total") - before < 2 * LONG["max_new_tokens"]
+    assert metric(port, 'enigma_requests_total{status="499"}') > MAX_WAITING // 2
+
+
 def test_a_promotion_during_the_load_loses_no_request(
     port: int, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +203,33 @@ def test_a_promotion_during_the_load_loses_no_request(
     assert len(found) == REQUESTS
     versions = Counter(version for _, version in found)
     assert set(versions) <= {"1", "2"}
-    deadline = time.monotonic() + 60
-    while post(port, {"prompt": "", "max_new_tokens": 1})[1]["version"] != "2":
-        assert time.monotonic() < deadline, "the new champion never answered"
-        time.sleep(0.2)
+    wait_until(lambda: post(port, {"prompt": "", "max_new_tokens": 1})[1]["version"] == "2")
+
+
+def test_a_champion_that_cannot_be_loaded_is_tried_again(
+    port: int, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    wait_until(lambda: health(port)["version"] == "2")
+    client = connect()
+    [source] = [
+        Path(files_of(client, version.version))
+        for version in client.search_model_versions(f"name = '{LM}'")
+        if version.version == "1"
+    ]
+    config = source / "artifacts" / "model" / "config.json"
+    good = config.read_bytes()
+    config.write_bytes(b"{")
+    client.set_registered_model_alias(LM, CHAMPION, "1")
+    wait_until(lambda: health(port)["status"] == "degraded" and "problem" in health(port))
+    said = health(port)
+    assert (said["version"], said["wanted"]) == ("2", "1")
+    assert metric(port, "enigma_degraded") == 1
+    assert post(port, {"prompt": "却说", "max_new_tokens": 1})[1]["version"] == "2"
+    config.write_bytes(good)
+    wait_until(lambda: health(port) == {"status": "ok", "model": LM, "version": "1", "wanted": "1"})
+    assert metric(port, "enigma_served_version") == 1
+
+
+def files_of(client: Any, version: str) -> str:
+    return client.get_model_version_download_uri(LM, version).removeprefix("file://")

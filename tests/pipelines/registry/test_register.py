@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from enigma.generation import Sampling
 from pipelines.base.artifacts import sha256_file
 from pipelines.base.errors import UserError
 from pipelines.cli.terminal import generate
@@ -144,7 +143,7 @@ def test_a_fresh_process_and_the_command_line_print_the_same_text(
     settings = {"max_new_tokens": 8, "seed": 3, "top_k": 5, "repetition_penalty": 1.2}
     found = predict(store, tmp_path, f"models:/{LM}@champion", settings)
     first, second = found["rows"]["text"]
-    generate("却说曹操", Sampling(**settings))
+    generate("却说曹操", settings)
     assert capsys.readouterr().out == f"{first}\n"
     assert first.startswith("却说曹操")
     assert len(first) > len("却说曹操")

@@ -1,9 +1,13 @@
-"""How many nodes a run is asked to have, and where its agents meet."""
+"""How many nodes a run has, where its agents meet, and what becomes of a rank that stands still."""
+
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from pipelines.base.errors import UserError
-from pipelines.runs.agent import nodes_asked_for
+from pipelines.runs.agent import nodes_asked_for, wait_for_ranks
 
 
 @pytest.fixture
@@ -51,3 +55,17 @@ def test_values_that_cannot_be_are_refused(ask, nodes: str, rendezvous: str | No
     ask(nodes, rendezvous)
     with pytest.raises(UserError, match="ENIGMA"):
         nodes_asked_for(ranks=4)
+
+
+# An agent whose rank someone stops, as SIGSTOP or a hypervisor would.
+AGENT = """
+import os, signal, subprocess, sys
+rank = subprocess.Popen(["sleep", "60"])
+os.kill(rank.pid, signal.SIGSTOP)
+sys.exit(-rank.wait())
+"""
+
+
+def test_a_rank_that_stands_still_is_killed_so_that_it_can_be_restarted() -> None:
+    with subprocess.Popen([sys.executable, "-c", AGENT]) as agent:
+        assert wait_for_ranks(agent, timeout_s=0.2) == signal.SIGKILL

@@ -1,13 +1,14 @@
 """What the files of a run say; how it is shown is tested in cli/test_monitor.py."""
 
 import os
-import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipelines.base.errors import UserError
+from pipelines.base.locks import Holder
 from pipelines.params import Profile
 from pipelines.runs.checkpoints import checkpoint_path, seal
 from pipelines.runs.directory import Outcome, RunConfig, RunDirectory
@@ -37,7 +38,7 @@ def config(profile: Profile, tmp_path: Path) -> RunConfig:
 def run(config: RunConfig, tmp_path: Path) -> RunDirectory:
     run = RunDirectory(tmp_path / "runs" / "one")
     run.write_config(config)
-    (run.path / "lock").write_text(f"{os.getpid()} {socket.gethostname()}")
+    (run.path / "lock").write_text(str(Holder.this_process()))
     return run
 
 
@@ -81,9 +82,15 @@ def test_the_newest_checkpoint_is_the_newest_sealed_one(run: RunDirectory) -> No
 
 def test_a_run_runs_until_its_launcher_or_its_ranks_end(run: RunDirectory) -> None:
     assert read_status(run.path).state == "running"
-    nobody = 2**22 + 1  # above the largest process id
-    (run.path / "lock").write_text(f"{nobody} {socket.gethostname()}")
-    assert "killed" in read_status(run.path).state
+    this = Holder.this_process()
+    for holder, state in (
+        (replace(this, process_id=2**22 + 1), "stopped: its launcher was killed"),
+        (replace(this, boot="0"), "stopped: the machine was restarted"),
+        (replace(this, host="another-node"), "running"),
+        ("", "unknown"),
+    ):
+        (run.path / "lock").write_text(str(holder))
+        assert read_status(run.path).state.startswith(state)
     run.write_outcome(Outcome("failed", 7, problem="the disk is full"))
     state = read_status(run.path).state
     assert all(part in state for part in ("failed", "7", "the disk is full"))

@@ -1,6 +1,7 @@
 """Opening the MLflow store: five concurrent first users, damage, addresses that do not answer."""
 
 import os
+import shutil
 from multiprocessing.managers import ListProxy
 from pathlib import Path
 from threading import Barrier
@@ -9,7 +10,13 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines.base.errors import UserError
-from pipelines.tracking.store import EXPERIMENT, connect, initialise_store, tracking_uri
+from pipelines.tracking.store import (
+    EXPERIMENT,
+    connect,
+    initialise_store,
+    tracking_directory,
+    tracking_uri,
+)
 from tests.support import fresh_processes
 
 
@@ -20,6 +27,27 @@ def test_a_deleted_experiment_is_restored(workspace: Path, caplog) -> None:
     assert initialise_store() == experiment
     assert client.get_experiment(experiment).lifecycle_stage == "active"
     assert "had been deleted" in caplog.text
+
+
+def test_a_directory_may_have_any_name_and_the_store_opens_for_training(
+    tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "a?b#c%41 曹"
+    directory.mkdir()
+    shutil.copy(migrated_store, directory / "mlflow.db")
+    monkeypatch.chdir(directory)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (directory / "params.yaml").touch()
+    before = (directory / "mlflow.db").read_bytes()
+    client = connect()
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment.tags == {"mlflow.experimentKind": "custom_model_development"}
+    run = client.create_run(experiment.experiment_id)
+    client.log_text(run.info.run_id, "text", "file.txt")
+    assert (directory / "mlflow.db").read_bytes() != before
+    assert len(list(directory.glob("mlartifacts/**/file.txt"))) == 1
+    assert list(tmp_path.iterdir()) == [directory], "no file of half the name"
+    assert tracking_directory() == directory
 
 
 @pytest.mark.parametrize("store", ["http://127.0.0.1:9", "foo://bar", "sqlite:////proc/no/x.db"])

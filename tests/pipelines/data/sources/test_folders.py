@@ -2,6 +2,7 @@
 
 import logging
 import os
+from glob import escape
 from pathlib import Path
 
 import pyarrow as pa
@@ -192,3 +193,10 @@ def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(UserError, match=r"folder that can be listed, got .*closed: Permission"):
         find_source(str(tmp_path / "in"))
+
+
+def test_a_directory_with_magic_characters_is_no_pattern(tmp_path: Path) -> None:
+    plant(tmp_path, "a?b [曹]*/one.jsonl", "axb [曹]y/two.jsonl", "a?b [曹]*/more/three.jsonl")
+    start = escape(str(tmp_path / "a?b [曹]*"))
+    assert [file.name for file in find_source(f"{start}/*.jsonl")] == ["one.jsonl"]
+    assert len(list(find_source(f"{start}/**/*.jsonl"))) == 2
