@@ -187,10 +187,10 @@ class EnigmaPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # untyped b
         if attention_mask is not None and attention_mask.ndim == 4:
             floating = attention_mask.is_floating_point()
             visible, attention_mask = attention_mask if floating else attention_mask.bool(), None
-            self._refuse_convolutions("a mask of 4 dimensions")
+            self._refuse_if_texts_mix("a mask of 4 dimensions")
         elif packed is not None:
             visible = packed
-            self._refuse_convolutions("position_ids of several packed texts")
+            self._refuse_if_texts_mix("position_ids of several packed texts")
             if cache is not None:
                 raise ValueError(
                     "expected use_cache=False with position_ids of several packed texts, got True"
@@ -206,13 +206,16 @@ class EnigmaPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # untyped b
             position_ids = position_ids[..., position_ids.shape[-1] - length :]
         return {"mask": attention_mask, "index": position_ids, "visible": visible}
 
-    def _refuse_convolutions(self, what: str) -> None:
-        if self.config.kernel_size > 1:
-            raise ValueError(
-                f"expected kernel_size=1 with {what}, got {self.config.kernel_size}, whose "
-                "convolutions would read across texts; to fix this: pass one text per row with a "
-                "mask of 2 dimensions"
-            )
+    def _refuse_if_texts_mix(self, what: str) -> None:
+        for name, reads, most in (
+            ("kernel_size", "convolutions", 1),
+            ("num_driven_rotors", "rotors", 0),
+        ):
+            if (got := getattr(self.config, name)) > most:
+                raise ValueError(
+                    f"expected {name}={most} with {what}, got {got}, whose {reads} would read "
+                    "across texts; to fix this: pass one text per row with a mask of 2 dimensions"
+                )
 
 
 class EnigmaModel(EnigmaPreTrainedModel):
@@ -323,7 +326,8 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # 
         Raises:
             TypeError: for an unknown keyword.
             ValueError: for neither or both of ids and embeddings, ids that are not `(B, L)`, and
-                packed texts or a mask of 4 dimensions in a model with convolutions.
+                packed texts or a mask of 4 dimensions in a model with convolutions or rotors that
+                the text drives.
         """
         _refuse_unknown(unknown, type(self).forward)
         has_targets = labels is not None or shift_labels is not None
