@@ -1,282 +1,360 @@
-"""How well EnigmaLM predicts Chinese, compared with GPT-2 and Llama of the same cost.
+"""How well EnigmaLM predicts Chinese, compared with peers of the same cost and with counting.
 
-    python -m benchmarks.language_model.quality data/wiki-zh/shards --tokens 153600
+    OMP_NUM_THREADS=1 python -m benchmarks.language_model.quality data/wiki-zh/shards 1M-983k
 
-The three have the same parameters (within 1 %, with and without embeddings), tied embeddings,
-shards, order, batch, tokens, schedule, no dropout, float32; Enigma trains in its reversible memory
-mode. The learning rate of each is the best of one grid on validation at seed 0; two more seeds
-follow; first all with AdamW, then all with Muon, whose updates are scaled to use the learning
-rate of AdamW. Each model is initialised by its own class.
-A complete run is one directory under `runs/lm_quality/` with its curve, scores and weights: after
-an interruption the same command resumes. The directory's name depends on the data, the recipe and
-the sizes of the model, not on the model's code: delete it if that changes. Bits per character are
-those of `pipelines/language_model/scoring.py`. Seconds are processor seconds of training.
+All networks (`benchmarks.language_model.entrants`) have the same parameters without embeddings,
+the same sequences in the same order, batch, tokens, schedule and optimiser (Muon for the matrices,
+AdamW for the rest), no dropout, float32. The learning rate of each is swept at seed 0 and at the
+final length, by factors of two until the best is inside the grid; two more seeds follow at the best
+rate. Kneser-Ney models count the same tokens. Bits per character are those of
+`pipelines/language_model/scoring.py`.
+
+A finished job writes one file under `benchmarks/results/language_model/`, so an interrupted command
+resumes with the next job, on another machine too. Choices read one half of the validation sequences
+alone. The other half ("held out") and test are scored with the job, but nothing prints them before
+the sweep of an entrant is complete: see `benchmarks.language_model.quality_table`. Seconds are
+processor seconds of training.
 """
 
 import argparse
-import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
-from transformers import (
-    GPT2LMHeadModel,
-    LlamaForCausalLM,
-    PreTrainedConfig,
-    get_cosine_schedule_with_warmup,
-)
+from safetensors.torch import save_model
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import get_cosine_schedule_with_warmup
 from transformers.pytorch_utils import Conv1D
 
-from benchmarks.enigma.memory import peak_bytes
-from benchmarks.enigma.memory import step as memory_step
-from benchmarks.language_model.quality_table import (
-    LEARNING_RATES,
-    MODELS,
-    OPTIMISERS,
-    SEEDS,
-    best_lr,
-    draw,
-    table,
+from benchmarks.language_model.classes import Classes
+from benchmarks.language_model.entrants import (
+    ALL,
+    ENTRANTS,
+    LENGTH,
+    TOLERANCE,
+    hidden_states,
+    make,
+    parameters,
 )
-from benchmarks.peers import SPECIAL, check_sizes, gpt2_config, llama_config
-from benchmarks.record import write
-from enigma.configuration_enigma import EnigmaConfig
-from enigma.modeling_enigma import EnigmaForCausalLM
+from benchmarks.language_model.quality_table import (
+    COUNTED,
+    SEEDS,
+    SETTINGS,
+    Job,
+    next_rate,
+    path_of,
+    results,
+)
+from benchmarks.peers import check_sizes
+from enigma.bijections.constant_weights import constant_weights
+from enigma.language_model.training_loss import training_loss
 from pipelines.base.artifacts import read_json, read_manifest, write_json
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress, run_stage
-from pipelines.data.order import BatchPlan, SequenceOrder, evenly_spaced
+from pipelines.data.order import BatchPlan, Indices, SequenceOrder, evenly_spaced
 from pipelines.data.shards import ShardReader
-from pipelines.language_model.scoring import Score, Span, batches, sequence_nll_nats
+from pipelines.language_model.baselines import NGramModel
+from pipelines.language_model.scoring import Score, Span, batches
 from pipelines.training.optimisers import BETAS, make_optimiser
 
-RUNS = Path(__file__).resolve().parents[2] / "runs" / "lm_quality"
-VOCABULARY, WIDTH, HEADS, LENGTH, BATCH = 21128, 128, 4, 256, 4
-CONFIGS: dict[str, Any] = {
-    "enigma": EnigmaConfig(
-        vocab_size=VOCABULARY,
-        d=WIDTH,
-        num_heads=HEADS,
-        max_len=LENGTH,
-        num_transformer_layers=9,
-        num_rev_blocks=3,
-        num_rotors=2,
-        attention_dropout=0.0,
-        memory="reversible",
-        **SPECIAL,
-    ),
-    "gpt2": gpt2_config(VOCABULARY, WIDTH, HEADS, 10, LENGTH),
-    "llama": llama_config(VOCABULARY, WIDTH, HEADS, 10, LENGTH, hidden=344),
-}
-CLASSES = {"enigma": EnigmaForCausalLM, "gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM}
+WEIGHTS = Path(__file__).resolve().parents[2] / "runs" / "lm_quality"
+VOCABULARY, BATCH = 21128, 4
 RECIPE = {"weight_decay": 0.01, "warmup_fraction": 0.05, "max_gradient_norm": 1.0}
-POINTS, CURVE_SEQUENCES, SCORED_SEQUENCES = 10, 16, 128
-SPLITS = ("validation", "test")
+POINTS, CURVE_SEQUENCES, SCORED_SEQUENCES = 10, 32, 512
+WEIGHTS_OF_MIXTURE = np.linspace(0.0, 0.95, 20)
+
+Floats = npt.NDArray[np.float64]
 
 
-def make(name: str, seed: int, config: PreTrainedConfig | None = None) -> Any:
-    """Make a model, initialised by its own class, in training mode; by default of `CONFIGS`."""
-    torch.manual_seed(seed)
-    return CLASSES[name](copy.deepcopy(config or CONFIGS[name])).train()
-
-
-def parameters(model: nn.Module) -> dict[str, int]:
-    """Count parameters with embeddings (including those of positions) and without."""
-    embeddings = {
-        id(p): p.numel()
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for p in module.parameters()
-    }
-    total = sum(p.numel() for p in model.parameters())
-    return {"all": total, "without embeddings": total - sum(embeddings.values())}
-
-
-def peak_mib(name: str) -> float:
-    """Measure the peak memory of a training step beyond parameters and gradients, in MiB."""
-    model = make(name, 0)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    ids_BL = torch.randint(VOCABULARY, (BATCH, LENGTH))
-    return peak_bytes(lambda: memory_step(model, ids_BL)) / 2**20
-
-
-def score(model: nn.Module, shards: Path, split: str, at_most: int) -> dict[str, Any]:
-    """Score sequences evenly spaced over a split."""
-    reader = ShardReader(shards, split)
-    chosen = evenly_spaced(len(reader), at_most)
-    nll_N = sequence_nll_nats(model, reader, batches(chosen, BATCH))
-    return Score(Span.of(reader, chosen), float(nll_N.sum())).to_dict()
-
-
-def train(model: Any, shards: Path, spec: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """Train a fresh model and score it.
+@dataclass(frozen=True)
+class Data:
+    """The sequences of one directory of shards, as classes.
 
     Args:
-        model: The model; it is trained in place.
-        shards: The directory of the final shards.
-        spec: `optimiser`, `lr`, `seed`, and whatever else describes the run.
-        tokens: Training tokens.
+        shards: The directory.
+        classes: What is predicted.
+    """
+
+    shards: Path
+    classes: Classes
+
+    def gather(self, split: str, indices_N: Indices) -> npt.NDArray[np.int64]:
+        """Read sequences of a split, (N, L)."""
+        return self.classes.class_of_id_V[ShardReader(self.shards, split).gather(indices_N)]
+
+    def train_indices(self, seed: int, steps: int) -> list[Indices]:
+        """Name the sequences of every step; all entrants of one seed read the same."""
+        order = SequenceOrder(len(ShardReader(self.shards, "train")), seed)
+        plan = BatchPlan(order, BATCH, 1, 1)
+        return [plan.batch(step, 0, 0) for step in range(steps)]
+
+    def parts(self) -> dict[str, tuple[str, Indices]]:
+        """What is scored: one half of validation for choices, the other half, and test."""
+        validation = np.arange(len(ShardReader(self.shards, "validation")))
+        test = np.arange(len(ShardReader(self.shards, "test")))
+        whole = {"validation": validation[::2], "held out": validation[1::2], "test": test}
+        return {
+            name: (name if name != "held out" else "validation", _at_most(indices))
+            for name, indices in whole.items()
+        }
+
+    def score(self, split: str, indices_N: Indices, nll_NL: Floats) -> dict[str, Any]:
+        """Score the losses of tokens 1..L-1, in nats per class, `(N, L - 1)`."""
+        extra_NL = self.classes.extra_nats(self.gather(split, indices_N)[:, 1:])
+        span = Span.of(ShardReader(self.shards, split), indices_N)
+        return Score(span, float(nll_NL.sum() + extra_NL.sum())).to_dict()
+
+
+def _at_most(indices: Indices) -> Indices:
+    return indices[evenly_spaced(len(indices), SCORED_SEQUENCES)]
+
+
+def token_nll(model: Any, classes_NL: npt.NDArray[np.int64]) -> Floats:
+    """Nats of tokens 1..L-1 given those before them, `(N, L - 1)`."""
+    model.eval()
+    found = []
+    with torch.no_grad(), constant_weights():
+        for rows in batches(np.arange(len(classes_NL)), BATCH):
+            ids_BL = torch.from_numpy(classes_NL[rows])
+            logits_NC = model.get_output_embeddings()(hidden_states(model, ids_BL)[:, :-1])
+            loss_N = functional.cross_entropy(
+                logits_NC.flatten(0, 1), ids_BL[:, 1:].flatten(), reduction="none"
+            )
+            found.append(loss_N.view(len(rows), -1).double().numpy())
+    model.train()
+    return np.concatenate(found)
+
+
+def loss_of(model: Any, ids_BL: Tensor) -> Tensor:
+    """Return the training loss; the head is computed in the same way for all."""
+    return training_loss(hidden_states(model, ids_BL), model.get_output_embeddings(), ids_BL)
+
+
+def train(model: Any, data: Data, job: Job) -> list[dict[str, Any]]:
+    """Train a fresh model in place.
 
     Returns:
-        `spec` with the curve and the scores, which are None where a loss is not finite.
+        The curve: tokens, processor seconds, training and validation loss in nats per class, None
+        where they are not finite.
     """
-    steps = tokens // (BATCH * LENGTH)
-    reader = ShardReader(shards, "train")
-    plan = BatchPlan(SequenceOrder(len(reader), spec["seed"]), BATCH, 1, 1)
+    steps = job.tokens // (BATCH * LENGTH)
     optimiser = make_optimiser(
-        spec["optimiser"],
+        "muon",
         model,
-        lr=spec["lr"],
+        lr=job.rate,
         weight_decay=RECIPE["weight_decay"],
         # GPT-2 stores its linear layers transposed, which does not affect an orthogonalised update.
         linear=(nn.Linear, Conv1D),
     )
-    warmup = int(RECIPE["warmup_fraction"] * steps)
-    schedule = get_cosine_schedule_with_warmup(optimiser, warmup, steps)
+    schedule = get_cosine_schedule_with_warmup(
+        optimiser, int(RECIPE["warmup_fraction"] * steps), steps
+    )
     due = {round(steps * point / POINTS) for point in range(1, POINTS + 1)}
+    watched = data.gather(*_first(data.parts()["validation"]))
     curve, losses, training_s = [], [], 0.0
-    label = " ".join(str(value) for value in spec.values())
-    for step in progress(range(steps), total=steps, unit="step", label=label):
+    indices = data.train_indices(job.seed, steps)
+    for step, index_B in enumerate(
+        progress(indices, total=steps, unit="step", label=f"{job.entrant} {job.rate:g}"), 1
+    ):
         start_s = time.process_time()
-        ids_BL = torch.from_numpy(reader.gather(plan.batch(step, 0, 0)).astype(np.int64))
-        loss = model(input_ids=ids_BL, labels=ids_BL).loss
-        loss.backward()
+        loss = loss_of(model, torch.from_numpy(data.gather("train", index_B)))
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), RECIPE["max_gradient_norm"])
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
         losses.append(loss.item())
         training_s += time.process_time() - start_s
-        if step + 1 in due:
-            mean = float(np.mean(losses))
+        if step in due:
+            found = {"train": np.mean(losses), "validation": token_nll(model, watched).mean()}
             curve.append(
                 {
-                    "tokens": (step + 1) * BATCH * LENGTH,
+                    "tokens": step * BATCH * LENGTH,
                     "processor_s": training_s,
-                    "train_loss_nats": mean if np.isfinite(mean) else None,
-                    "validation_loss_nats": score(model, shards, "validation", CURVE_SEQUENCES)[
-                        "loss_nats"
-                    ],
+                    **{
+                        f"{name}_nats": float(value) if np.isfinite(value) else None
+                        for name, value in found.items()
+                    },
                 }
             )
             losses = []
-    scores = {split: score(model, shards, split, SCORED_SEQUENCES) for split in SPLITS}
-    return {**spec, "curve": curve, **scores}
+    return curve
 
 
-def all_runs(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Call `run` for every run, in order: the grid of all models, then the seeds."""
-    best = {}
-    for name in MODELS:
-        common = {"model": name, "optimiser": "adamw", "seed": 0}
-        best[name] = best_lr([run({**common, "lr": lr}) for lr in LEARNING_RATES])
-    for optimiser in OPTIMISERS:
-        for seed in SEEDS:
-            for name in MODELS:
-                run({"model": name, "optimiser": optimiser, "seed": seed, "lr": best[name]})
+def _first(part: tuple[str, Indices]) -> tuple[str, Indices]:
+    split, indices = part
+    return split, indices[evenly_spaced(len(indices), CURVE_SEQUENCES)]
 
 
-def kept_in(arguments: argparse.Namespace, runs: Path, config: PreTrainedConfig) -> Path:
-    """Name the directory in which the runs of one model are kept.
+def counted(data: Data, job: Job, order: int) -> NGramModel:
+    """Count the tokens that a network of the same seed trains on."""
+    indices = np.concatenate(data.train_indices(job.seed, job.tokens // (BATCH * LENGTH)))
+    tokens_NL = data.gather("train", indices).astype(np.uint16)
+    return NGramModel(tokens_NL, order=order, vocabulary_size=data.classes.count)
+
+
+def counted_nll(model: NGramModel, classes_NL: npt.NDArray[np.int64]) -> Floats:
+    """Nats of tokens 1..L-1, `(N, L - 1)`."""
+    return -np.log(model.probabilities(classes_NL.astype(np.uint16))[:, 1:])
+
+
+def mixtures(network: dict[str, Floats], counting: dict[str, Floats]) -> tuple[float, Any]:
+    """Mix the probabilities of a network and of counting; validation chooses the weight.
 
     Args:
-        arguments: `shards` and `tokens`.
-        runs: The directory of a benchmark's runs.
-        config: Configuration of the model.
+        network: Nats by part.
+        counting: Nats by part.
+
+    Returns:
+        The weight of counting, and the nats of the mixture by part.
     """
-    what = {
-        "root": read_manifest(arguments.shards)["root"],
-        "recipe": {**RECIPE, "batch": BATCH, "points": POINTS, "betas": BETAS},
-        "scored": [CURVE_SEQUENCES, SCORED_SEQUENCES],
-        "config": config.to_dict(),
+
+    def mixed(part: str, weight: float) -> Floats:
+        both = np.exp(-network[part]) * (1 - weight), np.exp(-counting[part]) * weight
+        return -np.log(both[0] + both[1])
+
+    best = min(WEIGHTS_OF_MIXTURE, key=lambda weight: mixed("validation", weight).sum())
+    return float(best), {part: mixed(part, best) for part in network}
+
+
+def run(data: Data, job: Job) -> dict[str, Any]:
+    """Do a job; return its record."""
+    parts = data.parts()
+    texts = {name: data.gather(*part) for name, part in parts.items()}
+
+    def scores(nats: dict[str, Floats]) -> dict[str, Any]:
+        return {name: data.score(*parts[name], nll) for name, nll in nats.items()}
+
+    order = COUNTED.get(job.entrant, max(COUNTED.values()))
+    counting = counted(data, job, order)
+    nats = {name: counted_nll(counting, text) for name, text in texts.items()}
+    if job.entrant in COUNTED:
+        return {**asdict(job), "scores": scores(nats)}
+    model = make(job.entrant, job.size, data.classes.count, job.seed)
+    curve = train(model, data, job)
+    network = {name: token_nll(model, text) for name, text in texts.items()}
+    weight, mixed = mixtures(network, nats)
+    weights_of(job).parent.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(weights_of(job)))
+    return {
+        **asdict(job),
+        "classes": data.classes.count,
+        "parameters": parameters(model),
+        "curve": curve,
+        "scores": scores(network),
+        "mixed": {"weight": weight, "scores": scores(mixed)},
     }
-    text = json.dumps(what, sort_keys=True, default=str)
-    return runs / f"{arguments.tokens}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def kept(directory: Path) -> list[dict[str, Any]]:
-    """All complete runs of one model, each with its `directory`."""
-    return [
-        {**read_json(path), "directory": path.parent}
-        for path in sorted(directory.glob("*/run.json"))
-    ]
+def weights_of(job: Job) -> Path:
+    """Return the file of a trained network's weights."""
+    return (WEIGHTS / job.setting / path_of(job).name).with_suffix(".safetensors")
 
 
-def run_once(
-    arguments: argparse.Namespace,
-    directory: Path,
-    spec: dict[str, Any],
-    make_model: Callable[[], Any],
-) -> dict[str, Any]:
-    """Return a run; train it if it is not kept yet.
+def fingerprint(shards: Path) -> str:
+    """Name the data and the recipe of a result."""
+    what = {
+        "root": read_manifest(shards)["root"],
+        "recipe": {**RECIPE, "batch": BATCH, "betas": BETAS, "scored": SCORED_SEQUENCES},
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
-    Args:
-        arguments: `shards` and `tokens`.
-        directory: See `kept_in`.
-        spec: See `train`.
-        make_model: Makes a fresh model.
+
+def check_kept(found: list[dict[str, Any]], mark: str) -> None:
+    """Check that the results of earlier jobs come from the same data and recipe.
+
+    Raises:
+        UserError: If one does not.
     """
-    values = (f"{value:g}" if isinstance(value, float) else str(value) for value in spec.values())
-    path = directory / "-".join(values) / "run.json"
-    if not path.is_file():
-        model = make_model()
-        found = train(model, arguments.shards, spec, arguments.tokens)
-        model.save_pretrained(path.parent)
-        write_json(path, found)
-    return read_json(path)
+    for result in found:
+        if result["fingerprint"] != mark:
+            raise UserError(
+                f"{result['path']}: expected a result of these shards and this recipe "
+                f"({mark}), got one of {result['fingerprint']}",
+                "delete the results of the setting, or name the shards that they were made from",
+            )
 
 
-def check_shards(shards: Path, tokens: int) -> None:
+def due_jobs(setting: str, entrants: list[str], *, seeds: bool) -> Iterator[Job]:
+    """Yield the next job of a setting until none is left, judging by the files of those done."""
+    tokens, size = SETTINGS[setting].tokens, SETTINGS[setting].size
+    for order in COUNTED:
+        for seed in SEEDS:
+            yield Job(setting, size, order, 0.0, seed, tokens)
+    waiting = True
+    while waiting:
+        waiting = False
+        for entrant in entrants:  # by turns, so that all are as far when the command is stopped
+            rate, _ = next_rate(results(setting), entrant)
+            if rate is not None:
+                waiting = True
+                yield Job(setting, size, entrant, rate, 0, tokens)
+    for seed in SEEDS[1:] if seeds else ():
+        for entrant in entrants:
+            _, best = next_rate(results(setting), entrant)
+            yield Job(setting, size, entrant, best, seed, tokens)
+
+
+def check_shards(shards: Path) -> None:
     """Check that the shards fit the models.
 
     Raises:
-        UserError: If their sequences or vocabulary have other sizes, or `tokens` is below a batch.
+        UserError: If their sequences or vocabulary have other sizes.
     """
     manifest = read_manifest(shards)
     sizes = (manifest["sequence_length"], manifest["vocabulary_size"])
-    if sizes != (LENGTH, VOCABULARY) or tokens < BATCH * LENGTH:
+    if sizes != (LENGTH, VOCABULARY):
         raise UserError(
-            f"{shards}: expected sequences of {LENGTH} of {VOCABULARY} tokens and --tokens of at "
-            f"least {BATCH * LENGTH}, got {sizes} and {tokens}",
+            f"{shards}: expected sequences of {LENGTH} of {VOCABULARY} ids, got {sizes}",
             "name the shards of a profile with these sizes, for example data/wiki-zh/shards",
         )
 
 
-def arguments_of(doc: str | None) -> argparse.Namespace:
-    """Parse the command line of the benchmarks that train language models."""
-    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+def arguments_of() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("shards", type=Path, help="directory of final shards, 256 tokens each")
-    parser.add_argument("--tokens", type=int, required=True, help="training tokens of each run")
+    parser.add_argument("setting", choices=SETTINGS, help="size and tokens")
+    parser.add_argument("--entrants", nargs="+", choices=ALL, default=list(ENTRANTS))
+    parser.add_argument("--jobs", type=int, help="stop after this many trainings")
+    parser.add_argument("--sweep-only", action="store_true", help="leave out the other seeds")
     arguments = parser.parse_args()
-    check_shards(arguments.shards, arguments.tokens)
+    check_shards(arguments.shards)
     return arguments
 
 
 def main() -> None:
-    """Train the runs that are not kept yet; then write and draw."""
-    arguments = arguments_of(__doc__)
-    counts = {name: parameters(make(name, 0)) for name in MODELS}
-    for kind in ("all", "without embeddings"):
-        check_sizes({name: count[kind] for name, count in counts.items()}, kind)
-    directories = {name: kept_in(arguments, RUNS, CONFIGS[name]) for name in MODELS}
-
-    def run(spec: dict[str, Any]) -> dict[str, Any]:
-        name, seed = spec["model"], spec["seed"]
-        return run_once(arguments, directories[name], spec, lambda: make(name, seed))
-
-    try:
-        all_runs(run)
-    finally:
-        runs = [found for directory in directories.values() for found in kept(directory)]
-        write("lm_quality", table(runs, counts, {name: peak_mib(name) for name in MODELS}))
-        draw(runs)
+    """Do the jobs that are not done yet."""
+    arguments = arguments_of()
+    mark = fingerprint(arguments.shards)
+    check_kept(results(arguments.setting), mark)
+    reachable = Classes.reachable(arguments.shards, VOCABULARY)
+    counts = {
+        name: parameters(make(name, SETTINGS[arguments.setting].size, 8, 0))["without embeddings"]
+        for name in arguments.entrants
+    }
+    check_sizes(counts, "without embeddings", TOLERANCE)
+    trained = 0
+    for job in due_jobs(arguments.setting, arguments.entrants, seeds=not arguments.sweep_only):
+        if path_of(job).is_file():
+            continue
+        if job.entrant not in COUNTED and trained == arguments.jobs:
+            break
+        entrant = ALL.get(job.entrant)
+        whole = entrant is not None and not entrant.reachable
+        data = Data(arguments.shards, Classes.all_ids(VOCABULARY) if whole else reachable)
+        write_json(path_of(job), {"fingerprint": mark, **run(data, job)})
+        trained += job.entrant not in COUNTED
+        shown = read_json(path_of(job))["scores"]["validation"]["bits_per_character"]
+        print(f"{job.setting} {job.entrant} {job.rate:g} seed {job.seed}: validation {shown:.3f}")
 
 
 if __name__ == "__main__":

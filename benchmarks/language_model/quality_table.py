@@ -1,142 +1,264 @@
-"""The table and the plot of `benchmarks.language_model.quality`, from the complete runs.
+"""The jobs of `benchmarks.language_model.quality`, their table and their plot.
 
-A cell is a model with an optimiser: all seeds at the best learning rate of its grid, which is run
-with AdamW at seed 0. Missing runs are listed, and no comparison is made without all models.
+    python -m benchmarks.language_model.quality_table
+
+The files of finished jobs are all it needs. An entrant has a figure on test only when its sweep is
+complete: the best rate on validation is inside the grid. Every rate that was tried has a row. Where
+seeds are missing, the row says how many there are.
 """
 
 import math
 import statistics
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from benchmarks.record import row
+from benchmarks.record import row, write
+from pipelines.base.artifacts import read_json
+from pipelines.base.run_stage import run_stage
 
-MODELS, OPTIMISERS, SEEDS = ("enigma", "gpt2", "llama"), ("adamw", "muon"), (0, 1, 2)
-LEARNING_RATES = (1e-3, 3e-3, 9e-3)
-BOUNDS = {"adamw": 0.98, "muon": 0.97}
-"""Bound on Enigma's bits as a share of the better peer's: AdamW for all, and best recipes."""
-OURS, PEERS = MODELS[0], MODELS[1:]
-COLOURS = {"enigma": "#b5482a", "gpt2": "#3465a4", "llama": "#888888"}
-LINES = {"adamw": "--", "muon": "-"}
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "language_model"
 PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "lm_quality.png"
+SEEDS, RATES = (0, 1, 2), (0.012, 0.006, 0.024)
+COUNTED = {"bigram": 2, "trigram": 3, "4-gram": 4, "5-gram": 5}
+OURS, PEER = "enigma", "modern"
+AS_IT_COMES = "modern, all ids"
+PARTS = ("validation", "held out", "test")
+COLOURS = {"enigma": "#b5482a", "no machine": "#d9a28f", "modern": "#3465a4"}
 
-Run = dict[str, Any]
-Cells = dict[tuple[str, str], list[Run]]
+Result = dict[str, Any]
 
 
-def bits(run: Run, split: str) -> float:
-    """Bits per character; infinite for a run whose loss was not finite."""
-    found = run[split]["bits_per_character"]
+class Setting(NamedTuple):
+    """What the jobs of a table share.
+
+    Attributes:
+        size: Of `benchmarks.language_model.entrants.SIZES`.
+        tokens: Training tokens.
+        bound: Target for Enigma's bits on test as a share of `modern`'s as it comes.
+    """
+
+    size: str
+    tokens: int
+    bound: float
+
+
+SETTINGS = {
+    "1M-154k": Setting("1M", 153_600, 0.92),
+    "1M-344k": Setting("1M", 344_064, 0.92),
+    "1M-590k": Setting("1M", 589_824, 0.92),
+    "1M-983k": Setting("1M", 983_040, 0.92),
+    "2M-983k": Setting("2M", 983_040, 0.92),
+    "2M-3.6M": Setting("2M", 3_600_384, 0.94),
+    "10M-983k": Setting("10M", 983_040, 0.96),
+}
+FEWER_TOKENS = (("1M-590k", "1M-983k", AS_IT_COMES), ("1M-344k", "1M-983k", "gpt2, all ids"))
+"""Where Enigma must have reached the final loss of a peer that reads more: 60 % and 35 %."""
+MIXED_BOUND = 0.97
+"""Target for the mixtures with counting: Enigma's against `modern`'s."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, or one count of n-grams.
+
+    Args:
+        setting: Of `SETTINGS`.
+        size: Of the network.
+        entrant: Of `benchmarks.language_model.entrants`, or of `COUNTED`.
+        rate: Learning rate; 0 for counting.
+        seed: Of the initial weights and of the order of the sequences.
+        tokens: Training tokens.
+    """
+
+    setting: str
+    size: str
+    entrant: str
+    rate: float
+    seed: int
+    tokens: int
+
+
+def path_of(job: Job) -> Path:
+    """Return the file of a finished job."""
+    name = job.entrant.replace(", ", "-").replace(" ", "-")
+    return RESULTS / job.setting / f"{name}-{job.rate:g}-{job.seed}.json"
+
+
+def job_of(result: Result) -> Job:
+    """Return the job that a result is of."""
+    return Job(**{part.name: result[part.name] for part in fields(Job)})
+
+
+def results(setting: str) -> list[Result]:
+    """Read the finished jobs of a setting, each with its `path`."""
+    paths = sorted((RESULTS / setting).glob("*.json"))
+    return [{**read_json(path), "path": str(path)} for path in paths]
+
+
+def bits(result: Result, part: str, *, mixed: bool = False) -> float:
+    """Bits per character; infinite for a network whose loss was not finite."""
+    scores = result["mixed"]["scores"] if mixed else result["scores"]
+    found = scores[part]["bits_per_character"]
     return math.inf if found is None else float(found)
 
 
-def best_lr(grid: list[Run]) -> float:
-    """Find the learning rate with the fewest bits per validation character."""
-    return float(min(grid, key=lambda run: bits(run, "validation"), default={"lr": math.nan})["lr"])
-
-
-def cells(runs: list[Run]) -> tuple[Cells, dict[tuple[str, str], int]]:
-    """Sort runs into cells.
+def next_rate(found: list[Result], entrant: str) -> tuple[float | None, float]:
+    """Continue the sweep of an entrant at seed 0.
 
     Returns:
-        The complete cells, one run per seed at the learning rate that was best with AdamW; and
-        how many runs each other cell lacks.
+        The rate to try next, None once the best of all is inside the grid; and the best so far.
     """
-    complete: Cells = {}
-    missing = {}
-    for model in MODELS:
-        mine = [run for run in runs if run["model"] == model]
-        grid = [run for run in mine if (run["optimiser"], run["seed"]) == ("adamw", 0)]
-        for optimiser in OPTIMISERS:
-            cell = [r for r in mine if r["optimiser"] == optimiser and r["lr"] == best_lr(grid)]
-            lacking = len(SEEDS) - len(cell) + len(LEARNING_RATES) - len(grid)
-            if lacking:
-                missing[model, optimiser] = lacking
-            else:
-                complete[model, optimiser] = sorted(cell, key=lambda run: int(run["seed"]))
-    return complete, missing
+    tried = {
+        float(result["rate"]): bits(result, "validation")
+        for result in found
+        if result["entrant"] == entrant and result["seed"] == 0
+    }
+    for rate in RATES:
+        if rate not in tried:
+            return rate, math.nan
+    best = min(tried, key=tried.__getitem__)
+    if best == min(tried) or math.isinf(tried[best]):
+        return min(tried) / 2, best
+    return (best * 2 if best == max(tried) else None), best
 
 
-def mean_bits(cell: list[Run], split: str) -> float:
+def chosen(found: list[Result], entrant: str) -> list[Result]:
+    """Return an entrant's results at its best rate, by seed; none before its sweep is over."""
+    mine = [result for result in found if result["entrant"] == entrant]
+    if entrant not in COUNTED:
+        rate, best = next_rate(found, entrant)
+        mine = [result for result in mine if result["rate"] == best and rate is None]
+    return sorted(mine, key=lambda result: int(result["seed"]))
+
+
+def mean_bits(cell: list[Result], part: str, *, mixed: bool = False) -> float:
     """Mean bits per character over seeds."""
-    return statistics.mean(bits(run, split) for run in cell)
+    return statistics.mean(bits(result, part, mixed=mixed) for result in cell)
 
 
-def mean_curve(cell: list[Run], key: str) -> list[float]:
-    """Mean of one column of the curve over seeds; infinite where a loss was not finite."""
-    columns = [[math.inf if p[key] is None else float(p[key]) for p in r["curve"]] for r in cell]
-    return [statistics.mean(values) for values in zip(*columns, strict=True)]
+def _seeds(cell: list[Result]) -> str:
+    return "" if len(cell) == len(SEEDS) else f" ({len(cell)} of {len(SEEDS)} seeds)"
 
 
-def against_best(name: str, unit: str, values: dict[str, float], bound: float) -> dict[str, Any]:
-    """Compare Enigma with the best peer; the target is at most `bound` times its value."""
-    return _against(name, unit, values, min(PEERS, key=lambda peer: values[peer]), bound)
-
-
-def table(
-    runs: list[Run], counts: dict[str, dict[str, int]], peaks_mib: dict[str, float]
-) -> list[dict[str, Any]]:
-    """Make all rows: sizes and memory, the cells, missing runs, and the two comparisons.
-
-    Args:
-        runs: The complete runs.
-        counts: Parameters of each model, all and without embeddings.
-        peaks_mib: Peak memory of a training step of each model.
-    """
-    complete, missing = cells(runs)
-    rows = [
-        row(f"{model}, parameters, {kind}", count, "")
-        for model, kinds in counts.items()
-        for kind, count in kinds.items()
-    ]
-    rows += [row(f"{name}, peak of a training step", peaks_mib[name], "MiB") for name in PEERS]
-    rows.append(against_best(f"{OURS}, peak of a training step", "MiB", peaks_mib, 1 / 3))
-    for (model, optimiser), cell in complete.items():
-        name = f"{model}, {optimiser}, lr {cell[0]['lr']:g}"
-        if cell[0]["lr"] in (LEARNING_RATES[0], LEARNING_RATES[-1]):
-            name += " (edge of the grid)"
-        for split in ("validation", "test"):
-            rows.append(row(f"{name}, {split}, mean", mean_bits(cell, split), "bits/char"))
-            found = [bits(run, split) for run in cell]
-            rows.append(row(f"{name}, {split}, spread", max(found) - min(found), "bits/char"))
-        rows.append(row(f"{name}, training", mean_curve(cell, "processor_s")[-1], "s"))
-    for (model, optimiser), count in missing.items():
-        rows.append(row(f"MISSING: {model}, {optimiser}", count, "runs"))
-    if all((model, "adamw") in complete for model in MODELS):
-        rows.append(
-            _quality("(a) AdamW", {m: complete[m, "adamw"] for m in MODELS}, BOUNDS["adamw"])
-        )
-    if not missing:
-        best = {
-            model: min(
-                (complete[model, optimiser] for optimiser in OPTIMISERS),
-                key=lambda cell: mean_bits(cell, "validation"),
-            )
-            for model in MODELS
-        }
-        rows += [_quality("(b) best recipe", best, BOUNDS["muon"]), *_speed(best)]
+def entrant_rows(setting: str, entrant: str, cell: list[Result]) -> list[dict[str, Any]]:
+    """Rows of one entrant: its size and rate, its bits, its time."""
+    first = cell[0]
+    name = f"{setting}, {entrant}{_seeds(cell)}"
+    rows = []
+    if entrant not in COUNTED:
+        count = first["parameters"]["without embeddings"]
+        rows.append(row(f"{name}, parameters without embeddings", count, ""))
+        rows.append(row(f"{name}, learning rate", first["rate"], ""))
+    rows += [row(f"{name}, {part}", mean_bits(cell, part), "bits/char") for part in PARTS]
+    if len(cell) > 1:
+        found = [bits(result, "test") for result in cell]
+        rows.append(row(f"{name}, test, spread", max(found) - min(found), "bits/char"))
+    if entrant not in COUNTED:
+        weight = statistics.mean(result["mixed"]["weight"] for result in cell)
+        mixed = mean_bits(cell, "test", mixed=True)
+        rows.append(row(f"{name} mixed with the 5-gram, test", mixed, "bits/char"))
+        rows.append(row(f"{name}, weight of the 5-gram", weight, ""))
+        spent = statistics.mean(result["curve"][-1]["processor_s"] for result in cell)
+        rows.append(row(f"{name}, training", spent, "s"))
     return rows
 
 
-def draw(runs: list[Run]) -> None:
-    """Draw the validation loss of the complete cells against tokens and processor seconds."""
-    complete, _ = cells(runs)
-    if not complete:
-        return
+def sweep_rows(setting: str, found: list[Result]) -> list[dict[str, Any]]:
+    """Rows of every rate that was tried at seed 0, on validation."""
+    return [
+        row(
+            f"{setting}, {result['entrant']}, rate {result['rate']:g}, seed 0, validation",
+            bits(result, "validation"),
+            "bits/char",
+        )
+        for result in sorted(found, key=lambda result: (result["entrant"], result["rate"]))
+        if result["entrant"] not in COUNTED and result["seed"] == 0
+    ]
+
+
+def comparison(
+    name: str, ours: list[Result], theirs: list[Result], bound: float | None, *, mixed: bool = False
+) -> dict[str, Any]:
+    """Compare two cells on test, over the seeds that both have; the target is at most `bound`."""
+    seeds = {result["seed"] for result in ours} & {result["seed"] for result in theirs}
+    value, peer_value = (
+        mean_bits([result for result in cell if result["seed"] in seeds], "test", mixed=mixed)
+        for cell in (ours, theirs)
+    )
+    return row(
+        name,
+        value,
+        "bits/char",
+        peer=f"{theirs[0]['entrant']} ({len(seeds)} seed{'s' if len(seeds) > 1 else ''})",
+        peer_value=peer_value,
+        target=None if bound is None else f"<= {bound:g}x",
+        met=None if bound is None else value <= bound * peer_value,
+    )
+
+
+def seconds_row(setting: str, ours: list[Result], theirs: list[Result]) -> dict[str, Any]:
+    """Compare the processor seconds of training."""
+    value, peer_value = (
+        statistics.mean(result["curve"][-1]["processor_s"] for result in cell)
+        for cell in (ours, theirs)
+    )
+    peer = theirs[0]["entrant"]
+    title = f"{setting}, {OURS} against {peer}, training"
+    return row(title, value, "s", peer=peer, peer_value=peer_value)
+
+
+def fewer_tokens(found: dict[str, list[Result]]) -> list[dict[str, Any]]:
+    """Compare Enigma with peers that read more tokens."""
+    rows = []
+    for setting, longer, entrant in FEWER_TOKENS:
+        cells = chosen(found[setting], OURS), chosen(found[longer], entrant)
+        if all(cells):
+            title = f"{setting}, {OURS} against {entrant} at {longer}, test"
+            rows.append(comparison(title, *cells, 1.0))
+    return rows
+
+
+def table(setting: str, found: list[Result]) -> list[dict[str, Any]]:
+    """Make the rows of one setting."""
+    entrants = [*COUNTED, *sorted({result["entrant"] for result in found} - set(COUNTED))]
+    cells = {entrant: cell for entrant in entrants if (cell := chosen(found, entrant))}
+    rows = sweep_rows(setting, found)
+    for entrant, cell in cells.items():
+        rows += entrant_rows(setting, entrant, cell)
+    if OURS not in cells:
+        return rows
+    bound = SETTINGS[setting].bound
+    bounds = {PEER: None, AS_IT_COMES: bound, "no machine": None, "trigram": None, "5-gram": None}
+    for entrant, at_most in bounds.items():
+        if entrant in cells:
+            title = f"{setting}, {OURS} against {entrant}, test"
+            rows.append(comparison(title, cells[OURS], cells[entrant], at_most))
+            if entrant not in COUNTED:
+                rows.append(seconds_row(setting, cells[OURS], cells[entrant]))
+    if PEER in cells:
+        title = f"{setting}, {OURS} and {PEER}, each mixed with the 5-gram, test"
+        rows.append(comparison(title, cells[OURS], cells[PEER], MIXED_BOUND, mixed=True))
+    return rows
+
+
+def draw(found: dict[str, list[Result]]) -> None:
+    """Draw validation loss against tokens and against processor seconds, seed 0 of each cell."""
     figure = Figure(figsize=(10, 4))
     panels = figure.subplots(1, 2, sharey=True)
     units = (("tokens", 1000, "thousand training tokens"), ("processor_s", 1, "processor seconds"))
     for axes, (key, unit, label) in zip(panels, units, strict=True):
-        for (model, optimiser), cell in complete.items():
-            axes.plot(
-                [value / unit for value in mean_curve(cell, key)],
-                mean_curve(cell, "validation_loss_nats"),
-                LINES[optimiser],
-                color=COLOURS[model],
-                label=f"{model}, {optimiser}",
-            )
+        for setting, results_of in found.items():
+            for entrant, colour in COLOURS.items():
+                for result in chosen(results_of, entrant)[:1]:
+                    axes.plot(
+                        [point[key] / unit for point in result["curve"]],
+                        [point["validation_nats"] for point in result["curve"]],
+                        color=colour,
+                        label=f"{entrant}, {setting}",
+                    )
         axes.set(xlabel=label, xlim=0)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set(ylabel="validation loss, nats per token")
@@ -145,36 +267,13 @@ def draw(runs: list[Run]) -> None:
     figure.savefig(PLOT, dpi=130)
 
 
-def _quality(title: str, chosen: dict[str, list[Run]], bound: float) -> dict[str, Any]:
-    values = {model: mean_bits(cell, "test") for model, cell in chosen.items()}
-    return against_best(f"{title}, test", "bits/char", values, bound)
+def main() -> None:
+    """Write the table and the plot."""
+    found = {setting: results(setting) for setting in SETTINGS}
+    rows = [line for setting, mine in found.items() for line in table(setting, mine)]
+    write("lm_quality", rows + fewer_tokens(found))
+    draw(found)
 
 
-def _speed(chosen: dict[str, list[Run]]) -> list[dict[str, Any]]:
-    """What Enigma needs to reach the better peer's final validation loss."""
-    losses = {model: mean_curve(cell, "validation_loss_nats") for model, cell in chosen.items()}
-    peer = min(PEERS, key=lambda name: losses[name][-1])
-    reached = [i for i, loss in enumerate(losses[OURS]) if loss <= losses[peer][-1]]
-    rows = []
-    for key, what, bound in (("tokens", "tokens", 0.6), ("processor_s", "processor seconds", 0.75)):
-        spent = {model: mean_curve(cell, key) for model, cell in chosen.items()}
-        values = {peer: spent[peer][-1], OURS: spent[OURS][reached[0] if reached else -1]}
-        title = f"(b) {what} to the peer's final loss" + ("" if reached else ": NOT REACHED within")
-        found = _against(title, "", values, peer, bound)
-        rows.append(found if reached else {**found, "met": False})
-    return rows
-
-
-def _against(
-    name: str, unit: str, values: dict[str, float], peer: str, bound: float
-) -> dict[str, Any]:
-    """Compare Enigma with a peer; the target is at most `bound` times its value."""
-    return row(
-        name,
-        values[OURS],
-        unit,
-        peer=peer,
-        peer_value=values[peer],
-        target=f"<= {bound:.3g}x",
-        met=values[OURS] <= bound * values[peer],
-    )
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,8 +1,8 @@
 """How the language models of `benchmarks/language_model/quality.py` perform in use.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.language_model.use data/wiki-zh/shards --tokens 153600
+    OMP_NUM_THREADS=1 python -m benchmarks.language_model.use data/wiki-zh/shards 1M-983k
 
-It takes the kept runs of seed 0, each model with its best recipe, and measures three things.
+It takes the weights of seed 0 at each entrant's best rate, and measures three things.
 Long texts: trained at 256 tokens, what does a token cost with up to 1,023 tokens of context, and
 what with 128 to 255 (windows of 256, stride 128)? Cloze: which of four clauses continues a test
 document (`cloze.py`), asked by lm-eval as an outsider would? Generation: how varied and how
@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import load_model
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
 
+from benchmarks.language_model.classes import Classes
 from benchmarks.language_model.cloze import ITEMS, TASK, write_items
-from benchmarks.language_model.quality import CONFIGS, RUNS, arguments_of, kept, kept_in
-from benchmarks.language_model.quality_table import MODELS, bits
+from benchmarks.language_model.entrants import make
+from benchmarks.language_model.quality import VOCABULARY, check_shards, weights_of
+from benchmarks.language_model.quality_table import SETTINGS, chosen, job_of, results
 from benchmarks.record import row, write
 from enigma.generation import Sampling
 from enigma.language_model.word_pieces import join_word_pieces
@@ -32,29 +34,61 @@ from pipelines.data.text.vocabulary import load_tokenizer
 from pipelines.language_model.repetition import distinct_2, repetition_rate
 
 LONG, SHORT, STRIDE = 1024, 256, 128
+MODELS = ("enigma", "gpt2", "llama")
+"""Those that are models of transformers, as `generate` and lm-eval need."""
 EXTRAPOLATING = ("enigma", "llama")
 """GPT-2 has learned positions, which end at the training length."""
 PROMPTS, PROMPT_TOKENS = 16, 32
 SAMPLING = Sampling(max_new_tokens=64)
 
 
-def best_models(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Load the best kept run of seed 0 of each model for evaluation.
+def over_ids(model: Any, classes: Classes) -> Any:
+    """Turn a model over classes into one over ids, with the same probabilities.
+
+    Args:
+        model: A model of transformers; changed in place.
+        classes: What it predicts.
+
+    Returns:
+        The model in evaluation mode, with an embedding and a head of their own: an id of the last
+        class has a bias of minus the logarithm of their number, one that is impossible of -inf.
+    """
+    ids = len(classes.class_of_id_V)
+    of_id_V = torch.from_numpy(classes.class_of_id_V)
+    tokens: nn.Embedding = model.get_input_embeddings()
+    embedding = nn.Embedding(ids, tokens.embedding_dim)
+    head = nn.Linear(tokens.embedding_dim, ids)
+    bias_V = -torch.from_numpy(classes.extra_nats(classes.class_of_id_V)).float()
+    bias_V[~torch.from_numpy(classes.possible_V)] = -torch.inf
+    with torch.no_grad():
+        embedding.weight.copy_(tokens.weight[of_id_V])
+        head.weight.copy_(model.get_output_embeddings().weight[of_id_V])
+        head.bias.copy_(bias_V)
+    model.config.vocab_size, model.config.tie_word_embeddings = ids, False
+    model.set_input_embeddings(embedding)
+    model.set_output_embeddings(head)
+    return model.eval()
+
+
+def best_models(shards: Path, setting: str) -> dict[str, Any]:
+    """Load each model with the weights of seed 0 at its best rate.
 
     Raises:
-        UserError: If a model has none.
+        UserError: If the sweep of a model is not over, or its weights are not here.
     """
+    classes = Classes.reachable(shards, VOCABULARY)
     found = {}
     for name in MODELS:
-        runs = kept(kept_in(arguments, RUNS, CONFIGS[name]))
-        runs = [run for run in runs if run["seed"] == 0]
-        if not runs:
+        cell = chosen(results(setting), name)
+        if not cell or not weights_of(job_of(cell[0])).is_file():
             raise UserError(
-                f"{RUNS}: expected a run of {name} on these shards and tokens, found none",
-                "run `python -m benchmarks.language_model.quality` with the same arguments first",
+                f"{setting}: expected the weights of {name} after a complete sweep, found none",
+                f"run `python -m benchmarks.language_model.quality {shards} {setting}`; if only "
+                "the weights are missing, delete the file of the result first",
             )
-        best = min(runs, key=lambda run: bits(run, "validation"))
-        found[name] = AutoModelForCausalLM.from_pretrained(best["directory"]).eval()
+        model = make(name, SETTINGS[setting].size, classes.count, 0)
+        load_model(model, str(weights_of(job_of(cell[0]))))
+        found[name] = over_ids(model, classes)
     return found
 
 
@@ -161,8 +195,12 @@ def generation_rows(models: dict[str, Any], reader: ShardReader) -> list[dict[st
 
 def main() -> None:
     """Measure all three, print and write."""
-    arguments = arguments_of(__doc__)
-    models = best_models(arguments)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("shards", type=Path, help="directory of final shards, 256 tokens each")
+    parser.add_argument("setting", choices=SETTINGS, help="size and tokens")
+    arguments = parser.parse_args()
+    check_shards(arguments.shards)
+    models = best_models(arguments.shards, arguments.setting)
     reader = ShardReader(arguments.shards, "test")
     documents = arguments.shards.parent / "documents" / "test.parquet"
     rows = length_rows(models, reader) + generation_rows(models, reader)

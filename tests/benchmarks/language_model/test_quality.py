@@ -1,0 +1,181 @@
+"""The comparison of language models: its sweep, its classes, its jobs, and what it refuses."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.language_model import quality, quality_table
+from benchmarks.language_model.classes import MIN_COUNT, Classes
+from benchmarks.language_model.entrants import ALL, SIZES, Size, make, parameters
+from benchmarks.language_model.quality_table import RATES, SETTINGS, Setting, chosen, next_rate
+from benchmarks.language_model.use import over_ids, token_nll
+from benchmarks.peers import check_sizes
+from pipelines.base.artifacts import read_json, write_json
+from pipelines.base.errors import UserError
+from pipelines.data.shards import ShardReader
+from pipelines.data.text.vocabulary import load_tokenizer
+from tests.support import LENGTH
+
+
+def result(rate, bits, *, seed=0, entrant="enigma", test=9.0):
+    scores = {
+        part: {"bits_per_character": value}
+        for part, value in (("validation", bits), ("held out", bits), ("test", test))
+    }
+    return {
+        "entrant": entrant,
+        "rate": rate,
+        "seed": seed,
+        "scores": scores,
+        "mixed": {"weight": 0.5, "scores": scores},
+        "parameters": {"without embeddings": 1},
+        "curve": [{"tokens": 1, "processor_s": 1.0, "validation_nats": 1.0}],
+    }
+
+
+def bits_of(entry):
+    return entry["scores"]["validation"]["bits_per_character"]
+
+
+SWEEP = [result(0.012, 7.0), result(0.006, 7.2), result(0.024, 7.1)]
+
+
+def test_a_sweep_goes_on_until_the_best_rate_is_inside_the_grid() -> None:
+    found = []
+    best = 0.1
+    while (rate := next_rate(found, "enigma")[0]) is not None:
+        found.append(result(rate, abs(math.log(rate / best))))
+    rates = sorted(entry["rate"] for entry in found)
+    assert rates == pytest.approx([0.006, 0.012, 0.024, 0.048, 0.096, 0.192])
+    assert next_rate(found, "enigma")[1] == pytest.approx(0.096)
+
+
+def test_no_test_figure_before_the_sweep_is_over() -> None:
+    for unfinished in (
+        SWEEP[:2],
+        [*SWEEP[:2], result(0.024, 6.9)],
+        [result(r, None) for r in RATES],
+    ):
+        assert chosen(unfinished, "enigma") == []
+        assert not any("test" in row["name"] for row in quality_table.table("1M-983k", unfinished))
+    assert [entry["rate"] for entry in chosen(SWEEP, "enigma")] == [0.012]
+    other_seed = result(0.012, 7.0, seed=1)
+    assert chosen([*SWEEP, other_seed, result(0.006, 1.0, seed=1)], "enigma")[1:] == [other_seed]
+
+
+def test_a_target_can_be_missed() -> None:
+    def verdict(test):
+        theirs = [
+            result(entry["rate"], bits_of(entry), entrant="modern, all ids", test=test)
+            for entry in SWEEP
+        ]
+        rows = quality_table.table("1M-983k", [*SWEEP, *theirs])
+        return next(row["met"] for row in rows if row["target"] == "<= 0.92x")
+
+    assert verdict(10.0) is True
+    assert verdict(9.5) is False
+
+
+def test_fewer_tokens_can_be_too_few() -> None:
+    def verdict(ours):
+        mine = [result(entry["rate"], bits_of(entry), test=ours) for entry in SWEEP]
+        peer = [result(e["rate"], bits_of(e), entrant="modern, all ids", test=8.0) for e in SWEEP]
+        found = {setting: [] for setting in SETTINGS} | {"1M-590k": mine, "1M-983k": peer}
+        return [row["met"] for row in quality_table.fewer_tokens(found)]
+
+    assert verdict(7.9) == [True]
+    assert verdict(8.1) == [False]
+
+
+def test_classes_keep_probabilities_over_ids_normalised(shards) -> None:
+    classes = Classes.reachable(shards, quality.VOCABULARY)
+    train = ShardReader(shards, "train")
+    _, counts = np.unique(train.gather(np.arange(len(train))), return_counts=True)
+    assert classes.count == (counts >= MIN_COUNT).sum() + 1
+    p_C = np.random.default_rng(0).dirichlet(np.ones(classes.count))
+    every_class = np.arange(classes.count)
+    ids_per_class = np.where(every_class == classes.count - 1, classes.others, 1)
+    assert np.sum(p_C * np.exp(-classes.extra_nats(every_class)) * ids_per_class) == pytest.approx(
+        1
+    )
+    tokenizer = load_tokenizer("bert-base-chinese")
+    known = tokenizer("二〇〇一年a中1979", add_special_tokens=False)["input_ids"]
+    assert classes.possible_V[known].all()
+    assert "##〇" in tokenizer.convert_ids_to_tokens(known)
+    assert not classes.possible_V[tokenizer.convert_tokens_to_ids("##中")]
+    assert classes.possible_V.sum() == classes.others + classes.count - 1
+    assert not Classes.all_ids(5).extra_nats(np.arange(5)).any()
+
+
+@pytest.mark.parametrize("size", ["1M", "2M"])
+def test_all_entrants_have_one_size(size) -> None:
+    counts = {name: parameters(make(name, size, 8, 0))["without embeddings"] for name in ALL}
+    check_sizes(counts, "without embeddings", quality.TOLERANCE)
+
+
+@pytest.fixture
+def command(shards, tmp_path, monkeypatch):
+    """Run the benchmark on tiny shards; returns the files of finished jobs."""
+    monkeypatch.setattr(quality, "LENGTH", LENGTH)
+    monkeypatch.setattr(quality, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(quality_table, "RESULTS", tmp_path / "results")
+    machine = {"num_transformer_layers": 1, "num_rev_blocks": 1, "num_rotors": 1}
+    monkeypatch.setitem(SIZES, "tiny", Size(16, 1, machine, 40))
+    monkeypatch.setattr(quality, "TOLERANCE", 1.0)
+    monkeypatch.setitem(SETTINGS, "tiny", Setting("tiny", 10 * 4 * LENGTH, 0.92))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["quality", str(shards), "tiny", *arguments])
+        quality.main()
+        return sorted(path.name for path in (tmp_path / "results" / "tiny").iterdir())
+
+    return run
+
+
+def test_an_interrupted_command_resumes_and_shows_no_test(command, tmp_path, capsys) -> None:
+    both = ("--entrants", "enigma", "modern", "--sweep-only")
+    first = command(*both, "--jobs", "1")
+    trained = [name for name in first if "gram" not in name]
+    assert trained == ["enigma-0.012-0.json"]
+    assert len(first) - len(trained) == 4 * 3, "every order of every seed is counted"
+    path = tmp_path / "results" / "tiny" / trained[0]
+    written = path.stat().st_mtime_ns
+    second = command(*both, "--jobs", "2")
+    assert len(second) == len(first) + 2
+    assert path.stat().st_mtime_ns == written, "a finished job is not done again"
+    assert "test" not in capsys.readouterr().out
+    found = read_json(path)
+    assert found["scores"]["test"]["bits_per_character"] > 0
+    mixed = found["mixed"]["scores"]["validation"]["loss_nats"]
+    assert mixed <= found["scores"]["validation"]["loss_nats"] + 1e-9
+    found["fingerprint"] = "0" * 16
+    write_json(path, found)
+    with pytest.raises(UserError, match="expected a result of these shards"):
+        command(*both, "--jobs", "1")
+
+
+def test_shards_of_other_sizes_are_refused(shards, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["quality", str(shards), "1M-983k"])
+    with pytest.raises(UserError, match="expected sequences of 256 of 21128 ids"):
+        quality.main()
+
+
+@pytest.mark.parametrize("name", ["enigma", "gpt2", "llama"])
+def test_a_model_over_ids_has_the_probabilities_of_its_classes(shards, name, monkeypatch) -> None:
+    machine = {"num_transformer_layers": 1, "num_rev_blocks": 1, "num_rotors": 1}
+    monkeypatch.setitem(SIZES, "tiny", Size(16, 1, machine, 40))
+    classes = Classes.reachable(shards, quality.VOCABULARY)
+    model = make(name, "tiny", classes.count, 0)
+    reader = ShardReader(shards, "test")
+    ids = reader.gather(np.arange(2)).astype(np.int64)
+    read = classes.class_of_id_V[ids]
+    expected = quality.token_nll(model, read) + classes.extra_nats(read[:, 1:])
+    wide = over_ids(model, classes)
+    np.testing.assert_allclose(token_nll(wide, torch.from_numpy(ids)), expected, rtol=1e-4)
+    with torch.no_grad():
+        p_V = wide(input_ids=torch.from_numpy(ids)).logits[0, -1].double().softmax(-1)
+    assert p_V.sum().item() == pytest.approx(1)
+    assert not p_V[~torch.from_numpy(classes.possible_V)].any()
