@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.bijections.base import KeyValueCache, Run
+from enigma.bijections.base import KeyValueCache
 from enigma.layers.dropped_attention import dropped_attention
 from enigma.layers.linear import Linear
+from enigma.layers.mixing_layer import MixingLayer
 from enigma.layers.norm import rms_normalise
-from enigma.layers.squared_relu import squared_relu
 from enigma.reversible import CouplingStep
 
 __all__ = [
@@ -296,23 +296,16 @@ def _hide(scores: Tensor, visible: Tensor | None) -> Tensor:
     return scores + visible.to(scores.dtype)
 
 
-class AttentionLayer(nn.Module):
-    """A reversible pre-norm transformer layer over two streams of width D.
-
-    y1 = x1 + attention(norm(x2)), y2 = x2 + network(norm(y1)), with a squared-ReLU network of
-    width 4 D: as many parameters and products as a plain layer, but it can be undone.
-
-    Sources: Vaswani et al. (2017); two streams, Kitaev et al., "Reformer" (2020), equation 9;
-    squared ReLU, So et al., "Primer" (2021).
+class AttentionLayer(MixingLayer):
+    """A reversible pre-norm transformer layer (Vaswani et al., 2017) over two streams of width D.
 
     Args:
         d: width D.
         num_heads: heads, H.
         use_alibi: linear biases in the attention.
         attention_dropout: probability of dropping an attention weight in training.
-        hidden_dropout: probability of dropping a channel of each branch in training.
-        exact: add on the grid of exact mode, where both streams must lie; the layer can then
-            be undone bit for bit.
+        hidden_dropout: see `MixingLayer`.
+        exact: see `MixingLayer`.
     """
 
     def __init__(
@@ -325,21 +318,10 @@ class AttentionLayer(nn.Module):
         hidden_dropout: float = 0.0,
         exact: bool = False,
     ) -> None:
-        super().__init__()
-        self.exact = exact
+        super().__init__(d, hidden_dropout=hidden_dropout, exact=exact)
         self.attention = CausalSelfAttention(
             d, num_heads, use_alibi=use_alibi, attention_dropout=attention_dropout
         )
-        self.mlp_up = Linear(d, 4 * d)
-        self.mlp_down = Linear(4 * d, d, zero=True)
-        self.hidden_dropout = hidden_dropout
-
-    def forward(self, x1_BLD: Tensor, x2_BLD: Tensor, run: Run) -> tuple[Tensor, ...]:
-        """Return both streams after the layer, as `run` of its step computes them.
-
-        The layer is a module call only so that its hooks fire and its weights are at hand.
-        """
-        return run(x1_BLD, x2_BLD)
 
     def step(self, context: AttentionContext, layer_index: int = 0) -> CouplingStep:
         """Return the layer as a step over two streams `(B, L, D)`.
@@ -350,23 +332,7 @@ class AttentionLayer(nn.Module):
         """
 
         def attend(x_BLD: Tensor) -> Tensor:
-            attended: Tensor = self.attention(rms_normalise(x_BLD), context, layer_index)
-            return self._drop(attended)
+            attended: Tensor = self.attention(x_BLD, context, layer_index)
+            return attended
 
-        return CouplingStep(
-            (attend, (self.attention,)),
-            (self._transform, (self.mlp_up, self.mlp_down)),
-            stream_numbers=(0, 1),
-            exact=self.exact,
-            module=self,
-        )
-
-    def _transform(self, x_BLD: Tensor) -> Tensor:
-        hidden = squared_relu(self.mlp_up(rms_normalise(x_BLD)))
-        transformed: Tensor = self.mlp_down(hidden)
-        return self._drop(transformed)
-
-    def _drop(self, x_BLD: Tensor) -> Tensor:
-        if not self.training:
-            return x_BLD
-        return functional.dropout(x_BLD, self.hidden_dropout)
+        return self.step_with(attend, self.attention)

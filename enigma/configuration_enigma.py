@@ -61,6 +61,9 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
             `enigma.bijections.exact`.
         kernel_size: taps of the causal convolution in the coupling networks; 1 for none.
         learnable_plugboard: learn which channels are swapped.
+        num_driven_rotors: layers of rotors that the text drives, see `enigma.driven_rotor`.
+        rotor_channels: of a driven rotor; must divide `d`.
+        rotor_reflections: of a driven rotor per token; even.
         use_cache: keep keys and values while generating.
         tie_word_embeddings: share the output head with the token embedding.
         logits_in_training: return the logits in training too, and hold them whole, as TRL's
@@ -112,6 +115,9 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
     exact: bool = False
     kernel_size: int = 1
     learnable_plugboard: bool = False
+    num_driven_rotors: int = 0
+    rotor_channels: int = 8
+    rotor_reflections: int = 4
     use_cache: bool = True
     tie_word_embeddings: bool = True
     logits_in_training: bool = False

@@ -18,6 +18,7 @@ from enigma.bijections.exact import round_to_grid
 from enigma.bijections.machine import Enigma, ReturnPath
 from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
 from enigma.bijections.step_groups import StepGroup
+from enigma.driven_rotor import RotorLayer
 from enigma.invertible_conv1x1 import RotorForm
 from enigma.language_model.prediction import Prediction
 from enigma.layers.causal_conv import CausalConv
@@ -61,6 +62,10 @@ class EnigmaLM(Prediction):
             whole model can then be undone bit for bit. Needs lifting rotors.
         kernel_size: taps of the causal convolution in the coupling networks; 1 for none.
         learnable_plugboard: learn which channels are swapped.
+        num_driven_rotors: layers of rotors that the text drives, before all other layers, see
+            `enigma.driven_rotor`; 0 for none.
+        rotor_channels: of a driven rotor.
+        rotor_reflections: of a driven rotor per token.
         tie_word_embeddings: share the output head with the token embedding.
         memory: what training keeps for the backward pass, see `enigma.reversible.run_steps`.
         num_reachable: ids that have a logit of their own, see `set_reachable`; None for all.
@@ -97,6 +102,9 @@ class EnigmaLM(Prediction):
         exact: bool = False,
         kernel_size: int = 1,
         learnable_plugboard: bool = False,
+        num_driven_rotors: int = 0,
+        rotor_channels: int = 8,
+        rotor_reflections: int = 4,
         tie_word_embeddings: bool = True,
         memory: MemoryMode = "plain",
         num_reachable: int | None = None,
@@ -119,6 +127,12 @@ class EnigmaLM(Prediction):
         self.max_len = max_len
         self.use_alibi = use_alibi
         self.embedding = TokenEmbedding(vocab_size, d, 0 if use_alibi else max_len)
+        self.rotor_layers = nn.ModuleList(
+            RotorLayer(
+                d, rotor_channels, rotor_reflections, hidden_dropout=hidden_dropout, exact=exact
+            )
+            for _ in range(num_driven_rotors)
+        )
         self.layers = nn.ModuleList(
             AttentionLayer(
                 d,
@@ -146,10 +160,11 @@ class EnigmaLM(Prediction):
         if tie_word_embeddings:
             self.head.weight = self.embedding.tokens.weight
         self.allocate(num_reachable, ngram_sizes)
-        # Layers that a decoding cache needs: one per attention layer and pass of a convolution.
+        # Layers that a decoding cache needs: one per attention layer, driven rotor and pass of a
+        # convolution.
         passes = 1 if return_path == "untied" else 2
         convolutions = sum(isinstance(module, CausalConv) for module in self.core.modules())
-        self.num_key_slots = num_transformer_layers + passes * convolutions
+        self.num_key_slots = num_transformer_layers + num_driven_rotors + passes * convolutions
 
     if TYPE_CHECKING:
 
@@ -295,8 +310,10 @@ class EnigmaLM(Prediction):
             cast("AttentionLayer", layer).step(attention, slot)
             for slot, layer in enumerate(self.layers)
         ]
+        rotors = [cast("RotorLayer", layer).step(context) for layer in self.rotor_layers]
         before_core = (len(layers) + 1) // 2
         return [
+            *rotors,
             *layers[:before_core],
             StepGroup(
                 self.core.steps(context, stream=1), (1,), partial(self.core, context=context)

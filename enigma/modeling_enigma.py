@@ -169,6 +169,7 @@ class EnigmaPreTrainedModel(Publishing):
             given,
             packed=packed,
             kernel_size=self.config.kernel_size,
+            num_driven_rotors=self.config.num_driven_rotors,
             has_ngrams=self.lm.ngrams is not None,
         )
         options: dict[str, Any] = {}
@@ -304,7 +305,8 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # 
         Raises:
             TypeError: for an unknown keyword.
             ValueError: for neither or both of ids and embeddings, ids that are not `(B, L)`, and
-                packed texts or a mask of 4 dimensions in a model with convolutions.
+                packed texts or a mask of 4 dimensions in a model with convolutions or rotors that
+                the text drives.
         """
         _refuse_unknown(unknown, type(self).forward)
         has_targets = labels is not None or shift_labels is not None

@@ -34,11 +34,11 @@ class KeyValueCache(Protocol):
 
 
 class ConvolutionCache:
-    """Keeps the inputs of the convolutions over the tokens in a decoding cache.
+    """Keeps the inputs of convolutions and the states of rotors in a decoding cache.
 
-    Each convolution of a forward pass takes the next slot of the cache, in the order of the calls,
-    which is the same in every pass. The inputs are kept like keys, so whatever reorders or crops
-    the keys (beam search, for example) does the same to them.
+    Each of them takes the next slot of the cache, in the order of the calls, which is the same in
+    every forward pass. What they keep of a token is kept like a key, so whatever reorders or crops
+    the keys (beam search, for example) does the same to it.
 
     Args:
         cache: the decoding cache.
@@ -55,6 +55,12 @@ class ConvolutionCache:
         all_B1SC, _ = self._cache.update(x_B1LC, x_B1LC[..., :0], self._slot)
         self._slot += 1
         return all_B1SC[:, 0, -(x_BLC.shape[1] + num_earlier) :]
+
+    def latest(self, default_BC: Tensor) -> Tensor:
+        """Return what the next slot keeps of the last token, or the default before the first."""
+        none_B10C = default_BC[:, None, None][:, :, :0]
+        all_B1SC, _ = self._cache.update(none_B10C, none_B10C[..., :0], self._slot)
+        return all_B1SC[:, 0, -1] if all_B1SC.shape[2] else default_BC
 
 
 @dataclass(frozen=True)

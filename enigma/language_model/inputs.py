@@ -40,6 +40,7 @@ def find_places(
     *,
     packed: Tensor | None,
     kernel_size: int,
+    num_driven_rotors: int,
     has_ngrams: bool,
 ) -> Places:
     """Find the places of new tokens.
@@ -51,7 +52,8 @@ def find_places(
         given: their ids or embeddings, `(B, L, ...)`.
         packed: which keys are visible if `position_ids` are those of several packed texts.
         kernel_size: of the model's convolutions, which read earlier tokens whatever is visible.
-        has_ngrams: the model has an n-gram memory, which does so too.
+        num_driven_rotors: layers of the model that do so too.
+        has_ngrams: the model has an n-gram memory, which also does.
 
     Raises:
         ValueError: for texts in a row that these would read across; for packed texts with a cache.
@@ -61,7 +63,7 @@ def find_places(
     if attention_mask is not None and attention_mask.ndim == 4:
         floating = attention_mask.is_floating_point()
         visible, attention_mask = attention_mask if floating else attention_mask.bool(), None
-        _refuse_convolutions(kernel_size, "a mask of 4 dimensions")
+        _refuse_if_texts_mix(kernel_size, num_driven_rotors, "a mask of 4 dimensions")
         if has_ngrams:
             raise ValueError(
                 "expected a mask of 2 dimensions in a model with an n-gram memory, got one of 4, "
@@ -69,7 +71,7 @@ def find_places(
                 "position_ids that start again at each text, without a mask"
             )
     elif packed is not None:
-        _refuse_convolutions(kernel_size, "position_ids of several packed texts")
+        _refuse_if_texts_mix(kernel_size, num_driven_rotors, "position_ids of several packed texts")
         if cache is not None:
             raise ValueError(
                 "expected use_cache=False with position_ids of several packed texts, got True"
@@ -110,9 +112,13 @@ def kept(per_token: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     return per_token[:, -logits_to_keep:] if logits_to_keep else per_token
 
 
-def _refuse_convolutions(kernel_size: int, what: str) -> None:
-    if kernel_size > 1:
-        raise ValueError(
-            f"expected kernel_size=1 with {what}, got {kernel_size}, whose convolutions would read "
-            "across texts; to fix this: pass one text per row with a mask of 2 dimensions"
-        )
+def _refuse_if_texts_mix(kernel_size: int, num_driven_rotors: int, what: str) -> None:
+    for name, got, most, readers in (
+        ("kernel_size", kernel_size, 1, "convolutions"),
+        ("num_driven_rotors", num_driven_rotors, 0, "rotors"),
+    ):
+        if got > most:
+            raise ValueError(
+                f"expected {name}={most} with {what}, got {got}, whose {readers} would read across "
+                "texts; to fix this: pass one text per row with a mask of 2 dimensions"
+            )
