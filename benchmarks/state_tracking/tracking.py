@@ -9,7 +9,7 @@ nine of ten answers are right, up to 64: without that no model learns it. What i
 share of right answers on fresh texts of up to four times that length.
 
 A finished job writes one file under `benchmarks/results/state_tracking/`, so an interrupted command
-resumes. `python -m benchmarks.state_tracking.table` makes the table and the picture of them.
+resumes.
 """
 
 import argparse
