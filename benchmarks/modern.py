@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
-from enigma.language_model.training_loss import training_loss
+from benchmarks.head_loss import head_loss
 from enigma.layers.linear import Embedding, Linear
 from enigma.layers.norm import rms_normalise
 from enigma.layers.squared_relu import squared_relu
@@ -153,7 +153,7 @@ class ModernGPT(nn.Module):
         hidden_BLD = self.hidden_states(input_ids)
         if labels is None:
             return CausalLMOutput(logits=self.head(hidden_BLD))
-        loss = training_loss(hidden_BLD, self.head, labels, num_items_in_batch=num_items_in_batch)
+        loss = head_loss(hidden_BLD, self.head, labels, num_items_in_batch)
         return CausalLMOutput(loss=loss)
 
     def hidden_states(self, ids_BL: Tensor) -> Tensor:

@@ -111,13 +111,10 @@ class EnigmaLM(Prediction):
         ngram_sizes: list[list[int]] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("vocab_size", vocab_size), ("max_len", max_len)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if num_transformer_layers < 0:
-            raise ValueError(
-                f"num_transformer_layers must not be negative, got {num_transformer_layers}"
-            )
+        _check_not_below(1, vocab_size=vocab_size, max_len=max_len)
+        _check_not_below(
+            0, num_transformer_layers=num_transformer_layers, num_driven_rotors=num_driven_rotors
+        )
         if memory not in get_args(MemoryMode):
             raise ValueError(f"memory must be one of {get_args(MemoryMode)}, got {memory!r}")
         num_heads = fitting_heads(d, num_heads)
@@ -320,6 +317,13 @@ class EnigmaLM(Prediction):
             ),
             *layers[before_core:],
         ]
+
+
+def _check_not_below(least: int, **sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < least:
+            wanted = f"at least {least}" if least else "0 or more"
+            raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
 class _Record(Step):

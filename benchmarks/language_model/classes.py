@@ -14,8 +14,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.data.shards import ShardReader
-from pipelines.data.text.vocabulary import load_tokenizer
+from pipelines.language_model.classes import TokenClasses
 
 MIN_COUNT = 2
 
@@ -45,28 +44,17 @@ class Classes:
         return cls(np.arange(vocabulary_size), possible_V, vocabulary_size, 0)
 
     @classmethod
-    def reachable(cls, shards: Path, vocabulary_size: int) -> Self:
+    def reachable(cls, shards: Path) -> Self:
         """The classes of a directory of final shards."""
-        counts_V = np.zeros(vocabulary_size, dtype=np.int64)
-        for tokens_NL in ShardReader(shards, "train"):
-            counts_V += np.bincount(tokens_NL.ravel(), minlength=vocabulary_size)
-        reachable = np.flatnonzero(counts_V >= MIN_COUNT)
-        class_of_id_V = np.full(vocabulary_size, len(reachable))
-        class_of_id_V[reachable] = np.arange(len(reachable))
-        possible_V = _possible(vocabulary_size) | (counts_V > 0)
-        others = int(np.sum(possible_V & (counts_V < MIN_COUNT)))
-        return cls(class_of_id_V, possible_V, len(reachable) + 1, others)
+        classes = TokenClasses.of_shards(shards, MIN_COUNT)
+        return cls(
+            classes.class_of_id.astype(np.int64),
+            classes.possible_V,
+            classes.num_classes,
+            classes.num_other,
+        )
 
     def extra_nats(self, classes: Integers) -> npt.NDArray[np.float64]:
         """What naming the id costs beyond naming its class."""
         spread = np.log(self.others) if self.others else 0.0
         return np.where(classes == self.count - 1, spread, 0.0)
-
-
-def _possible(vocabulary_size: int) -> npt.NDArray[np.bool_]:
-    """Which ids the tokenizer can produce: a Han character stands alone and continues no word."""
-    tokenizer = load_tokenizer("bert-base-chinese")
-    tokens = tokenizer.convert_ids_to_tokens(range(vocabulary_size))
-    continuing = {token for token in tokens if token.startswith("##") and len(token) == 3}
-    impossible = {token for token in continuing if token not in tokenizer.tokenize(f"a{token[2:]}")}
-    return np.array([token not in impossible for token in tokens])

@@ -35,6 +35,7 @@ from torch.nn import functional
 from transformers import get_cosine_schedule_with_warmup
 from transformers.pytorch_utils import Conv1D
 
+from benchmarks.head_loss import head_loss
 from benchmarks.language_model.classes import Classes
 from benchmarks.language_model.entrants import (
     ALL,
@@ -56,14 +57,14 @@ from benchmarks.language_model.quality_table import (
 )
 from benchmarks.peers import check_sizes
 from enigma.bijections.constant_weights import constant_weights
-from enigma.language_model.training_loss import training_loss
+from enigma.language_model.ngram_counts import count_ngrams
+from enigma.language_model.ngram_memory import NGramMemory
 from pipelines.base.artifacts import read_json, read_manifest, write_json
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.base.workspace import SPLITS
 from pipelines.data.order import BatchPlan, Indices, SequenceOrder, evenly_spaced
 from pipelines.data.shards import ShardReader
-from pipelines.language_model.baselines import NGramModel
 from pipelines.language_model.scoring import Score, Span, batches
 from pipelines.training.optimisers import BETAS, make_optimiser
 
@@ -142,7 +143,7 @@ def token_nll(model: Any, classes_NL: npt.NDArray[np.int64]) -> Floats:
 
 def loss_of(model: Any, ids_BL: Tensor) -> Tensor:
     """Return the training loss; the head is computed in the same way for all."""
-    return training_loss(hidden_states(model, ids_BL), model.get_output_embeddings(), ids_BL)
+    return head_loss(hidden_states(model, ids_BL), model.get_output_embeddings(), ids_BL)
 
 
 def train(model: Any, data: Data, job: Job) -> list[dict[str, Any]]:
@@ -201,16 +202,20 @@ def _first(part: tuple[str, Indices]) -> tuple[str, Indices]:
     return split, indices[evenly_spaced(len(indices), CURVE_SEQUENCES)]
 
 
-def counted(data: Data, job: Job, order: int) -> NGramModel:
+def counted(data: Data, job: Job, order: int) -> NGramMemory:
     """Count the tokens that a network of the same seed trains on."""
     indices = np.concatenate(data.train_indices(job.seed, job.tokens // (BATCH * LENGTH)))
-    tokens_NL = data.gather("train", indices).astype(np.uint16)
-    return NGramModel(tokens_NL, order=order, vocabulary_size=data.classes.count)
+    classes_NL = torch.from_numpy(data.gather("train", indices))
+    return NGramMemory.of(count_ngrams(classes_NL, data.classes.count, order), 1).eval()
 
 
-def counted_nll(model: NGramModel, classes_NL: npt.NDArray[np.int64]) -> Floats:
+def counted_nll(model: NGramMemory, classes_NL: npt.NDArray[np.int64]) -> Floats:
     """Nats of tokens 1..L-1, `(N, L - 1)`."""
-    return -np.log(model.probabilities(classes_NL.astype(np.uint16))[:, 1:])
+    classes = torch.from_numpy(classes_NL)
+    rows_NK = model.context_rows(classes)[:, :-1].flatten(0, 1)
+    log_p_N, _ = model.log_prob(rows_NK, classes[:, 1:].flatten(), torch.float64)
+    nats_NL: Floats = -log_p_N.view(len(classes), -1).numpy()
+    return nats_NL
 
 
 def mixtures(network: dict[str, Floats], counting: dict[str, Floats]) -> tuple[float, Any]:
@@ -343,7 +348,7 @@ def main() -> None:
     arguments = arguments_of()
     mark = fingerprint(arguments.shards)
     check_kept(results(arguments.setting), mark)
-    reachable = Classes.reachable(arguments.shards, VOCABULARY)
+    reachable = Classes.reachable(arguments.shards)
     counts = {
         name: parameters(make(name, SETTINGS[arguments.setting].size, 8, 0))["without embeddings"]
         for name in arguments.entrants

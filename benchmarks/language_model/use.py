@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.language_model.classes import Classes
 from benchmarks.language_model.cloze import ITEMS, TASK, write_items
 from benchmarks.language_model.entrants import make
-from benchmarks.language_model.quality import VOCABULARY, check_shards, weights_of
+from benchmarks.language_model.quality import check_shards, weights_of
 from benchmarks.language_model.quality_table import SETTINGS, chosen, job_of, results
 from benchmarks.record import row, write
 from enigma.generation import Sampling
@@ -76,7 +76,7 @@ def best_models(shards: Path, setting: str) -> dict[str, Any]:
     Raises:
         UserError: If the sweep of a model is not over, or its weights are not here.
     """
-    classes = Classes.reachable(shards, VOCABULARY)
+    classes = Classes.reachable(shards)
     found = {}
     for name in MODELS:
         cell = chosen(results(setting), name)

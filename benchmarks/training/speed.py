@@ -29,12 +29,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from benchmarks.head_loss import head_loss
 from benchmarks.language_model.entrants import TOLERANCE, hidden_states, parameters
 from benchmarks.modern import ModernConfig, ModernGPT
 from benchmarks.peers import check_sizes, gpt2_config, llama_config
 from benchmarks.record import row, write
 from enigma.configuration_enigma import EnigmaConfig
-from enigma.language_model.training_loss import training_loss
 from enigma.modeling_enigma import EnigmaForCausalLM
 
 VOCABULARY, CLASSES, LENGTH, TEXTS = 21128, 10118, 256, 8
@@ -101,12 +101,10 @@ class SameHead(nn.Module):
     def forward(
         self, input_ids: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> dict[str, Tensor]:
-        """Return the loss; see `training_loss`."""
+        """Return the loss; see `head_loss`."""
         hidden_BLD = hidden_states(self.model, input_ids)
         head = self.model.get_output_embeddings()
-        return {
-            "loss": training_loss(hidden_BLD, head, labels, num_items_in_batch=num_items_in_batch)
-        }
+        return {"loss": head_loss(hidden_BLD, head, labels, num_items_in_batch)}
 
 
 def make_models(size: str) -> dict[str, nn.Module]:

@@ -90,16 +90,10 @@ def train_rank(run: RunDirectory, config: RunConfig, *, rank: int, world_size: i
     # All ranks start from the same weights; dropout differs (see Schedule).
     torch.manual_seed(recipe.seed)
     model = new_language_model(config.model, config.shards, config.ngrams)
-    model.config.memory = model.lm.memory = "plain" if recipe.memory == "auto" else recipe.memory
     args = trainer_arguments(recipe, run.checkpoints, steps=config.steps, world_size=world_size)
-    if recipe.memory == "auto":
-        model.config.memory = model.lm.memory = choose_memory(
-            model.to(args.device),
-            batch_size=recipe.batch_size,
-            length=reader.sequence_length,
-            bf16=args.bf16,
-            ranks_here=world_size // config.nodes,
-        )
+    model.config.memory = model.lm.memory = _memory(
+        model, config, args, length=reader.sequence_length, ranks_here=world_size // config.nodes
+    )
     checkpoint = _resume_point(run, args)
     schedule = Schedule(
         run=run,
@@ -135,6 +129,22 @@ def train_rank(run: RunDirectory, config: RunConfig, *, rank: int, world_size: i
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     status: Literal["stopped", "finished"] = "stopped" if schedule.stopped else "finished"
     return Outcome(status, int(trainer.state.global_step))
+
+
+def _memory(
+    model: Any, config: RunConfig, args: TrainingArguments, *, length: int, ranks_here: int
+) -> Literal["plain", "checkpoint", "reversible"]:
+    """What a step keeps; "auto" is decided by what fits on the device."""
+    if config.train.memory != "auto":
+        return config.train.memory
+    model.config.memory = model.lm.memory = "plain"
+    return choose_memory(
+        model.to(args.device),
+        batch_size=config.train.batch_size,
+        length=length,
+        bf16=args.bf16,
+        ranks_here=ranks_here,
+    )
 
 
 def trainer_arguments(
