@@ -51,10 +51,15 @@ def write_finished_project(directory: Path, run_id: str | None) -> None:
 def copy_project(project: Path, there: Path) -> Path:
     """Copy a registered project, and make the copy's store name its own artifacts."""
     shutil.copytree(project, there)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{there}/mlflow.db")
-        relocate()
+    adopt_store(there)
     return there
+
+
+def adopt_store(project: Path) -> None:
+    """Make the store of a copied project name the artifacts of the copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+        relocate()
 
 
 def commit(directory: Path) -> None:

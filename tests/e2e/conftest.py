@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines.base.run_stage import QUIET_ENVIRONMENT
+from tests.finished import adopt_store
 from tests.support import REPOSITORY, change_params
 
 # Every part real, each as small as its gates allow: the model must still beat the
@@ -113,4 +114,6 @@ def finished(clone: Project) -> Project:
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
     """A copy of the finished project that a test may change."""
-    return finished.copy(tmp_path / "enigma")
+    copy = finished.copy(tmp_path / "enigma")
+    adopt_store(copy.path)
+    return copy
