@@ -97,7 +97,7 @@ def database() -> Iterator[Database]:
 @pytest.fixture
 def services(database: Database, clone: Path) -> Iterator[Server]:
     environment = {
-        "MLFLOW_TRACKING_URI": database.uri("mlflow"),
+        "MLFLOW_TRACKING_URI": database.uri("mlflow", "postgresql+psycopg"),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database.uri("prefect", "postgresql+asyncpg"),
         "ENIGMA_TRAINING_SLOT": str(clone.with_name("slot")),
     }
