@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.base.errors import UserError
+from pipelines.base.locks import Holder, boot_id
 from pipelines.cli.monitor import view
 from pipelines.runs.directory import Outcome
 from pipelines.runs.status import Gpu, newest_run, read_gpus, read_status
@@ -37,7 +38,8 @@ def test_a_run_is_shown_from_its_files(one_rank: Any) -> None:
         assert name in shown
     assert "█" in shown
 
-    (rank.run.path / "lock").write_text(f"{2**22 + 1} {socket.gethostname()}")
+    gone = Holder(2**22 + 1, socket.gethostname(), boot_id(), "1")
+    (rank.run.path / "lock").write_text(str(gone))
     assert "stopped: its launcher was killed" in text_of(rank.run.path)
     rank.run.write_outcome(Outcome("failed", 6, "the loss exploded", "fix it"))
     assert "failed at step 6: the loss exploded" in text_of(rank.run.path)

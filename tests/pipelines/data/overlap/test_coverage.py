@@ -11,7 +11,6 @@ from pipelines.data.overlap.hits import HIT, Scan, scan
 from pipelines.data.overlap.stream import stream_parts
 from pipelines.data.overlap.window_index import HeldOut, WindowIndex, build_index
 
-VOCABULARY = "bert-base-chinese"
 WINDOWS, SEQUENCES = 6, 5
 
 
@@ -52,12 +51,12 @@ def test_the_shares_of_documents_and_sequences_are_measured(
     splits["test"] = random_tokens(2, 4)
     splits["train"][3, 5:25] = splits["test"][1, 5:25]
     tokens = write_shards(splits)
-    held = HeldOut(tokens, {"test": np.empty(0, np.int64)}, 32, VOCABULARY, 8)
+    held = HeldOut(tokens, {"test": np.empty(0, np.int64)}, 32, 8)
     for name in ("index", "scan"):
         (tmp_path / name).mkdir()
     build_index(held, tmp_path / "index")
     (part,) = stream_parts(tokens, "train", 32)
-    scan(Scan(part, tmp_path / "index", VOCABULARY, 8), tmp_path / "scan")
+    scan(Scan(part, tmp_path / "index", tokens, 8), tmp_path / "scan")
     coverage = Coverage(WindowIndex(tmp_path / "index"), [tmp_path / "scan"], 0.15)
     covered_U, hits_U = coverage.measure(np.ones(4, np.bool_))
     assert coverage.windows.tolist() == [121, 25, 25, 25, 25]

@@ -21,8 +21,6 @@ from pipelines.data.overlap.hits import (
 from pipelines.data.overlap.stream import stream_parts
 from pipelines.data.overlap.window_index import HeldOut, build_index
 
-VOCABULARY = "bert-base-chinese"
-
 
 @given(sizes=st.lists(st.integers(0, 3), min_size=1, max_size=5))
 def test_groups_are_read_as_they_were_written(tmp_path_factory, sizes: list[int]) -> None:
@@ -45,12 +43,12 @@ def test_hits_say_where_a_window_stands_and_common_ones_are_not_paired(
     splits["train"][:, 24:] = splits["test"][0, :8]
     splits["train"][2, 4:20] = splits["test"][3, 10:26]
     tokens = write_shards(splits)
-    held = HeldOut(tokens, {"test": np.empty(0, np.int64)}, 32, VOCABULARY, 8)
+    held = HeldOut(tokens, {"test": np.empty(0, np.int64)}, 32, 8)
     for name in ("index", "scan", "join"):
         (tmp_path / name).mkdir()
     build_index(held, tmp_path / "index")
     (part,) = stream_parts(tokens, "train", 32)
-    scan(Scan(part, tmp_path / "index", VOCABULARY, 8), tmp_path / "scan")
+    scan(Scan(part, tmp_path / "index", tokens, 8), tmp_path / "scan")
     hits = read_hits([tmp_path / "scan"], 0)
     places = sorted(hits[["position", "first", "last"]].tolist())
     excerpt = [(2 * 32 + 4 + at, 2, 2) for at in range(9)]

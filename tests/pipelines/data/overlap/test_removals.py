@@ -5,12 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enigma.language_model.word_pieces import join_word_pieces
-from pipelines.data.overlap.removals import _longest, _tokens
+from pipelines.data.overlap.removals import _longest, _Tokens
 from pipelines.data.overlap.windows import Windows
-from pipelines.data.text.vocabulary import VOCABULARY_SIZE, load_tokenizer
+from pipelines.data.text.vocabulary import VOCABULARY_SIZE, load_tokenizer, vocabulary_tokens
 
 VOCABULARY = "bert-base-chinese"
 TOKENIZER = load_tokenizer(VOCABULARY)
+TOKENS = _Tokens(vocabulary_tokens(VOCABULARY))
 LATIN = TOKENIZER.convert_tokens_to_ids(
     ["the", "##s", "1", "##", "a", "[UNK]", "[SEP]", "国", "##国"]
 )
@@ -18,7 +19,7 @@ LATIN = TOKENIZER.convert_tokens_to_ids(
 
 @given(st.lists(st.sampled_from(LATIN) | st.integers(0, VOCABULARY_SIZE - 1), max_size=40))
 def test_tokens_are_spelled_as_the_tokenizer_spells_them(ids: list[int]) -> None:
-    assert join_word_pieces(_tokens(VOCABULARY), ids) == join_word_pieces(TOKENIZER, ids)
+    assert join_word_pieces(TOKENS, ids) == join_word_pieces(TOKENIZER, ids)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=20))
