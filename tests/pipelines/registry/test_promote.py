@@ -167,7 +167,7 @@ def test_the_ledger_records_every_move_and_rollback_goes_back(store: Path) -> No
     assert (there["action"], back["action"]) == ("promote", "rollback")
     assert there["model"] == LM
     assert there["who"]
-    assert "unigram" in there["why"]["baseline"]
+    assert "5-gram" in there["why"]["baseline"]
     assert "bits per character against the champion" in there["why"]["successor"]
     assert back["why"]["reason"] == "it speaks in riddles"
     assert len(there["evidence_sha256"]["certificate.json"]) == 64

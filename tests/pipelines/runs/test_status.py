@@ -50,7 +50,7 @@ def test_the_rest_takes_the_remaining_tokens_at_the_newest_speed(config: RunConf
     ]
 
     def at(state: str, records: list[dict[str, float]]) -> RunStatus:
-        return RunStatus(Path(), config, state, records, None, 0.0)
+        return RunStatus(Path(), config, state, records, None, 0.0, {})
 
     # 60 steps of 500 tokens at 250 tokens/s.
     assert at("running", records).remaining_s == 120.0
