@@ -19,8 +19,15 @@ class CompressedGradients(DistributedDataParallelKwargs):  # type: ignore[misc] 
         model.register_comm_hook(None, _average_in_bf16)
 
 
-def _average_in_bf16(_: None, bucket: Any) -> Any:
+# DDP refuses another annotation than these two.
+def _average_in_bf16(
+    _: None,
+    bucket: torch.distributed.GradBucket,  # type: ignore[name-defined]  # of c10d
+) -> torch.futures.Future[torch.Tensor]:
     whole = bucket.buffer()
     halved = whole.to(torch.bfloat16).div_(torch.distributed.get_world_size())
     work = torch.distributed.all_reduce(halved, async_op=True)
-    return work.get_future().then(lambda arrived: whole.copy_(arrived.value()[0]))
+    averaged: torch.futures.Future[torch.Tensor] = work.get_future().then(
+        lambda arrived: whole.copy_(arrived.value()[0])
+    )
+    return averaged
