@@ -139,31 +139,38 @@ def test_muon_equalises_the_singular_values_and_keeps_the_singular_vectors(
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("form", ["plu", "lifting"])
 def test_every_parameter_has_one_optimiser_and_rotors_learn_slowly(name: str, form: str) -> None:
+    import torch
+
     from enigma.configuration_enigma import EnigmaConfig
+    from enigma.language_model.ngram_counts import count_ngrams
     from enigma.modeling_enigma import EnigmaForCausalLM
-    from pipelines.training.optimisers import ROTOR_LR_FRACTION, make_optimiser
+    from pipelines.training.optimisers import GATE_LR, ROTOR_LR_FRACTION, make_optimiser
 
     sizes = {"d": 16, "num_rev_blocks": 1, "num_heads": 2, "conv1x1_positions": 4}
     config = EnigmaConfig(
         vocab_size=50, num_transformer_layers=1, num_rotors=1, rotor_form=form, **sizes
     )
     model = EnigmaForCausalLM(config)
+    model.lm.set_ngrams(count_ngrams(torch.arange(50).view(2, 25), 50, 2))
     groups = make_optimiser(name, model, lr=0.1, weight_decay=0.2).param_groups
     names = {id(value): name for name, value in model.named_parameters()}
     members = [[names[id(value)] for value in group["params"]] for group in groups]
     assert sorted(n for mine in members for n in mine) == sorted(names.values())
-    assert [group["lr"] for group in groups[:-1]] == [0.1] * (len(groups) - 1)
-    assert groups[-1]["lr"] == pytest.approx(0.1 * ROTOR_LR_FRACTION)
-    assert [group["weight_decay"] for group in groups[-3:]] == [0.2, 0.0, 0.2]
-    assert members[-1]
-    assert all("rotors" in n for n in members[-1])
-    assert all("norm" in n for n in members[-2])
-    assert "lm.embedding.tokens.weight" in members[-3]
+    *common, rotors, gate = groups
+    assert [group["lr"] for group in common] == [0.1] * len(common)
+    assert rotors["lr"] == pytest.approx(0.1 * ROTOR_LR_FRACTION)
+    assert gate["lr"] == GATE_LR
+    assert [group["weight_decay"] for group in groups[-4:]] == [0.2, 0.0, 0.2, 0.0]
+    assert members[-2]
+    assert all("rotors" in n for n in members[-2])
+    assert sorted(members[-1]) == ["lm.ngrams.gate.bias", "lm.ngrams.gate.weight"]
+    assert all("norm" in n for n in members[-3])
+    assert "lm.embedding.tokens.weight" in members[-4]
     if name == "muon":
         assert members[0]
         assert all("layers" in n or "blocks" in n for n in members[0])
     else:
-        assert len(groups) == 3
+        assert len(groups) == 4
 
 
 def test_the_trapezoid_rises_stays_level_and_falls(one_rank: Any) -> None:
