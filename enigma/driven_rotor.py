@@ -125,14 +125,15 @@ class DrivenRotor(nn.Module):
         first, second = self.drive.weight.view(-1, 2, self.channels, self.start.numel()).unbind(1)
         second.mul_(_STIR).add_(first)
 
-    def forward(self, x_BLD: Tensor, context: TokenContext) -> Tensor:
+    def forward(self, x_BLD: Tensor, context: TokenContext | None = None) -> Tensor:
         """Return what the states after each token say, `(B, L, D)`.
 
         Args:
             x_BLD: floating `(B, L, D)`.
-            context: of these L tokens. Padding turns nothing; a cache holds the states of earlier
-                tokens.
+            context: of these L tokens; None for whole texts without padding. Padding turns nothing;
+                a cache holds the states of earlier tokens.
         """
+        context = TokenContext.of(x_BLD) if context is None else context
         # Rounding adds up over a text: bf16 would lose the state after a few dozen tokens.
         with torch.autocast(x_BLD.device.type, enabled=False):
             wide = torch.promote_types(self.start.dtype, torch.float32)
