@@ -124,22 +124,14 @@ class EnigmaLM(Prediction):
         self.max_len = max_len
         self.use_alibi = use_alibi
         self.embedding = TokenEmbedding(vocab_size, d, 0 if use_alibi else max_len)
+        mixing: dict[str, Any] = {"hidden_dropout": hidden_dropout, "exact": exact}
         self.rotor_layers = nn.ModuleList(
-            RotorLayer(
-                d, rotor_channels, rotor_reflections, hidden_dropout=hidden_dropout, exact=exact
-            )
+            RotorLayer(d, rotor_channels, rotor_reflections, **mixing)
             for _ in range(num_driven_rotors)
         )
+        attention = mixing | {"use_alibi": use_alibi, "attention_dropout": attention_dropout}
         self.layers = nn.ModuleList(
-            AttentionLayer(
-                d,
-                num_heads,
-                use_alibi=use_alibi,
-                attention_dropout=attention_dropout,
-                hidden_dropout=hidden_dropout,
-                exact=exact,
-            )
-            for _ in range(num_transformer_layers)
+            AttentionLayer(d, num_heads, **attention) for _ in range(num_transformer_layers)
         )
         self.core = Enigma(
             d,
