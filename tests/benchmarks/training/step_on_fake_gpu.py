@@ -48,11 +48,20 @@ def step(name, memory="reversible", planted=None, **changes) -> None:
         print(name, *counts.values())
 
 
-with fake_gpu():
-    for memory in ("plain", "checkpoint", "reversible"):
-        step(memory, memory)
-    step("lifting", rotor_form="lifting")
-    step("convolutions", kernel_size=3)
-    assert Reflector(4).vectors.shape[0] == 1, "of rank 1, as in the machine: no system is solved"
-    for name, function in PLANTED.items():
-        step(f"planted-{name}", planted=function)
+def main() -> None:
+    """Take every step."""
+    with fake_gpu():
+        for memory in ("plain", "checkpoint", "reversible"):
+            step(memory, memory)
+        step("lifting", rotor_form="lifting")
+        step("convolutions", kernel_size=3)
+        assert Reflector(4).vectors.shape[0] == 1, (
+            "of rank 1, as in the machine: no system is solved"
+        )
+        for name, function in PLANTED.items():
+            step(f"planted-{name}", planted=function)
+
+
+# Collecting doctests imports this file; the device must stay out of the tests' own process.
+if __name__ == "__main__":
+    main()
