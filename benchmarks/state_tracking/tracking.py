@@ -9,7 +9,7 @@ nine of ten answers are right, up to 64: without that no model learns it. What i
 share of right answers on fresh texts of up to four times that length.
 
 A finished job writes one file under `benchmarks/results/state_tracking/`, so an interrupted command
-resumes.
+resumes; `benchmarks.state_tracking.table` makes the table and the plot of them.
 """
 
 import argparse
@@ -180,6 +180,12 @@ def done(job: Job) -> dict[str, Any]:
     return read_json(job.path)
 
 
+def best_rate(swept: list[dict[str, Any]]) -> float:
+    """Return the rate of the record that got to the longest texts, and there the lowest loss."""
+    best = min(swept, key=lambda record: (-record["length"], record["loss_nats"]))
+    return float(best["rate"])
+
+
 def main() -> None:
     """Train every entrant on the tasks that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -195,9 +201,8 @@ def main() -> None:
         check_sizes(sizes, "without embeddings", TOLERANCE)
         for entrant in arguments.entrants:
             swept = [done(Job(task, entrant, rate, SEEDS[0])) for rate in RATES]
-            best = min(swept, key=lambda record: (-record["length"], record["loss_nats"]))
             for seed in SEEDS[1:]:
-                done(Job(task, entrant, best["rate"], seed))
+                done(Job(task, entrant, best_rate(swept), seed))
 
 
 if __name__ == "__main__":
