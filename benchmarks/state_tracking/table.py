@@ -1,0 +1,129 @@
+"""The table and the plot of the jobs of `benchmarks.state_tracking.tracking`.
+
+    python -m benchmarks.state_tracking.table
+
+The files of finished jobs are all it needs. An entrant has a row once both of its rates are done at
+seed 0; where seeds are missing, the row says how many there are.
+"""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.record import row, write
+from benchmarks.state_tracking.tasks import TASKS
+from benchmarks.state_tracking.tracking import (
+    ENTRANTS,
+    RATES,
+    SEEDS,
+    TESTED_LENGTHS,
+    TRAINED_LENGTH,
+    Job,
+    best_rate,
+)
+from pipelines.base.artifacts import read_json
+from pipelines.base.run_stage import run_stage
+
+PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "state_tracking.png"
+TITLES = {
+    "a5": "A5, even permutations",
+    "s5": "S5, all permutations",
+    "flip-flop": "flip-flop",
+    "machine": "the historical Enigma",
+}
+TARGET, SOLVED_AT = 0.99, 256
+WITH_A_TARGET = ("a5", "s5", "flip-flop")
+COLOURS = {
+    "enigma": "#b5482a",
+    "enigma, attention only": "#d9a28f",
+    "modern": "#3465a4",
+    "llama": "#4e9a06",
+    "gpt2": "#75507b",
+}
+
+Record = dict[str, Any]
+
+
+def chosen(task: str, entrant: str) -> list[Record]:
+    """Return an entrant's records at its better rate, by seed; none before both rates are done."""
+    swept = [Job(task, entrant, rate, SEEDS[0]).path for rate in RATES]
+    if not all(path.is_file() for path in swept):
+        return []
+    rate = best_rate([read_json(path) for path in swept])
+    paths = [Job(task, entrant, rate, seed).path for seed in SEEDS]
+    return [read_json(path) for path in paths if path.is_file()]
+
+
+def rows(task: str, entrant: str, found: list[Record]) -> list[Record]:
+    """Make the rows of an entrant: its size, and the share of right answers by length."""
+    seeds = "" if len(found) == len(SEEDS) else f" ({len(found)} of {len(SEEDS)} seeds)"
+    name = f"{task}, {entrant}{seeds}"
+    lines = [
+        row(f"{name}, parameters", found[0]["parameters"]["without embeddings"], ""),
+        row(f"{name}, learning rate", found[0]["rate"], ""),
+        row(f"{name}, longest text in training", min(r["length"] for r in found), "answers"),
+        row(f"{name}, training", statistics.mean(r["processor_s"] for r in found), "s"),
+    ]
+    for length in TESTED_LENGTHS:
+        shares = [record["right"][str(length)] for record in found]
+        judged = entrant == "enigma" and length == SOLVED_AT and task in WITH_A_TARGET
+        lines.append(
+            row(
+                f"{name}, right at {length}, worst seed",
+                min(shares),
+                "",
+                peer="its best seed",
+                peer_value=max(shares),
+                target=f">= {TARGET}" if judged else None,
+                met=min(shares) >= TARGET if judged else None,
+            )
+        )
+    return lines
+
+
+def draw(found: dict[str, dict[str, list[Record]]]) -> None:
+    """Draw the share of right answers against the length: the mean of the seeds, and each seed."""
+    figure = Figure(figsize=(11, 3.4))
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, (task, entrants) in zip(panels, found.items(), strict=True):
+        for entrant, records in entrants.items():
+            shares = [[r["right"][str(length)] for length in TESTED_LENGTHS] for r in records]
+            for one in shares:
+                axes.plot(TESTED_LENGTHS, one, color=COLOURS[entrant], linewidth=0.5, alpha=0.5)
+            mean = [statistics.mean(at_length) for at_length in zip(*shares, strict=True)]
+            axes.plot(TESTED_LENGTHS, mean, "o-", color=COLOURS[entrant], label=entrant, ms=3)
+        axes.axvline(TRAINED_LENGTH, color="grey", linestyle=":", linewidth=1)
+        axes.set(title=TITLES[task], xlabel="length of the text", xscale="log", ylim=(-0.02, 1.02))
+        axes.set_xticks(TESTED_LENGTHS, [str(length) for length in TESTED_LENGTHS], minor=False)
+        axes.minorticks_off()
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set(ylabel="share of right answers")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.savefig(PLOT, dpi=130)
+
+
+def main() -> None:
+    """Write the table and the plot."""
+    found = {
+        task: {entrant: records for entrant in ENTRANTS if (records := chosen(task, entrant))}
+        for task in TASKS
+    }
+    found = {task: entrants for task, entrants in found.items() if entrants}
+    write(
+        "state_tracking",
+        [
+            line
+            for task, entrants in found.items()
+            for entrant, records in entrants.items()
+            for line in rows(task, entrant, records)
+        ],
+    )
+    draw(found)
+
+
+if __name__ == "__main__":
+    run_stage(main)
