@@ -1,10 +1,9 @@
 """Paths of SQLite files as addresses, and back.
 
-SQLAlchemy, and so MLflow and Prefect, reads `?` as the start of options. From 2.1 on it also reads
-`%41` as a letter; before, only SQLite itself does, in an address of its own kind (`file:`).
+SQLAlchemy, and so MLflow and Prefect, reads `?` as the start of options. Below 2.1 only SQLite itself
+reads `%41` as a letter, in an address of its own kind (`file:`).
 """
 
-from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -25,11 +24,7 @@ def sqlite_url(path: Path, scheme: str = SCHEME) -> str:
     text = str(path)
     if not any(character in text for character in SPECIAL):
         return f"{scheme}:///{text}"
-    return (
-        f"{scheme}:///{quote(text)}"
-        if _unquotes()
-        else (f"{scheme}:///{SQLITES_OWN}{quote(text)}?uri=true")
-    )
+    return f"{scheme}:///{SQLITES_OWN}{quote(text)}?uri=true"
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -45,9 +40,4 @@ def sqlite_path(url: str) -> Path | None:
         return None
     path = rest.partition("?")[0]
     own = path.startswith(SQLITES_OWN)
-    return Path(unquote(path.removeprefix(SQLITES_OWN)) if own or _unquotes() else path)
-
-
-def _unquotes() -> bool:
-    major, minor = version("sqlalchemy").split(".")[:2]
-    return (int(major), int(minor)) >= (2, 1)
+    return Path(unquote(path.removeprefix(SQLITES_OWN)) if own else path)

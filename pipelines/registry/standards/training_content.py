@@ -9,6 +9,21 @@ from typing import Any
 from pipelines.registry.standards.facts import LANGUAGE, MODEL_LICENSE, Facts
 
 PROVIDER = "to be filled in by the provider"
+# The template's ranges for text, by the tokens below which they apply.
+SIZE_RANGES = {10**9: "less than 1 billion tokens", 10**13: "1 billion to 10 trillion tokens"}
+LARGEST = "more than 10 trillion tokens"
+
+
+def size_range(characters: int | None) -> str:
+    """Name the template's range; a Chinese character is about one token.
+
+    Example:
+        >>> size_range(2_300_000_000)
+        '1 billion to 10 trillion tokens'
+    """
+    if characters is None:
+        return PROVIDER
+    return next((name for end, name in SIZE_RANGES.items() if characters < end), LARGEST)
 
 
 def training_content(facts: Facts) -> dict[str, Any]:
@@ -35,7 +50,7 @@ def training_content(facts: Facts) -> dict[str, Any]:
             },
             "1.3_training_data": {
                 "modality": ["text"],
-                "size_range": "less than 1 billion tokens",
+                "size_range": size_range(facts.raw.get("characters")),
                 "characters": facts.raw.get("characters"),
                 "documents": facts.raw.get("rows"),
                 "types_of_content": title,
