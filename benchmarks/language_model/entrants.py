@@ -28,7 +28,7 @@ class Size:
 
     Args:
         width: Channels.
-        layers: Layers of the peers, and of Enigma without its machine.
+        layers: Layers of the peers.
         machine: The settings of Enigma with its machine.
         llama_hidden: Width of Llama's networks, which have three matrices.
     """
@@ -60,17 +60,29 @@ class Entrant:
         std: Standard deviation of the initial weights times sqrt(width); None for that of
             transformers. Of GPT-2 and Llama only.
         options: Of the network's configuration.
+        without: Parts of Enigma's machine that no setting removes: "plugboard", "reflector" or
+            "way back".
+        more_layers: Attention layers that Enigma has instead of what it lacks.
     """
 
     network: str
     reachable: bool = True
     std: float | None = 1.0
     options: dict[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    more_layers: int = 0
 
 
+NO_MACHINE = Entrant(
+    "enigma",
+    options={"num_rev_blocks": 0, "num_rotors": 0},
+    without=("plugboard", "reflector"),
+    more_layers=1,
+)
+DRIVEN = {"num_driven_rotors": 1}
 ENTRANTS = {
     "enigma": Entrant("enigma"),
-    "no machine": Entrant("enigma", options={"num_rev_blocks": 0, "num_rotors": 0}),
+    "no machine": NO_MACHINE,
     "modern": Entrant("modern"),
     "llama": Entrant("llama"),
     "gpt2": Entrant("gpt2"),
@@ -79,7 +91,19 @@ AS_THEY_COME = {
     f"{name}, all ids": replace(ENTRANTS[name], reachable=False, std=None)
     for name in ("modern", "llama", "gpt2")
 }
-PARTS = {
+OF_ENIGMA = {
+    "no plugboard": Entrant("enigma", without=("plugboard",)),
+    "no rotors": Entrant("enigma", options={"num_rotors": 0}),
+    "no reflector": Entrant("enigma", without=("reflector",)),
+    "no way back": Entrant("enigma", without=("way back",)),
+    "no blocks": Entrant("enigma", options={"num_rev_blocks": 0}, more_layers=1),
+    "driven rotor": Entrant("enigma", options=DRIVEN | {"rotor_reflections": 2}, more_layers=-1),
+    "driven rotor, no machine": replace(
+        NO_MACHINE, options=NO_MACHINE.options | DRIVEN, more_layers=0
+    ),
+}
+"""Enigma with one part taken away or put in; a layer of attention makes up for parameters."""
+PARTS = OF_ENIGMA | {
     "modern, own head": Entrant("modern", options={"tied": False}),
     "modern, no skip": Entrant("modern", options={"skip": False}),
     "modern, value embeddings": Entrant("modern", options={"value_embeddings": 2}),
@@ -104,9 +128,7 @@ def make(name: str, size: str, classes: int, seed: int) -> Any:
 
 def _enigma(entrant: Entrant, size: Size, classes: int) -> EnigmaForCausalLM:
     settings = size.machine | entrant.options
-    bare = settings["num_rev_blocks"] == 0
-    if bare:
-        settings["num_transformer_layers"] = size.layers
+    settings["num_transformer_layers"] += entrant.more_layers
     model = EnigmaForCausalLM(
         EnigmaConfig(
             vocab_size=classes,
@@ -118,9 +140,15 @@ def _enigma(entrant: Entrant, size: Size, classes: int) -> EnigmaForCausalLM:
             **SPECIAL,
         )
     )
-    if bare:  # no setting removes these two
-        core: Any = model.lm.core
-        core.plugboard = core.reflector = InvertibleConv1x1Stack(size.width, 0)
+    core: Any = model.lm.core
+    for part in entrant.without:
+        if part == "way back":
+            way_back = slice(-1 - len(core.blocks), -1)  # between the reflector and the plugboard
+            passes = core.passes()
+            del passes[way_back]
+            core.passes = passes.copy
+        else:
+            setattr(core, part, InvertibleConv1x1Stack(size.width, 0))
     return model
 
 

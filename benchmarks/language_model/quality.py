@@ -48,7 +48,6 @@ from benchmarks.language_model.entrants import (
 )
 from benchmarks.language_model.quality_table import (
     COUNTED,
-    SEEDS,
     SETTINGS,
     Job,
     next_rate,
@@ -299,7 +298,7 @@ def due_jobs(setting: str, entrants: list[str], *, seeds: bool) -> Iterator[Job]
     """Yield the next job of a setting until none is left, judging by the files of those done."""
     tokens, size = SETTINGS[setting].tokens, SETTINGS[setting].size
     for order in COUNTED:
-        for seed in SEEDS:
+        for seed in SETTINGS[setting].seeds:
             yield Job(setting, size, order, 0.0, seed, tokens)
     waiting = True
     while waiting:
@@ -309,7 +308,7 @@ def due_jobs(setting: str, entrants: list[str], *, seeds: bool) -> Iterator[Job]
             if rate is not None:
                 waiting = True
                 yield Job(setting, size, entrant, rate, 0, tokens)
-    for seed in SEEDS[1:] if seeds else ():
+    for seed in SETTINGS[setting].seeds[1:] if seeds else ():
         for entrant in entrants:
             _, best = next_rate(results(setting), entrant)
             yield Job(setting, size, entrant, best, seed, tokens)

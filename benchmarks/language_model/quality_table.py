@@ -38,11 +38,13 @@ class Setting(NamedTuple):
         size: Of `benchmarks.language_model.entrants.SIZES`.
         tokens: Training tokens.
         bound: Target for Enigma's bits on test as a share of `modern`'s as it comes.
+        seeds: Of the initial weights and of the order of the sequences.
     """
 
     size: str
     tokens: int
     bound: float
+    seeds: tuple[int, ...] = SEEDS
 
 
 SETTINGS = {
@@ -54,6 +56,9 @@ SETTINGS = {
     "2M-3.6M": Setting("2M", 3_600_384, 0.94),
     "10M-983k": Setting("10M", 983_040, 0.96),
 }
+PART_SETTING = "parts"
+"""Where Enigma's own parts are compared with one another, over more seeds."""
+SETTINGS[PART_SETTING] = SETTINGS["1M-154k"]._replace(seeds=(0, 1, 2, 3, 4))
 FEWER_TOKENS = (("1M-590k", "1M-983k", AS_IT_COMES), ("1M-344k", "1M-983k", "gpt2, all ids"))
 """Where Enigma must have reached the final loss of a peer that reads more: 60 % and 35 %."""
 MIXED_BOUND = 0.97
@@ -139,14 +144,15 @@ def mean_bits(cell: list[Result], part: str, *, mixed: bool = False) -> float:
     return statistics.mean(bits(result, part, mixed=mixed) for result in cell)
 
 
-def _seeds(cell: list[Result]) -> str:
-    return "" if len(cell) == len(SEEDS) else f" ({len(cell)} of {len(SEEDS)} seeds)"
+def _seeds(setting: str, cell: list[Result]) -> str:
+    wanted = len(SETTINGS[setting].seeds)
+    return "" if len(cell) == wanted else f" ({len(cell)} of {wanted} seeds)"
 
 
 def entrant_rows(setting: str, entrant: str, cell: list[Result]) -> list[dict[str, Any]]:
     """Rows of one entrant: its size and rate, its bits, its time."""
     first = cell[0]
-    name = f"{setting}, {entrant}{_seeds(cell)}"
+    name = f"{setting}, {entrant}{_seeds(setting, cell)}"
     rows = []
     if entrant not in COUNTED:
         count = first["parameters"]["without embeddings"]
@@ -244,6 +250,35 @@ def table(setting: str, found: list[Result]) -> list[dict[str, Any]]:
     return rows
 
 
+def part_rows(found: list[Result]) -> list[dict[str, Any]]:
+    """Compare Enigma's parts: a variant's bits on test as a share of Enigma's, seed by seed."""
+    rows = sweep_rows(PART_SETTING, found)
+    ours = {result["seed"]: result for result in chosen(found, OURS)}
+    for entrant in sorted({result["entrant"] for result in found} - {OURS, *COUNTED}):
+        pairs = [
+            (result, ours[result["seed"]])
+            for result in chosen(found, entrant)
+            if result["seed"] in ours
+        ]
+        if not pairs:
+            continue
+        shares = [bits(theirs, "test") / bits(mine, "test") for theirs, mine in pairs]
+        name = f"{entrant}{_seeds(PART_SETTING, [theirs for theirs, _ in pairs])}"
+        count = pairs[0][0]["parameters"]["without embeddings"]
+        seconds = [
+            theirs["curve"][-1]["processor_s"] / mine["curve"][-1]["processor_s"]
+            for theirs, mine in pairs
+        ]
+        rows += [
+            row(f"{name}, parameters without embeddings", count, ""),
+            row(f"{name}, bits of {OURS}'s, mean", statistics.mean(shares), "x"),
+            row(f"{name}, bits of {OURS}'s, smallest", min(shares), "x"),
+            row(f"{name}, bits of {OURS}'s, largest", max(shares), "x"),
+            row(f"{name}, processor seconds of {OURS}'s, median", statistics.median(seconds), "x"),
+        ]
+    return rows
+
+
 def draw(found: dict[str, list[Result]]) -> None:
     """Draw validation loss against tokens and against processor seconds, seed 0 of each cell."""
     if not any(chosen(mine, entrant) for mine in found.values() for entrant in COLOURS):
@@ -272,6 +307,7 @@ def draw(found: dict[str, list[Result]]) -> None:
 def main() -> None:
     """Write the table and the plot."""
     found = {setting: results(setting) for setting in SETTINGS}
+    write("lm_parts", part_rows(found.pop(PART_SETTING)))
     rows = [line for setting, mine in found.items() for line in table(setting, mine)]
     write("lm_quality", rows + fewer_tokens(found))
     draw(found)

@@ -89,6 +89,31 @@ def test_fewer_tokens_can_be_too_few() -> None:
     assert verdict(8.1) == [False]
 
 
+def test_a_part_is_compared_seed_by_seed_once_its_sweep_is_over() -> None:
+    mine = [result(e["rate"], bits_of(e), test=8.0) for e in SWEEP]
+    theirs = [result(e["rate"], bits_of(e), entrant="no rotors", test=7.6) for e in SWEEP]
+    more = [
+        result(0.012, 7.0, seed=1, test=7.0),
+        result(0.012, 7.0, seed=1, entrant="no rotors", test=7.7),
+        result(0.012, 7.0, seed=2, entrant="no rotors", test=1.0),  # nothing to compare it with
+    ]
+    found = {row["name"]: row["value"] for row in quality_table.part_rows([*mine, *theirs, *more])}
+    name = "no rotors (2 of 5 seeds), bits of enigma's"
+    assert found[f"{name}, mean"] == pytest.approx((0.95 + 1.1) / 2)
+    assert found[f"{name}, smallest"] == pytest.approx(0.95)
+    assert found[f"{name}, largest"] == pytest.approx(1.1)
+    assert not any(
+        "bits of" in row["name"] for row in quality_table.part_rows([*mine, *theirs[:2]])
+    )
+
+
+def test_a_machine_without_its_way_back_passes_its_blocks_once() -> None:
+    whole, cut = (make(name, "1M", 8, 0).lm.core for name in ("enigma", "no way back"))
+    kinds = [[type(each.part).__name__ for each in core.passes()] for core in (whole, cut)]
+    assert kinds[0].count("RevBlock") == 2 * kinds[1].count("RevBlock") == 6
+    assert kinds[1][-2:] == ["Reflector", "Plugboard"]
+
+
 def test_classes_keep_probabilities_over_ids_normalised(shards) -> None:
     classes = Classes.reachable(shards)
     train = ShardReader(shards, "train")
