@@ -13,12 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GRID", "LIMIT", "exact_add", "laid_out", "round_to_grid"]
+__all__ = ["GRID", "LIMIT", "GridError", "exact_add", "laid_out", "round_to_grid"]
 
 GRID = 2.0**-14
 """Distance between neighbouring numbers of the stream."""
 LIMIT = 1024.0
 """Bound of the stream's absolute value; above it a float32 sum would be rounded."""
+
+
+class GridError(ValueError):
+    """A number of the stream reached the limit of the grid, or is not finite."""
 
 
 class _RoundToGrid(torch.autograd.Function):
@@ -76,8 +80,8 @@ def exact_add(x: Tensor, change: Tensor, sign: int = 1) -> Tensor:
         sign: 1 or -1.
 
     Raises:
-        ValueError: if a number reaches the limit of the grid, or is not finite; in half precision,
-            which cannot hold the grid.
+        GridError: if a number reaches the limit of the grid, or is not finite.
+        ValueError: in half precision, which cannot hold the grid.
     """
     if x.dtype not in {torch.float32, torch.float64}:
         raise ValueError(
@@ -87,7 +91,7 @@ def exact_add(x: Tensor, change: Tensor, sign: int = 1) -> Tensor:
     y = x + sign * round_to_grid(change)
     largest = y.detach().abs().max() if y.numel() else torch.zeros(())
     if not bool(largest < LIMIT):
-        raise ValueError(
+        raise GridError(
             f"exact mode needs numbers below {LIMIT:g}, got {largest.item():g} in the stream; to "
             "fix this: lower the learning rate, raise the weight decay, or train with exact=False"
         )

@@ -58,6 +58,17 @@ class NotFiniteError(TrainingFailure):
         )
 
 
+class OutOfGridError(TrainingFailure):
+    """The stream of an exact model left the numbers that its grid holds."""
+
+    def __init__(self, problem: str, step: int) -> None:
+        super().__init__(
+            f"step {step}: {problem}",
+            "lower train.learning_rate, raise train.weight_decay, or set model.exact: false; "
+            "the last checkpoint before this is kept",
+        )
+
+
 class ExplodedError(TrainingFailure):
     """The loss rose too far above the lowest one so far."""
 

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from enigma.bijections.exact import GridError
 from pipelines.data.order import BatchPlan, Indices, evenly_spaced
 from pipelines.data.shards import ShardReader
 from pipelines.language_model.scoring import Score, Span, batches, model_nll_nats
@@ -34,7 +35,13 @@ from pipelines.runs.checkpoints import building_path, checkpoint_path, discard, 
 from pipelines.training.compression import CompressedGradients
 from pipelines.training.history import best_step, rise_nats
 from pipelines.training.optimisers import make_optimiser
-from pipelines.training.ranks import ExplodedError, NotFiniteError, SaveError, any_rank
+from pipelines.training.ranks import (
+    ExplodedError,
+    NotFiniteError,
+    OutOfGridError,
+    SaveError,
+    any_rank,
+)
 from pipelines.training.schedule import Schedule
 from pipelines.training.weight_average import WeightAverage
 
@@ -150,9 +157,23 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         return_outputs: bool = False,  # noqa: ARG002 - Trainer's signature
         num_items_in_batch: torch.Tensor | None = None,  # noqa: ARG002
     ) -> torch.Tensor:
-        """Mean nats per token over tokens 1..L-1 of one micro-batch."""
+        """Mean nats per token over tokens 1..L-1 of one micro-batch.
+
+        Raises:
+            NotFiniteError: If a gradient before it was not finite.
+            OutOfGridError: If an exact model's stream left its grid, on any rank.
+        """
         ids_BL = inputs["input_ids"]
-        loss: torch.Tensor = model(input_ids=ids_BL, labels=ids_BL).loss
+        loss, problem = torch.zeros(()), ""
+        try:
+            loss = model(input_ids=ids_BL, labels=ids_BL).loss
+        except GridError as error:
+            problem = str(error).partition(";")[0]
+        # Only what is exact can leave a grid; a rank that ended alone would leave the others waiting.
+        if self.model.config.exact and any_rank(bool(problem)):
+            self._refuse_infinite_gradients()
+            step = self.state.global_step + 1
+            raise OutOfGridError(problem or "another rank's stream left its grid", step)
         return loss
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:  # noqa: ARG002
@@ -207,7 +228,10 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
 
     def _nll_nats(self, index_batches: list[Indices]) -> float:
         model = self.model if self._average is None else self._average.model
-        return model_nll_nats(model, self._validation_reader, index_batches)
+        try:
+            return model_nll_nats(model, self._validation_reader, index_batches)
+        except GridError:
+            return math.inf  # the sum over the ranks shows it to all of them
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
         """Rename a record's figures, add it to the history and pass it to the callbacks."""

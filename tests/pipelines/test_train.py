@@ -133,22 +133,29 @@ def test_early_stopping_survives_a_kill_right_after_the_last_checkpoint(one_rank
     assert steps_on_disk(rank.run.checkpoints) == [1, 2, 3], "the best and the newest two"
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
-    one_rank: Any,
-) -> None:
+# The first warm-up step has a rate of 0; the second ruins the weights.
+RUINOUS = {"train.learning_rate": 1.0e4, "train.warmup_fraction": 0.5}
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(one_rank: Any) -> None:
     from pipelines.training.ranks import NotFiniteError
 
-    # The first warm-up step has a rate of 0; the second ruins the weights.
-    rank = one_rank(
-        {
-            "train.learning_rate": 1.0e30,
-            "train.warmup_fraction": 0.5,
-            "train.evaluate_every_steps": 1,
-        }
-    )
-    with pytest.raises(NotFiniteError, match="expected a finite"):
+    rank = one_rank({**RUINOUS, "train.evaluate_every_steps": 1})
+    with pytest.raises(NotFiniteError, match="step 2: expected a finite validation"):
         rank.train()
     assert newest_complete(rank.run.checkpoints) == 1
+
+
+def test_an_exact_model_that_leaves_its_grid_ends_the_run_with_the_remedy(one_rank: Any) -> None:
+    from pipelines.training.ranks import OutOfGridError
+
+    rank = one_rank({**RUINOUS, "train.evaluate_every_steps": 3})
+    with pytest.raises(
+        OutOfGridError, match="step 3: exact mode needs numbers below 1024"
+    ) as error:
+        rank.train()
+    assert "model.exact: false" in error.value.fix
+    assert newest_complete(rank.run.checkpoints) is None
 
 
 def test_a_gradient_that_was_not_finite_reaches_no_record_and_no_checkpoint(
