@@ -1,7 +1,7 @@
 """Paths of SQLite files as addresses, and back.
 
-SQLAlchemy, and so MLflow and Prefect, reads `?` as the start of options. Below 2.1 only SQLite itself
-reads `%41` as a letter, in an address of its own kind (`file:`).
+SQLAlchemy, and so MLflow and Prefect, reads `?` as the start of options. Below 2.1 only SQLite
+itself reads `%41` as a letter, in an address of its own kind (`file:`).
 """
 
 from pathlib import Path

@@ -169,7 +169,7 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
             loss = model(input_ids=ids_BL, labels=ids_BL).loss
         except GridError as error:
             problem = str(error).partition(";")[0]
-        # Only what is exact can leave a grid; a rank that ended alone would leave the others waiting.
+        # Only what is exact can leave a grid. A rank that ended alone would make the others wait.
         if self.model.config.exact and any_rank(bool(problem)):
             self._refuse_infinite_gradients()
             step = self.state.global_step + 1
