@@ -22,7 +22,7 @@ Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Classes:
+class PredictedClasses:
     """A map from ids to classes.
 
     Args:

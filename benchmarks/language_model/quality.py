@@ -36,7 +36,7 @@ from transformers import get_cosine_schedule_with_warmup
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks.head_loss import head_loss
-from benchmarks.language_model.classes import Classes
+from benchmarks.language_model.classes import PredictedClasses
 from benchmarks.language_model.entrants import (
     ALL,
     ENTRANTS,
@@ -86,7 +86,7 @@ class Data:
     """
 
     shards: Path
-    classes: Classes
+    classes: PredictedClasses
 
     @cached_property
     def readers(self) -> dict[str, ShardReader]:
@@ -347,7 +347,7 @@ def main() -> None:
     arguments = arguments_of()
     mark = fingerprint(arguments.shards)
     check_kept(results(arguments.setting), mark)
-    reachable = Classes.reachable(arguments.shards)
+    reachable = PredictedClasses.reachable(arguments.shards)
     counts = {
         name: parameters(make(name, SETTINGS[arguments.setting].size, 8, 0))["without embeddings"]
         for name in arguments.entrants
@@ -361,7 +361,7 @@ def main() -> None:
             break
         entrant = ALL.get(job.entrant)
         whole = entrant is not None and not entrant.reachable
-        data = Data(arguments.shards, Classes.all_ids(VOCABULARY) if whole else reachable)
+        data = Data(arguments.shards, PredictedClasses.all_ids(VOCABULARY) if whole else reachable)
         write_json(path_of(job), {"fingerprint": mark, **run(data, job)})
         trained += job.entrant not in COUNTED
         shown = read_json(path_of(job))["scores"]["validation"]["bits_per_character"]

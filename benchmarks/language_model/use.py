@@ -19,7 +19,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.language_model.classes import Classes
+from benchmarks.language_model.classes import PredictedClasses
 from benchmarks.language_model.cloze import ITEMS, TASK, write_items
 from benchmarks.language_model.entrants import make
 from benchmarks.language_model.quality import check_shards, weights_of
@@ -42,7 +42,7 @@ PROMPTS, PROMPT_TOKENS = 16, 32
 SAMPLING = Sampling(max_new_tokens=64)
 
 
-def over_ids(model: Any, classes: Classes) -> Any:
+def over_ids(model: Any, classes: PredictedClasses) -> Any:
     """Turn a model over classes into one over ids, with the same probabilities.
 
     Args:
@@ -76,7 +76,7 @@ def best_models(shards: Path, setting: str) -> dict[str, Any]:
     Raises:
         UserError: If the sweep of a model is not over, or its weights are not here.
     """
-    classes = Classes.reachable(shards)
+    classes = PredictedClasses.reachable(shards)
     found = {}
     for name in MODELS:
         cell = chosen(results(setting), name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.language_model import quality, quality_table
-from benchmarks.language_model.classes import MIN_COUNT, Classes
+from benchmarks.language_model.classes import MIN_COUNT, PredictedClasses
 from benchmarks.language_model.entrants import ALL, SIZES, Size, make, parameters
 from benchmarks.language_model.quality_table import RATES, SETTINGS, Setting, chosen, next_rate
 from benchmarks.language_model.use import over_ids, token_nll
@@ -115,7 +115,7 @@ def test_a_machine_without_its_way_back_passes_its_blocks_once() -> None:
 
 
 def test_classes_keep_probabilities_over_ids_normalised(shards) -> None:
-    classes = Classes.reachable(shards)
+    classes = PredictedClasses.reachable(shards)
     train = ShardReader(shards, "train")
     _, counts = np.unique(train.gather(np.arange(len(train))), return_counts=True)
     assert classes.count == (counts >= MIN_COUNT).sum() + 1
@@ -126,7 +126,7 @@ def test_classes_keep_probabilities_over_ids_normalised(shards) -> None:
         1
     )
     assert classes.possible_V.sum() == classes.others + classes.count - 1
-    assert not Classes.all_ids(5).extra_nats(np.arange(5)).any()
+    assert not PredictedClasses.all_ids(5).extra_nats(np.arange(5)).any()
 
 
 @pytest.mark.parametrize("size", ["1M", "2M"])
@@ -186,7 +186,7 @@ def test_shards_of_other_sizes_are_refused(shards, monkeypatch) -> None:
 def test_a_model_over_ids_has_the_probabilities_of_its_classes(shards, name, monkeypatch) -> None:
     machine = {"num_transformer_layers": 1, "num_rev_blocks": 1, "num_rotors": 1}
     monkeypatch.setitem(SIZES, "tiny", Size(16, 1, machine, 40))
-    classes = Classes.reachable(shards)
+    classes = PredictedClasses.reachable(shards)
     model = make(name, "tiny", classes.count, 0)
     reader = ShardReader(shards, "test")
     ids = reader.gather(np.arange(2)).astype(np.int64)
