@@ -15,15 +15,18 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from enigma.bijections.lifting import LiftingConv1x1
+from enigma.driven_rotor import DrivenRotor
 from enigma.invertible_conv1x1 import InvertibleConv1x1
 from enigma.language_model.ngram_memory import NGramMemory
 from pipelines.training.muon import Muon
 
 BETAS = (0.9, 0.95)
 ROTOR_LR_FRACTION = 0.1
-"""Fraction of the learning rate that rotors use. A rotor starts as the identity and rotates the
-whole stream, so a step that is small for a residual layer is large for a rotor: at the full rate a
-language model was worse than without rotors, at a tenth hardly (docs/LOG.md)."""
+"""Fraction of the learning rate that rotors use, always by AdamW. A rotor starts as the identity
+and rotates the whole stream, so a step that is small for a residual layer is large for a rotor: at
+the full rate a language model was worse than without rotors, at a tenth hardly. A driven rotor's
+state says nothing at first; updates that Muon has made orthogonal let it into the stream all the
+same (docs/LOG.md)."""
 GATE_LR = 2e-3
 """Learning rate of the gate of the n-gram memory, always by AdamW and without decay. A few numbers
 that read the whole state: at Muon's rate it went to one side within 40 steps (docs/LOG.md)."""
@@ -101,7 +104,7 @@ def make_optimiser(
     rotors = [
         parameter
         for module in model.modules()
-        if isinstance(module, InvertibleConv1x1 | LiftingConv1x1)
+        if isinstance(module, InvertibleConv1x1 | LiftingConv1x1 | DrivenRotor)
         for parameter in module.parameters()
     ]
     gates = [
@@ -124,9 +127,9 @@ def make_optimiser(
 
 
 def _matrices(model: Any, linear: tuple[type[nn.Module], ...]) -> list[nn.Parameter]:
-    """The weights of the linear layers, except the head, what it is tied to, and a gate."""
+    """The weights of the linear layers, except the head, what it is tied to, gates and rotors."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    ends += [module for module in model.modules() if isinstance(module, NGramMemory)]
+    ends += [m for m in model.modules() if isinstance(m, NGramMemory | DrivenRotor)]
     apart = {id(parameter) for end in ends for parameter in end.parameters()}
     found = {
         id(module.weight)

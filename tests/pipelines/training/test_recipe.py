@@ -148,7 +148,12 @@ def test_every_parameter_has_one_optimiser_and_rotors_learn_slowly(name: str, fo
 
     sizes = {"d": 16, "num_rev_blocks": 1, "num_heads": 2, "conv1x1_positions": 4}
     config = EnigmaConfig(
-        vocab_size=50, num_transformer_layers=1, num_rotors=1, rotor_form=form, **sizes
+        vocab_size=50,
+        num_transformer_layers=1,
+        num_rotors=1,
+        rotor_form=form,
+        num_driven_rotors=1,
+        **sizes,
     )
     model = EnigmaForCausalLM(config)
     model.lm.set_ngrams(count_ngrams(torch.arange(50).view(2, 25), 50, 2))
@@ -162,7 +167,9 @@ def test_every_parameter_has_one_optimiser_and_rotors_learn_slowly(name: str, fo
     assert gate["lr"] == GATE_LR
     assert [group["weight_decay"] for group in groups[-4:]] == [0.2, 0.0, 0.2, 0.0]
     assert members[-2]
-    assert all("rotors" in n for n in members[-2])
+    assert all("rotors" in n or ".rotor." in n for n in members[-2])
+    driven = {"lm.rotor_layers.0.rotor.drive.weight", "lm.rotor_layers.0.rotor.start"}
+    assert driven < set(members[-2])
     assert sorted(members[-1]) == ["lm.ngrams.gate.bias", "lm.ngrams.gate.weight"]
     assert all("norm" in n for n in members[-3])
     assert "lm.embedding.tokens.weight" in members[-4]
