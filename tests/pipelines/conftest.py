@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.base.artifacts import write_manifest
-from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from pipelines.base.workspace import SPLITS
 from pipelines.clean import clean
 from pipelines.data.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
@@ -173,8 +172,6 @@ def registered_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished project with two versions of each model: 1 is champion, 2 is candidate."""
     directory = tmp_path_factory.mktemp("registered")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUIET_ENVIRONMENT.items():
-            patch.setenv(name, value)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{directory}/mlflow.db")
         patch.chdir(directory)
         run_log = RunLog.open(run_name="train", params={}, tags={})
