@@ -27,7 +27,7 @@ SMALL = {
     "evaluate.generated_tokens": 16,
     "train_flow.train_states": 2048,
     "train_flow.validation_states": 512,
-    "train_flow.passages": 64,
+    "train_flow.passages": 128,
     "train_flow.hidden_channels": 64,
     "train_flow.steps": 30,
     "sample_flow.samples": 256,

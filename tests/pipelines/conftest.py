@@ -1,6 +1,7 @@
 """Corpora, shards and a registered project that several test files share."""
 
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -168,9 +169,10 @@ def sanguo(tmp_path_factory: pytest.TempPathFactory, profile: Profile) -> Path:
 
 
 @pytest.fixture(scope="session")
-def registered_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registered_project(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished project with two versions of each model: 1 is champion, 2 is candidate."""
     directory = tmp_path_factory.mktemp("registered")
+    shutil.copy(migrated_store, directory / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{directory}/mlflow.db")
         patch.chdir(directory)
