@@ -41,14 +41,32 @@ def pytest_configure() -> None:
     os.environ["XDG_CONFIG_HOME"] = f"{tempfile.gettempdir()}/enigma-tests-{os.getuid()}"
 
 
-@pytest.fixture(autouse=True)
-def quiet_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Turn analytics off in every test, and take no part in the machine's training slot."""
-    for name, value in QUIET_ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv(SLOT, str(tmp_path_factory.getbasetemp() / "training.lock"))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files that take longest first: whole files go to workers, in this order.
+
+    A long file that starts late runs alone at the end. A file tells how long it takes by its
+    marks: a timeout of its own, then `slow`.
+    """
+    weights: dict[Path, tuple[float, bool]] = {}
+    for item in items:
+        timeout = item.get_closest_marker("timeout")
+        weight = (timeout.args[0] if timeout else 0.0, item.get_closest_marker("slow") is not None)
+        weights[item.path] = max(weight, weights.get(item.path, weight))
+    items.sort(key=lambda item: weights[item.path], reverse=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Turn analytics off everywhere, and take no part in the machine's training slot.
+
+    Of a whole session, or the fixtures of modules would train in the slot of the machine, and
+    wait there for whatever else trains: a pipeline that another worker runs, for example.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET_ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.setenv(SLOT, str(tmp_path_factory.getbasetemp() / "training.lock"))
+        yield
 
 
 @pytest.fixture

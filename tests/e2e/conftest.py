@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from tests.finished import adopt_store
 from tests.support import REPOSITORY, change_params
 
@@ -20,16 +19,17 @@ SMALL = {
     "promote.baseline": "unigram",
     "train.epochs": 1,
     "model.d": 64,
-    "train.max_steps": 60,
+    "train.max_steps": 30,
     "train.learning_rate": 4.0e-3,
-    "train.evaluate_every_steps": 20,
+    "train.evaluate_every_steps": 15,
     "train.max_validation_sequences": 16,
     "evaluate.max_sequences": 48,
     "evaluate.generated_tokens": 16,
     "train_flow.train_states": 2048,
     "train_flow.validation_states": 512,
-    "train_flow.passages": 256,
-    "train_flow.steps": 60,
+    "train_flow.passages": 128,
+    "train_flow.hidden_channels": 64,
+    "train_flow.steps": 30,
     "sample_flow.samples": 256,
     "sample_flow.passages": 8,
 }
@@ -49,7 +49,6 @@ class Project:
         binaries = Path(sys.executable).parent
         environment = {
             **os.environ,
-            **QUIET_ENVIRONMENT,
             "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
         }
         for name in ("MLFLOW_TRACKING_URI", "ENIGMA_RUNS_DIR"):

@@ -1,6 +1,7 @@
 """Corpora, shards and a registered project that several test files share."""
 
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.base.artifacts import write_manifest
-from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from pipelines.base.workspace import SPLITS
 from pipelines.clean import clean
 from pipelines.data.shards import DOCUMENT_SCHEMA, SEQUENCE_SCHEMA, ShardWriter
@@ -169,12 +169,11 @@ def sanguo(tmp_path_factory: pytest.TempPathFactory, profile: Profile) -> Path:
 
 
 @pytest.fixture(scope="session")
-def registered_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registered_project(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished project with two versions of each model: 1 is champion, 2 is candidate."""
     directory = tmp_path_factory.mktemp("registered")
+    shutil.copy(migrated_store, directory / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUIET_ENVIRONMENT.items():
-            patch.setenv(name, value)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{directory}/mlflow.db")
         patch.chdir(directory)
         run_log = RunLog.open(run_name="train", params={}, tags={})

@@ -45,10 +45,11 @@ def test_a_bad_round_trip_is_refused(error: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with an untrained model, a clean evaluation and a flow over it."""
     directory = tmp_path_factory.mktemp("template") / "workspace"
     directory.mkdir()
+    shutil.copy(migrated_store, directory / "mlflow.db")
     (directory / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
     change_params(
         directory / "params.yaml", {**TINY_RUN, **SMALL_FLOW, "count_ngrams": TINY_NGRAMS}

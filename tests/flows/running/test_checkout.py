@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from flows.running.checkout import Settings, absolute_source, open_checkout, tracking_store
 from pipelines.base.errors import UserError
-from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from pipelines.base.sqlite_urls import sqlite_path
 from pipelines.params import load_params
 from tests.support import REPOSITORY
@@ -36,9 +35,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "stage.py").write_text("committed\n")
     shutil.copytree(REPOSITORY / "sources", path / "sources")
     git(path, "init", "--quiet")
-    # The fixture `quiet_environment` is one of functions: it comes too late here.
-    quiet = {**os.environ, **QUIET_ENVIRONMENT}
-    subprocess.run(["dvc", "init", "--quiet"], cwd=path, check=True, env=quiet)
+    subprocess.run(["dvc", "init", "--quiet"], cwd=path, check=True)
     git(path, "add", "--all")
     git(path, "commit", "--quiet", "--message", "all")
     return path

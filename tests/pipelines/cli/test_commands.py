@@ -191,9 +191,10 @@ def test_rollback_goes_back_and_history_says_so(store: Path, enigma: Any) -> Non
     assert "it speaks in riddles" in run.stdout
 
 
-def test_a_mistake_says_what_was_expected(workspace: Path, enigma: Any) -> None:
-    # In one test, as making an empty store takes longer than all of them.
-    for arguments in (
+@pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize(
+    "arguments",
+    [
         ["register"],
         ["promote"],
         ["rollback", "--model", "enigma-lm"],
@@ -201,11 +202,14 @@ def test_a_mistake_says_what_was_expected(workspace: Path, enigma: Any) -> None:
         ["generate", "曹操"],
         ["chat"],
         ["serve"],
-    ):
-        run = enigma(*arguments)
-        assert run.returncode == 1, (arguments, run)
-        assert "error: expected" in run.stderr, (arguments, run)
-        assert "to fix this:" in run.stderr, (arguments, run)
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_says_what_was_expected(enigma: Any, arguments: list[str]) -> None:
+    run = enigma(*arguments)
+    assert run.returncode == 1
+    assert "error: expected" in run.stderr
+    assert "to fix this:" in run.stderr
 
 
 def test_a_mistake_has_no_traceback(workspace: Path, enigma: Any) -> None:

@@ -138,8 +138,9 @@ def test_a_missing_proof_is_no_traceback(proof) -> None:
     assert champion(LM) == "1"
 
 
+@pytest.mark.usefixtures("tables")
 @pytest.mark.parametrize("version", ["99", None])
-def test_an_unknown_version_is_refused(workspace: Path, version) -> None:
+def test_an_unknown_version_is_refused(version: str | None) -> None:
     with pytest.raises(UserError, match="found none"):
         promote(LM, version)
 

@@ -36,6 +36,13 @@ print(json.dumps({"rows": once.to_dict("list"), "enigma": enigma.__file__}))
 """
 
 
+@pytest.fixture
+def finished(workspace: Path, tables: None) -> Path:
+    """A finished project with an empty store."""
+    write_finished_project(workspace, None)
+    return workspace
+
+
 def files_of(store: Path, name: str, version: str) -> Path:
     model = MlflowClient(tracking_uri()).get_model_version(name, version)
     [directory] = store.glob(f"mlartifacts/**/{model.source.removeprefix('models:/')}")
@@ -156,55 +163,50 @@ def test_the_flow_runs_in_a_fresh_process(store: Path, tmp_path: Path) -> None:
     assert all(0 < value < 100 for value in found["rows"]["nll_nats_per_dim"])
 
 
-def test_damaged_weights_are_refused(workspace: Path) -> None:
-    write_finished_project(workspace, None)
-    with (workspace / "models/sanguo/lm/model.safetensors").open("ab") as weights:
+def test_damaged_weights_are_refused(finished: Path) -> None:
+    with (finished / "models/sanguo/lm/model.safetensors").open("ab") as weights:
         weights.write(b"x")
     with pytest.raises(UserError, match="expected sha256"):
         register(LM)
     assert not MlflowClient(tracking_uri()).search_registered_models()
 
 
-def test_an_evaluation_of_other_weights_is_refused(workspace: Path) -> None:
-    write_finished_project(workspace, None)
-    evaluation = workspace / "reports/sanguo/evaluate/evaluation.json"
+def test_an_evaluation_of_other_weights_is_refused(finished: Path) -> None:
+    evaluation = finished / "reports/sanguo/evaluate/evaluation.json"
     change_json(evaluation, "weights_sha256", "6" * 64)
     with pytest.raises(UserError, match="got one of 6666"):
         register(LM)
 
 
-def test_samples_of_another_flow_are_refused(workspace: Path) -> None:
-    write_finished_project(workspace, None)
+def test_samples_of_another_flow_are_refused(finished: Path) -> None:
     assert register(LM) == "1"
-    metrics = workspace / "reports/sanguo/sample_flow/metrics.json"
+    metrics = finished / "reports/sanguo/sample_flow/metrics.json"
     change_json(metrics, "flow_weights_sha256", "6" * 64)
     with pytest.raises(UserError, match="got those of 6666"):
         register(FLOW)
 
 
-def test_parameters_that_the_outputs_were_not_made_with_are_refused(workspace: Path) -> None:
-    write_finished_project(workspace, None)
+def test_parameters_that_the_outputs_were_not_made_with_are_refused(finished: Path) -> None:
     stage = {"params": {"params.yaml": {"profiles.sanguo.promote": {"baseline": "5-gram"}}}}
     lock = {"schema": "2.0", "stages": {"train": stage}}
-    (workspace / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
+    (finished / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
     with pytest.raises(UserError, match=r"expected profiles\.sanguo\.promote as in stage train"):
         register(LM)
 
 
-def test_a_flow_without_its_language_model_is_refused(workspace: Path) -> None:
-    write_finished_project(workspace, None)
+def test_a_flow_without_its_language_model_is_refused(finished: Path) -> None:
     with pytest.raises(UserError, match="expected a flow over a registered enigma-lm"):
         register(FLOW)
 
 
 @pytest.mark.parametrize("missing", ["validate", "evaluate", "train"])
-def test_a_missing_report_is_named(workspace: Path, missing: str) -> None:
-    write_finished_project(workspace, None)
-    shutil.rmtree(workspace / "reports" / "sanguo" / missing)
+def test_a_missing_report_is_named(finished: Path, missing: str) -> None:
+    shutil.rmtree(finished / "reports" / "sanguo" / missing)
     with pytest.raises(UserError, match=f"expected reports/sanguo/{missing}/"):
         register(LM)
 
 
+@pytest.mark.usefixtures("tables")
 def test_a_run_of_another_store_is_replaced(workspace: Path, caplog) -> None:
     write_finished_project(workspace, "0" * 32)
     assert register(LM) == "1"

@@ -15,7 +15,6 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.base.artifacts import sha256_file
 from pipelines.base.errors import GateError
-from pipelines.base.run_stage import QUIET_ENVIRONMENT
 from pipelines.cli.history import show_history
 from pipelines.registry import ledger
 from pipelines.registry.content import content_of_version, hash_content
@@ -47,8 +46,6 @@ def project(registered_project: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A copy of the registered project in which version 2 succeeded version 1."""
     there = copy_project(registered_project, tmp_path_factory.mktemp("adversary") / "project")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUIET_ENVIRONMENT.items():
-            patch.setenv(name, value)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{there}/mlflow.db")
         patch.chdir(there)
         assert promote(LM).outcome == "promoted"
