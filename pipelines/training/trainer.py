@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -113,9 +112,8 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         first = [schedule, *([average] if average else [])]
         # The buffers are constants, the same on every rank: no rank sends them. accelerate knows
         # only DDP's `broadcast_buffers`, which torch 2.13 warns of.
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # noqa: SLF001
-            model, [name for name, _ in model.named_buffers()]
-        )
+        buffers = [name for name, _ in model.named_buffers()]
+        model._ddp_params_and_buffers_to_ignore = buffers  # noqa: SLF001 - DDP reads it
         super().__init__(model=model, args=args, callbacks=[*first, *callbacks])
         if recipe.gradient_precision == "bf16":
             settings = self.accelerator.ddp_handler.to_kwargs()
