@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.ngrams import with_ngrams
 from benchmarks.record import row, write
 from benchmarks.training.fake_gpu import DEVICE, Operations, fake_gpu, onto_fake_gpu
 from enigma.configuration_enigma import EnigmaConfig
-from enigma.language_model.ngram_counts import count_ngrams
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.params import load_params
 from pipelines.training.optimisers import make_optimiser
@@ -73,15 +73,6 @@ def loss_head_count(chunk: int) -> int:
     return sum(
         event.name.removeprefix("aten::").rstrip("_") in names for event in profiler.events()
     )
-
-
-def with_ngrams(model: Any, order: int) -> Any:
-    """Give a model a head over classes and a memory of n-grams; their number changes no count."""
-    ids = model.config.vocab_size
-    model.set_reachable(torch.arange(ids // 2), torch.ones(ids, dtype=torch.bool))
-    counted = model.lm.classes(torch.randint(ids, (8, LENGTH)))
-    model.set_ngrams(count_ngrams(counted, model.lm.num_classes, order), leave_one_out=True)
-    return model
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 import torch
 
+from benchmarks.ngrams import with_ngrams
 from benchmarks.training.fake_gpu import HostReadError, fake_gpu, onto_fake_gpu
-from benchmarks.training.launches import step_counts, with_ngrams
+from benchmarks.training.launches import step_counts
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.modeling_enigma import EnigmaForCausalLM
 from enigma.reflector import Reflector
