@@ -143,7 +143,7 @@ class InvertibleConv1x1(FormsOnce, Bijection):
         W x is computed as P x + (W - P) x: near the start its rounding error is a quarter of that
         of W x, whose partial sums all contain the large term.
         """
-        return self.formed_once(self._form_departure, self.packed)
+        return self.formed_once("departure", self._form_departure, self.packed)
 
     def _form_departure(self) -> Tensor:
         # L = I + l and U = I + u give L U - I = l + u + l u.
@@ -200,7 +200,8 @@ class InvertibleConv1x1(FormsOnce, Bijection):
         """
         with torch.autocast(y.device.type, enabled=False):
             rows = y.reshape(-1, self.num_channels)
-            inverse_DD = self.formed_once(self._form_inverse, self.packed).to(y.device, y.dtype)
+            formed_DD = self.formed_once("inverse", self._form_inverse, self.packed)
+            inverse_DD = formed_DD.to(y.device, y.dtype)
             x = rows @ inverse_DD
             x = torch.addmm(x, rows - self._multiply_rows(x), inverse_DD)
         return x.view(y.shape), -self.log_det().expand(y.shape[:-1])

@@ -160,7 +160,7 @@ class SimplePermutation(FormsOnce, Bijection):
         """Return the permutation, int64 `(D,)`: exact, by the Hungarian method."""
         if self.training:  # temperature and noise decide it, too
             return self._form_order()
-        return self.formed_once(self._form_order, self.scores)
+        return self.formed_once("order", self._form_order, self.scores)
 
     def _form_order(self) -> Tensor:
         order: Tensor = _best_assignment(self._noisy_scores().detach())

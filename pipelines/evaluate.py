@@ -43,6 +43,7 @@ from pipelines.language_model.scoring import (
     sequence_nll_nats,
 )
 from pipelines.params import EvaluateParams, NGramParams, load_params
+from pipelines.runs.hardware import refuse_idle_gpus
 
 BASELINES = ("unigram", "bigram", "3-gram", "4-gram", "5-gram")
 TEMPERATURE = 0.8
@@ -53,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Evaluate the language model of the profile in use; alarms end in exit code 1."""
+    refuse_idle_gpus()
     params = load_params()
     workspace = Workspace(params.name)
     report, losses = evaluate(workspace, params.profile.evaluation, params.profile.count_ngrams)

@@ -39,6 +39,7 @@ from pipelines.flow.state_flow import StateFlow, check_language_model
 from pipelines.language_model.losses import LOSSES_FILE
 from pipelines.language_model.published import load_language_model
 from pipelines.params import SampleFlowParams, load_params
+from pipelines.runs.hardware import refuse_idle_gpus
 from pipelines.tracking.run_log import RunLog
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ LOGGED_METRICS = (
 
 def main() -> None:
     """Sample the flow of the profile in use; a bad round trip ends in exit code 1."""
+    refuse_idle_gpus()
     params = load_params()
     sample_flow(Workspace(params.name), params.profile.sample_flow)
 

@@ -38,6 +38,7 @@ from pipelines.flow.state_flow import StateFlow
 from pipelines.language_model.published import load_language_model
 from pipelines.params import TrainFlowParams, load_params
 from pipelines.runs.directory import FINGERPRINT_DIGITS, RunDirectory
+from pipelines.runs.hardware import refuse_idle_gpus
 from pipelines.runs.training_slot import training_slot
 from pipelines.tracking.run_log import RunLog
 
@@ -50,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Fit and publish the flow of the profile in use."""
+    refuse_idle_gpus()
     params = load_params()
     with training_slot(f"train_flow of {params.name}"):
         train_flow(Workspace(params.name), params.profile.train_flow)

@@ -49,7 +49,11 @@ def step_rows(recipe: TrainParams, model: Any) -> tuple[list[dict[str, Any]], fl
     counts = {entry["name"]: entry["value"] for entry in launched}
     operations = sum(
         counts[name]
-        for name in ("plain, forward", "plain, backward", "clipping and Muon with AdamW")
+        for name in (
+            "plain, with 5-grams, forward",
+            "plain, with 5-grams, backward",
+            "clipping and Muon with AdamW",
+        )
     )
     bytes_each = 2 if recipe.gradient_precision == "bf16" else 4
     ring = 2 * (recipe.ranks - 1) / recipe.ranks * bytes_each / RANK_BYTES_PER_S

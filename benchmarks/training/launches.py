@@ -6,7 +6,8 @@ A launch takes some 5 us of the host, whatever it computes, so a small model on 
 by their number. The step runs on a made-up device (`benchmarks.training.fake_gpu`): forward,
 backward, clipping and optimiser, in bfloat16 autocast. Attention and RMS-norm count as the one
 operation that they are on CUDA, the loss head as what it does for each chunk of tokens, counted on
-the CPU. Before: the same count at commit 9188283. A host read would end the benchmark.
+the CPU. Before: the same count at commit 9188283, which had no n-grams; `wiki-zh` trains with them.
+A host read would end the benchmark.
 """
 
 import math
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.ngrams import with_ngrams
 from benchmarks.record import row, write
 from benchmarks.training.fake_gpu import DEVICE, Operations, fake_gpu, onto_fake_gpu
 from enigma.configuration_enigma import EnigmaConfig
@@ -77,10 +79,17 @@ def main() -> None:
     """Count, print and write."""
     profile_ = load_params().profiles[PROFILE]
     settings = profile_.model.model_dump(mode="json")
+    if profile_.count_ngrams is None:
+        raise ValueError(f"expected {PROFILE} to train with n-grams")
     models = {
         memory: EnigmaForCausalLM(EnigmaConfig(max_len=LENGTH, **settings, memory=memory)).train()
         for memory in ("plain", "checkpoint", "reversible")
     }
+    for memory in ("plain", "reversible"):
+        config = EnigmaConfig(max_len=LENGTH, **settings, memory=memory)
+        models[f"{memory}, with {profile_.count_ngrams.order}-grams"] = with_ngrams(
+            EnigmaForCausalLM(config).train(), profile_.count_ngrams.order
+        )
     rows = []
     with fake_gpu():
         for memory, model in models.items():
@@ -89,7 +98,8 @@ def main() -> None:
                 before = BEFORE.get((memory, part))
                 if part in {"forward", "backward"} or before:
                     name = f"{memory}, {part}" if part in {"forward", "backward"} else part
-                    rows.append(row(name, count, "operations", peer="before", peer_value=before))
+                    peer = None if before is None else "before"
+                    rows.append(row(name, count, "operations", peer=peer, peer_value=before))
     heads = {when: loss_head_count(chunk) for when, chunk in CHUNKS.items()}
     chunks = math.ceil(TEXTS * LENGTH / CHUNKS["now"])
     rows.append(

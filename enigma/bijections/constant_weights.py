@@ -21,7 +21,7 @@ from torch import Tensor, nn
 __all__ = ["FormsOnce", "constant_weights"]
 
 _Formed = dict[str, tuple[Tensor, Tensor]]
-"""For each method its weight and its result."""
+"""For each name the weight and the result."""
 _RESULTS: ContextVar[dict[FormsOnce, _Formed] | None] = ContextVar("results", default=None)
 
 
@@ -66,17 +66,17 @@ class FormsOnce(nn.Module):
 
     formed: _Formed | None = None
 
-    def formed_once(self, form: Callable[[], Tensor], weight: Tensor) -> Tensor:
+    def formed_once(self, name: str, form: Callable[[], Tensor], weight: Tensor) -> Tensor:
         """Return `form()`, or what it returned before if weights are declared constant.
 
         Args:
-            form: a method of this module, whose result depends on `weight` alone.
+            name: of the result, within this module.
+            form: makes it from `weight` alone.
             weight: another tensor in its place (`torch.func.functional_call`, offloaded weights)
                 is noticed.
         """
         if torch.is_grad_enabled():
             return form()
-        name = form.__name__
         if torch.compiler.is_compiling():
             # Traced once: without what is formed, for any weights; with it, as its input.
             found = None if self.formed is None else self.formed.get(name)

@@ -153,7 +153,7 @@ class ReachableVocabulary(FormsOnce):
         def class_weight() -> Tensor:
             return weight_VD.index_select(0, self.class_ids)
 
-        return self.formed_once(class_weight, weight_VD)
+        return self.formed_once("class_weight", class_weight, weight_VD)
 
     def class_logits(self, head: nn.Module, hidden: Tensor) -> Tensor:
         """Return the logits `(..., C)` of hidden states `(..., D)`.

@@ -8,8 +8,9 @@ its own. The kernel signals the supervisor when its parent dies (`PR_SET_PDEATHS
 after `kill -9`) and gives it every descendant whose own parent died
 (`PR_SET_CHILD_SUBREAPER`), whatever sessions they made. The supervisor ends with the
 command, or on TERM. Either way it first ends all descendants: TERM to those of its own
-session, a grace period, TERM to the rest, KILL. macOS has neither call: a cancelled
-command is ended there too, but not the command of a parent that got `kill -9`.
+session, a grace period, TERM to the rest, KILL. A checkpoint that is being saved extends the
+grace. macOS has neither call: a cancelled command is ended there too, but not the command of a
+parent that got `kill -9`.
 """
 
 import codecs
@@ -28,10 +29,15 @@ from typing import IO
 
 import psutil
 
-# For the command, which may save a checkpoint; the processes it leaves get a third of it more.
-# Together less than the 15 s within which a cancelled run must be gone.
+# For the command; the processes it leaves get a third of it more. Together less than the 15 s
+# within which a cancelled run must be gone, unless it is saving a checkpoint.
 GRACE_S = 9.0
 LEFT_SHARE = 1 / 3
+# A checkpoint is written below a directory of this name (pipelines/runs/checkpoints.py). A slow
+# disk may take longer for it than the grace; a pod is killed after 300 s.
+SAVING = f"{os.sep}.building{os.sep}"
+SAVE_LIMIT_S = 240.0
+LOOK_S = 1.0
 POLL_S = 0.05
 STOPPED = 128 + signal.SIGTERM
 NOT_FOUND = 127
@@ -244,18 +250,33 @@ def _end_descendants(grace_s: float) -> None:
 
 
 def _terminate(chosen: Callable[[psutil.Process], bool], patience_s: float) -> None:
-    """Send TERM once to each chosen descendant, until none is left or the time is up."""
-    deadline = time.monotonic() + patience_s
+    """Send TERM once to each chosen descendant, until none is left or the time is up.
+
+    While any descendant saves, the time begins anew.
+    """
+    look_s = time.monotonic()
+    deadline, limit = look_s + patience_s, look_s + SAVE_LIMIT_S
     asked: set[psutil.Process] = set()
     while targets := {process for process in _in_care_of(psutil.Process()) if chosen(process)}:
         for process in targets - asked:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
         asked |= targets
-        if time.monotonic() > deadline:
+        now_s = time.monotonic()
+        if now_s >= look_s:
+            look_s = now_s + min(LOOK_S, patience_s / 2)
+            if now_s < limit and any(map(_saves, psutil.Process().children(recursive=True))):
+                deadline = now_s + patience_s
+        if now_s > deadline:
             return
         time.sleep(POLL_S)
         _reap()
+
+
+def _saves(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(SAVING in file.path for file in process.open_files())
+    return False
 
 
 def _in_care_of(process: psutil.Process) -> Iterator[psutil.Process]:

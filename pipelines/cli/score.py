@@ -25,6 +25,7 @@ from pipelines.flow.state_flow import check_language_model
 from pipelines.language_model.published import load_language_model
 from pipelines.registry.names import FLOW
 from pipelines.registry.versions import champion_version, downloaded
+from pipelines.runs.hardware import refuse_idle_gpus
 from pipelines.tracking.store import connect
 
 SHOWN_COLUMNS = ("atypicality", "state_deviation", "loss_deviation")
@@ -71,8 +72,10 @@ def score_texts(language_model: Path, flow: Path, texts: list[str]) -> Scores:
         texts: The documents.
 
     Raises:
-        UserError: If the flow is over another language model, or has no part for documents.
+        UserError: If the flow is over another language model, or has no part for documents, or if
+            torch cannot use the GPU of this machine.
     """
+    refuse_idle_gpus()
     facts = read_json(flow / "flow_training.json")
     check_language_model(language_model, facts["lm_weights_sha256"])
     if not (flow / DIRECTORY).is_dir():

@@ -55,7 +55,7 @@ def refuse_idle_gpus() -> None:
     raise UserError(
         f"expected torch to use the GPU of this machine ({found}), but torch {torch.__version__} "
         f"(CUDA {cuda or 'none'}) sees none",
-        f"{wrong}; in a container, start it with the GPUs; or train on the CPU on purpose: "
+        f"{wrong}; in a container, start it with the GPUs; or use the CPU on purpose: "
         "CUDA_VISIBLE_DEVICES=-1",
     )
 

@@ -113,7 +113,9 @@ def _start(
     mine_SMN = padded_SMN.tensor_split(ranks)[torch.distributed.get_rank()]
     update_SMN = orthogonalise(mine_SMN, *settings).contiguous()
     all_SMN = update_SMN.new_empty(padded_SMN.shape)
-    arrival = torch.distributed.all_gather_single(all_SMN, update_SMN, async_op=True)
+    new = hasattr(torch.distributed, "all_gather_single")  # not in torch 2.11
+    name = "all_gather_single" if new else "all_gather_into_tensor"
+    arrival = getattr(torch.distributed, name)(all_SMN, update_SMN, async_op=True)
     return all_SMN, arrival
 
 

@@ -117,6 +117,10 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
         callbacks: list[TrainerCallback],
     ) -> None:
         first = [schedule, *([average] if average else [])]
+        # The buffers are constants, the same on every rank: no rank sends them. accelerate knows
+        # only DDP's `broadcast_buffers`, which torch 2.13 warns of.
+        buffers = [name for name, _ in model.named_buffers()]
+        model._ddp_params_and_buffers_to_ignore = buffers  # noqa: SLF001 - DDP reads it
         super().__init__(model=model, args=args, callbacks=[*first, *callbacks])
         if recipe.gradient_precision == "bf16":
             settings = self.accelerator.ddp_handler.to_kwargs()

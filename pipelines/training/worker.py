@@ -167,8 +167,6 @@ def trainer_arguments(
         use_cpu=not on_gpu,
         ddp_backend=("nccl" if on_gpu else "gloo") if world_size > 1 else None,
         ddp_find_unused_parameters=False,
-        # The buffers are constants, the same on every rank.
-        ddp_broadcast_buffers=False,
         ddp_timeout=recipe.rank_timeout_s,
         seed=recipe.seed,
         logging_steps=recipe.log_every_steps,

@@ -5,30 +5,35 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.gpu import run_apart
-from benchmarks.gpu_sections import SECTIONS, Machine, Rows
+from benchmarks.gpu import SECTIONS, run_apart
 from benchmarks.record import row
-from tests.support import REPOSITORY
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_sections import Machine, Rows
 
 pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).resolve().parents[2]
+"""Not from `tests.support`: the processes of planted sections import this file anew."""
 
 
-def sound(machine: Machine) -> Rows:
+def sound(machine: "Machine") -> "Rows":
     return [row("sound", 1.0, machine.device)]
 
 
-def raises(machine: Machine) -> Rows:
+def raises(machine: "Machine") -> "Rows":
     raise ValueError("out of memory")
 
 
-def dies(machine: Machine) -> Rows:
+def dies(machine: "Machine") -> "Rows":
     os._exit(3)
 
 
-def hangs(machine: Machine) -> Rows:
+def hangs(machine: "Machine") -> "Rows":
     time.sleep(60)
     return []
 

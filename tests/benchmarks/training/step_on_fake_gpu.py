@@ -2,6 +2,7 @@
 
 import torch
 
+from benchmarks.ngrams import with_ngrams
 from benchmarks.training.fake_gpu import HostReadError, fake_gpu, onto_fake_gpu
 from benchmarks.training.launches import step_counts
 from enigma.configuration_enigma import EnigmaConfig
@@ -29,9 +30,10 @@ PLANTED = {
 }
 
 
-def step(name, memory="reversible", planted=None, **changes) -> None:
+def step(name, memory="reversible", planted=None, model=None, **changes) -> None:
     """Print the operations of a step, or what made the host wait."""
-    model = EnigmaForCausalLM(EnigmaConfig(**SIZES, **changes, memory=memory)).train()
+    if model is None:
+        model = EnigmaForCausalLM(EnigmaConfig(**SIZES, **changes, memory=memory)).train()
     if planted is not None:
         network = model.lm.layers[0].attention
         forward = network.forward
@@ -50,7 +52,10 @@ def step(name, memory="reversible", planted=None, **changes) -> None:
 
 def main() -> None:
     """Take every step."""
+    # Counted in memory that exists.
+    counted = with_ngrams(EnigmaForCausalLM(EnigmaConfig(**SIZES, memory="reversible")), order=3)
     with fake_gpu():
+        step("ngrams", model=counted.train())
         for memory in ("plain", "checkpoint", "reversible"):
             step(memory, memory)
         step("lifting", rotor_form="lifting")

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from flows.running.supervisor import NOT_FOUND, run_supervised
+from pipelines.runs.checkpoints import building_path, checkpoint_path
 
 # A tree like torchrun's: a child in a session of its own, which has one in another,
 # which ignores TERM. All of them carry the marker on their command line.
@@ -185,6 +186,39 @@ def test_a_cancelled_command_may_save_before_its_children_are_touched(
     with pytest.raises(KeyboardInterrupt):
         run_supervised(saving(marker, saved), cwd=Path(), env=dict(os.environ), on_line=cancel)
     assert saved.read_text() == "None", "the rank was alive when its launcher saved"
+    assert alive(marker) == []
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_the_grace_lasts_as_long_as_a_rank_saves(marker: str, tmp_path: Path, saves: bool) -> None:
+    target = checkpoint_path(building_path(tmp_path) if saves else tmp_path, 1) / "weights"
+    target.parent.mkdir(parents=True)
+    rank = f"""
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with open({str(target)!r}, "w") as file:
+    print("open", flush=True)
+    time.sleep(3)
+    file.write("whole")
+"""
+    script = f"""
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.run([sys.executable, "-c", {rank!r}, {marker!r}], start_new_session=True)
+"""
+
+    def cancel(_line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_supervised(
+            [sys.executable, "-c", script, marker],
+            cwd=Path(),
+            env=dict(os.environ),
+            on_line=cancel,
+            grace_s=0.5,
+        )
+    assert target.read_text() == ("whole" if saves else "")
     assert alive(marker) == []
 
 

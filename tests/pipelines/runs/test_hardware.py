@@ -1,5 +1,6 @@
 """What a machine can do and holds; the count of FLOPs is tested in training/test_recipe.py."""
 
+import importlib
 from pathlib import Path
 
 import psutil
@@ -98,6 +99,21 @@ def test_gpus_that_torch_cannot_use_are_not_left_idle(
     with pytest.raises(UserError) as caught:
         refuse_idle_gpus()
     assert "update the driver to one for CUDA 13.0" in caught.value.fix
+
+
+@NO_GPU
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize("stage", ["evaluate", "train_flow", "sample_flow"])
+def test_no_stage_that_computes_leaves_gpus_idle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # without parameters
+    main = importlib.import_module(f"pipelines.{stage}").main
+    with pytest.raises(UserError, match="expected torch to use the GPU"):
+        main()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    with pytest.raises(UserError, match=r"params\.yaml"):
+        main()
 
 
 @NO_GPU

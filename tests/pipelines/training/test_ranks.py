@@ -109,6 +109,7 @@ def test_ranks_agree_on_a_failure_and_do_not_retry(shards: Path, set_params: Any
     assert process.returncode == 1
     assert "error: step" in output
     assert "expected a finite" in output
+    assert "Warning" not in output
     assert "Traceback" not in output
     (run,) = Path("runs").iterdir()
     assert json.loads((run / "outcome.json").read_text())["status"] == "failed"
