@@ -262,6 +262,8 @@ def _write_documents(
                 if sum(table.nbytes for table in tables) >= BYTES_PER_GROUP:
                     writers[which].write_table(pa.concat_tables(tables))
                     tables.clear()
+                    # The allocator keeps what was freed, and more with every group.
+                    pa.default_memory_pool().release_unused()
     for tables, writer in zip(waiting, writers, strict=True):
         writer.write_table(pa.concat_tables([DOCUMENT_SCHEMA.empty_table(), *tables]))
     for writer in writers:

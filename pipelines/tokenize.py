@@ -137,13 +137,14 @@ def _make_vocabulary(
     """Give entries that no text uses to characters of train; return them with their ids."""
     tokens, learned = vocabulary_tokens(params.vocabulary), dict[str, int]()
     tokenizer = text_tokenizer(tokens, lower_case=params.lower_case)
+    possible_V = possible_ids(tokenizer)
     if params.learn_characters:
         counted = map_parts(count_part, train, unfinished, label="count", workers=workers)
         characters = lacking_characters(tokenizer, read_counts(counted))
-        tokens, learned = give_entries(tokenizer, tokens, characters)
-        tokenizer = text_tokenizer(tokens, lower_case=params.lower_case)
+        tokens, learned = give_entries(tokens, possible_V, characters)
+        possible_V[list(learned.values())] = True
     nothing_V = np.zeros(len(tokens), np.int64)
-    return ShardVocabulary(tokens, possible_ids(tokenizer), nothing_V), learned
+    return ShardVocabulary(tokens, possible_V, nothing_V), learned
 
 
 def _check_rows(expected: dict[str, int], tokenized: dict[str, int]) -> None:

@@ -90,24 +90,27 @@ def collect_evidence(
         UserError: If a file is missing or damaged.
     """
     try:
+        # First, as it needs most memory, and the others import pandas and Great Expectations.
+        overlap = overlap_table(
+            workspace.shards,
+            window_characters=overlap_params.window_characters,
+            max_containment=overlap_params.max_containment,
+            title_windows=overlap_params.excerpt_windows,
+            threads=threads,
+        )
         documents = documents_table(workspace.documents)
         return {
             "raw": raw_table(workspace.raw),
             "documents": documents,
             "shards": shards_table(workspace.shards, documents),
-            "overlap": overlap_table(
-                workspace.shards,
-                window_characters=overlap_params.window_characters,
-                max_containment=overlap_params.max_containment,
-                title_windows=overlap_params.excerpt_windows,
-                threads=threads,
-            ),
+            "overlap": overlap,
         }
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(
             f"expected the complete output of the earlier stages, got a file that cannot be read "
             f"({str(error).splitlines()[0]})",
-            "restore it with `dvc checkout --force`, or make it again with `dvc repro`",
+            "restore it with `dvc checkout --force --with-deps decontaminate`, or make it again "
+            "with `dvc repro decontaminate`",
         ) from error
 
 

@@ -30,6 +30,7 @@ from pipelines.clean import clean
 from pipelines.data.overlap.stream import read_pieces, stream_parts
 from pipelines.data.overlap.windows import Hashes, TokenFolder, token_folder
 from pipelines.data.shards import ShardReader
+from pipelines.data.text.scripts import IDEOGRAPHS
 from pipelines.data.text.shard_vocabulary import ShardVocabulary, shard_tokenizer
 from pipelines.data.tokenizer.fast import FastTokenizer
 from pipelines.decontaminate import decontaminate
@@ -77,9 +78,14 @@ def _measure(
     texts = pq.read_table(documents / "test.parquet")["text"].to_pylist()
     generator.shuffle(texts)
     kinds = list(left)
-    # As often as the text has them: of all Han characters, two in three are [UNK], and an
-    # inserted [UNK] has no key and would be no edit.
-    letters = [character for text in texts for character in text if character.isalpha()]
+    # As often as the text has them: of all ideographs, two in three are [UNK], and an inserted
+    # [UNK], like a letter of another script, has no key and would be no edit.
+    letters = [
+        character
+        for text in texts
+        for character in text
+        if any(start <= ord(character) < stop for start, stop in IDEOGRAPHS)
+    ]
     copies = []
     for number, text in enumerate(texts):
         size, edits = kinds[number % len(kinds)]

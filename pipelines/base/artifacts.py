@@ -183,7 +183,8 @@ def verify_manifest(directory: Path) -> dict[str, Any]:
         if got != entry["sha256"]:
             raise UserError(
                 f"{path}: expected sha256 {entry['sha256']}, got {got}",
-                "restore it with `dvc checkout --force`, or make it again with `dvc repro`",
+                f"restore it with `dvc checkout --force {directory}`, or make it again with "
+                "`dvc repro`",
             )
     if manifest_root(manifest["files"]) != manifest["root"]:
         raise UserError(

@@ -74,7 +74,7 @@ def compare(trained_on: str, held_out: str, *, max_share: float) -> Json:
             if not side["judged"]:
                 raise UserError(
                     f"{corpora[side['corpus']]}: expected documents with at least {MIN_WINDOWS} "
-                    f"windows of {WINDOW_CHARACTERS} Chinese or Japanese characters, got none "
+                    f"windows of {WINDOW_CHARACTERS} ideographs, got none "
                     f"among {side['documents']} documents",
                     "name a corpus with longer Chinese or Japanese texts",
                 )
@@ -131,7 +131,7 @@ def _document(comparison: Comparison, unit: Unit, mine: str, other: str) -> Json
 
 
 def _print(report: Json) -> None:
-    windows = f"{report['min_windows']} windows of {report['window_characters']} characters"
+    windows = f"{report['min_windows']} windows of {report['window_characters']} ideographs"
     for side in report["sides"]:
         mine, other = side["corpus"], side["found_in"]
         figures = f"largest {side['maximum']:.1%}, 99 of 100 at most {side['p99']:.1%}"

@@ -82,7 +82,8 @@ def why(name: str, workspace: Workspace, params: CleanParams) -> Row:
         raise UserError(
             f"expected the complete output of the data stages, got a file that cannot be read "
             f"({str(error).splitlines()[0]})",
-            "restore it with `dvc checkout --force`, or make it again with `dvc repro`",
+            "restore it with `dvc checkout --force --with-deps decontaminate`, or make it again "
+            "with `dvc repro decontaminate`",
         ) from error
     example = pq.ParquetFile(next(workspace.raw.glob("part-*.parquet"))).read_row_group(0, ["id"])
     raise UserError(

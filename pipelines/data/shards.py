@@ -156,7 +156,7 @@ class ShardReader(SequenceFiles):
         if len(self) != expected:
             raise UserError(
                 f"{directory}: expected {expected} sequences of split {split}, got {len(self)}",
-                "restore the files with `dvc checkout --force`, or run `dvc repro`",
+                f"restore the files with `dvc checkout --force {directory}`, or run `dvc repro`",
             )
 
     def sequences(self) -> pa.Table:
@@ -226,7 +226,8 @@ def _map_shard(path: Path, length: int) -> Tokens:
     if size == 0 or size % row:
         raise UserError(
             f"{path}: expected whole sequences of {row} bytes, got {size} bytes",
-            "restore the file with `dvc checkout --force`, or make it again with `dvc repro`",
+            f"restore the file with `dvc checkout --force {path.parent}`, or make it again with "
+            "`dvc repro`",
         )
     # A plain array: indexing a memmap makes another memmap, which costs more than the row.
     return np.asarray(np.memmap(path, dtype=TOKEN_DTYPE, mode="r")).reshape(-1, length)

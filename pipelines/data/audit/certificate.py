@@ -8,7 +8,6 @@ from pipelines.base.workspace import SPLITS, Workspace
 from pipelines.data.audit.comparison import MIN_WINDOWS
 from pipelines.data.audit.keys import MARK_CHARACTERS, MARK_HAN, VARIANTS
 from pipelines.data.audit.suites import SuiteResult
-from pipelines.data.audit.windows import MIN_CJK_CHARACTERS
 
 VERSIONED = ("great-expectations", "pyarrow", "transformers", "duckdb", "opencc")
 # Methods whose figures are shares of windows; of the others there is only a count.
@@ -89,12 +88,13 @@ def measured(window_characters: int, max_containment: float, title_windows: int)
             "Texts are compared by a key: Unicode NFKC, case-folded, each character in its "
             f"simplified form (OpenCC {', '.join(VARIANTS)}), and of the result only letters and "
             f"digits. A pair of brackets with at most {MARK_CHARACTERS} characters between them, "
-            f"at most {MARK_HAN} of them Han, is left out with what it holds."
+            f"at most {MARK_HAN} of them Han, is left out with what it holds, unless these are "
+            "all its letters and digits."
         ),
         "window": (
-            f"A window is {window_characters} consecutive characters of the key of one document, "
-            f"at least {MIN_CJK_CHARACTERS} of them Han or kana. Windows are compared character "
-            "by character."
+            f"A window is {window_characters} consecutive ideographs of the key of one "
+            "document, whatever else stands between them. Windows are compared character by "
+            "character."
         ),
         "unit": (
             "Judged is every sequence and every document of the final shards that has at least "
@@ -121,8 +121,8 @@ def measured(window_characters: int, max_containment: float, title_windows: int)
             "that documents of the same title have in the second one."
         ),
         "not_found": (
-            "Paraphrase, translation, text without Han or kana, and what is shared by a unit with "
-            f"fewer than {MIN_WINDOWS} windows or by less than {window_characters} characters at "
-            "a time are not found."
+            "Paraphrase, translation, text without ideographs, a copy with other ideographs in "
+            f"every {window_characters}, and what a unit with fewer than {MIN_WINDOWS} windows "
+            "shares are not found."
         ),
     }

@@ -22,7 +22,7 @@ from pipelines.data.audit.keys import title_key
 from pipelines.data.audit.windows import (
     COLUMNS,
     MAX_WINDOW_CHARACTERS,
-    MIN_CJK_CHARACTERS,
+    MIN_WINDOW_CHARACTERS,
     Run,
     window_batches,
     window_text,
@@ -30,8 +30,8 @@ from pipelines.data.audit.windows import (
 
 # A unit with fewer windows is not judged: three commonplaces would condemn it.
 MIN_WINDOWS = 24
-# For one thread or two. 2 GB of text (17 million windows of each of two splits) need more than 96.
-MEMORY_MB = 256
+# For each thread. 2 GB of text (17 million windows of each of two splits) need more than 96.
+MEMORY_MB = 160
 # 64 MB, of which the memory that is never written to is never used.
 SIEVE_BITS = 29
 MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -164,7 +164,7 @@ class Comparison(AbstractContextManager["Comparison"]):
     """Texts in a database that spills to temporary files; memory does not grow with them.
 
     Args:
-        window_characters: Characters per window.
+        window_characters: Ideographs per window.
         threads: Threads of the database; the result does not depend on it.
 
     Raises:
@@ -172,16 +172,16 @@ class Comparison(AbstractContextManager["Comparison"]):
     """
 
     def __init__(self, window_characters: int, *, threads: int = 1) -> None:
-        if not MIN_CJK_CHARACTERS <= window_characters <= MAX_WINDOW_CHARACTERS:
+        if not MIN_WINDOW_CHARACTERS <= window_characters <= MAX_WINDOW_CHARACTERS:
             msg = (
-                f"window_characters: expected {MIN_CJK_CHARACTERS} to {MAX_WINDOW_CHARACTERS}, "
+                f"window_characters: expected {MIN_WINDOW_CHARACTERS} to {MAX_WINDOW_CHARACTERS}, "
                 f"got {window_characters}"
             )
             raise ValueError(msg)
         self._window_characters = window_characters
         self._sieve: Bits = np.zeros(1 << (SIEVE_BITS - 3), np.uint8)
         self._directory = tempfile.TemporaryDirectory(prefix="enigma-audit-")
-        self._memory_mb = MEMORY_MB * max(threads, 2) // 2
+        self._memory_mb = MEMORY_MB * threads
         # What does not fit goes to the directory.
         config: dict[str, str | bool | int | float | list[str]] = {
             **CONFIG,

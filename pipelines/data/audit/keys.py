@@ -51,7 +51,11 @@ def title_key(title: str) -> str:
 
 def _blank(mark: re.Match[str]) -> str:
     text = mark.group()
-    return text if len(HAN_CHARACTER.findall(text)) > MARK_HAN else " " * len(text)
+    han = HAN_CHARACTER.findall(text)
+    # Brackets around nothing but Han are text in brackets.
+    if len(han) > MARK_HAN or (han and not HAN_CHARACTER.sub("", text).translate(_KEYS)):
+        return text
+    return " " * len(text)
 
 
 class _Keys(dict[int, str]):

@@ -71,10 +71,6 @@ def overlap_table(
     Raises:
         UserError: If files are missing or damaged, or contradict each other.
     """
-    import pandas as pd
-
-    from expectations import overlap
-
     splits = {split: ShardText(directory, split) for split in SPLITS}
     rows: list[Row] = []
     with Comparison(window_characters, threads=threads) as comparison:
@@ -91,6 +87,11 @@ def overlap_table(
                 comparison, splits[earlier], splits[heldout], max_containment, title_windows
             )
             rows += pair.rows()
+    # Only now, as they take as much memory as the database, which is closed.
+    import pandas as pd
+
+    from expectations import overlap
+
     return pd.DataFrame(rows, columns=list(overlap.COLUMNS))
 
 
@@ -192,7 +193,8 @@ class ShardText:
         return UserError(
             f"{self._directory}: split {self.split}: expected one row for every sequence, and "
             f"every sequence in the documents of the split, got {got}",
-            "restore the files with `dvc checkout --force`, or make them again with `dvc repro`",
+            f"restore the files with `dvc checkout --force {self._directory}`, or make them again "
+            "with `dvc repro`",
         )
 
 

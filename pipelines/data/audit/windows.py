@@ -1,8 +1,9 @@
-"""Windows of texts as numbers: consecutive characters of a key, packed without loss.
+"""Windows of texts as numbers: consecutive ideographs of a key, packed without loss.
 
-Shape legend: C characters of all keys of a batch, W windows.
+Shape legend: C ideographs of all keys of a batch, W windows.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -12,11 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.data.audit.keys import fold_pieces
-from pipelines.data.text.scripts import HAN, KANA
+from pipelines.data.text.scripts import IDEOGRAPHS
 
 CHARACTERS_PER_BATCH = 1 << 18
-# So many characters of a window are Han or kana: dates and foreign names alone are no windows.
-MIN_CJK_CHARACTERS = 4
+# What stands between ideographs does not hide a copy: notes, readings, symbols.
+OTHERS = re.compile("[^" + "".join(f"{chr(a)}-{chr(b - 1)}" for a, b in IDEOGRAPHS) + "]+")
+# Shorter ones are in many texts.
+MIN_WINDOW_CHARACTERS = 4
 # A code point has 21 bits: three of them fit into one column of 64.
 POINT_BITS, POINTS_PER_COLUMN = 21, 3
 COLUMNS = ("k0", "k1", "k2")
@@ -56,14 +59,13 @@ def window_batches(runs: Iterable[Run], window_characters: int) -> Iterator[pa.R
 
     Args:
         runs: The texts.
-        window_characters: Characters per window, from `MIN_CJK_CHARACTERS` to
+        window_characters: Characters per window, from `MIN_WINDOW_CHARACTERS` to
             `MAX_WINDOW_CHARACTERS`.
 
     Yields:
-        Batches of `SCHEMA`, one row per window of a run of which at least `MIN_CJK_CHARACTERS`
-        characters are Han or kana: its sequence (`NO_SEQUENCE` if it crosses from one to
-        another), its document, its place (consecutive windows of a run have consecutive
-        places, and no two windows have one place), and its characters.
+        Batches of `SCHEMA`, one row per window of a run: its sequence (`NO_SEQUENCE` if it crosses
+        from one to another), its document, its place (consecutive windows of a run have
+        consecutive places, and no two windows have one place), and its characters.
     """
     waiting: list[Run] = []
     characters = place = 0
@@ -99,7 +101,7 @@ def _unpack(columns: tuple[int, ...]) -> str:
 
 def _windows(runs: list[Run], width: int, first_place: int) -> tuple[pa.RecordBatch, int]:
     """Pack the windows of some runs; also return the number of folded characters."""
-    folded = [fold_pieces(run.pieces) for run in runs]
+    folded = [[OTHERS.sub("", piece) for piece in fold_pieces(run.pieces)] for run in runs]
     sizes = [len(piece) for pieces in folded for piece in pieces]
     sequence_C = np.repeat(_integers(chain.from_iterable(run.sequences for run in runs)), sizes)
     run_sizes = [sum(map(len, pieces)) for pieces in folded]
@@ -107,7 +109,7 @@ def _windows(runs: list[Run], width: int, first_place: int) -> tuple[pa.RecordBa
     document_C = np.repeat(_integers(run.document for run in runs), run_sizes)
     text = "".join(chain.from_iterable(folded))
     points_C = np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.uint64)
-    first_W = _starts(points_C, run_C, width)
+    first_W = _starts(run_C, width)
     crosses_W = sequence_C[first_W] != sequence_C[first_W + width - 1]
     columns = [
         np.where(crosses_W, NO_SEQUENCE, sequence_C[first_W]),
@@ -122,22 +124,12 @@ def _integers(values: Iterable[int]) -> Integers:
     return np.fromiter(values, np.int64)
 
 
-def _starts(points_C: Words, run_C: Integers, width: int) -> Integers:
+def _starts(run_C: Integers, width: int) -> Integers:
     """Find the first characters of windows."""
-    count = len(points_C) - width + 1
+    count = len(run_C) - width + 1
     if count <= 0:
         return np.empty(0, np.int64)
-    cjk = np.zeros(len(points_C) + 1, np.int64)
-    np.cumsum(_is_cjk(points_C), out=cjk[1:])
-    in_one_run = run_C[:count] == run_C[width - 1 :]
-    return np.flatnonzero(in_one_run & (cjk[width:] - cjk[:-width] >= MIN_CJK_CHARACTERS))
-
-
-def _is_cjk(points_C: Words) -> npt.NDArray[np.bool_]:
-    # The ranges are disjoint: within one of them, an odd number of borders lies before.
-    borders = sorted(chain.from_iterable(HAN + KANA))
-    inside: npt.NDArray[np.bool_] = np.searchsorted(borders, points_C, "right") % 2 == 1
-    return inside
+    return np.flatnonzero(run_C[:count] == run_C[width - 1 :])
 
 
 def _pack(points_C: Words, first_W: Integers, width: int) -> list[Words]:

@@ -1,7 +1,8 @@
 """Find copies: documents that share rare wording with one held-out document.
 
 An excerpt is a run of shared windows at about the same distance in both documents. A near copy
-shares some windows of several places in a held-out document; edits may leave no long run.
+shares some windows of several places in a held-out document, as edits may leave no long run; or
+half of them, as a short document has no long run.
 
 Shape legend: P pairs of windows.
 """
@@ -18,6 +19,8 @@ MAX_GAP = 16
 # One character in five edited leaves a window of eight whole with a probability of 0.17.
 MIN_SHARE = 0.05
 MIN_SHARED, MIN_PLACES = 4, 2
+# In one place.
+MIN_SHARE_AT_ONCE = 0.5
 
 Flags = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int64]
@@ -72,7 +75,7 @@ def is_near_copy(shared_P: Integers, places_P: Integers, windows_P: Integers) ->
         windows_P: (P,) int64, all windows of the held-out document.
     """
     found_P: Flags = shared_P >= np.maximum(MIN_SHARE * windows_P, MIN_SHARED)
-    found_P &= places_P >= MIN_PLACES
+    found_P &= (places_P >= MIN_PLACES) | (shared_P >= MIN_SHARE_AT_ONCE * windows_P)
     return found_P
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data.text.kernels import Array, Int, compiled, two_bits
+from pipelines.data.text.kernels import Array, Int, compiled, is_mark, two_bits
 
 
 @compiled
@@ -54,28 +54,30 @@ def fold_tokens(
     Args:
         ids_T: (T,) uint16.
         offsets: (P + 1,) int64, where each piece starts.
-        table: The arrays of a `TokenFolder`: points, starts, num_characters, num_han, bracket,
-            ends_latin, starts_latin.
+        table: The arrays of a `TokenFolder`: points, starts, num_characters, num_han, num_others,
+            bracket, ends_latin, starts_latin.
         limits: Characters and Han characters of a bracketed mark.
         points_F: (F,) uint32, written; room for what all tokens add.
         sources_F: (F,) int64, written.
         ends: (P + 1,) int64, written: where the key of each piece starts.
     """
-    points, starts, num_characters, num_han, bracket, ends_latin, starts_latin = table
+    points, starts, num_characters, num_han, num_others, bracket, ends_latin, starts_latin = table
     found = 0
     for p in range(len(offsets) - 1):
         ends[p] = found
         # Since the last opening bracket; -1 if there is none, or another bracket came.
-        opened, characters, han = -1, 0, 0
+        opened, characters, han, others = -1, 0, 0, 0
         for t in range(offsets[p], offsets[p + 1]):
             token = ids_T[t]
-            if bracket[token] < 0 and opened >= 0 and characters <= limits[0] and han <= limits[1]:
+            if bracket[token] < 0 and opened >= 0 and is_mark(characters, han, others, limits):
                 found = opened
             if bracket[token] != 0:
-                opened, characters, han = (found if bracket[token] > 0 else -1), 0, 0
+                opened = found if bracket[token] > 0 else -1
+                characters, han, others = 0, 0, 0
             else:
                 characters += num_characters[token]
                 han += num_han[token]
+                others += num_others[token]
                 if t > offsets[p] and starts_latin[token] and ends_latin[ids_T[t - 1]]:
                     characters += 1
             for at in range(starts[token], starts[token + 1]):
@@ -87,15 +89,20 @@ def fold_tokens(
 
 @compiled
 def select_windows(
-    folded: Any, size: Int, rule: Any, sieve: Any, sequences_T: Array, whole_N: Array, found: Any
+    folded: Any,
+    size: Int,
+    multiplier: Any,
+    sieve: Any,
+    sequences_T: Array,
+    whole_N: Array,
+    found: Any,
 ) -> Int:
     """Find windows as `windows.select_windows` does; nothing is stored of those that do not pass.
 
     Args:
         folded: Points, sources and offsets of a `Folded` with P keys.
         size: Characters per window.
-        rule: Which code points are letters, how many of a window must be, and the multiplier
-            of `windows.window_hashes`.
+        multiplier: Of `windows.window_hashes`.
         sieve: The words of a filter, and what leaves the number of a word of a hash.
         sequences_T: (T,) int64, the sequence of each token, from 0 on.
         whole_N: (N,) int64; windows within each sequence are added.
@@ -105,19 +112,12 @@ def select_windows(
         The number of windows that pass.
     """
     points_F, sources_F, ends = folded
-    is_letter, least, multiplier = rule
     words, shift = sieve
     hashes_W, documents_W, positions_W, first_W, last_W = found
     n = 0
     for p in range(len(ends) - 1):
-        letters = 0
-        for f in range(ends[p], ends[p + 1]):
-            letters += is_letter[points_F[f]]
+        for f in range(ends[p] + size - 1, ends[p + 1]):
             start = f - size + 1
-            if start > ends[p]:
-                letters -= is_letter[points_F[start - 1]]
-            if start < ends[p] or letters < least:
-                continue
             first, last = sources_F[start], sources_F[f]
             if sequences_T[first] == sequences_T[last]:
                 whole_N[sequences_T[first]] += 1

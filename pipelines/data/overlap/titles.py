@@ -7,15 +7,16 @@ however common these are and wherever they stand.
 Shape legend: D documents, H hits, P places.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.data.overlap.hits import read_hits
-from pipelines.data.overlap.stream import document_batches
+from pipelines.data.overlap.stream import document_batches, documents_path
 from pipelines.data.overlap.window_index import HeldOut, WindowIndex
 from pipelines.data.overlap.windows import MULTIPLIER, Hashes, Integers
 from pipelines.data.shards import ShardReader
@@ -45,14 +46,11 @@ def same_titles(
         (D,) int64 documents, ascending; (D,) int64, for each the held-out document with most
         of its windows; and (D,) float64, how many hits it has there per window of that one.
     """
-    documents_D = _documents(index, scans)
-    keys_D = _keys(reader.directory, reader.split, documents_D)
     sizes = zip(held_out.removed, held_out.sizes[:, 0].tolist(), strict=True)
     held_keys = np.concatenate(
         [_keys(held_out.directory, split, np.arange(size)) for split, size in sizes]
     )
-    is_mine_D = np.isin(keys_D, held_keys) & (keys_D != hash_keys(pa.array([""])))
-    documents_D, keys_D = documents_D[is_mine_D], keys_D[is_mine_D]
+    documents_D, keys_D = _titled(reader, _documents(reader, index, scans), held_keys)
     is_titled = np.isin(held_keys, keys_D)
     pairs = [np.empty(0, np.int64)]
     for block in range(index.num_blocks):
@@ -75,21 +73,40 @@ def same_titles(
     return documents, held, counts[best] / np.maximum(index.documents[held], 1)
 
 
-def _documents(index: WindowIndex, scans: Sequence[Path]) -> Integers:
+def _documents(reader: ShardReader, index: WindowIndex, scans: Sequence[Path]) -> Integers:
     """The documents with any hit, ascending."""
-    known = [
-        np.unique(read_hits(scans, block)["document"]).astype(np.int64)
-        for block in range(index.num_blocks)
-    ]
-    return np.unique(np.concatenate(known))
+    path = documents_path(reader.directory, reader.split)
+    is_hit = np.zeros(pq.read_metadata(path).num_rows, np.bool_)
+    for block in range(index.num_blocks):
+        is_hit[read_hits(scans, block)["document"]] = True
+    return np.flatnonzero(is_hit)
+
+
+def _titled(reader: ShardReader, rows: Integers, held_keys: Hashes) -> tuple[Integers, Hashes]:
+    """Find those of some documents that have a held-out title; also return the titles' hashes."""
+    # An empty title is none.
+    known = np.setdiff1d(held_keys, hash_keys(pa.array([""])))
+    documents, keys = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    start = 0
+    # Batch by batch: nearly all documents may have a hit, and few have such a title.
+    for batch in _key_batches(reader.directory, reader.split, rows):
+        at = np.minimum(np.searchsorted(known, batch), len(known) - 1)
+        mine = np.flatnonzero(known[at] == batch) if len(known) else at[:0]
+        documents.append(rows[start + mine])
+        keys.append(batch[mine])
+        start += len(batch)
+    return np.concatenate(documents), np.concatenate(keys)
 
 
 def _keys(directory: Path, split: str, rows: Integers) -> Hashes:
+    """Hash the titles of some documents."""
+    return np.concatenate([np.empty(0, np.uint64), *_key_batches(directory, split, rows)])
+
+
+def _key_batches(directory: Path, split: str, rows: Integers) -> Iterator[Hashes]:
     """Hash the titles of some documents; not all titles are in memory at a time."""
-    batches = document_batches(directory, split, rows, ["title"])
-    titles = (title_keys(batch["title"].to_pylist()) for batch in batches)
-    hashes = (hash_keys(pa.array(block, pa.string())) for block in titles)
-    return np.concatenate([np.empty(0, np.uint64), *hashes])
+    for batch in document_batches(directory, split, rows, ["title"]):
+        yield hash_keys(pa.array(title_keys(batch["title"].to_pylist()), pa.string()))
 
 
 def _both(windows: Integers, keys: Hashes) -> Hashes:

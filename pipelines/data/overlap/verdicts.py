@@ -4,7 +4,8 @@ exact      a held-out sequence is equal
 title      a document that it has a part of shares a title and an excerpt's worth of windows with
            held-out ones
 excerpt    it has a run of rare wording of one held-out document
-near       it has a part of a document that shares rare wording all over a held-out one
+near       it has a part of a document that shares rare wording all over a held-out one, or half
+           of it
 sequence   more than the bound of its own windows are held out
 coverage   it has windows of a held-out document or sequence of which this split as a whole has
            more than the bound; rare windows are uncovered first

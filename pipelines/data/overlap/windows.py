@@ -1,9 +1,9 @@
-"""The windows of a token stream: a few consecutive characters of a document's comparison key.
+"""The windows of a token stream: a few consecutive ideographs of a document's key.
 
 The comparison key (`pipelines/data/text/folding.py`) is made from tokens, not from text: what a
 token adds to it does not depend on its neighbours, except that a bracketed mark is left out.
-Only windows with some Chinese or Japanese letters count: a date, an ISBN or a foreign name is in
-many texts.
+Of the key only ideographs count: what stands between them (numbers of notes, readings in any
+script, emoji) does not hide a copy, and a date, an ISBN or a foreign name is no window.
 
 Shape legend: T tokens, D documents, F folded characters, W windows.
 """
@@ -21,17 +21,15 @@ from pipelines.data.text.folding import (
     MARK_CHARACTERS,
     MARK_HAN,
     OPENING,
-    TABLE_SIZE,
     Folded,
     fold_points,
 )
-from pipelines.data.text.scripts import HAN, KANA
+from pipelines.data.text.scripts import HAN, IDEOGRAPHS
 from pipelines.data.text.vocabulary import SPECIAL_TOKENS
 
 Hashes = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
 
-MIN_LETTERS = 4
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 # A filter that rules out nothing.
 ALL_PASS = np.full(2, np.iinfo(np.uint64).max)
@@ -57,7 +55,7 @@ class Windows:
 
 
 class TokenFolder:
-    """Makes comparison keys from tokens.
+    """Makes the ideographs of comparison keys from tokens.
 
     Args:
         tokens: The text of every token; empty if it has none, with `##` if it continues a word.
@@ -68,10 +66,18 @@ class TokenFolder:
         counts = np.array([len(text) for text in texts])
         points = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
         folded = fold_points(points, np.append(0, np.cumsum(counts)))
-        self.points, self.starts = folded.points_F, folded.offsets
+        kept_F = _within(IDEOGRAPHS, folded.points_F)
+        self.points = folded.points_F[kept_F]
+        self.starts = np.append(0, np.cumsum(kept_F))[folded.offsets]
         self.sizes = np.diff(self.starts)
         self.num_characters = counts.astype(np.int32)
-        self.num_han = np.array([sum(map(_is_han, text)) for text in texts], np.int32)
+        token_of = np.repeat(np.arange(len(texts)), counts)
+        is_han = _within(HAN, points)
+        is_other = np.isin(np.arange(len(points)), folded.sources_F) & ~is_han
+        self.num_han, self.num_others = (
+            np.bincount(token_of[mine], minlength=len(texts)).astype(np.int32)
+            for mine in (is_han, is_other)
+        )
         self.bracket = np.array(
             [(text in OPENING) - (text in CLOSING) if text else 0 for text in texts], np.int8
         )
@@ -80,7 +86,7 @@ class TokenFolder:
         self.starts_latin = np.array([_is_latin(token[:1]) for token in tokens])
 
     def fold(self, ids_T: Tokens, offsets: Integers, *, use_numba: bool | None = None) -> Folded:
-        """Compute the comparison keys of documents given as tokens.
+        """Compute the ideographs of the keys of documents given as tokens.
 
         Args:
             ids_T: (T,) uint16, the documents one after another.
@@ -107,8 +113,8 @@ class TokenFolder:
         points_F, sources_F = np.empty(room, np.uint32), np.empty(room, np.int64)
         ends = np.empty(len(offsets), np.int64)
         table = (
-            self.points, self.starts, self.num_characters, self.num_han, self.bracket,
-            self.ends_latin, self.starts_latin,
+            self.points, self.starts, self.num_characters, self.num_han, self.num_others,
+            self.bracket, self.ends_latin, self.starts_latin,
         )  # fmt: skip
         limits = (MARK_CHARACTERS, MARK_HAN)
         kernels.fold_tokens(ids_T, offsets, table, limits, points_F, sources_F, ends)
@@ -123,11 +129,14 @@ class TokenFolder:
         sizes_T = self.num_characters[ids_T]
         sizes_T[1:] += self.ends_latin[ids_T[:-1]] & self.starts_latin[ids_T[1:]]
         characters = np.append(0, np.cumsum(sizes_T))
-        han = np.append(0, np.cumsum(self.num_han[ids_T]))
+        han, others = (
+            np.append(0, np.cumsum(numbers[ids_T])) for numbers in (self.num_han, self.num_others)
+        )
         document = np.searchsorted(offsets, np.stack([first, last]), "right")
         is_mark = (
             (characters[last] - characters[first + 1] <= MARK_CHARACTERS)
             & (han[last] - han[first] <= MARK_HAN)
+            & ((han[last] == han[first]) | (others[last] > others[first]))
             & (document[0] == document[1])
         )
         depth = np.zeros(len(ids_T) + 1, np.int8)
@@ -186,9 +195,8 @@ def select_windows(
         places = [np.empty(room, np.int64) for _ in range(4)]
         whole_N = np.zeros(num_sequences, np.int64)
         parts = (folded.points_F, folded.sources_F, folded.offsets)
-        rule = (_letters(), MIN_LETTERS, MULTIPLIER)
         count = kernels.select_windows(
-            parts, size, rule, (words, shift), sequences_T, whole_N, (hashes_W, *places)
+            parts, size, MULTIPLIER, (words, shift), sequences_T, whole_N, (hashes_W, *places)
         )
         return Windows(hashes_W[:count], *(column[:count] for column in places)), whole_N
     at_W = _starts(folded, size)
@@ -206,14 +214,10 @@ def select_windows(
 
 def _starts(folded: Folded, size: int) -> Integers:
     """Find the first characters of all windows."""
-    points_F, ends = folded.points_F, folded.offsets
-    num_starts = max(len(points_F) - size + 1, 0)
+    ends = folded.offsets
     document_F = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
-    letters = np.append(0, np.cumsum(_letters()[points_F]))
-    return np.flatnonzero(
-        (document_F[:num_starts] == document_F[size - 1 :])
-        & (letters[size:] - letters[:num_starts] >= MIN_LETTERS)
-    )
+    num_starts = max(len(document_F) - size + 1, 0)
+    return np.flatnonzero(document_F[:num_starts] == document_F[size - 1 :])
 
 
 def bits_of(hashes: Hashes) -> Hashes:
@@ -261,16 +265,12 @@ def window_hashes(
     return hashes_NW
 
 
-@lru_cache(maxsize=1)
-def _letters() -> npt.NDArray[np.bool_]:
-    table = np.zeros(TABLE_SIZE, np.bool_)
-    for start, stop in (*HAN, *KANA):
-        table[start:stop] = True
-    return table
-
-
-def _is_han(character: str) -> bool:
-    return any(start <= ord(character) < stop for start, stop in HAN)
+def _within(
+    ranges: tuple[tuple[int, int], ...], points: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.bool_]:
+    # The ranges are disjoint and ascending: within one, an odd number of borders lies before.
+    inside: npt.NDArray[np.bool_] = np.searchsorted(np.ravel(ranges), points, "right") % 2 == 1
+    return inside
 
 
 def _is_latin(character: str) -> bool:

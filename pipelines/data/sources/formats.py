@@ -8,7 +8,8 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count, islice
+from dataclasses import dataclass
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +36,7 @@ MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+NO_PAGES = "download the dump again; it must be one of pages, such as pages-articles"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -102,6 +104,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+JSON_TYPES = {dict: "an object", list: "an array", bool: "a boolean", type(None): "null"}
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
@@ -123,7 +126,7 @@ def _json_row(line: bytes) -> dict[str, str]:
         ) from error
     if not isinstance(row, dict):
         raise RefusedError(
-            f"expected a JSON object, got {type(row).__name__}",
+            f"expected a JSON object, got {_json_type(row)}",
             "write one object per line, with id and text",
         )
     values = {name: _json_value(row, name) for name in RAW_SCHEMA.names}
@@ -150,13 +153,17 @@ def _json_value(row: dict[str, Any], name: str) -> str:
     if name == "id" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or (name == "id" and not value):
-        got = "an empty one" if value == "" else type(value).__name__
+        got = "an empty one" if value == "" else _json_type(value)
         raise RefusedError(
             f"{name}: expected a string, got {got if name in row else 'nothing'}",
             "give every document an id (a string or an integer) and a text, and a url and a "
             "title as string, null or not at all",
         )
     return value
+
+
+def _json_type(value: Any) -> str:
+    return JSON_TYPES.get(type(value), "a string" if isinstance(value, str) else "a number")
 
 
 def _check_pairs(values: dict[str, str]) -> None:
@@ -173,7 +180,8 @@ def read_wikipedia_dump(path: Path, skip: int, place: Place) -> Iterator[pa.Tabl
     """Read the articles of a `pages-articles` dump as plain text.
 
     mwxml reads the XML, and `plain_text` the wikitext. Templates, tables, references and
-    files are removed, links keep their words. Redirects and other namespaces are skipped.
+    files are removed, links keep their words. Redirects and other namespaces are skipped. A
+    missing title is the empty string.
 
     Args:
         path: An `.xml` file; it may be compressed.
@@ -230,59 +238,103 @@ class _LastRead:
 
 
 def _articles(root: Any, skip: int, place: Place) -> Iterator[dict[str, str]]:
-    host, pages = _opened(root)
-    for page, wikitext in islice(_pages(pages, place, root.element.clear), skip, None):
-        title = page.title.replace(" ", "_")
-        url = f"{host}/{title}" if host else ""
+    host, namespaces, elements = _opened(root)
+    pages = _pages(elements, namespaces, place, root.element.clear)
+    for page in islice(pages, skip, None):
+        url = f"{host}/{page.title.replace(' ', '_')}" if host and page.title else ""
         # `&#xD800;` in wikitext is half a character, which browsers show as this one.
-        text = LONE_SURROGATE.sub("\ufffd", plain_text(wikitext))
+        text = LONE_SURROGATE.sub("\ufffd", plain_text(page.wikitext))
         yield {"id": str(page.id), "url": url, "title": page.title, "text": text}
 
 
-def _opened(root: Any) -> tuple[str, Iterator[Any]]:
-    """Return the address of the wiki, and its pages.
+def _opened(root: Any) -> tuple[str, dict[str, str], Iterator[Any]]:
+    """Return the address of the wiki, its namespaces (name to number), and its pages.
 
     Unlike mwxml's `Dump`, this takes a dump without `<siteinfo>`, as tools write that extract or
     divide dumps: the address is then unknown, and so are the names of namespaces.
     """
-    from mwxml import Dump
-    from mwxml.iteration.site_info import SiteInfo
-
     elements = iter(root)
     first = next(elements, None)
     if first is None or first.tag != "siteinfo":
-        return "", Dump.load_items(first, elements, None)
-    site = SiteInfo.from_element(first)
-    namespaces = {namespace.name: namespace for namespace in site.namespaces or ()}
-    return (site.base or "").rsplit("/", 1)[0], Dump.load_items(None, elements, namespaces)
+        return "", {}, chain([] if first is None else [first], elements)
+    base, namespaces = "", {}
+    for part in first:
+        if part.tag == "base":
+            base = part.text or ""
+        elif part.tag == "namespaces":
+            namespaces = {child.text or "": child.attr("key", "") for child in part}
+    return base.rsplit("/", 1)[0], namespaces, elements
+
+
+@dataclass(frozen=True)
+class _Page:
+    """A page of a wiki; a title may be missing, as in every other format."""
+
+    id: int
+    title: str
+    namespace: int
+    is_redirect: bool
+    wikitext: str
 
 
 def _pages(
-    pages: Iterator[Any], place: Place, on_page: Callable[[], None]
-) -> Iterator[tuple[Any, str]]:
-    """Yield articles that are not redirects, with their wikitext."""
+    elements: Iterator[Any],
+    namespaces: dict[str, str],
+    place: Place,
+    on_page: Callable[[], None],
+) -> Iterator[_Page]:
+    """Yield articles that are not redirects."""
     for number in count(1):
         place.row = f"page {number}"
         # The tree would keep an empty element of every page.
         on_page()
-        page = next(pages, None)
-        if page is None:
+        element = next(elements, None)
+        if element is None:
             return
-        for name in ("namespace", "id"):
-            if getattr(page, name, None) is None:
-                raise RefusedError(
-                    f"expected a page with its {name}, got none",
-                    "download the dump again; it must be one of pages, such as pages-articles",
-                )
-        if page.namespace != ARTICLES or page.redirect:
+        page = _page(element, namespaces)
+        # The parser is to leave the element before the next one begins.
+        element.clear()
+        if page.namespace != ARTICLES or page.is_redirect:
             continue
-        place.row = f"page {number} ({page.title})"
-        # A `pages-articles` dump has one revision per page; of several, the last one counts.
-        text = ""
-        for revision in page:
-            text = revision.text or ""
-        if text and not REDIRECT.match(text):
-            yield page, text
+        place.row = f"page {number} ({page.title})" if page.title else place.row
+        if page.wikitext and not REDIRECT.match(page.wikitext):
+            yield page
+
+
+def _page(element: Any, namespaces: dict[str, str]) -> _Page:
+    """Read a page; mwxml's own `Page` fails on a page without a title."""
+    if element.tag != "page":
+        raise RefusedError(f"expected <page>, got <{element.tag}>", NO_PAGES)
+    found = {"title": "", "ns": "", "id": ""}
+    wikitext, is_redirect = "", False
+    for part in element:
+        if part.tag in found:
+            found[part.tag] = (part.text or "").strip()
+        elif part.tag == "redirect":
+            is_redirect = True
+        elif part.tag == "revision":
+            # A `pages-articles` dump has one revision per page; of several, the last one counts.
+            wikitext = "".join(child.text or "" for child in part if child.tag == "text")
+    title, namespace = found["title"].replace("_", " "), found["ns"]
+    # Dumps of before 2012 have no <ns>: the title begins with the name of the namespace.
+    prefix, colon, rest = found["title"].partition(":")
+    if not namespace:
+        is_named = colon and prefix in namespaces and not rest.startswith(" ")
+        namespace = namespaces[prefix] if is_named else str(ARTICLES)
+    number = _number("id", found["id"])
+    return _Page(number, title, _number("ns", namespace), is_redirect, wikitext)
+
+
+def _number(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise RefusedError(
+            f"{name}: expected the number of a page, got {text[:80]!r}"
+            if text
+            else f"expected a page with its {name}, got none",
+            NO_PAGES,
+        ) from None
 
 
 def _tables(rows: Iterable[dict[str, str]]) -> Iterator[pa.Table]:

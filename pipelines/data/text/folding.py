@@ -8,8 +8,8 @@ The rules of version `FOLDING`:
 
 1. a bracketed mark goes with its brackets: a pair of brackets of any form, but not of the marks
    of titles and quotations (`《》〈〉「」`), without another bracket inside, of at most
-   `MARK_CHARACTERS` characters, of which at most `MARK_HAN` are Han (`[12]`, `（英語：Beijing）`,
-   `〖とうきょう〗`);
+   `MARK_CHARACTERS` characters, of which at most `MARK_HAN` are Han, and if any is, another one
+   is a letter or digit too (`[12]`, `（英語：Beijing）`, `〖とうきょう〗`, but not `（今北京）`);
 2. every character takes its NFKC form, case-folded, and its simplified form (OpenCC, standard,
    Hong Kong and Taiwan variants, character by character, so that the key of a character never
    depends on its neighbours);
@@ -35,7 +35,7 @@ from pipelines.data.text.compiled import have_numba
 from pipelines.data.text.scripts import HAN
 
 # Change it with the rules.
-FOLDING = 2
+FOLDING = 3
 MARK_CHARACTERS = 64
 MARK_HAN = 4
 OPENING = "([{（［｛【〔〖〘〚⟨⟮⦅｟⁽₍❨❲❴﹙﹛﹝︵︷︹︻﹇︗"
@@ -163,7 +163,7 @@ def _fold_compiled(array: pa.Array) -> pa.Array:
     ends = np.zeros(len(bounds), np.int64)
     kernels.fold(
         data, bounds, table.utf8_starts, table.utf8, table.bracket, table.is_han,
-        MARK_CHARACTERS, MARK_HAN, folded, ends,
+        (MARK_CHARACTERS, MARK_HAN), folded, ends,
     )  # fmt: skip
     return _large_strings(ends, folded[: ends[-1]].tobytes())
 
@@ -202,11 +202,14 @@ def _marks(points_C: Points, offsets: Integers) -> npt.NDArray[np.bool_]:
     at = np.flatnonzero(bracket_C)
     pairs = np.flatnonzero((bracket_C[at[:-1]] > 0) & (bracket_C[at[1:]] < 0))
     first, last = at[pairs], at[pairs + 1]
-    han = np.append(0, np.cumsum(table.is_han[known_C]))
+    is_han_C = table.is_han[known_C]
+    has_key_C = table.starts[known_C + 1] > table.starts[known_C]
+    han, others = (np.append(0, np.cumsum(x)) for x in (is_han_C, has_key_C & ~is_han_C))
     text_of = np.searchsorted(offsets, np.stack([first, last]), "right")
     is_mark = (
         (last - first - 1 <= MARK_CHARACTERS)
         & (han[last] - han[first] <= MARK_HAN)
+        & ((han[last] == han[first]) | (others[last] > others[first]))
         & (text_of[0] == text_of[1])
     )
     depth = np.zeros(len(points_C) + 1, np.int8)

@@ -54,6 +54,12 @@ def two_bits(key: Any) -> Any:
 
 
 @compiled
+def is_mark(characters: Int, han: Int, others: Int, limits: Any) -> Any:
+    """Tell whether brackets are a mark by what they hold: all, Han, other letters and digits."""
+    return characters <= limits[0] and han <= limits[1] and (han == 0 or others > 0)
+
+
+@compiled
 def fold(
     data: Array,
     offsets: Array,
@@ -61,8 +67,7 @@ def fold(
     content: Array,
     bracket: Array,
     is_han: Array,
-    mark_characters: Int,
-    mark_han: Int,
+    limits: Any,
     folded: Array,
     ends: Array,
 ) -> None:
@@ -77,8 +82,7 @@ def fold(
         content: The keys of all code points, UTF-8.
         bracket: (K,) int8, 1 for an opening and -1 for a closing bracket.
         is_han: (K,) bool.
-        mark_characters: The most characters in a mark.
-        mark_han: The most Han characters in a mark.
+        limits: The most characters in a mark, and the most Han characters.
         folded: The keys, uint8, written; with room for the longest.
         ends: (D + 1,) int64, where the key of each text starts in `folded`; written.
     """
@@ -86,20 +90,22 @@ def fold(
     n = 0
     for document in range(len(offsets) - 1):
         i, stop = offsets[document], offsets[document + 1]
-        # The opening bracket: where its key is, and the characters and Han since then.
-        opened, characters, han = -1, 0, 0
+        # The opening bracket: where its key is, and the characters, Han, and other letters and
+        # digits since then.
+        opened, characters, han, others = -1, 0, 0, 0
         while i < stop:
             point, i = decode(data, i)
             point = min(point, last)
             if bracket[point] > 0:
-                opened, characters, han = n, 0, 0
+                opened, characters, han, others = n, 0, 0, 0
             elif bracket[point] < 0:
-                if opened >= 0 and characters <= mark_characters and han <= mark_han:
+                if opened >= 0 and is_mark(characters, han, others, limits):
                     n = opened
                 opened = -1
             else:
                 characters += 1
                 han += is_han[point]
+                others += not is_han[point] and starts[point + 1] > starts[point]
             for k in range(starts[point], starts[point + 1]):
                 folded[n] = content[k]
                 n += 1

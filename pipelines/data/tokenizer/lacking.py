@@ -20,7 +20,6 @@ from pipelines.data.text.compiled import have_numba
 from pipelines.data.text.vocabulary import SPECIAL_TOKENS
 from pipelines.data.tokenizer.code_points import CODE_POINTS, is_provable, standing_forms
 from pipelines.data.tokenizer.part import Part, read_batches
-from pipelines.data.tokenizer.possible import possible_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -100,22 +99,23 @@ def lacking_characters(tokenizer: "Tokenizer", counts: Counts) -> list[str]:
 
 
 def give_entries(
-    tokenizer: "Tokenizer", tokens: Sequence[str], characters: list[str]
+    tokens: Sequence[str], possible_V: npt.NDArray[np.bool_], characters: list[str]
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Replace entries that the tokenizer can never produce by characters.
 
     Args:
-        tokenizer: As `tokenize` uses it.
-        tokens: Its entries.
+        tokens: The entries of the tokenizer.
+        possible_V: (V,) bool, which of them it can produce.
         characters: Not among the entries; those for which no entry is left are passed over.
 
     Returns:
-        The entries, and the id of each character that has one.
+        The entries, and the id of each character that has one. With these, the tokenizer can
+        produce them, and all others as before.
     """
     # [PAD], [CLS] and [MASK] stay, although no text makes them.
     free = [
         index
-        for index in np.flatnonzero(~possible_ids(tokenizer)).tolist()
+        for index in np.flatnonzero(~possible_V).tolist()
         if tokens[index] not in SPECIAL_TOKENS
     ]
     given = dict(zip(characters, free, strict=False))

@@ -13,13 +13,16 @@ Row = tuple[int, int, str]
 def by_hand(runs: list[Run], width: int) -> list[Row]:
     rows = []
     for run in runs:
-        text = "".join(run.pieces)
-        owners = [n for n, piece in zip(run.sequences, run.pieces, strict=True) for _ in piece]
-        for at in range(len(text) - width + 1):
-            window, owner = text[at : at + width], owners[at]
-            if sum(character not in "ab1" for character in window) >= 4:
-                whole = owner == owners[at + width - 1]
-                rows.append((owner if whole else NO_SEQUENCE, run.document, window))
+        han = [
+            (number, character)
+            for number, piece in zip(run.sequences, run.pieces, strict=True)
+            for character in piece
+            if character in "甲乙"
+        ]
+        for at in range(len(han) - width + 1):
+            owners, characters = zip(*han[at : at + width], strict=True)
+            owner = owners[0] if len(set(owners)) == 1 else NO_SEQUENCE
+            rows.append((owner, run.document, "".join(characters)))
     return rows
 
 

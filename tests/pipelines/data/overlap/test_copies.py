@@ -52,6 +52,12 @@ def test_a_near_copy_shares_enough_at_several_places() -> None:
     assert is_near_copy(shared, places, windows).tolist() == [True, False, False, True, False]
 
 
+def test_half_of_a_short_document_in_one_place_is_a_near_copy() -> None:
+    shared, windows = np.array([5, 5, 3, 4]), np.array([10, 11, 3, 4])
+    places = np.ones(4, np.int64)
+    assert is_near_copy(shared, places, windows).tolist() == [True, False, False, True]
+
+
 def test_without_pairs_nothing_is_found() -> None:
     none = np.empty(0, PAIR)
     assert len(find_excerpts(none, 20)) == 0

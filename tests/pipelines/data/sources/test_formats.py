@@ -85,17 +85,17 @@ def test_no_stream_of_a_compressed_file_is_lost(tmp_path: Path, packed: str) -> 
     ("line", "message"),
     [
         ("{", "line 2: expected a JSON object"),
-        ("[1]", "line 2: expected a JSON object, got list"),
+        ("[1]", "line 2: expected a JSON object, got an array"),
         ("[" * 100_000, "line 2: expected a JSON object, got something else .*recursion"),
         ("\0" * 100, "line 2: expected a JSON object"),
         ('{"id": "a"}', "line 2: text: expected a string, got nothing"),
-        ('{"id": true, "text": "x"}', "line 2: id: expected a string, got bool"),
-        ('{"id": 1.0, "text": "x"}', "line 2: id: expected a string, got float"),
-        ('{"id": null, "text": "x"}', "line 2: id: expected a string, got NoneType"),
+        ('{"id": true, "text": "x"}', "line 2: id: expected a string, got a boolean"),
+        ('{"id": 1.0, "text": "x"}', "line 2: id: expected a string, got a number"),
+        ('{"id": null, "text": "x"}', "line 2: id: expected a string, got null"),
         (f'{{"id": {"9" * 5000}, "text": "x"}}', "line 2: expected a JSON object"),
         ('{"id": "", "text": "x"}', "line 2: id: expected a string, got an empty one"),
-        ('{"id": "b", "text": null}', "line 2: text: expected a string, got NoneType"),
-        ('{"id": "b", "text": "x", "title": 1984}', "line 2: title: expected a string, got int"),
+        ('{"id": "b", "text": null}', "line 2: text: expected a string, got null"),
+        ('{"id": "b", "text": "x", "title": 19}', "line 2: title: expected a string, got a number"),
         ('{"id": "b", "text": "x", "text": "y"}', "line 2: text: expected it once, got it 2"),
         (r'{"id": "b", "text": "x\ud83d"}', r"line 2: text: .*half a surrogate pair, \\ud83d, at"),
         (r'{"id": "\ude00", "text": "x"}', r"line 2: id: .*half a surrogate pair, \\ude00, at"),
@@ -217,13 +217,14 @@ def test_redirects_in_every_wording_are_no_articles(tmp_path: Path) -> None:
         ("<feed></feed>", "got <feed>"),
         ("503 Service Unavailable", "expected a whole XML dump of a wiki"),
         ("", "expected a whole XML dump of a wiki"),
-        (dump_xml()[:-20], "page 7: expected a whole XML dump of a wiki"),
+        (dump_xml()[:-20], "page 6: expected a whole XML dump of a wiki"),
         (dump_xml().replace("<id>2</id>", ""), r"page 2: expected a page with its id"),
         (
             dump_xml().replace("<page>", "<logitem><id>1</id></logitem><page>", 1),
-            "page 1: expected a page with its namespace, got none",
+            "page 1: expected <page>, got <logitem>",
         ),
-        (dump_xml().replace("<id>2</id>", "<id>x</id>"), "page 2: expected a whole XML dump"),
+        (dump_xml().replace("<id>2</id>", "<id>x</id>"), "page 2: id: expected the number of a"),
+        (dump_xml().replace("<ns>0</ns>", "<ns>文</ns>"), "page 1: ns: expected the number of a"),
         (dump_xml().replace("曹 3</title>", "曹 3</titl>"), "page 3: expected a whole XML dump"),
         (
             dump_xml()
@@ -238,6 +239,31 @@ def test_what_is_not_a_dump_is_refused(tmp_path: Path, content: str, message: st
     path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=rf"zhwiki\.xml: .*{message}"):
         read(path)
+
+
+@pytest.mark.parametrize("title", ["", "<title></title>", "<title/>", "<title> </title>"])
+@pytest.mark.parametrize("ns", ["<ns>0</ns>", "<ns/>", ""])
+def test_a_page_without_a_title_has_the_empty_one(tmp_path: Path, title: str, ns: str) -> None:
+    path = tmp_path / "zhwiki.xml"
+    dump = dump_xml().replace("<title>曹 2</title><ns>0</ns>", title + ns)
+    path.write_text(dump, encoding="utf-8")
+    rows = read(path)
+    assert [row["title"] for row in rows] == ["曹 1", "", "曹 3"]
+    assert rows[1] == {**rows[0], "id": "2", "url": "", "title": ""}
+
+
+def test_the_title_names_the_namespace_in_a_dump_of_before_2012(tmp_path: Path) -> None:
+    path = tmp_path / "zhwiki.xml"
+    dump = dump_xml().replace("<ns>0</ns>", "").replace("<title>曹 2", "<title>Template:曹 2")
+    path.write_text(dump.replace("<title>曹 3", "<title>其他:曹 3"), encoding="utf-8")
+    assert [row["title"] for row in read(path)] == ["曹 1", "其他:曹 3"]
+
+
+def test_the_last_of_several_revisions_counts(tmp_path: Path) -> None:
+    path = tmp_path / "zhwiki.xml"
+    older = "<revision><id>1</id><text>旧文</text></revision>\n    <revision>"
+    path.write_text(dump_xml(text="新文").replace("<revision>", older), encoding="utf-8")
+    assert {row["text"] for row in read(path)} == {"新文"}
 
 
 def test_pages_that_were_read_are_not_kept(tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ def test_a_copy_in_another_form_has_the_same_key(copy: str) -> None:
         ("他说（我们明天一起去北京）了", "他说我们明天一起去北京了"),  # content, not a mark
         (f"甲({'x' * MARK_CHARACTERS})乙", "甲乙"),
         (f"甲({'x' * (MARK_CHARACTERS + 1)})乙", f"甲{'x' * (MARK_CHARACTERS + 1)}乙"),
+        (
+            "甲（今乙）（乙、丙）",
+            "甲今乙乙丙",
+        ),  # text in brackets
+        ("甲（今乙1）（乙 e）丙", "甲丙"),
         ("甲（乙", "甲乙"),
         ("甲）乙（丙", "甲乙丙"),
         ("㎞ﬁ㈱", "kmfi株"),

@@ -21,6 +21,7 @@ from pipelines.data.tokenizer.lacking import (
     lacking_characters,
 )
 from pipelines.data.tokenizer.part import text_tokenizer
+from pipelines.data.tokenizer.possible import possible_ids
 from tests.pipelines.data.tokenizer.test_fast import adversarial, first_difference
 
 TOKENS = vocabulary_tokens("bert-base-chinese")
@@ -62,7 +63,7 @@ def test_the_most_frequent_come_first_and_only_what_stands_alone() -> None:
 def test_entries_are_given_and_all_others_stay() -> None:
     tokenizer = text_tokenizer(TOKENS, lower_case=True)
     characters = [chr(point) for point in range(0x20000, 0x20000 + 8000)]
-    changed, given = give_entries(tokenizer, TOKENS, ["“", "”", *characters])
+    changed, given = give_entries(TOKENS, possible_ids(tokenizer), ["“", "”", *characters])
     assert (given["“"], given["”"], changed[1], changed[2]) == (1, 2, "“", "”")
     # All 7,548 impossible ones but [PAD], [CLS] and [MASK].
     assert len(given) == 7545
@@ -78,7 +79,8 @@ def learned(request: pytest.FixtureRequest):
     generator = random.Random(2)
     texts = [CORPUS, *(adversarial(generator) for _ in range(FUZZ_STRINGS))]
     before = text_tokenizer(TOKENS, lower_case=request.param)
-    changed, given = give_entries(before, TOKENS, lacking_characters(before, counts_of(texts)))
+    characters = lacking_characters(before, counts_of(texts))
+    changed, given = give_entries(TOKENS, possible_ids(before), characters)
     assert len(given) > 3000
     return before, text_tokenizer(changed, lower_case=request.param), given, texts
 
@@ -87,6 +89,13 @@ def learned(request: pytest.FixtureRequest):
 def test_the_fast_tokenizer_has_the_ids_of_hugging_face(learned, use_numba: bool) -> None:
     _, after, _, texts = learned
     assert first_difference(FastTokenizer(after, use_numba=use_numba), after, texts) == ""
+
+
+def test_what_is_learned_is_possible_and_all_else_as_before(learned) -> None:
+    before, after, given, _ = learned
+    expected = possible_ids(before)
+    expected[list(given.values())] = True
+    assert np.array_equal(possible_ids(after), expected)
 
 
 def test_only_unknown_tokens_change_into_learned_ones(learned) -> None:
@@ -111,7 +120,8 @@ def test_a_saved_tokenizer_writes_the_characters_back(tmp_path) -> None:
     from enigma.language_model.word_pieces import join_word_pieces
 
     tokenizer = text_tokenizer(TOKENS, lower_case=True)
-    changed, _ = give_entries(tokenizer, TOKENS, lacking_characters(tokenizer, counts_of([CORPUS])))
+    characters = lacking_characters(tokenizer, counts_of([CORPUS]))
+    changed, _ = give_entries(TOKENS, possible_ids(tokenizer), characters)
     make_tokenizer(changed, lower_case=True).save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     text = "玄德曰：“汝等𠮷人——何不早来……”孔明笑曰：‘然。’"
