@@ -44,10 +44,12 @@ class Task(ABC):
     Attributes:
         num_tokens: how many different tokens there are; answers are tokens too.
         grows: whether training starts with short texts.
+        steps: of training.
     """
 
     num_tokens: int
     grows: bool
+    steps: int = 1500
 
     @abstractmethod
     def draw(self, texts: int, length: int, generator: torch.Generator) -> Texts:
@@ -70,6 +72,10 @@ class WordProblem(Task):
             [number[tuple(a[b[k]] for k in range(5))] for a, b in product(elements, repeat=2)]
         ).view(len(elements), len(elements))
         self.num_tokens = len(elements)
+        if (
+            not even
+        ):  # with 1,500 no model got beyond texts of 3 permutations: there are 14,400 pairs
+            self.steps = 4500
 
     def draw(self, texts: int, length: int, generator: torch.Generator) -> Texts:
         """Draw a text of `length` permutations; see the base class."""
