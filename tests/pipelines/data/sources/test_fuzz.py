@@ -179,7 +179,7 @@ def test_damaged_files_are_read_or_refused_by_name(tmp_path: Path) -> None:
     assert counts.total() == MUTATIONS
     # Not all of one kind: the mutations reach behind the first check.
     assert counts["read"] > MUTATIONS / 20
-    assert len(counts) >= 6, counts
+    assert len(counts) >= 5, counts
 
 
 if __name__ == "__main__":
