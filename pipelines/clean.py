@@ -136,6 +136,8 @@ def _assemble(parts: Sequence[Path], params: CleanParams, building: Path) -> dic
     clusters, counts = index.join(kept, params)
     joined = _write_links(kept, clusters, index, building)
     decisions = _decide(index, kept, index.owners(kept, clusters), params.split, dropped)
+    # What is no longer needed grows with the number of documents, and the peak is still to come.
+    del index, kept, clusters
     documents, characters = _write_documents(parts, decisions, building)
     return {
         "normalisation": NORMALISATION,

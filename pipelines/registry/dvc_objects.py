@@ -123,7 +123,7 @@ def check_working_copy(output: Output, files: Mapping[str, Path]) -> None:
         if got != expected:
             raise GateError(
                 LINEAGE, f"{here}: expected sha256 {expected}, got {got}",
-                "restore it with `dvc checkout --force`",
+                f"restore it with `dvc checkout --force {output.path}`",
             )  # fmt: skip
 
 

@@ -142,7 +142,7 @@ def lm_material(workspace: Workspace) -> Material:
         raise UserError(
             f"{directory / 'model.safetensors'}: expected sha256 {training['weights_sha256']}, "
             f"got {weights}",
-            "restore it with `dvc checkout --force`, or run `dvc repro train`",
+            f"restore it with `dvc checkout --force {directory}`, or run `dvc repro train`",
         )
     if evaluation.get("weights_sha256") != weights:
         raise UserError(

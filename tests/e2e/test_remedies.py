@@ -3,10 +3,12 @@
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from pipelines.base.workspace import SPLITS
 from tests.e2e.conftest import Project
@@ -97,6 +99,48 @@ def test_the_remedy_of_a_message_mends_the_stage(
         target = [stage] if remedy == "dvc repro" else []
         small.run(*remedy.split(), *target)
         small.run("python", "-m", f"pipelines.{stage}")
+
+
+REGISTRY = """
+from pathlib import Path
+
+from pipelines.base.errors import UserError
+from pipelines.base.workspace import Workspace
+from pipelines.registry.dvc_objects import (
+    cache_directory,
+    check_working_copy,
+    hash_output,
+    read_lock,
+)
+from pipelines.registry.material import lm_material
+
+lm = read_lock(Path("dvc.lock"))["train"].outs[0]
+for check in (
+    lambda: lm_material(Workspace("sanguo")),
+    lambda: check_working_copy(lm, hash_output(lm, cache_directory())),
+):
+    try:
+        check()
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.timeout(2400)
+def test_the_remedy_of_the_registry_needs_no_later_stage(project: Project) -> None:
+    lock = project.path / "dvc.lock"
+    yaml = YAML()
+    made = yaml.load(lock)
+    for stage in ("train_flow", "sample_flow"):
+        del made["stages"][stage]
+    yaml.dump(made, lock)
+    shutil.rmtree(project.path / "models" / "sanguo" / "flow")
+    cut_off(project.path / "models" / "sanguo" / "lm" / "model.safetensors")
+    said = project.run("python", "-c", REGISTRY).stdout
+    remedies = re.findall("`(dvc checkout [^`]+)`", said)
+    assert remedies == ["dvc checkout --force models/sanguo/lm"] * 2
+    project.run(*remedies[0].split())
+    assert project.run("python", "-c", REGISTRY).stdout == ""
 
 
 def test_a_source_elsewhere_is_read_again_by_force(small: Project, tmp_path: Path) -> None:

@@ -23,12 +23,18 @@ def shingle(data: Array, start: Int, stop: Int, length: Int, points: Array, hash
         points[count], i = decode(data, i)
         count += 1
     size = max(1, count - length + 1)
-    for s in range(size):
-        value = np.uint64(0)
-        for k in range(min(length, count)):
-            value = mix(value + np.uint64(points[s + k]))
-        hashes[s] = value
+    hashes[:size] = 0
+    # The shingles inside, so that the processor hashes several at once.
+    for k in range(min(length, count)):
+        for s in range(size):
+            hashes[s] = mix(hashes[s] + np.uint64(points[s + k]))
     return size
+
+
+@compiled
+def upper(value: Any) -> Any:
+    """Return the upper 32 bits of a uint64."""
+    return np.uint32(value >> np.uint64(32))
 
 
 @compiled
@@ -54,43 +60,43 @@ def minhash(
     for document in range(len(offsets) - 1):
         longest = max(longest, offsets[document + 1] - offsets[document])
     points = np.empty(longest, np.int64)
-    hashes = np.empty(longest, np.uint64)
+    hashes = np.empty(longest + 3, np.uint64)
     for document in range(len(offsets) - 1):
         size = shingle(data, offsets[document], offsets[document + 1], length, points, hashes)
+        # Four shingles at a time, as reading and writing `lowest_H` for each takes longest. The
+        # last four are filled up with the first one, which changes no minimum.
+        hashes[size : size + 3] = hashes[0]
         lowest_H = signatures_DH[document]
         lowest_H[:] = np.uint32(0xFFFFFFFF)
-        for s in range(size):
-            value = np.uint32(hashes[s] >> np.uint64(32))
+        for s in range(0, size, 4):
+            w, x = upper(hashes[s]), upper(hashes[s + 1])
+            y, z = upper(hashes[s + 2]), upper(hashes[s + 3])
             for h in range(len(a_H)):
-                permuted = np.uint32(a_H[h] * value + b_H[h])
-                lowest_H[h] = min(lowest_H[h], permuted)
+                a, b = a_H[h], b_H[h]
+                first = min(np.uint32(a * w + b), np.uint32(a * x + b))
+                last = min(np.uint32(a * y + b), np.uint32(a * z + b))
+                lowest_H[h] = min(lowest_H[h], first, last)
 
 
 @compiled
-def shingle_sets(data: Array, offsets: Array, length: Int, sets: Array, starts: Array) -> None:
-    """Write every document's shingles, sorted and without repeats.
+def shingle_all(data: Array, offsets: Array, length: Int, hashes: Array, starts: Array) -> None:
+    """Write every document's shingles, in text order and with repeats.
 
     Args:
         data: UTF-8 of all documents, uint8.
         offsets: (D + 1,) int64 into `data`.
         length: Code points per shingle.
-        sets: uint64, as long as `data` and D together; written.
-        starts: (D + 1,) int64, the start of each set; written.
+        hashes: uint64, as long as `data` and D together; written.
+        starts: (D + 1,) int64, where the shingles of each document start; written.
     """
     longest = 1
     for document in range(len(offsets) - 1):
         longest = max(longest, offsets[document + 1] - offsets[document])
     points = np.empty(longest, np.int64)
-    hashes = np.empty(longest, np.uint64)
     n = 0
     for document in range(len(offsets) - 1):
-        size = shingle(data, offsets[document], offsets[document + 1], length, points, hashes)
-        ordered = np.sort(hashes[:size])
         starts[document] = n
-        for s in range(size):
-            if s == 0 or ordered[s] != ordered[s - 1]:
-                sets[n] = ordered[s]
-                n += 1
+        n += shingle(data, offsets[document], offsets[document + 1], length, points, hashes[n:])
     starts[len(offsets) - 1] = n
 
 

@@ -7,6 +7,8 @@ numbers.
 Shape legend: D documents, H hash functions, S shingles of one document, P pairs.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -77,13 +79,20 @@ def shingle_sets(
         from pipelines.data.cleaning import kernels
 
         data, offsets = utf8_views(texts)
-        sets = np.empty(int(offsets[-1] - offsets[0]) + len(texts), np.uint64)
+        hashes = np.empty(int(offsets[-1] - offsets[0]) + len(texts), np.uint64)
         starts = np.empty(len(offsets), np.int64)
-        kernels.shingle_sets(data, offsets, length, sets, starts)
-        return sets[: starts[-1]], starts
-    unique = [np.unique(shingles(text.as_py(), length)) for text in texts]
-    starts = np.cumsum([0, *map(len, unique)])
-    return np.concatenate([np.empty(0, np.uint64), *unique]), starts
+        kernels.shingle_all(data, offsets, length, hashes, starts)
+        hashes = hashes[: starts[-1]]
+    else:
+        of_each = [shingles(text.as_py(), length) for text in texts]
+        hashes = np.concatenate([np.empty(0, np.uint64), *of_each])
+        starts = np.cumsum([0, *map(len, of_each)])
+    # NumPy sorts with vector instructions, ten times as fast as compiled code without them.
+    for start, stop in pairwise(starts.tolist()):
+        hashes[start:stop].sort()
+    is_first = np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]
+    is_first[starts[:-1]] = True
+    return hashes[is_first], np.append(0, np.cumsum(is_first))[starts]
 
 
 def jaccard_of_pairs(

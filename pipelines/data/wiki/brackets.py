@@ -40,15 +40,15 @@ def resolve(text: str, choose: Callable[[str], str], note: Callable[[str, str], 
 
 
 class _Open:
-    """A bracket that is open, and where its arguments begin among the pieces."""
+    """A bracket that is open: where it begins in the text, among the pieces and among the bars."""
 
-    __slots__ = ("bars", "broken", "first", "kind", "start")
+    __slots__ = ("broken", "first", "first_bar", "kind", "start")
 
-    def __init__(self, kind: str, start: int, first: int) -> None:
+    def __init__(self, kind: str, start: int, first: int, first_bar: int) -> None:
         self.kind = kind
         self.start = start
         self.first = first
-        self.bars: list[int] | None = None
+        self.first_bar = first_bar
         # Whether a line ends where none may: in the target of a link.
         self.broken = False
 
@@ -63,6 +63,9 @@ class _Resolver:
         # What is read so far, with the marks of open brackets: these stay if none closes them.
         self.pieces: list[str] = []
         self.stack: list[_Open] = []
+        # The pieces that are bars of open brackets, in one list: one per bracket would make
+        # Python's garbage collector slow on pages of brackets that are never closed.
+        self.bars: list[int] = []
         self.last_line = self.last_blank = -1
 
     def run(self) -> str:
@@ -92,23 +95,20 @@ class _Resolver:
         if start == self.last_line + 1:
             self.last_blank = start
         self.last_line = start
-        if self.stack and self.stack[-1].bars is None:
+        if self.stack and self.stack[-1].first_bar == len(self.bars):
             self.stack[-1].broken = True
         self.pieces.append("\n")
 
     def _end_argument(self) -> None:
         if self.stack:
-            top = self.stack[-1]
-            if top.bars is None:
-                top.bars = []
-            top.bars.append(len(self.pieces))
+            self.bars.append(len(self.pieces))
         self.pieces.append("|")
 
     def _open(self, kind: str, start: int) -> None:
         if kind == "{{{":
             # A piece of its own, as two braces may be all that is closed.
             self.pieces.append("{")
-        self.stack.append(_Open(kind, start, len(self.pieces)))
+        self.stack.append(_Open(kind, start, len(self.pieces), len(self.bars)))
         self.pieces.append(kind[:2])
 
     def _open_braces(self, braces: str, start: int) -> None:
@@ -165,14 +165,14 @@ class _Resolver:
         if kind not in [bracket.kind for bracket in self.stack[-1 - MAX_CROSSED : -1]]:
             return False
         while self.stack[-1].kind != kind:
-            self.stack.pop()
+            self._pop()
         return True
 
     def _close(self, end: int) -> None:
-        top = self.stack.pop()
+        top, bars = self._pop()
         rule, seen = "template", ""
         if len(self.stack) < MAX_DEPTH:
-            arguments = self._arguments(top)
+            arguments = self._arguments(top, bars)
             if top.kind == "[[":
                 is_file = FILE.match(arguments[0]) is not None
                 # One closed far below is no link: there is text in between.
@@ -193,7 +193,14 @@ class _Resolver:
         self.pieces.append(seen)
         self.note(rule, self.text[top.start : min(end, top.start + PIECE_CHARACTERS)])
 
-    def _arguments(self, bracket: _Open) -> list[str]:
-        ends = [*(bracket.bars or ()), len(self.pieces)]
+    def _pop(self) -> tuple[_Open, list[int]]:
+        """Take the innermost bracket off the stack, and its bars."""
+        top = self.stack.pop()
+        bars = self.bars[top.first_bar :]
+        del self.bars[top.first_bar :]
+        return top, bars
+
+    def _arguments(self, bracket: _Open, bars: list[int]) -> list[str]:
+        ends = [*bars, len(self.pieces)]
         starts = [bracket.first, *ends]
         return ["".join(self.pieces[a + 1 : b]) for a, b in zip(starts, ends, strict=False)]

@@ -36,6 +36,13 @@ def test_gather_equals_indexing(
     assert np.array_equal(np.concatenate(list(reader)), tokens_NL)
 
 
+@pytest.mark.parametrize("index", [-7, -6, -1, 6, 7])
+def test_an_index_of_no_sequence_is_refused(tmp_path: Path, index: int) -> None:
+    make_shards(tmp_path, np.ones((6, 8), dtype=np.uint16), per_shard=4)
+    with pytest.raises((IndexError, ValueError)):
+        ShardReader(tmp_path, "train").gather(np.array([0, index]))
+
+
 def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     make_shards(tmp_path, np.ones((6, 8), dtype=np.uint16), per_shard=4)
     path = tmp_path / "train-00001.bin"
