@@ -27,10 +27,10 @@ from benchmarks.record import row
 from pipelines.base.artifacts import read_json, read_manifest, write_manifest
 from pipelines.base.workspace import SPLITS
 from pipelines.clean import clean
+from pipelines.data.audit.windows import OTHERS
 from pipelines.data.overlap.stream import read_pieces, stream_parts
 from pipelines.data.overlap.windows import Hashes, TokenFolder, token_folder
 from pipelines.data.shards import ShardReader
-from pipelines.data.text.scripts import IDEOGRAPHS
 from pipelines.data.text.shard_vocabulary import ShardVocabulary, shard_tokenizer
 from pipelines.data.tokenizer.fast import FastTokenizer
 from pipelines.decontaminate import decontaminate
@@ -80,12 +80,7 @@ def _measure(
     kinds = list(left)
     # As often as the text has them: of all ideographs, two in three are [UNK], and an inserted
     # [UNK], like a letter of another script, has no key and would be no edit.
-    letters = [
-        character
-        for text in texts
-        for character in text
-        if any(start <= ord(character) < stop for start, stop in IDEOGRAPHS)
-    ]
+    letters = list(OTHERS.sub("", "".join(texts)))
     copies = []
     for number, text in enumerate(texts):
         size, edits = kinds[number % len(kinds)]

@@ -17,11 +17,11 @@ from statistics import median
 import torch
 
 from benchmarks.record import row, write
+from tests.support import REPOSITORY
 
 TURNS, VOCABULARY, LENGTH, TEXTS = 15, 10118, 256, 8
 MEMORY_MODES = ("plain", "reversible")
 TOLERANCE_NATS = 1e-4
-REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = f"""
 import pathlib, sys, time
 import torch
@@ -32,7 +32,7 @@ from pipelines.training.optimisers import make_optimiser
 
 weights = pathlib.Path(sys.argv[1])
 
-def made(memory):
+def make(memory):
     model = EnigmaForCausalLM(EnigmaConfig(
         vocab_size={VOCABULARY}, d=160, num_heads=5, num_transformer_layers=5, num_rotors=2,
         num_rev_blocks=3, memory=memory,
@@ -44,7 +44,7 @@ def made(memory):
     model.load_state_dict(torch.load(weights))
     return model, make_optimiser("muon", model, lr=1e-3, weight_decay=0.01)
 
-made = {{memory: made(memory) for memory in {MEMORY_MODES}}}
+made = {{memory: make(memory) for memory in {MEMORY_MODES}}}
 ids_BL = (torch.arange({TEXTS * LENGTH}) ** 2 % {VOCABULARY}).view({TEXTS}, {LENGTH})
 for model, _ in made.values():
     print(model.eval()(input_ids=ids_BL, labels=ids_BL).loss.item(), flush=True)

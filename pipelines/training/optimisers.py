@@ -99,21 +99,11 @@ def make_optimiser(
     Returns:
         The optimiser; its first group has the learning rate `lr`.
     """
-    matrices = _matrices(model, linear) if name == "muon" else []
-    chosen = {id(parameter) for parameter in matrices}
-    rotors = [
-        parameter
-        for module in model.modules()
-        if isinstance(module, InvertibleConv1x1 | LiftingConv1x1 | DrivenRotor)
-        for parameter in module.parameters()
-    ]
-    gates = [
-        parameter
-        for module in model.modules()
-        if isinstance(module, NGramMemory)
-        for parameter in module.parameters()
-    ]
-    chosen |= {id(parameter) for parameter in (*rotors, *gates)}
+    rotors = _parameters_of(model, InvertibleConv1x1, LiftingConv1x1, DrivenRotor)
+    gates = _parameters_of(model, NGramMemory)
+    own_rate = {id(parameter) for parameter in (*rotors, *gates)}
+    matrices = _matrices(model, linear, own_rate) if name == "muon" else []
+    chosen = own_rate | {id(parameter) for parameter in matrices}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
@@ -126,11 +116,18 @@ def make_optimiser(
     return AdamW(groups, lr=lr, betas=BETAS, fused=True)
 
 
-def _matrices(model: Any, linear: tuple[type[nn.Module], ...]) -> list[nn.Parameter]:
-    """The weights of the linear layers, except the head, what it is tied to, gates and rotors."""
+def _parameters_of(model: nn.Module, *kinds: type[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of all modules of some classes."""
+    modules = (module for module in model.modules() if isinstance(module, kinds))
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def _matrices(
+    model: Any, linear: tuple[type[nn.Module], ...], own_rate: set[int]
+) -> list[nn.Parameter]:
+    """The weights of the linear layers, except the head, what it is tied to, and `own_rate`."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    ends += [m for m in model.modules() if isinstance(m, NGramMemory | DrivenRotor)]
-    apart = {id(parameter) for end in ends for parameter in end.parameters()}
+    apart = own_rate | {id(parameter) for end in ends for parameter in end.parameters()}
     found = {
         id(module.weight)
         for module in model.modules()

@@ -88,8 +88,8 @@ def measured(window_characters: int, max_containment: float, title_windows: int)
             "Texts are compared by a key: Unicode NFKC, case-folded, each character in its "
             f"simplified form (OpenCC {', '.join(VARIANTS)}), and of the result only letters and "
             f"digits. A pair of brackets with at most {MARK_CHARACTERS} characters between them, "
-            f"at most {MARK_HAN} of them Han, is left out with what it holds, unless these are "
-            "all its letters and digits."
+            f"at most {MARK_HAN} of them Han, is left out with what it holds, unless Han are all "
+            "the letters and digits that it holds."
         ),
         "window": (
             f"A window is {window_characters} consecutive ideographs of the key of one "

@@ -8,8 +8,8 @@ The rules of version `FOLDING`:
 
 1. a bracketed mark goes with its brackets: a pair of brackets of any form, but not of the marks
    of titles and quotations (`《》〈〉「」`), without another bracket inside, of at most
-   `MARK_CHARACTERS` characters, of which at most `MARK_HAN` are Han, and if any is, another one
-   is a letter or digit too (`[12]`, `（英語：Beijing）`, `〖とうきょう〗`, but not `（今北京）`);
+   `MARK_CHARACTERS` characters, at most `MARK_HAN` of them Han, unless Han are all the letters and
+   digits that it holds (`[12]`, `（英語：Beijing）`, `〖とうきょう〗`, but not `（今北京）`);
 2. every character takes its NFKC form, case-folded, and its simplified form (OpenCC, standard,
    Hong Kong and Taiwan variants, character by character, so that the key of a character never
    depends on its neighbours);

@@ -56,7 +56,7 @@ def port(project: Path) -> Iterator[int]:
         else:
             pytest.fail("".join(said))
         yield int(match[1])
-        # Asked to stop while texts are generated: what the grace is too short for is told so.
+        # Asked to stop while texts are generated: those that the grace is too short for get a 503.
         with ThreadPoolExecutor(MAX_WAITING) as pool:
             asked = [pool.submit(post, int(match[1]), LONG) for _ in range(MAX_WAITING)]
             wait_until(lambda: metric(int(match[1]), "enigma_queue_length") == MAX_WAITING)
