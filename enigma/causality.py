@@ -200,15 +200,19 @@ def _logit_gradients(lm: EnigmaLM, ids_L: Tensor, generator: torch.Generator) ->
     """Return `(L, L)`: the largest |d logit t / d embedding s| over channels, row t, column s.
 
     The V logits of a row are summed with random weights: a leak cancels in these with
-    probability 0.
+    probability 0. The head reads the picked rows alone, which takes 1/L of the time; a head that
+    mixed rows is found by `_suffix_changes`.
     """
     weight_V = torch.randn(lm.vocab_size, generator=generator, dtype=torch.float64)
     rows = []
     for t_C in _chunks(lm, len(ids_L), 0, ids_L.device):
+        ids_CL = ids_L.expand(len(t_C), -1)
+        picked = torch.arange(len(t_C), device=t_C.device), t_C
         with _leaf_embeddings(lm) as leaves:
-            logits_CLV = lm(ids_L.expand(len(t_C), -1))
-        picked_CV = logits_CLV[torch.arange(len(t_C), device=t_C.device), t_C]
-        (grad_CLD,) = torch.autograd.grad((picked_CV @ weight_V.to(picked_CV)).sum(), leaves)
+            hidden_CLD = lm(ids_CL, head=False)
+        rows_CLK = lm.context_rows(ids_CL)
+        logits_CV = lm.logits(hidden_CLD[picked], None if rows_CLK is None else rows_CLK[picked])
+        (grad_CLD,) = torch.autograd.grad((logits_CV @ weight_V.to(logits_CV)).sum(), leaves)
         rows.append(grad_CLD.abs().amax(-1))
     return torch.cat(rows)
 

@@ -227,7 +227,8 @@ def start_all(services: Services, ports: Ports) -> set[UUID]:
     services.run([sys.executable, "-c", INITIALISE_MLFLOW])
     listen = ["--host", HOST, "--port"]
     quiet = ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
-    mlflow = [*python, "mlflow", "server", *quiet]
+    # It and its children warn of their own libraries.
+    mlflow = ["env", "PYTHONWARNINGS=ignore", *python, "mlflow", "server", *quiet]
     services.start("mlflow", [*mlflow, *listen, str(ports.mlflow)])
     services.start("server", [*python, "prefect", "server", "start", *listen, str(ports.prefect)])
     services.wait_until(lambda: answers(f"{api}/health"), "the Prefect server")

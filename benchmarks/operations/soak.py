@@ -39,6 +39,7 @@ FINAL = {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CAN
 FINISH_WITHIN_S = 1800.0
 SAMPLE_S = 15.0
 MIB = 2**20
+ANCHOR = "2020-01-01T00:00:00+00:00"
 SERVERS = {"server": "prefect server start", "worker": "worker start", "mlflow": "mlflow server"}
 PRACTICE = "cd practice && python -c 'from tests.support import *; make_tiny_shards()'"
 FINISH = (
@@ -87,7 +88,10 @@ class Operation:
                 deployment["entrypoint"].startswith("flows.pipeline")
                 and "sanguo" in deployment["tags"]
             ):
-                deployment["schedules"] = [{"interval": int(60 * options.every), "active": True}]
+                # Without an anchor the interval would begin anew with every start of `serve`.
+                deployment["schedules"] = [{
+                    "interval": int(60 * options.every), "anchor_date": ANCHOR, "active": True,
+                }]  # fmt: skip
                 extra = {} if options.tiny else {"steps": options.steps}
                 deployment["parameters"] = {"profile": "sanguo", "allow_tie": True, **extra}
         with path.open("w") as stream:

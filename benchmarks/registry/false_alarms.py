@@ -3,11 +3,14 @@
     python -m benchmarks.registry.false_alarms enigma-lm@champion --repeats 1000
 
 Run it where the store is, after `make demo`. Every repetition checks the signatures, the hash of
-every file, OpenSSF's signature, the chain of stages and the gates of the reports again. Causality
-on the weights is proven in the first one, which is timed as a user sees it, imports included.
+every file, OpenSSF's signature, the chain of stages and the gates of the reports again. The command
+as a user runs it, which also proves causality on the weights, is timed on its own.
 """
 
 import argparse
+import statistics
+import subprocess
+import sys
 import time
 
 from benchmarks.record import row, write
@@ -18,6 +21,21 @@ from pipelines.registry.evidence.version import evidence_gates, full_evidence_ga
 from pipelines.registry.gates import Proof, flow_gates, lm_gates
 from pipelines.registry.names import FLOW
 
+COMMAND_REPEATS = 3
+
+
+def command_s(target: str) -> float:
+    """Return the seconds of `enigma verify`, the median of a few."""
+    found = []
+    for _ in range(COMMAND_REPEATS):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", "verify", target],
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
 
 def main() -> None:
     """Verify a version many times."""
@@ -26,10 +44,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1000)
     arguments = parser.parse_args()
     with opened(arguments.target) as stored:
-        start = time.perf_counter()
         known = trust()
         alarms = [gate for gate in verify(stored, known) if not gate.holds]
-        first_s = time.perf_counter() - start
         start = time.perf_counter()
         for _ in range(arguments.repeats):
             proof = Proof.read(stored.directory, stored.name)
@@ -40,14 +56,13 @@ def main() -> None:
             ]
             alarms += [gate for gate in gates if not gate.holds]
         each_ms = (time.perf_counter() - start) * 1000 / arguments.repeats
-    count = arguments.repeats + 1
+    count, seconds = arguments.repeats + 1, command_s(arguments.target)
     write(
         "verification",
         [
             row(f"false alarms in {count} verifications", len(alarms), "alarms", target="0",
                 met=not alarms),
-            row("one verification, causality and imports included", first_s, "s", target="10 s",
-                met=first_s < 10),
+            row("`enigma verify`", seconds, "s", target="< 10", met=seconds < 10),
             row("one more verification without causality", each_ms, "ms"),
         ],
         ("model-signing", "securesystemslib", "cryptography"),

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from enigma.generation import Sampling, check_prompt
 from enigma.jacobian_logdet import load_flow
 from enigma.modeling_enigma import EnigmaForCausalLM
 
@@ -47,14 +48,18 @@ class Flow(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # untyped base
         Returns:
             Column `nll_nats_per_dim`: negative log density of the final hidden states,
             averaged over tokens and dimensions; with the index of the input.
+
+        Raises:
+            ValueError: If a prompt or the seed is out of bounds, as for the language model.
         """
         del context
-        seed = (params or {})["seed"]
+        seed = Sampling(**(params or {})).seed
         scores = [self._nll_nats_per_dim(prompt, seed) for prompt in model_input["prompt"]]
         return pd.DataFrame({"nll_nats_per_dim": scores}, index=model_input.index)
 
     @torch.no_grad()
     def _nll_nats_per_dim(self, prompt: str, seed: int) -> float:
+        check_prompt(prompt)
         ids = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
         ids_1L = torch.tensor([ids or [self._tokenizer.eos_token_id]])
         states_LD = self._model.lm.hidden_states(ids_1L)[0]

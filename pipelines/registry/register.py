@@ -4,10 +4,12 @@ A version carries its own proof (certificate, evaluation, training facts, parame
 promotion needs nothing from the working directory. The same content is registered once.
 """
 
+import io
 import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
@@ -132,7 +134,9 @@ def _log(client: Any, material: Material, content: str, profile: str, key: Crypt
             pip_requirements=[_pinned(name) for name in REQUIREMENTS],
         )
         _sign(client, info, material, tags, key)
-        version = str(mlflow.register_model(info.model_uri, material.name).version)
+        # It prints what is logged here too, past every log level.
+        with redirect_stderr(io.StringIO()):
+            version = str(mlflow.register_model(info.model_uri, material.name).version)
     client.update_registered_model(material.name, description=summary)
     client.update_model_version(material.name, version, description=card.markdown())
     # The content hash is set last: with it, the version counts as registered.

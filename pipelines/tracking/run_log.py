@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -31,6 +32,10 @@ MAX_PARAM_CHARACTERS = 6000
 MAX_METRICS_PER_BATCH = 1000
 MAX_PARAMS_PER_BATCH = 100
 MAX_DIGEST_CHARACTERS = 36
+# MLflow's charts stand in sections, named by what comes before a slash and sorted by that name;
+# what has no section comes last. The curves that everybody looks at first are in this one.
+LOSS_SECTION = "loss"
+LOSSES = re.compile(r".*(train|validation)_(loss_nats|nll_nats_per_dim)")
 # By default MLflow retries a request for minutes; this log does its own retries.
 CLIENT_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 # The store understood the request and refused it: repeating it would not help.
@@ -289,9 +294,10 @@ class RunLog:
         from mlflow.entities import Metric
 
         step, time_s = int(record.pop("step")), record.pop(TIME)
+        charts = {chart(name): value for name, value in record.items()}
         return {
             (name, step): Metric(name, value, int(time_s * 1000), step)
-            for name, value in record.items()
+            for name, value in charts.items()
             if step not in self._arrived.get(name, ()) and (name, step) not in batch
         }
 
@@ -342,3 +348,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{name}"] = str(value)[:MAX_PARAM_CHARACTERS]
     return flat
+
+
+def chart(metric: str) -> str:
+    """Return the name under which MLflow has a metric.
+
+    Examples:
+        >>> chart("train_loss_nats"), chart("learning_rate")
+        ('loss/train_loss_nats', 'learning_rate')
+    """
+    return f"{LOSS_SECTION}/{metric}" if LOSSES.fullmatch(metric) else metric

@@ -117,6 +117,7 @@ def test_mlflow_answers_only_to_its_own_name(server: Any) -> None:
         statuses[host] = connection.getresponse().status
         connection.close()
     assert list(statuses.values()) == [200, 403]
+    assert "Warning" not in server.log.read_text(), "that of somebody else's library"
 
 
 TINY_SHARDS = {

@@ -119,9 +119,9 @@ def test_both_stages_write_their_outputs(fitted: Workspace) -> None:
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["test_nll_nats_per_dim"] == sampled["test_nll_nats_per_dim"]
-    steps = [m.step for m in client.get_metric_history(run_id, "validation_nll_nats_per_dim")]
+    steps = [m.step for m in client.get_metric_history(run_id, "loss/validation_nll_nats_per_dim")]
     assert steps == [0, 10, 20]
-    history = client.get_metric_history(run_id, "documents/validation_nll_nats_per_dim")
+    history = client.get_metric_history(run_id, "loss/documents/validation_nll_nats_per_dim")
     assert [m.step for m in history][:2] == [0, 10]
     assert (
         trained["documents_validation_nll_nats_per_dim"]

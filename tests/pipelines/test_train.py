@@ -115,7 +115,7 @@ def test_a_run_that_is_killed_orphaned_and_stopped_ends_with_the_weights_of_an_u
     assert (workspace.report("train") / "figures" / "loss.png").stat().st_size > 1000
     assert recorded_steps(runs) == list(range(1, steps + 1)), "no step twice, none missing"
     run_id = read_json(workspace.language_model / "training.json")["mlflow_run_id"]
-    sent = MlflowClient(tracking_uri()).get_metric_history(run_id, "train_loss_nats")
+    sent = MlflowClient(tracking_uri()).get_metric_history(run_id, "loss/train_loss_nats")
     assert sorted(point.step for point in sent) == list(range(1, steps + 1)), "nor in MLflow"
 
 

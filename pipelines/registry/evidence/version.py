@@ -212,10 +212,10 @@ def _model_signature_gate(version: Path) -> Gate:
     def check() -> str:
         import model_signing
 
-        # The signature of the version holds: its key is trusted.
-        key = version / KEY_FILE
-        verifying = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key)
+        verifying = model_signing.verifying.Config()
         try:
+            # The signature of the version holds: its key is trusted.
+            verifying.use_elliptic_key_verifier(public_key=version / KEY_FILE)
             verifying.verify(version / "artifacts" / "model", version / MODEL_SIGNATURE)
         except Exception as error:  # noqa: BLE001 - it raises what its parsers do
             raise GateError("model_signature", str(error) or repr(error), PUT_BACK) from None

@@ -31,6 +31,12 @@ model = mlflow.pyfunc.load_model(sys.argv[2])
 frame = pd.DataFrame({"prompt": ["却说曹操", "Abc，玄德曰"]})
 once, again = (model.predict(frame, params=json.loads(sys.argv[3])) for _ in range(2))
 assert once.equals(again), "the same seed gave something else"
+try:
+    model.predict(pd.DataFrame({"prompt": ["曹" * 5000]}), params=json.loads(sys.argv[3]))
+except ValueError as error:
+    assert "prompt: expected at most" in str(error)
+else:
+    raise AssertionError("a prompt of 5,000 characters was read")
 import enigma
 print(json.dumps({"rows": once.to_dict("list"), "enigma": enigma.__file__}))
 """
@@ -207,7 +213,9 @@ def test_a_missing_report_is_named(finished: Path, missing: str) -> None:
 
 
 @pytest.mark.usefixtures("tables")
-def test_a_run_of_another_store_is_replaced(workspace: Path, caplog) -> None:
+def test_a_run_of_another_store_is_replaced(workspace: Path, caplog, capsys) -> None:
     write_finished_project(workspace, "0" * 32)
     assert register(LM) == "1"
     assert "is not in this store" in caplog.text
+    printed = capsys.readouterr()
+    assert "version '1'" not in printed.err + printed.out, "MLflow announces what the log says"

@@ -101,8 +101,8 @@ def test_a_run_holds_params_metrics_files_data_and_commit(workspace: Path) -> No
     figure = workspace / "loss.png"
     figure.write_bytes(b"png")
     log = open_log()
-    log.log(10, {"train/loss_nats": 5.5, "learning_rate": 1e-3})
-    log.log(20, {"train/loss_nats": 4.5})
+    log.log(10, {"train_loss_nats": 5.5, "learning_rate": 1e-3})
+    log.log(20, {"train_loss_nats": 4.5})
     log.artifact(figure, "figures")
     log.dataset(name="shards", root="a" * 64, source="data/sanguo/shards", context="training")
     log.finish("FINISHED")
@@ -111,10 +111,10 @@ def test_a_run_holds_params_metrics_files_data_and_commit(workspace: Path) -> No
     run = client.get_run(log.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"train.epochs": "2", "train.max_steps": "None"}
-    assert run.data.metrics == {"train/loss_nats": 4.5, "learning_rate": 1e-3}
+    assert run.data.metrics == {"loss/train_loss_nats": 4.5, "learning_rate": 1e-3}
     assert run.data.tags["profile"] == "sanguo"
     assert run.data.tags["git_commit"] == "unknown"
-    assert steps_of(log.run_id, "train/loss_nats") == [10, 20]
+    assert steps_of(log.run_id, "loss/train_loss_nats") == [10, 20]
     assert client.list_artifacts(log.run_id, "figures")[0].path == "figures/loss.png"
     [data] = run.inputs.dataset_inputs
     assert {tag.key: tag.value for tag in data.tags}["root"] == "a" * 64
@@ -345,11 +345,11 @@ def test_training_survives_an_outage_and_resend_sends_the_rest(
     run = shutil.copytree(rank.run.path, tmp_path / "run")
     with pytest.raises(UserError, match="got no answer"):
         resend(run)
-    assert steps_of(log.run_id, "train_loss_nats") == [1, 2]
+    assert steps_of(log.run_id, "loss/train_loss_nats") == [1, 2]
     away.undo()
     assert resend(run) == log.run_id
-    assert steps_of(log.run_id, "train_loss_nats") == list(range(1, 7))
-    assert steps_of(log.run_id, "validation_loss_nats") == [2, 4, 6]
+    assert steps_of(log.run_id, "loss/train_loss_nats") == list(range(1, 7))
+    assert steps_of(log.run_id, "loss/validation_loss_nats") == [2, 4, 6]
     assert MlflowClient(tracking_uri()).get_run(log.run_id).info.status == "FINISHED"
 
 
