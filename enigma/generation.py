@@ -3,10 +3,11 @@
 The command line, the server, the evaluation and the model as MLflow serves it all call
 `continue_text` or `generate`, so the same seed and settings give the same text everywhere.
 
-Shape legend: L tokens.
+Shape legend: N texts, L tokens, T tokens that are added.
 """
 
 import math
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -127,23 +128,51 @@ def generate(
     import torch  # noqa: PLC0415 - the command line reads `Sampling` without it
 
     check_prompt(prompt)
-    prompt_1L = torch.tensor([prompt_ids(model, tokenizer, prompt)], device=model.device)
-    choice = {
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-    }
-    torch.manual_seed(sampling.seed)
-    output_1L = model.generate(
-        prompt_1L,
-        attention_mask=torch.ones_like(prompt_1L),
-        max_new_tokens=sampling.max_new_tokens,
-        repetition_penalty=sampling.repetition_penalty,
-        streamer=streamer,
-        **(choice if sampling.temperature > 0 else {"do_sample": False}),
-    )
+    prompt_1L = torch.tensor([prompt_ids(model, tokenizer, prompt)])
+    output_1L = sample_ids(model, prompt_1L, sampling, streamer=streamer)
     return [int(token) for token in output_1L[0]]
+
+
+def sample_ids(
+    model: Any,
+    prompt_NL: Any,
+    sampling: Sampling,
+    *,
+    past_the_end: bool = False,
+    streamer: Any = None,
+) -> Any:
+    """Sample continuations of token ids. Seeds torch's global generator.
+
+    Args:
+        model: An `EnigmaForCausalLM` in evaluation mode.
+        prompt_NL: int64 `(N, L)`, prompts of the same length.
+        sampling: How tokens are drawn.
+        past_the_end: Go on with the next document where one ends, as packed training texts do.
+        streamer: See `generate`.
+
+    Returns:
+        int64 `(N, L + T)`, the prompts and what was added; on the model's device.
+    """
+    import torch  # noqa: PLC0415 - see `generate`
+
+    prompt_NL = prompt_NL.to(model.device)
+    settings = copy(model.generation_config)
+    settings.max_new_tokens = sampling.max_new_tokens
+    settings.repetition_penalty = sampling.repetition_penalty
+    settings.do_sample = sampling.temperature > 0
+    if settings.do_sample:
+        settings.temperature = sampling.temperature
+        settings.top_k = sampling.top_k
+        settings.top_p = sampling.top_p
+    if past_the_end:
+        settings.eos_token_id = None
+    torch.manual_seed(sampling.seed)
+    return model.generate(
+        prompt_NL,
+        generation_config=settings,
+        attention_mask=torch.ones_like(prompt_NL),
+        streamer=streamer,
+    )
 
 
 def continue_text(

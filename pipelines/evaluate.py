@@ -11,14 +11,20 @@ that repeats itself. `pipelines/language_model/scoring.py` defines how [UNK] is 
 import csv
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from enigma.generation import Sampling, generate
-from enigma.language_model.word_pieces import join_word_pieces
-from pipelines.base.artifacts import publish_directory, read_manifest, sha256_file, write_json
+from enigma.generation import Sampling, continue_text
+from pipelines.base.artifacts import (
+    publish_directory,
+    read_manifest,
+    sha256_file,
+    write_json,
+    write_text,
+)
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.base.workspace import Workspace
@@ -26,6 +32,7 @@ from pipelines.data.order import Indices, evenly_spaced
 from pipelines.data.shards import ShardReader
 from pipelines.language_model.baselines import ngram_nll_nats
 from pipelines.language_model.classes import TokenClasses
+from pipelines.language_model.continuations import continuations_page, measure_continuations
 from pipelines.language_model.losses import (
     LOSSES_FILE,
     Floats,
@@ -34,7 +41,6 @@ from pipelines.language_model.losses import (
     losses_of,
 )
 from pipelines.language_model.published import load_language_model
-from pipelines.language_model.repetition import distinct_2, repetition_rate
 from pipelines.language_model.scoring import (
     UNK_CHARGE_BITS,
     Score,
@@ -46,8 +52,6 @@ from pipelines.params import EvaluateParams, NGramParams, load_params
 from pipelines.runs.hardware import refuse_idle_gpus
 
 BASELINES = ("unigram", "bigram", "3-gram", "4-gram", "5-gram")
-TEMPERATURE = 0.8
-TOP_P = 0.9
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +67,8 @@ def main() -> None:
     write_json(directory / "evaluation.json", report)
     with publish_directory(directory / "figures") as figures:
         _draw(report, figures)
+        page = continuations_page(f"Continuations, profile {params.name}", report["generation"])
+        write_text(figures / "continuations.html", page)
     test = report["test"]
     logger.info(
         "test: perplexity %.1f, %.3f bits per character (unigram %.3f, 5-gram %.3f)",
@@ -113,7 +119,7 @@ def evaluate(
         workspace.shards, readers["test"], chosen["test"], ngrams
     )
     report |= _proofs(model, readers["test"], chosen["test"], params)
-    report["generation"] = _generation(model, workspace.language_model, params)
+    report["generation"] = _generation(model, workspace.language_model, readers, params)
     report["evaluation_set"] = {
         "shards_root": read_manifest(workspace.shards)["root"],
         "sequences": {split: len(indices) for split, indices in chosen.items()},
@@ -221,20 +227,24 @@ def _proofs(
     }
 
 
-def _generation(model: Any, directory: Path, params: EvaluateParams) -> dict[str, Any]:
+def _generation(
+    model: Any, directory: Path, readers: Mapping[str, ShardReader], params: EvaluateParams
+) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    # A repetition penalty would hide the repetition that is measured.
-    sampling = Sampling(params.generated_tokens, TEMPERATURE, top_p=TOP_P)
-    texts = [generate(model, tokenizer, prompt, sampling) for prompt in params.prompts]
-    return {
-        "temperature": TEMPERATURE,
-        "top_p": TOP_P,
-        "repetition_rate": repetition_rate(texts),
-        "distinct_2": distinct_2(texts),
-        "samples": [join_word_pieces(tokenizer, ids, skip_special_tokens=True) for ids in texts],
+    sequences = {
+        split: reader.gather(evenly_spaced(len(reader), params.continuations)).astype(np.int64)
+        for split, reader in readers.items()
     }
+    found = measure_continuations(model, tokenizer, sequences, tokens=params.generated_tokens)
+    sampling = Sampling(
+        params.generated_tokens, found["temperature"], top_k=0, top_p=found["top_p"]
+    )
+    texts = [
+        prompt + continue_text(model, tokenizer, prompt, sampling) for prompt in params.prompts
+    ]
+    return {**found, "samples": texts}
 
 
 def _lowest_loss(history: Path) -> float:

@@ -241,6 +241,7 @@ class EvaluateParams(_Section):
     max_round_trip_error: PositiveFloat
     causality_length: Annotated[int, Field(ge=2)]
     max_repetition_rate: Probability
+    continuations: PositiveInt
     generated_tokens: Annotated[int, Field(ge=1, le=1024)]  # as `enigma.generation.LIMITS`
     prompts: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 

@@ -19,9 +19,16 @@ from typing import Any
 from securesystemslib.signer import CryptoSigner
 
 from enigma.generation import Sampling
-from pipelines.base.artifacts import MANIFEST_NAME, read_json, read_manifest, sha256_file
+from pipelines.base.artifacts import (
+    MANIFEST_NAME,
+    read_json,
+    read_manifest,
+    sha256_file,
+    write_text,
+)
 from pipelines.base.errors import GateError
 from pipelines.base.workspace import Workspace
+from pipelines.language_model.continuations import continuations_page
 from pipelines.params import load_params
 from pipelines.registry.content import (
     ENVIRONMENT_FILE,
@@ -37,10 +44,11 @@ from pipelines.registry.evidence.version import FOLDER, sign_version
 from pipelines.registry.gates import Proof, flow_gates, lm_gates
 from pipelines.registry.material import Material, collect
 from pipelines.registry.model_card import ModelCard
-from pipelines.registry.names import CANDIDATE, CODE, FLOW, find_version
+from pipelines.registry.names import CANDIDATE, CHAMPION, CODE, FLOW, LM, aliased, find_version
 from pipelines.registry.standards import write_standards
 from pipelines.registry.standards.facts import Facts, read_packages
 from pipelines.registry.standards.hub_card import hub_metadata
+from pipelines.registry.versions import downloaded
 from pipelines.tracking.git import GitState, git_refusal
 from pipelines.tracking.run_log import flatten
 from pipelines.tracking.store import EXPERIMENT, connect, registry_lock
@@ -117,6 +125,10 @@ def _log(client: Any, material: Material, content: str, profile: str, key: Crypt
         for name, path in material.proof.items():
             shutil.copyfile(path, proof / name)
         card.write(Path(temporary, "card"))
+        if material.name == LM:
+            write_text(
+                Path(temporary, "card", "continuations.html"), _continuations(client, material)
+            )
         write_standards(facts, Path(temporary, "card"))
         # Each directory keeps its name below the version's `artifacts/`.
         artifacts = {"proof": str(proof), "card": str(Path(temporary, "card"))}
@@ -190,6 +202,18 @@ def _facts(material: Material, tags: Mapping[str, str], summary: str) -> Facts:
         raw=read_manifest(raw) if (raw / MANIFEST_NAME).is_file() else {},
         packages=read_packages(environment),
     )
+
+
+def _continuations(client: Any, material: Material) -> str:
+    """Return the page of texts, beside those of the champion if its proof has any."""
+    generation = read_json(material.proof["evaluation.json"])["generation"]
+    champion, number = None, aliased(client, LM, CHAMPION)
+    if number is not None:
+        with downloaded(client, LM, number) as version:
+            found = version.proof.evaluation["generation"]
+        champion = found if "continuations" in found else None
+    beside = "" if champion is None else f", beside the champion, version {number}"
+    return continuations_page(f"Continuations of {material.name}{beside}", generation, champion)
 
 
 def _card_tables(material: Material, tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:

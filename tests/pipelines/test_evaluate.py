@@ -18,10 +18,16 @@ from pipelines.data.text.vocabulary import load_tokenizer
 from pipelines.evaluate import alarms, main
 from pipelines.language_model.baselines import ngram_nll_nats
 from pipelines.language_model.classes import TokenClasses
+from pipelines.language_model.continuations import (
+    continuations_page,
+    distinct_2,
+    repetition_rate,
+    word_share,
+)
 from pipelines.language_model.published import load_language_model, new_language_model
-from pipelines.language_model.repetition import distinct_2, repetition_rate
 from pipelines.language_model.scoring import ASSIGNED_CHARACTERS, Score, Span
 from pipelines.params import load_params
+from tests.finished import GENERATION
 from tests.support import TINY_NGRAMS, TINY_RUN
 
 SANE = {
@@ -90,7 +96,14 @@ def test_an_honest_model_passes(published_model: Path) -> None:
     assert report["causality"]["is_causal"] is True
     assert report["test"]["tokens"] == 8 * 15
     assert report["test"]["perplexity"] == pytest.approx(21128, rel=0.5), "it knows nothing yet"
-    assert Path("reports/sanguo/evaluate/figures/bits_per_character.png").is_file()
+    figures = Path("reports/sanguo/evaluate/figures")
+    assert (figures / "bits_per_character.png").is_file()
+    texts = report["generation"]["continuations"]
+    assert len(texts) == 8, "all that the test split has"
+    assert report["generation"]["distinct_2"] > 0.9, "it draws any token"
+    page = (figures / "continuations.html").read_text(encoding="utf-8")
+    assert texts[-1]["real"] in page
+    assert "champion" not in page
 
 
 def test_a_model_with_a_memory_is_scored_generates_and_beats_chance_untrained(
@@ -166,3 +179,14 @@ def test_repetition_is_the_share_of_repeated_4_grams() -> None:
     assert repetition_rate([[1, 2, 3, 4, 5, 6]]) == 0.0
     assert repetition_rate([[1] * 8]) == pytest.approx(4 / 5)
     assert distinct_2([[1, 1, 1]]) == pytest.approx(1 / 2)
+    assert word_share(["洛阳大喜，曰"]) == pytest.approx(4 / 5), "曰 is a word of one character"
+    assert word_share(["abc", ""]) == 0.0
+
+
+def test_texts_are_shown_beside_those_of_the_champion_where_the_prompts_are_the_same() -> None:
+    other = copy.deepcopy(GENERATION)
+    other["continuations"].insert(0, {"prompt": "次日", "real": "天明", "generated": "大雨"})
+    page = continuations_page("texts", other, GENERATION)
+    rows = [row for row in page.split("<tr>") if "天明" in row or "曹操大喜" in row]
+    assert ["玄德&lt;i&gt;大惊" in row.rpartition("<td>")[2] for row in rows] == [False, True]
+    assert "<i>" not in page

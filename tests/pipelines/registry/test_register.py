@@ -106,6 +106,8 @@ def test_proof_and_card_are_part_of_the_version(store: Path) -> None:
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert "http" not in page
+    texts = (card / "continuations.html").read_text(encoding="utf-8")
+    assert "曹操大喜" in texts, "what really follows"
     assert "| bits_per_character | 7 |" in (card / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
