@@ -330,7 +330,7 @@ def _number(name: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise RefusedError(
-            f"{name}: expected the number of a page, got {text[:80]!r}"
+            f"{name}: expected a whole number, got {text[:80]!r}"
             if text
             else f"expected a page with its {name}, got none",
             NO_PAGES,

@@ -223,8 +223,14 @@ def test_redirects_in_every_wording_are_no_articles(tmp_path: Path) -> None:
             dump_xml().replace("<page>", "<logitem><id>1</id></logitem><page>", 1),
             "page 1: expected <page>, got <logitem>",
         ),
-        (dump_xml().replace("<id>2</id>", "<id>x</id>"), "page 2: id: expected the number of a"),
-        (dump_xml().replace("<ns>0</ns>", "<ns>文</ns>"), "page 1: ns: expected the number of a"),
+        (
+            dump_xml().replace("<id>2</id>", "<id>x</id>"),
+            "page 2: id: expected a whole number, got",
+        ),
+        (
+            dump_xml().replace("<ns>0</ns>", "<ns>文</ns>"),
+            "page 1: ns: expected a whole number, got",
+        ),
         (dump_xml().replace("曹 3</title>", "曹 3</titl>"), "page 3: expected a whole XML dump"),
         (
             dump_xml()
