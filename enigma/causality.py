@@ -192,8 +192,9 @@ def _leaf_embeddings(lm: EnigmaLM) -> Iterator[list[Tensor]]:
 
 
 def _chunks(lm: EnigmaLM, length: int, first: int, device: torch.device) -> Iterator[Tensor]:
-    rows = max(1, _CHUNK_NUMBERS // (length * lm.vocab_size))
-    yield from torch.split(torch.arange(first, length, device=device), rows)
+    most = max(1, _CHUNK_NUMBERS // (length * lm.vocab_size))
+    chunks = -(-(length - first) // most)
+    yield from torch.arange(first, length, device=device).tensor_split(chunks)
 
 
 def _logit_gradients(lm: EnigmaLM, ids_L: Tensor, generator: torch.Generator) -> Tensor:
@@ -223,17 +224,22 @@ def _suffix_changes(lm: EnigmaLM, ids_L: Tensor, generator: torch.Generator) -> 
     hop = torch.randint(1, max(2, lm.vocab_size), (length,), generator=generator).to(ids_L)
     other_L = (ids_L + hop) % lm.vocab_size
     position_L = torch.arange(length, device=ids_L.device)
-    changes = []
+    changes, logits_CLV = [], None
     with torch.no_grad():
         for t_C in _chunks(lm, length, 0, ids_L.device):
             later_CL = position_L > t_C.unsqueeze(1)
             same_CL = ids_L.expand(len(t_C), -1)
             # Both calls have the same shape, so equal rows go through equal arithmetic.
-            changed_CLV, logits_CLV = lm(torch.where(later_CL, other_L, same_CL)), lm(same_CL)
+            if logits_CLV is None or len(logits_CLV) != len(t_C):
+                logits_CLV = lm(same_CL)
+            changed_CLV = lm(torch.where(later_CL, other_L, same_CL))
             # Impossible ids have the logit -inf, whose difference is not a number.
-            may_differ_CLV = later_CL.unsqueeze(-1) | (changed_CLV == logits_CLV)
-            difference_CLV = (changed_CLV - logits_CLV).masked_fill_(may_differ_CLV, 0.0)
-            changes.append(difference_CLV.abs().amax((1, 2)))
+            leaks_CLV = (changed_CLV != logits_CLV) & ~later_CL.unsqueeze(-1)
+            change_C = torch.zeros(len(t_C), dtype=torch.float64, device=t_C.device)
+            if bool(leaks_CLV.any()):
+                difference_CLV = (changed_CLV - logits_CLV).masked_fill_(~leaks_CLV, 0.0)
+                change_C = difference_CLV.abs().amax((1, 2))
+            changes.append(change_C)
     return torch.cat(changes)[:-1]
 
 
