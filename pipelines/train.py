@@ -9,6 +9,7 @@ complete checkpoint.
 """
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -205,6 +206,7 @@ def launch(run: RunDirectory, config: RunConfig, locks: Sequence[int]) -> Outcom
 
     Raises:
         UserError: If they died more often than torchrun may restart them.
+        SystemExit: With the exit code of a shell, if torchrun itself was killed.
     """
     run.write_config(config)
     run.begin()
@@ -217,6 +219,13 @@ def launch(run: RunDirectory, config: RunConfig, locks: Sequence[int]) -> Outcom
     outcome = run.read_outcome()
     if outcome is None:
         open_run_log(run, config).finish("FAILED")
+        if code < 0:
+            # Nobody can tell what to correct, and another try may do: no `UserError`.
+            logger.error(
+                "torchrun was killed by signal %d (by the kernel, if memory was short); the same "
+                "command resumes from the newest complete checkpoint", -code,
+            )  # fmt: skip
+            sys.exit(128 - code)
         raise UserError(
             f"the ranks died (exit code {code}) after {MAX_RESTARTS} restarts",
             "read the log above; the same command resumes from the newest complete checkpoint",

@@ -55,6 +55,13 @@ def train_until_it_saves(runs: Path) -> subprocess.Popen[str]:
     return process
 
 
+def agent_of(process: subprocess.Popen[str]) -> psutil.Process:
+    """The torchrun of a training."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    [agent] = [one for one in children if "torch.distributed.run" in one.cmdline()]
+    return agent
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.usefixtures("tables")
@@ -84,7 +91,7 @@ def test_a_run_that_is_killed_orphaned_and_stopped_ends_with_the_weights_of_an_u
     (run,) = runs.iterdir()
     orphans = psutil.Process(process.pid).children(recursive=True)
     # The agent unpickles what its store holds: nobody else may reach that.
-    [agent] = [one for one in orphans if "torch.distributed.run" in one.cmdline()]
+    agent = agent_of(process)
     assert [one for one in agent.net_connections("inet") if one.status == "LISTEN"] == []
     process.kill()
     _, alive = psutil.wait_procs(orphans, timeout=60)
@@ -94,6 +101,16 @@ def test_a_run_that_is_killed_orphaned_and_stopped_ends_with_the_weights_of_an_u
     assert outcome is not None
     assert outcome.status == "stopped"
     assert newest_complete(run / "checkpoints") == outcome.step
+
+    # Nothing is wrong with the input if torchrun alone is killed: no "error:", a flow tries again.
+    process = train_until_it_saves(runs)
+    orphans = psutil.Process(process.pid).children(recursive=True)
+    agent_of(process).kill()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "torchrun was killed by signal 9" in output
+    assert "error: " not in output
+    assert psutil.wait_procs(orphans, timeout=60)[1] == []
 
     process = train_until_it_saves(runs)
     process.send_signal(signal.SIGTERM)
