@@ -174,9 +174,14 @@ def serve(repository: Path, ports: Ports) -> None:
             "git commit -m 'first commit'",
         )
     environment = service_environment(repository, ports)
+    if environment["MLFLOW_BACKEND_STORE_URI"].startswith(("http://", "https://")):
+        raise UserError(
+            "MLFLOW_TRACKING_URI: expected a database for the MLflow server, got the address of "
+            "another server",
+            "unset MLFLOW_TRACKING_URI: runs are kept in mlflow.db here; or name a database in it",
+        )
     with only_server(environment[DATABASE], _say) as lock:
-        check_port(ports.prefect, "the Prefect server", "--prefect-port")
-        check_port(ports.mlflow, "the MLflow UI", "--mlflow-port")
+        check_ports(ports)
         for number in STOP_SIGNALS:
             signal.signal(number, signal.default_int_handler)
         services = Services(repository, environment, lock)
@@ -285,6 +290,25 @@ def service_environment(repository: Path, ports: Ports) -> dict[str, str]:
     }
 
 
+def check_ports(ports: Ports) -> None:
+    """Refuse ports that are in use or the same.
+
+    Raises:
+        UserError: At the first one.
+    """
+    check_port(ports.prefect, "the Prefect server", "--prefect-port")
+    check_port(ports.mlflow, "the MLflow UI", "--mlflow-port")
+    if ports.mlflow == ports.prefect:
+        raise UserError(
+            f"--mlflow-port: expected another port than the Prefect server's, got {ports.mlflow}",
+            f"choose another port: `python -m flows.serve --mlflow-port {_other(ports.mlflow)}`",
+        )
+
+
+def _other(port: int) -> int:
+    return port + 1 if port < 65535 else 1024
+
+
 def check_port(port: int, service: str, option: str) -> None:
     """Refuse a port on which another process listens.
 
@@ -306,7 +330,7 @@ def check_port(port: int, service: str, option: str) -> None:
             raise UserError(
                 f"port {port} of {HOST} is in use{_holder(port)}; {service} needs it ({error})",
                 f"stop that process, or choose another port: "
-                f"`python -m flows.serve {option} {port + 1}`",
+                f"`python -m flows.serve {option} {_other(port)}`",
             ) from None
 
 

@@ -355,13 +355,15 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     """
     try:
         raw: Any = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise UserError(
             f"expected {path} in {Path.cwd()}, found no such file",
             "run the command from the top of the repository",
         ) from None
-    except YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}", "correct the syntax") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is not valid YAML in UTF-8: {error}", "correct the syntax"
+        ) from error
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:

@@ -58,11 +58,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"expected {path}, found no such file", "run `dvc repro`, which makes it"
         ) from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(
             f"{path} is not JSON ({error})", "delete it and run `dvc repro` again"
         ) from None

@@ -14,7 +14,11 @@ def check_certificate(path: Path, shards_root: str) -> None:
     """
     certificate = read_json(path)
     if certificate["passed"] is not True:
-        raise GateError("certificate", f"{path} says that the data did not pass", "fix the data")
+        raise GateError(
+            "certificate",
+            f"{path} says that the data did not pass",
+            "its page names what failed: change the data or the parameters, then run `dvc repro`",
+        )
     if certificate["shards_root"] != shards_root:
         raise GateError(
             "certificate",

@@ -11,6 +11,7 @@ number of workers, on one machine or many (`pipelines/base/part_workers.py`).
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,7 +73,8 @@ def resumable(
         if before.get("parts", parts) != parts:
             raise UserError(
                 f"{work} holds an unfinished run: expected {before['parts']} {unit}, got {parts}",
-                f"finish it with the settings it started with, or discard it: rm -r {work}",
+                "finish it with the settings it started with, or discard it: "
+                f"rm -r {shlex.quote(str(work))}",
             )
         if before != plan:
             shutil.rmtree(work)

@@ -57,10 +57,16 @@ def score(source: str, *, models: Path | None, output: Path | None, top: int) ->
         | {name: values[rank] for name, values in columns.items()}
         for rank, index in enumerate(order)
     ]
+    _print(rows[:top])
     if output is not None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text(output, "".join(lines))
-    _print(rows[:top])
+        try:
+            write_text(output, "".join(lines))
+        except OSError as error:
+            raise UserError(
+                f"--output: expected a file that can be written, got {output}: {error.strerror}",
+                "name a file in a folder where you may write",
+            ) from None
 
 
 def score_texts(language_model: Path, flow: Path, texts: list[str]) -> Scores:
@@ -98,6 +104,11 @@ def score_texts(language_model: Path, flow: Path, texts: list[str]) -> Scores:
 def _directories(models: Path | None) -> Iterator[tuple[Path, Path]]:
     """Yield the directories of the language model and of the flow over it."""
     if models is not None:
+        if not (models / "flow" / "flow_training.json").is_file():
+            raise UserError(
+                f"--models: expected a directory with lm/ and flow/, got {models}",
+                "name one such as models/sanguo, or leave the option out for the champion",
+            )
         yield models / "lm", models / "flow"
         return
     client = connect()

@@ -7,6 +7,7 @@ our manifests have SHA-256, which also protects against deliberate changes.
 
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,7 +23,6 @@ from pipelines.base.errors import GateError, UserError
 
 DIRECTORY = ".dir"
 LINEAGE = "lineage"
-RESTORE = "restore it with `dvc pull` or from a backup, or make it again with `dvc repro`"
 
 
 @dataclass(frozen=True)
@@ -135,18 +135,29 @@ def md5_file(path: Path) -> str:
 
 def _stored(cache: Path, md5: str, called: str) -> Path:
     path = cache / "files" / "md5" / md5[:2] / md5[2:]
+    again = "run `dvc pull`, or `dvc repro` at the commit of the version"
     if not path.is_file():
         raise GateError(
-            LINEAGE, f"{called}: expected {path} in DVC's cache, found no such file", RESTORE
+            LINEAGE, f"{called}: expected {path} in DVC's cache, found no such file", again
         )
     got = md5_file(path)
     if got != md5.removesuffix(DIRECTORY):
-        raise GateError(LINEAGE, f"{called}: expected md5 {md5}, got {got} ({path})", RESTORE)
+        raise GateError(
+            LINEAGE,
+            f"{called}: expected md5 {md5}, got {got} ({path})",
+            # DVC believes the name of a file that nobody may write, and would link it as it is.
+            f"delete the file (rm -f {shlex.quote(str(path))}), then {again}",
+        )
     return path
 
 
 def _check_manifest(called: str, files: Mapping[str, Path]) -> None:
     manifest = read_json(files[MANIFEST_NAME])
+    # DVC has no doubt about these files, and makes them again only by force.
+    fix = (
+        f"run `dvc repro --force --single-item {manifest.get('stage')}`, then `enigma register` "
+        "again"
+    )
     for entry in manifest["files"]:
         stored = files.get(entry["path"])
         got = sha256_file(stored) if stored else "no such file"
@@ -154,13 +165,13 @@ def _check_manifest(called: str, files: Mapping[str, Path]) -> None:
             raise GateError(
                 LINEAGE,
                 f"{called}/{entry['path']}: expected sha256 {entry['sha256']}, got {got}",
-                RESTORE,
+                fix,
             )
     if manifest_root(manifest["files"]) != manifest["root"]:
         raise GateError(
             LINEAGE,
             f"{called}: expected the manifest's root to be the hash of its files, got another",
-            RESTORE,
+            fix,
         )
 
 

@@ -17,11 +17,11 @@ from pipelines.base.workspace import SPLITS
 from pipelines.language_model.losses import LOSSES_FILE, Losses
 from pipelines.params import Params, load_params
 from pipelines.registry.content import RECORDED, content_of_version, hash_content
+from pipelines.registry.evidence.envelopes import PUT_BACK
 from pipelines.registry.names import CODE, FLOW, find_lm
 from pipelines.tracking.git import is_commit
 
 RETRAIN = "run `dvc repro` and `enigma register` again"
-PUT_BACK = "restore the stored files, or delete the version and run `enigma register` again"
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def lm_gates(proof: Proof) -> list[Gate]:
             ", ".join(f"{split} {value:.4g}" for split, value in perplexity.items()),
             f"between {lowest:g} and {band.max_perplexity:g}",
             "look for a leak in the data or in the model; promote.min_perplexity and "
-            "promote.max_perplexity in params.yaml are the bounds",
+            "promote.max_perplexity in params.yaml are the bounds (then `enigma register` again)",
         ),
         _losses_gate(proof, _number(evaluation, "test", "loss_nats"), tokens / characters),
         Gate("alarms", alarms == [], _named(alarms), "none"),

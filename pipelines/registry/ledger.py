@@ -33,6 +33,7 @@ HEAD_KIND = "urn:enigma-zh:attestation:ledger-head:v1"
 # Of a registered model: the head as of the last move of that model.
 HEAD_TAG = "ledger_head"
 RESTORE = "restore the ledger and its head from a backup; nobody else may write there"
+RESTORE_TAG = "restore the tag, or MLflow's database, from a backup; nobody else may write there"
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def recorded(client: Any, name: str) -> dict[str, Any] | None:
     }
     known = trust()
     heads = {
-        model: _open_head(tag, known, f"tag {HEAD_TAG} of {model}") for model, tag in tags.items()
+        model: _open_head(tag, known, f"tag {HEAD_TAG} of {model}", RESTORE_TAG)
+        for model, tag in tags.items()
     }
     # Looked for without making the directory of a machine that only serves.
     if not (tracking_directory() / ".enigma" / "promotions.jsonl").is_file():
@@ -223,7 +225,7 @@ def _champions_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _lines(*, trust_unsigned: bool = False, known: Trust | None = None) -> list[str]:
     """Return the lines, completed by the one in the head, after a comparison with the head."""
     path = ledger_path()
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = _read(path)
     # Only a line feed ends a line: JSON may hold U+2028 and its like.
     lines = text.removesuffix("\n").split("\n") if text else []
     _parse(lines)
@@ -253,8 +255,12 @@ def _lines(*, trust_unsigned: bool = False, known: Trust | None = None) -> list[
 
 def _unwritten(lines: Sequence[str]) -> list[str]:
     path = ledger_path()
-    written = path.read_text(encoding="utf-8").count("\n") if path.is_file() else 0
-    return list(lines[written:])
+    return list(lines[_read(path).count("\n") :])
+
+
+def _read(path: Path) -> str:
+    """Return the text of the ledger; a byte that is no UTF-8 changes the hash of its line."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _read_head(known: Trust) -> tuple[str, dict[str, Any]]:
@@ -266,14 +272,14 @@ def _read_head(known: Trust) -> tuple[str, dict[str, Any]]:
         raise GateError(
             LEDGER, f"{path}: expected the ledger's head, got: {error!r}", RESTORE
         ) from None
-    head = _open_head(json.dumps(envelope), known, path.name)
+    head = _open_head(json.dumps(envelope), known, path.name, RESTORE)
     if _hash(line) != head["sha256"]:
         raise GateError(LEDGER, f"{path}: expected the line that was signed, got another", RESTORE)
     return line, head
 
 
-def _open_head(text: str, known: Trust, called: str) -> dict[str, Any]:
-    stated = unseal(text, known, HEAD_KIND, called)
+def _open_head(text: str, known: Trust, called: str, fix: str) -> dict[str, Any]:
+    stated = unseal(text, known, HEAD_KIND, called, fix=fix)
     return {**stated["predicate"], "sha256": stated["subject"][0]["digest"]["sha256"]}
 
 
@@ -285,10 +291,13 @@ def _parse(lines: Sequence[str]) -> list[dict[str, Any]]:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
+            last = number == len(lines)
             raise UserError(
                 f"{where}: expected JSON, got {line[:60]!r} ({error})",
-                "remove that line by hand; the others are intact",
+                "remove that line by hand; the others are intact" if last else RESTORE,
             ) from None
+        if not isinstance(entry, dict):
+            raise GateError(LEDGER, f"{where}: expected a JSON object, got {line[:60]!r}", RESTORE)
         if entry.get("previous_sha256") != expected:
             raise GateError(
                 LEDGER,

@@ -247,7 +247,7 @@ def _check_proof(version: Version, profile: str, out: Output, files: Mapping[str
         if expected is not None and sha256_file(stored) != expected:
             raise GateError(
                 LINEAGE, f"{path}: expected sha256 {expected}, got {sha256_file(stored)}",
-                "register again: the version was made from other outputs",
+                "run `dvc repro`, then `enigma register` again",
             )  # fmt: skip
 
 

@@ -90,35 +90,35 @@ def check_parameters(lock: Path, params: Path) -> None:
         UserError: At the first section that differs.
     """
     values = YAML(typ="safe").load(params.read_text(encoding="utf-8"))
-    stages = _read_lock(lock).get("stages") or {}
-    for stage, entry in stages.items():
-        for name, made_with in (entry.get("params", {}).get("params.yaml") or {}).items():
-            _, profile, section = name.split(".")
-            if profile == values["profile"] and values["profiles"][profile][section] != made_with:
+    for stage, sections in _sections(lock).items():
+        for name, made_with in sections.items():
+            *place, section = name.split(".")
+            if place != ["profiles", values["profile"]]:
+                continue
+            got = values["profiles"][values["profile"]].get(section)
+            if got != made_with:
                 raise UserError(
-                    f"params.yaml: expected {name} as in stage {stage}, {made_with}, got "
-                    f"{values['profiles'][profile][section]}",
+                    f"params.yaml: expected {name} as in stage {stage}, {made_with}, got {got}",
                     "run `dvc repro` with the present parameters, or restore the earlier ones",
                 )
 
 
-def _read_lock(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8")
+def _sections(path: Path) -> dict[str, dict[str, Any]]:
+    """Read from a `dvc.lock` the parameters of every stage."""
+    text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        found = YAML(typ="safe").load(text) or {}
-    except YAMLError as error:
+        stages = (YAML(typ="safe").load(text) or {}).get("stages") or {}
+        return {
+            stage: dict(entry.get("params", {}).get("params.yaml") or {})
+            for stage, entry in stages.items()
+        }
+    except (YAMLError, AttributeError, TypeError, ValueError) as error:
         conflict = "<<<<<<<" in text
         raise UserError(
-            f"{path.name}: expected YAML as DVC writes it, got "
+            f"{path.name}: expected stages as DVC writes them, got "
             f"{'the markers of a merge conflict' if conflict else str(error)}",
             "run `git checkout HEAD -- dvc.lock`, then `dvc repro`",
         ) from None
-    if not isinstance(found, dict):
-        raise UserError(
-            f"{path.name}: expected a mapping as DVC writes it, got {type(found).__name__}",
-            "run `git checkout HEAD -- dvc.lock`, then `dvc repro`",
-        )
-    return found
 
 
 def write_environment(path: Path) -> None:
@@ -138,9 +138,9 @@ def lm_material(workspace: Workspace) -> Material:
     training = read_json(directory / "training.json")
     evaluation = read_json(workspace.report("evaluate") / "evaluation.json")
     weights = sha256_file(_existing(directory / "model.safetensors"))
-    if weights != training["weights_sha256"]:
+    if weights != training.get("weights_sha256"):
         raise UserError(
-            f"{directory / 'model.safetensors'}: expected sha256 {training['weights_sha256']}, "
+            f"{directory / 'model.safetensors'}: expected sha256 {training.get('weights_sha256')}, "
             f"got {weights}",
             f"restore it with `dvc checkout --force {directory}`, or run `dvc repro train`",
         )
@@ -199,11 +199,12 @@ def flow_material(client: Any, workspace: Workspace) -> Material:
             "run `dvc repro sample_flow`",
         )
     lm_weights = sha256_file(_existing(workspace.language_model / "model.safetensors"))
-    lm_version = find_lm(client, training["lm_weights_sha256"])
-    if lm_weights != training["lm_weights_sha256"] or lm_version is None:
+    lm_version = find_lm(client, lm_weights)
+    fitted_to = training.get("lm_weights_sha256")
+    if lm_weights != fitted_to or lm_version is None:
         raise UserError(
-            f"expected a flow over a registered {LM}, got one over the weights "
-            f"{training['lm_weights_sha256']}, while {workspace.language_model} has {lm_weights}",
+            f"expected a flow over a registered {LM}, got one over the weights {fitted_to}, while "
+            f"{workspace.language_model} has {lm_weights}",
             f"run `dvc repro`, then `enigma register --model {LM}` first",
         )
     proof = _lm_proof(workspace) | {

@@ -26,7 +26,7 @@ from pipelines.base.artifacts import (
     sha256_file,
     write_text,
 )
-from pipelines.base.errors import GateError
+from pipelines.base.errors import GateError, UserError
 from pipelines.base.workspace import Workspace
 from pipelines.language_model.continuations import continuations_page
 from pipelines.params import load_params
@@ -38,10 +38,11 @@ from pipelines.registry.content import (
     enigma_package,
     hash_content,
 )
+from pipelines.registry.dvc_objects import read_lock
 from pipelines.registry.evidence.keys import own_key, trust
 from pipelines.registry.evidence.links import stage_links
-from pipelines.registry.evidence.version import FOLDER, sign_version
-from pipelines.registry.gates import Proof, flow_gates, lm_gates
+from pipelines.registry.evidence.version import FOLDER, evidence_gates, sign_version
+from pipelines.registry.gates import Proof, commit_gate, flow_gates, lm_gates
 from pipelines.registry.material import Material, collect
 from pipelines.registry.model_card import ModelCard
 from pipelines.registry.names import CANDIDATE, CHAMPION, CODE, FLOW, LM, aliased, find_version
@@ -74,7 +75,7 @@ def register(name: str) -> str:
         name: `enigma-lm` or `enigma-flow`.
 
     Returns:
-        The version; an earlier one if its content is the same.
+        The version; an earlier one if its content is the same, and it is stored as it was signed.
 
     Raises:
         UserError: If a file is missing, or the files do not belong together.
@@ -94,7 +95,7 @@ def register(name: str) -> str:
         key = own_key()
         with registry_lock(f"register {name}"):
             version = find_version(client, name, "content_sha256", content)
-            if version is None or not _is_signed(client, name, version):
+            if version is None or not _is_whole(client, material, version):
                 version = _log(client, material, content, workspace.profile, key)
                 logger.info("registered %s version %s", name, version)
             else:
@@ -157,10 +158,28 @@ def _log(client: Any, material: Material, content: str, profile: str, key: Crypt
     return version
 
 
-def _is_signed(client: Any, name: str, version: str) -> bool:
-    """Whether a version was signed by a key that is trusted now; else it is registered again."""
-    signed_by = client.get_model_version(name, version).tags.get("signed_by")
-    return signed_by in trust().keys
+def _is_whole(client: Any, material: Material, version: str) -> bool:
+    """Whether an earlier version of the same content can serve: else it is registered again.
+
+    It must be stored as a key signed it that is trusted now, name the commit that made it, and
+    know every stage that made the files.
+    """
+    known = trust()
+    try:
+        with downloaded(client, material.name, version) as stored:
+            gates = evidence_gates(stored.directory, known, name=material.name, tags=stored.tags)
+            stages = _stages(stored.artifacts / "proof" / LOCK_FILE)
+    except UserError:
+        return False
+    made = _stages(material.proof.get(LOCK_FILE, Path(LOCK_FILE)))
+    return made <= stages and all(gate.holds for gate in (commit_gate(stored.tags), *gates))
+
+
+def _stages(lock: Path) -> set[str]:
+    try:
+        return set(read_lock(lock))
+    except GateError:
+        return set()
 
 
 def _sign(

@@ -24,7 +24,10 @@ from pipelines.registry.names import CODE, LM
 from pipelines.tracking.store import connect, registry_lock, store_errors, tracking_uri
 from pipelines.tracking.uris import shown_uri
 
-BACK = "return to a version that is whole with `enigma rollback`, and register again"
+BACK = (
+    "restore the stored files; or run `enigma rollback`, `enigma register` and `enigma promote` (a "
+    "first champion has none before it: delete its version in MLflow instead)"
+)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from pipelines.base.artifacts import read_json, write_json
 from pipelines.base.errors import UserError
 from pipelines.base.locks import Holder, held_lock, read_holder
@@ -114,13 +116,28 @@ class RunDirectory:
         write_json(self.path / "run.json", values)
 
     def read_config(self) -> RunConfig:
-        """Read `run.json`."""
+        """Read `run.json`.
+
+        Raises:
+            UserError: If this is not the directory of a run, or the file is damaged.
+        """
+        if not (self.path / "run.json").is_file():
+            raise UserError(
+                f"expected the directory of a training run, got {self.path} (no run.json)",
+                "name one of the directories in runs/",
+            )
         values = read_json(self.path / "run.json")
-        values["shards"] = Path(values["shards"])
-        values["ngrams"] = Path(values["ngrams"])
-        values["model"] = ModelParams.model_validate(values["model"])
-        values["train"] = TrainParams.model_validate(values["train"])
-        return RunConfig(**values)
+        try:
+            values["shards"] = Path(values["shards"])
+            values["ngrams"] = Path(values["ngrams"])
+            values["model"] = ModelParams.model_validate(values["model"])
+            values["train"] = TrainParams.model_validate(values["train"])
+            return RunConfig(**values)
+        except (KeyError, TypeError, ValidationError) as error:
+            raise UserError(
+                f"{self.path}: expected a run of this version of the code, got: {error}",
+                "use the commit that started the run, or start another: dvc repro train",
+            ) from None
 
     @contextmanager
     def locked(self) -> Iterator[int]:

@@ -5,6 +5,7 @@ name a place that is gone, and after a copy the artifacts of the original.
 """
 
 from pathlib import Path
+from typing import Any
 
 from pipelines.base.errors import UserError
 from pipelines.tracking.store import (
@@ -36,7 +37,8 @@ def relocate() -> tuple[Path, Path]:
         UserError: If this is no SQLite store of ours, or the files of a version are not here;
             then nothing is changed.
     """
-    from sqlalchemy import create_engine, text
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import DatabaseError
 
     here = tracking_directory()
     database = database_file(tracking_uri())
@@ -48,33 +50,43 @@ def relocate() -> tuple[Path, Path]:
     engine = create_engine(tracking_uri())
     try:
         with engine.begin() as connection:
-            location = connection.execute(
-                text("SELECT artifact_location FROM experiments WHERE name = :name"),
-                {"name": EXPERIMENT},
-            ).scalar_one_or_none()
-            before = recorded_directory(location or "")
-            if before is None:
-                raise UserError(
-                    f"expected the experiment {EXPERIMENT} with its artifacts on this machine, "
-                    f"got {location}",
-                    "leave this store as it is: `enigma relocate` moves paths that this project "
-                    "made",
-                )
-            for old, new in ((before.as_uri(), here.as_uri()), (str(before), str(here))):
-                for table, columns in COLUMNS.items():
-                    for column in columns:
-                        # Table and column are ours; the prefix is compared, not a pattern.
-                        statement = (
-                            f"UPDATE {table} SET {column} = :new || substr({column}, :length + 1) "  # noqa: S608
-                            f"WHERE substr({column}, 1, :length + 1) = :old || '/'"
-                        )
-                        values = {"old": old, "new": new, "length": len(old)}
-                        connection.execute(text(statement), values)
-            models = connection.execute(text("SELECT artifact_location FROM logged_models"))
-            _check_models([local_path(row[0]) for row in models])
+            return _move_paths(connection, here), here
+    except DatabaseError as error:
+        raise UserError(
+            f"expected a store of MLflow in {database}, got: {error.orig}",
+            "restore the file from a backup, or name the store in MLFLOW_TRACKING_URI",
+        ) from None
     finally:
         engine.dispose()
-    return before, here
+
+
+def _move_paths(connection: Any, here: Path) -> Path:
+    from sqlalchemy import text
+
+    location = connection.execute(
+        text("SELECT artifact_location FROM experiments WHERE name = :name"),
+        {"name": EXPERIMENT},
+    ).scalar_one_or_none()
+    before = recorded_directory(location or "")
+    if before is None:
+        raise UserError(
+            f"expected the experiment {EXPERIMENT} with its artifacts on this machine, "
+            f"got {location}",
+            "leave this store as it is: `enigma relocate` moves paths that this project made",
+        )
+    for old, new in ((before.as_uri(), here.as_uri()), (str(before), str(here))):
+        for table, columns in COLUMNS.items():
+            for column in columns:
+                # Table and column are ours; the prefix is compared, not a pattern.
+                statement = (
+                    f"UPDATE {table} SET {column} = :new || substr({column}, :length + 1) "  # noqa: S608
+                    f"WHERE substr({column}, 1, :length + 1) = :old || '/'"
+                )
+                values = {"old": old, "new": new, "length": len(old)}
+                connection.execute(text(statement), values)
+    models = connection.execute(text("SELECT artifact_location FROM logged_models"))
+    _check_models([local_path(row[0]) for row in models])
+    return before
 
 
 def _check_models(directories: list[Path | None]) -> None:

@@ -132,20 +132,31 @@ def connect() -> Any:
             "created)",
             "run the command from the top of the repository, or set MLFLOW_TRACKING_URI",
         )
+    # A driver that is not installed, an address that is none.
+    failures: tuple[type[Exception], ...] = (*store_errors(), ImportError, ValueError)
     try:
         experiment = initialise_store()
         client = MlflowClient(tracking_uri())
         location = str(client.get_experiment(experiment).artifact_location)
-    except store_errors() as error:
+    except failures as error:
         raise UserError(
             f"expected a usable MLflow store at {shown_uri(tracking_uri())}, got: "
             f"{hide_password(str(error), tracking_uri())}",
-            "start the server with `make serve`, or set MLFLOW_TRACKING_URI to another store "
-            "(without it, mlflow.db in the working directory is used)",
+            _remedy(tracking_uri(), error),
         ) from None
     if database_file(tracking_uri()) is not None:
         _check_place(location)
     return client
+
+
+def _remedy(uri: str, error: Exception) -> str:
+    other = "set MLFLOW_TRACKING_URI to another store (without it: mlflow.db in this directory)"
+    if isinstance(error, ImportError):
+        return f"install the driver of this database (docs/operations.md), or {other}"
+    if uri.startswith(("http://", "https://")):
+        # For `make serve` itself the variable names the database behind the server.
+        return f"start its server (`env -u MLFLOW_TRACKING_URI make serve` starts one), or {other}"
+    return f"start the database, or restore its file from a backup, or {other}"
 
 
 def _check_place(location: str) -> None:

@@ -1,6 +1,7 @@
 """`python -m flows.serve` refuses what cannot work, before anything starts."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.running.only_server import DATABASE, database_url, lock_of, only_server
-from flows.serve import HOST, check_port
+from flows.serve import HOST, Ports, check_port, check_ports, serve
 from pipelines.base.errors import UserError
 from tests.support import REPOSITORY, free_port
 
@@ -34,6 +35,28 @@ def test_a_port_is_a_port(port: int) -> None:
         check_port(port, "the MLflow UI", "--mlflow-port")
 
 
+@pytest.mark.parametrize("port", [free_port(), 65535])
+def test_the_two_servers_take_two_ports(port: int) -> None:
+    with pytest.raises(UserError, match="expected another port than the Prefect") as refusal:
+        check_ports(Ports(port, port))
+    advised = int(refusal.value.fix.split("`")[1].split()[-1])
+    check_ports(Ports(port, advised))
+
+
+def test_the_address_of_another_mlflow_server_is_no_database(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://li:secret@127.0.0.1:5000")
+    with pytest.raises(UserError, match="expected a database") as refusal:
+        serve(clone, Ports(free_port(), free_port()))
+    assert "secret" not in str(refusal.value)
+    assert refusal.value.fix.startswith("unset MLFLOW_TRACKING_URI")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    database = database_url({}, clone / ".prefect")
+    with only_server(database, print), pytest.raises(UserError, match="expected no other server"):
+        serve(clone, Ports(free_port(), free_port()))
+
+
 @pytest.mark.parametrize("option", ["--prefect-port", "--mlflow-port"])
 def test_a_port_in_use_is_named_and_nothing_starts(clone: Path, option: str) -> None:
     ports = {"--prefect-port": free_port(), "--mlflow-port": free_port()}
@@ -50,32 +73,36 @@ def test_a_port_in_use_is_named_and_nothing_starts(clone: Path, option: str) -> 
         )
     assert done.returncode == 1
     assert f"port {ports[option]}" in done.stderr
-    assert option in done.stderr
+    assert f"`python -m flows.serve {option} {ports[option] + 1}`" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (clone / ".prefect" / "prefect.db").exists()
     assert not (clone / "mlflow.db").exists()
 
 
 def test_a_second_server_of_one_database_is_refused_on_any_port(clone: Path) -> None:
-    def serve() -> subprocess.CompletedProcess[str]:
-        ports = (free_port(), free_port())
-        words = ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
-        return subprocess.run(
+    ports = Ports(free_port(), free_port())
+    words = ["--prefect-port", str(ports.prefect), "--mlflow-port", str(ports.mlflow)]
+    database = database_url({}, clone / ".prefect")
+    with only_server(database, print):
+        done = subprocess.run(
             [sys.executable, "-m", "flows.serve", *words],
             cwd=clone, capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
-
-    database = database_url({}, clone / ".prefect")
-    with only_server(database, print):
-        done = serve()
     assert done.returncode == 1
     assert f"process {os.getpid()} " in done.stderr
     assert "use that server" in done.stderr
     assert not (clone / "mlflow.db").exists()
-    (clone / ".git").rename(clone / "git")
-    done = serve()
-    assert done.returncode == 1
-    assert "git init && git add . && git commit" in done.stderr
+    shutil.rmtree(clone / ".git")
+    with pytest.raises(UserError, match=r"found no \.git") as refusal:
+        serve(clone, ports)
+    advice = refusal.value.fix.partition("for a copy without it: ")[2]
+    who = {
+        f"GIT_{role}_{name}": "t" for role in ("AUTHOR", "COMMITTER") for name in ("NAME", "EMAIL")
+    }
+    subprocess.run(["bash", "-c", advice], cwd=clone, env={**os.environ, **who}, check=True)
+    # It comes as far as the lock.
+    with only_server(database, print), pytest.raises(UserError, match="expected no other server"):
+        serve(clone, ports)
 
 
 def test_one_lock_per_database(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from prefect.states import Cancelling, Completed
 from flows.running.checkout import Checkout
 from flows.running.stages import run_stage
 from flows.serve import HOST
+from pipelines.tracking.store import EXPERIMENT, connect
 from tests.flows.conftest import set_graph
 from tests.support import TINY_RUN, change_params
 
@@ -109,7 +110,9 @@ def test_every_server_listens_on_the_loopback_address_only(server: Any) -> None:
     assert found == {HOST}
 
 
-def test_mlflow_answers_only_to_its_own_name(server: Any) -> None:
+def test_mlflow_answers_only_to_its_own_name(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     statuses = {}
     for host in (f"{HOST}:{server.ports[1]}", "evil.example"):
         connection = http.client.HTTPConnection(HOST, server.ports[1], timeout=30)
@@ -118,6 +121,10 @@ def test_mlflow_answers_only_to_its_own_name(server: Any) -> None:
         connection.close()
     assert list(statuses.values()) == [200, 403]
     assert "Warning" not in server.log.read_text(), "that of somebody else's library"
+    # A store whose server is away is refused with the advice to start it: here one runs.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{HOST}:{server.ports[1]}")
+    monkeypatch.setenv("ENIGMA_STORE_DIR", str(tmp_path))
+    assert connect().get_experiment_by_name(EXPERIMENT) is not None
 
 
 TINY_SHARDS = {

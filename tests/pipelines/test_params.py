@@ -72,3 +72,18 @@ def test_broken_yaml_is_no_traceback(tmp_path: Path) -> None:
     path.write_text("profile: [sanguo\n", encoding="utf-8")
     with pytest.raises(UserError, match="not valid YAML"):
         load_params(path)
+    path.write_bytes("profile: 三国\n".encode("gbk"))
+    with pytest.raises(UserError, match="not valid YAML in UTF-8"):
+        load_params(path)
+    with pytest.raises(UserError, match="found no such file"):
+        load_params(tmp_path)
+
+
+def test_a_profile_can_be_named_once_it_is_added(set_params: Any) -> None:
+    path = set_params({".profile": "mine"})
+    with pytest.raises(UserError, match="got 'mine'") as refusal:
+        load_params(path)
+    assert "add this one under `profiles:`" in refusal.value.fix
+    sanguo = load_params(set_params({".profile": "sanguo"})).profile
+    added = sanguo.model_dump(mode="json", by_alias=True)
+    assert load_params(set_params({".profile": "mine", ".profiles.mine": added})).profile == sanguo

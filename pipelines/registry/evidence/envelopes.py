@@ -20,6 +20,7 @@ from pipelines.registry.evidence.keys import Trust
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 SIGNATURE = "signature"
+PUT_BACK = "restore the stored files, or run `enigma register`: it makes another version of them"
 
 Json = dict[str, Any]
 
@@ -55,7 +56,7 @@ def write_sealed(path: Path, content: Json, key: CryptoSigner) -> None:
     write_text(path, json.dumps(seal(content, key), indent=2) + "\n")
 
 
-def unseal(text: str, trust: Trust, kind: str, called: str) -> Json:
+def unseal(text: str, trust: Trust, kind: str, called: str, *, fix: str = PUT_BACK) -> Json:
     """Check an envelope and return its statement.
 
     Args:
@@ -63,6 +64,7 @@ def unseal(text: str, trust: Trust, kind: str, called: str) -> Json:
         trust: The keys that count.
         kind: The predicate's type that is expected.
         called: The envelope's name, for messages.
+        fix: What helps if it is damaged.
 
     Raises:
         GateError: `signature`, if it is no envelope of a trusted key, or states something else.
@@ -72,7 +74,7 @@ def unseal(text: str, trust: Trust, kind: str, called: str) -> Json:
         signers = list(envelope.signatures)
     except (ValueError, KeyError, TypeError, AttributeError, FormatError) as error:
         raise GateError(
-            SIGNATURE, f"{called}: expected a DSSE envelope, got: {error!r}", PUT_BACK
+            SIGNATURE, f"{called}: expected a DSSE envelope, got: {error!r}", fix
         ) from None
     known = [trust.keys[name] for name in signers if name in trust.keys]
     if not known:
@@ -88,12 +90,9 @@ def unseal(text: str, trust: Trust, kind: str, called: str) -> Json:
         content = json.loads(envelope.payload)
     except (VerificationError, ValueError) as error:
         raise GateError(
-            SIGNATURE, f"{called}: the signature does not fit the content ({error})", PUT_BACK
+            SIGNATURE, f"{called}: the signature does not fit the content ({error})", fix
         ) from None
     got = (envelope.payload_type, content.get("_type"), content.get("predicateType"))
     if got != (PAYLOAD_TYPE, STATEMENT_TYPE, kind):
-        raise GateError(SIGNATURE, f"{called}: expected a statement of {kind}, got {got}", PUT_BACK)
+        raise GateError(SIGNATURE, f"{called}: expected a statement of {kind}, got {got}", fix)
     return dict(content)
-
-
-PUT_BACK = "restore the stored files, or delete the version and run `enigma register` again"

@@ -114,7 +114,13 @@ def public_pem(key: SSlibKey) -> str:
 
 
 def _make(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"expected a directory for the signing key in {path.parent}, got: {error.strerror}",
+            "name a file in a directory of yours: `signing.key` in params.yaml",
+        ) from None
     pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -137,10 +143,18 @@ def _read_public(path: Path) -> SSlibKey:
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise _no_key(path, error) from None
+        raise _no_public_key(path, error) from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise _no_key(path, type(key).__name__)
+        raise _no_public_key(path, type(key).__name__)
     return _public(key)
+
+
+def _no_public_key(path: Path, got: object) -> UserError:
+    return UserError(
+        f"{path}: expected a public key on the curve P-256 as PEM, got: {got}",
+        "name the file that the key's owner gave you; of a private key the owner writes it with "
+        "`openssl pkey -pubout -in FILE`",
+    )
 
 
 def _public(key: ec.EllipticCurvePublicKey) -> SSlibKey:

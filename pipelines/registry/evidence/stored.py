@@ -74,7 +74,7 @@ def pack(version: Path, bundle: Path, root: str) -> None:
         bundle: The file; what is there is replaced.
         root: The directory in the bundle.
     """
-    temporary = bundle.with_name(f".{bundle.name}.partial")
+    temporary = bundle.parent / f".{bundle.name}.partial"
     try:
         with tarfile.open(temporary, "w") as archive:
             archive.add(version, arcname=root)
@@ -112,28 +112,42 @@ def _in_store(name: str, alias: str | None, number: str | None) -> Stored:
             f"expected a SQLite store to find {reference}, got {shown_uri(tracking_uri())}",
             f"run `enigma export {name}.tar {reference}` where MLflow is, and verify the bundle",
         )
-    with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as tables:
-        if alias is not None:
-            [number] = tables.execute(
-                "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?",
-                (name, alias),
-            ).fetchone() or [None]
-        row = tables.execute(
-            "SELECT storage_location FROM model_versions WHERE name = ? AND version = ?",
-            (name, number),
-        ).fetchone()
-        tags = tables.execute(
-            "SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?",
-            (name, number),
-        ).fetchall()
-    directory = local_path(row[0]) if row and row[0] else None
+    try:
+        number, location, tags = _read_tables(database, name, alias, number)
+    except sqlite3.DatabaseError as error:
+        raise UserError(
+            f"expected a store of MLflow in {database}, got: {error}",
+            "restore the file from a backup, or name the store in MLFLOW_TRACKING_URI",
+        ) from None
+    directory = local_path(location or "")
     if directory is None or not directory.is_dir():
         raise UserError(
             f"expected the files of {reference}, got {directory or 'none'}",
             "`enigma where` lists versions; after a move of the repository run `enigma relocate`",
         )
     gates = _ledger_gates(name, str(number), directory) if alias == CHAMPION else ()
-    return Stored(name, directory, dict(tags), gates)
+    return Stored(name, directory, tags, gates)
+
+
+def _read_tables(
+    database: Path, name: str, alias: str | None, number: str | None
+) -> tuple[str | None, str | None, dict[str, str]]:
+    """Return the number of a version, the place of its files and its tags."""
+    with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as tables:
+        if alias is not None:
+            [number] = tables.execute(
+                "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?",
+                (name, alias),
+            ).fetchone() or [None]
+        [location] = tables.execute(
+            "SELECT storage_location FROM model_versions WHERE name = ? AND version = ?",
+            (name, number),
+        ).fetchone() or [None]
+        tags = tables.execute(
+            "SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?",
+            (name, number),
+        ).fetchall()
+    return number, location, dict(tags)
 
 
 def _ledger_gates(name: str, number: str, directory: Path) -> tuple[Gate, ...]:

@@ -138,7 +138,7 @@ def evidence_gates(
             not others,
             "; ".join(others) or f"{len(facts['tags'])} tags as signed",
             "tags as signed",
-            "restore the tags of the version in MLflow, or register again",
+            "restore the tags of the version in MLflow, or run `enigma register` again",
         ),
     ]
 

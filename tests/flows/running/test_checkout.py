@@ -191,14 +191,18 @@ def test_an_unknown_profile_names_the_known_ones(repository: Path) -> None:
     assert not (repository / ".enigma").exists()
 
 
-def test_no_commit_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    git(tmp_path, "init", "--quiet")
-    shutil.copyfile(REPOSITORY / "params.yaml", tmp_path / "params.yaml")
+def test_no_commit_is_an_error_with_a_remedy(repository: Path) -> None:
+    shutil.rmtree(repository / ".git")
+    git(repository, "init", "--quiet")
     with (
         pytest.raises(UserError, match="at least one commit"),
-        open_checkout(tmp_path, Settings(profile="sanguo"), print),
+        open_checkout(repository, Settings(profile="sanguo"), print),
     ):
         pytest.fail("must not open")
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message", "first")
+    with open_checkout(repository, Settings(profile="sanguo"), print) as checkout:
+        assert (checkout.path / "params.yaml").is_file()
 
 
 def test_texts_that_git_does_not_know_are_in_the_checkout(repository: Path) -> None:

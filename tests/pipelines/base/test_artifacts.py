@@ -99,13 +99,16 @@ def test_json_never_holds_nan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("{", "is not JSON"), ("[1]", "is not a JSON object")]
+    ("text", "expected"),
+    [(b"{", "is not JSON"), (b"[1]", "is not a JSON object"), (b"\xff", "is not JSON")],
 )
-def test_unreadable_json_is_a_users_error(tmp_path: Path, text: str, expected: str) -> None:
+def test_unreadable_json_is_a_users_error(tmp_path: Path, text: bytes, expected: str) -> None:
     path = tmp_path / "report.json"
-    path.write_text(text)
+    path.write_bytes(text)
     with pytest.raises(UserError, match=expected):
         read_json(path)
+    with pytest.raises(UserError, match="found no such file"):
+        read_json(path / "report.json")
 
 
 def test_json_keeps_chinese_readable(tmp_path: Path) -> None:

@@ -69,9 +69,14 @@ def test_a_link_in_place_of_a_lock_is_refused_and_its_target_stays(tmp_path: Pat
     victim.write_text("precious")
     lay(tmp_path / "lock", victim)
     with (
-        pytest.raises(UserError, match="expected a lock file of this user"),
+        pytest.raises(UserError, match="expected a lock file of this user") as refusal,
         held_lock(tmp_path / "lock", refuse),
     ):
+        pass
+    assert victim.read_text() == "precious"
+    assert "remove it" in refusal.value.fix
+    (tmp_path / "lock").unlink()
+    with held_lock(tmp_path / "lock", refuse):
         pass
     assert victim.read_text() == "precious"
 
@@ -139,5 +144,8 @@ def test_the_directory_of_a_user_is_theirs_alone(
         user_directory()
     path.rmdir()
     path.symlink_to(tmp_path)
-    with pytest.raises(UserError, match="expected a directory"):
+    with pytest.raises(UserError, match="expected a directory") as refusal:
         user_directory()
+    assert "remove it" in refusal.value.fix
+    path.unlink()
+    assert user_directory() == path

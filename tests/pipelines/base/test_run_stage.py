@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,4 +112,10 @@ def test_bytes_of_another_encoding_are_no_argument(
     with pytest.raises(SystemExit) as ended:
         run_stage(lambda: None)
     assert ended.value.code == 1
-    assert "argument 2: expected text in UTF-8" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "argument 2: expected text in UTF-8" in said
+    command = re.search("iconv .*", said)[0].split()
+    done = subprocess.run(command, input=b"\xb2\xdc", capture_output=True, check=True)
+    monkeypatch.setattr(sys, "argv", ["enigma", "曹操", os.fsdecode(done.stdout)])
+    run_stage(lambda: None)
+    assert sys.argv[2] == "曹"

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from pipelines.base.errors import UserError
 from pipelines.cli.commands import main
+from pipelines.cli.terminal import chat
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +106,19 @@ def test_chat_takes_turns_until_a_blank_line(store: Path, enigma: Any) -> None:
     assert len(run.stdout.splitlines()) == 2
 
 
+def test_a_chat_in_another_encoding_is_converted_as_the_message_says(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "却说曹操\n".encode("gbk")
+    with pytest.raises(UserError, match="got bytes in another encoding") as refusal:
+        chat({}, io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"), io.StringIO())
+    command = refusal.value.fix.partition("the file: ")[2].split()
+    converted = subprocess.run(command, input=lines, capture_output=True, check=True).stdout
+    output = io.StringIO()
+    chat({"max_new_tokens": 1}, io.TextIOWrapper(io.BytesIO(converted), encoding="utf-8"), output)
+    assert output.getvalue().endswith("\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "expected"),
     [
@@ -124,6 +139,32 @@ def test_what_cannot_be_generated_is_refused_with_its_bounds(
     assert run.returncode == 1
     assert run.stderr.startswith(f"error: {expected}")
     assert "to fix this:" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["monitor", "params.yaml"], "expected the directory of a training run, got params.yaml"),
+        (["resend", "elsewhere"], "expected the directory of a training run, got elsewhere"),
+        (["join", "."], "expected the directory of a training run, got ."),
+        (["score", "crawl.jsonl", "--models", "params.yaml"], "--models: expected a directory"),
+        (["score", "crawl.jsonl", "--output", "reports"], "--output: expected a file that can be"),
+        (["score", "crawl.jsonl", "--output", "/proc/x"], "--output: expected a file that can be"),
+        (["export", ""], "expected a file that can be written, got ."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_path_is_named(
+    store: Path, enigma: Any, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    crawl = tmp_path / "crawl.jsonl"
+    crawl.write_text('{"id": "one", "text": "却说曹操"}\n', encoding="utf-8")
+    run = enigma(*(str(crawl) if word == crawl.name else word for word in arguments))
+    assert run.returncode == 1
+    assert f"error: {expected}" in run.stderr
+    assert "to fix this: name" in run.stderr
+    if "--output" in arguments:
+        assert run.stdout.splitlines()[1].startswith("one\t"), "the scores are not lost"
 
 
 def test_where_lists_versions_and_aliases(store: Path, enigma: Any) -> None:

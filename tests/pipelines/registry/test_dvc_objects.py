@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +84,57 @@ def test_a_changed_working_copy_is_refused(directory: Path, cache: Path) -> None
     (directory / "part.bin").write_bytes(b"edited")
     with pytest.raises(GateError, match=r"part\.bin: expected sha256"):
         check_working_copy(output, files)
+
+
+# The first time it writes a manifest of other bytes than those that are there in the end.
+STAGE = """
+import sys
+from pathlib import Path
+from pipelines.base.artifacts import write_manifest
+
+out, again = Path("out"), Path("again")
+out.mkdir()
+(out / "part.bin").write_bytes(b"part")
+write_manifest(out, stage="ingest", facts={})
+if not again.exists():
+    (out / "part.bin").write_bytes(b"other")
+    again.touch()
+"""
+
+
+@pytest.mark.slow
+def test_what_dvc_believes_is_made_again_as_the_messages_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only object counts as whole for DVC: `dvc repro` and `dvc pull` alone do nothing."""
+    monkeypatch.chdir(tmp_path)
+    Path("stage.py").write_text(STAGE, encoding="utf-8")
+    Path("dvc.yaml").write_text("stages: {ingest: {cmd: python stage.py, outs: [out]}}")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    subprocess.run(["dvc", "init", "--quiet", "--no-scm"], check=True)
+    subprocess.run(["dvc", "repro", "--quiet"], check=True)
+
+    def hashed() -> dict[str, Path]:
+        return hash_output(read_lock(Path("dvc.lock"))["ingest"].outs[0], Path(".dvc/cache"))
+
+    with pytest.raises(GateError, match=r"out/part\.bin: expected sha256") as refusal:
+        hashed()
+    force = refusal.value.fix.split("`")[1]
+    assert force == "dvc repro --force --single-item ingest"
+    subprocess.run([*force.split(), "--quiet"], check=True)
+    damaged = hashed()["part.bin"]
+    damaged.unlink()
+    damaged.write_bytes(b"rotten")
+    damaged.chmod(0o444)
+    with pytest.raises(GateError, match=r"out/part\.bin: expected md5") as refusal:
+        hashed()
+    delete = re.search(r"\((rm -f [^)]+)\)", refusal.value.fix)[1]
+    subprocess.run(["bash", "-c", delete], check=True)
+    with pytest.raises(GateError, match="in DVC's cache, found no such file") as refusal:
+        hashed()
+    assert "`dvc pull`, or `dvc repro` at the commit of the version" in refusal.value.fix
+    subprocess.run(["dvc", "repro", "--quiet"], check=True)
+    assert hashed()["part.bin"].read_bytes() == b"part"
 
 
 @pytest.mark.parametrize("text", [None, "schema: '2.0'\n", "[", "stages: {a: {outs: [{}]}}"])

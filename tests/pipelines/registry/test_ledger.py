@@ -48,6 +48,19 @@ def test_a_broken_line_is_named_and_its_remedy_helps(three: Path) -> None:
     assert len(ledger.read()) == 3
 
 
+@pytest.mark.parametrize("damaged", [b"5", b"[]", b"null", b"\xff", b'{"half'])
+def test_a_line_before_the_last_comes_back_from_a_backup_alone(three: Path, damaged: bytes) -> None:
+    """Without it the lines after it would have lost the one that they are chained to."""
+    backup = three.read_bytes()
+    first, _, last = backup.split(b"\n")[:-1]
+    three.write_bytes(b"\n".join([first, damaged, last, b""]))
+    with pytest.raises(UserError, match="line 2: expected") as refusal:
+        ledger.read()
+    assert "from a backup" in refusal.value.fix
+    three.write_bytes(backup)
+    assert len(ledger.read()) == 3
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -79,6 +92,9 @@ def test_a_ledger_that_was_edited_is_refused(three: Path, damage: str, reason: s
     assert refusal.value.gate == "ledger"
     with pytest.raises(GateError, match=reason):
         move("4")
+    assert "from a backup" in refusal.value.fix
+    three.write_bytes(b"".join(line + b"\n" for line in lines))
+    assert len(ledger.read()) == 3
 
 
 def test_a_head_of_another_key_or_none_is_refused(three: Path, monkeypatch, tmp_path: Path) -> None:
@@ -90,8 +106,9 @@ def test_a_head_of_another_key_or_none_is_refused(three: Path, monkeypatch, tmp_
     assert len(ledger.read(trust_unsigned=True)) == 3
     for broken in ("{", '{"line": "x"}', text.replace('"sig": "M', '"sig": "N')):
         head.write_text(broken, encoding="utf-8")
-        with pytest.raises(GateError, match="head"):
+        with pytest.raises(GateError, match="head") as refusal:
             ledger.read()
+        assert "restore the ledger and its head from a backup" in refusal.value.fix
     head.write_text(text, encoding="utf-8")
     assert len(ledger.read()) == 3
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "another user"))

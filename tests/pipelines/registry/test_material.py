@@ -58,7 +58,19 @@ def test_one_other_value_is_refused_by_its_section(registered: Path) -> None:
     train = copy.deepcopy(read(registered)["profiles"]["sanguo"]["train"])
     train["max_steps"] = 12345
     lock = write_lock(registered.parent, {"profiles.sanguo.train": train})
-    with pytest.raises(UserError, match=r"profiles\.sanguo\.train"):
+    with pytest.raises(UserError, match=r"profiles\.sanguo\.train") as refusal:
+        check_parameters(lock, registered)
+    assert "or restore the earlier ones" in refusal.value.fix
+    change_params(registered.parent / "params.yaml", {"train.max_steps": 12345})
+    write_profile(registered)
+    check_parameters(lock, registered)
+
+
+def test_a_section_that_is_gone_is_refused_and_other_parameters_are_not(registered: Path) -> None:
+    other = {"seed": 1, "profiles.sanguo.train.max_steps": 7}
+    check_parameters(write_lock(registered.parent, other), registered)
+    lock = write_lock(registered.parent, {"profiles.sanguo.of_an_older_schema": {}})
+    with pytest.raises(UserError, match=r"expected profiles\.sanguo\.of_an_older_schema"):
         check_parameters(lock, registered)
 
 
@@ -77,7 +89,10 @@ def test_a_lock_of_no_stages_refuses_nothing(registered: Path, content: str) -> 
     ("content", "got"),
     [
         ("<<<<<<< HEAD\nstages: {}\n=======\nstages: {a: 1}\n>>>>>>> other\n", "merge conflict"),
-        ("- a list\n", "got list"),
+        ("- a list\n", "expected stages as DVC writes them"),
+        ("stages: {train: 5}\n", "expected stages as DVC writes them"),
+        ("stages: [train]\n", "expected stages as DVC writes them"),
+        ("\0", "expected stages as DVC writes them"),
     ],
 )
 def test_a_lock_that_is_no_lock_is_named_and_its_remedy_helps(

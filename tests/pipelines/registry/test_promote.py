@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from mlflow.tracking import MlflowClient
 from pipelines.base.errors import GateError, UserError
 from pipelines.cli.history import show_history
 from pipelines.registry import ledger
+from pipelines.registry.gates import Proof, language_model_gate, lm_gates
 from pipelines.registry.names import FLOW, LM
 from pipelines.registry.promote import RefusalError, promote, restore, rollback
+from pipelines.registry.register import register
 from pipelines.registry.versions import champion_version, load_champion
 from pipelines.tracking.store import tracking_uri
 from tests.finished import change_json
@@ -208,6 +211,50 @@ def test_a_deleted_champion_leaves_two_ways_on(copied_store: Path) -> None:
     assert promote(LM, "1", dry_run=True).outcome == "dry run"
     assert rollback(LM, reason="2 was deleted") == "1"
     show_history(LM)
+
+
+@pytest.mark.slow
+def test_what_a_refusal_advises_leads_on(copied_store: Path) -> None:
+    """An edited tag, a damaged champion, a first champion that was deleted."""
+    client = MlflowClient(tracking_uri())
+    tag = client.get_model_version(LM, "2").tags["perplexity"]
+    client.set_model_version_tag(LM, "2", "perplexity", "1.0")
+    with pytest.raises(RefusalError, match=r"perplexity: signed 100\.0, stored 1\.0") as refusal:
+        promote(LM)
+    assert "restore the tags of the version in MLflow" in refusal.value.fix
+    client.set_model_version_tag(LM, "2", "perplexity", tag)
+    assert promote(LM).outcome == "promoted"
+
+    change_json(stored(copied_store, LM) / "proof" / "evaluation.json", "round_trip.float32", 1.0)
+    with pytest.raises(GateError, match="gate `content`") as damaged:
+        load_champion()
+    assert "`enigma rollback`, `enigma register` and `enigma promote`" in damaged.value.fix
+    assert rollback(LM, reason="2 is damaged") == "1"
+    with pytest.raises(RefusalError, match="relative error 1") as refusal:
+        promote(LM, "2")
+    assert "`enigma register` again" in refusal.value.fix
+    assert register(LM) == "3", "the same content as 2 had, which it has no more"
+    assert promote(LM).outcome == "promoted"
+    assert load_champion().version == "3"
+
+    client.delete_model_version(FLOW, "1")
+    assert promote(FLOW).outcome == "promoted", "no champion is left to be better than"
+
+
+def test_bounds_and_a_language_model_as_the_messages_ask_for_them(
+    store: Path, tmp_path: Path
+) -> None:
+    proof = Proof.read(stored(store, LM).parent, LM)
+    params = Path(shutil.copy(proof.params_file, tmp_path))
+    for bound, holds in ((50, False), (200, True)):
+        change_params(params, {"promote.max_perplexity": bound})
+        gates = {gate.name: gate for gate in lm_gates(replace(proof, params_file=params))}
+        assert gates["perplexity"].holds is holds
+        assert "promote.max_perplexity in params.yaml are the bounds" in gates["perplexity"].fix
+    client = MlflowClient(tracking_uri())
+    gate = language_model_gate(client, replace(proof, weights_sha256="6" * 64))
+    assert (gate.holds, gate.fix) == (False, "register the language model under the flow first")
+    assert language_model_gate(client, proof).holds
 
 
 def test_the_alias_is_restored_from_the_ledger(store: Path) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipelines.base.artifacts import sha256_file
-from pipelines.base.errors import UserError
+from pipelines.base.artifacts import sha256_file, write_json
+from pipelines.base.errors import GateError, UserError
 from pipelines.cli.terminal import generate
 from pipelines.params import load_params
 from pipelines.registry.names import FLOW, LM
+from pipelines.registry.promote import promote
 from pipelines.registry.register import register
+from pipelines.registry.versions import champion_version
 from pipelines.tracking.store import tracking_uri
 from tests.finished import SHARDS_ROOT, change_json, write_finished_project
 from tests.support import change_params
@@ -184,10 +186,30 @@ def test_an_evaluation_of_other_weights_is_refused(finished: Path) -> None:
     change_json(evaluation, "weights_sha256", "6" * 64)
     with pytest.raises(UserError, match="got one of 6666"):
         register(LM)
+    write_json(finished / "models/sanguo/lm/training.json", {})
+    with pytest.raises(UserError, match="expected sha256 None"):
+        register(LM)
+    write_json(finished / "models/sanguo/flow/flow_training.json", {})
+    with pytest.raises(UserError, match="over the weights None"):
+        register(FLOW)
 
 
-def test_samples_of_another_flow_are_refused(finished: Path) -> None:
+def test_a_flow_needs_its_language_model_and_its_own_samples(finished: Path) -> None:
+    with pytest.raises(UserError, match="expected a flow over a registered enigma-lm") as refusal:
+        register(FLOW)
+    assert refusal.value.fix.endswith(f"then `enigma register --model {LM}` first")
+    (finished / ".git").rename(finished / "git")
+    with pytest.raises(GateError, match="not a git repository") as unknown:
+        register(LM)
+    assert unknown.value.gate == "commit"
+    assert "work in a clone of the repository" in unknown.value.fix
+    (finished / "git").rename(finished / ".git")
+    with pytest.raises(UserError, match="expected a champion") as none:
+        champion_version()
+    assert none.value.fix == "run `enigma register` and `enigma promote`"
     assert register(LM) == "1"
+    assert promote(LM).outcome == "promoted"
+    assert champion_version() == "1"
     metrics = finished / "reports/sanguo/sample_flow/metrics.json"
     change_json(metrics, "flow_weights_sha256", "6" * 64)
     with pytest.raises(UserError, match="got those of 6666"):
@@ -200,11 +222,6 @@ def test_parameters_that_the_outputs_were_not_made_with_are_refused(finished: Pa
     (finished / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
     with pytest.raises(UserError, match=r"expected profiles\.sanguo\.promote as in stage train"):
         register(LM)
-
-
-def test_a_flow_without_its_language_model_is_refused(finished: Path) -> None:
-    with pytest.raises(UserError, match="expected a flow over a registered enigma-lm"):
-        register(FLOW)
 
 
 @pytest.mark.parametrize("missing", ["validate", "evaluate", "train"])

@@ -1,6 +1,7 @@
 """Opening the MLflow store: five concurrent first users, damage, addresses that do not answer."""
 
 import os
+import re
 import shutil
 from multiprocessing.managers import ListProxy
 from pathlib import Path
@@ -50,18 +51,35 @@ def test_a_directory_may_have_any_name_and_the_store_opens_for_training(
     assert tracking_directory() == directory
 
 
-@pytest.mark.parametrize("store", ["http://127.0.0.1:9", "foo://bar", "sqlite:////proc/no/x.db"])
-def test_a_store_that_cannot_be_used_is_named(workspace, monkeypatch, store) -> None:
+@pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize(
+    ("store", "remedy"),
+    [
+        ("http://127.0.0.1:9", "start its server"),
+        ("http://[::1", "start its server"),
+        ("foo://bar", "restore its file from a backup"),
+        ("sqlite:////proc/no/x.db", "restore its file from a backup"),
+        ("mysql://127.0.0.1/x", "install the driver of this database"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_named(workspace, monkeypatch, store, remedy) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match=f"MLflow store at {store}"):
+    with pytest.raises(UserError, match=f"MLflow store at {re.escape(store)}") as refusal:
         connect()
+    assert refusal.value.fix.startswith((remedy, f"start the database, or {remedy}"))
+    assert "(without it: mlflow.db in this directory)" in refusal.value.fix
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    connect()
 
 
-def test_a_damaged_store_is_named_too(workspace: Path) -> None:
+def test_a_damaged_store_is_named_and_a_backup_helps(workspace: Path, migrated_store: Path) -> None:
     (workspace / "mlflow.db").write_bytes(b"no database" * 1000)
-    with pytest.raises(UserError, match="usable MLflow store"):
+    with pytest.raises(UserError, match="usable MLflow store") as refusal:
         connect()
+    assert "restore its file from a backup" in refusal.value.fix
+    shutil.copy(migrated_store, workspace / "mlflow.db")
+    connect()
 
 
 def be_a_first_user(start: Barrier, experiments: "ListProxy[str]", store: str) -> None:

@@ -1,6 +1,7 @@
 """A version is verified offline: in the store, as a directory, as a bundle, and by strangers."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,15 +14,27 @@ from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.workspace import Workspace
 from pipelines.cli.verify import export_version, verify_version
-from pipelines.registry.evidence.keys import key_path, own_key, public_pem, trust
+from pipelines.registry.evidence.keys import (
+    key_path,
+    own_key,
+    public_pem,
+    signing_params,
+    trust,
+)
 from pipelines.registry.evidence.links import stage_links
 from pipelines.registry.evidence.stored import opened
 from pipelines.registry.evidence.verify import _has_shards, _losses_gate, verify
-from pipelines.registry.evidence.version import KEY_FILE, LINK_KIND, sign_with_sigstore
+from pipelines.registry.evidence.version import (
+    KEY_FILE,
+    LINK_KIND,
+    evidence_gates,
+    is_signed,
+    sign_version,
+)
 from pipelines.registry.gates import Proof
 from pipelines.registry.names import LM
 from pipelines.registry.succession import _lm_losses
-from tests.support import REPOSITORY, make_tiny_shards
+from tests.support import REPOSITORY, change_params, make_tiny_shards
 
 OFFLINE = """
 import socket, sys
@@ -41,10 +54,10 @@ def bundle(store: Path, tmp_path: Path) -> Path:
     return path
 
 
-def unpacked(bundle: Path) -> Path:
+def unpacked(bundle: Path, root: str = "enigma-lm-1") -> Path:
     with tarfile.open(bundle) as archive:
         archive.extractall(bundle.parent / "there", filter="data")
-    return bundle.parent / "there" / "enigma-lm-1"
+    return bundle.parent / "there" / root
 
 
 def test_the_champion_is_verified_without_mlflow_and_network(store: Path) -> None:
@@ -71,6 +84,17 @@ def test_a_stranger_trusts_a_key_and_nothing_else(
     assert all(gate.holds for gate in gates)
     assert {"causality_again", "signed_gates", "perplexity"} < {gate.name for gate in gates}
     assert not key_path().exists(), "a verification makes no key"
+    # The other half of the advice: the key is trusted wherever a version is used.
+    assert "`signing.trusted_keys` in params.yaml" in refusal.value.fix
+    params = tmp_path / "params.yaml"
+    shutil.copy(REPOSITORY / "params.yaml", params)
+    change_params(params, {".signing.trusted_keys": [str(key)]})
+    monkeypatch.chdir(tmp_path)
+    with opened(str(bundle)) as stored:
+        assert all(
+            gate.holds
+            for gate in evidence_gates(stored.directory, trust(), name=stored.name, tags={})
+        )
 
 
 def test_a_stranger_needs_python_and_openssl_alone(bundle: Path) -> None:
@@ -115,6 +139,27 @@ def test_what_is_no_version_is_refused(store: Path, tmp_path: Path) -> None:
     for target in (str(tmp_path / "noise.tar"), str(evil), str(tmp_path), "enigma-lm/99", "other"):
         with pytest.raises(UserError, match="expected"):
             verify_version(target, [])
+    with pytest.raises(UserError, match="expected a file that can be written"):
+        export_version(Path(), "enigma-lm@champion")
+
+
+def test_a_reference_without_its_store_is_verified_as_a_bundle(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        with (
+            pytest.raises(UserError, match="expected a SQLite store") as refusal,
+            opened("enigma-lm/2"),
+        ):
+            pass
+    command = refusal.value.fix.split("`")[1].split()
+    assert command == ["enigma", "export", "enigma-lm.tar", "enigma-lm/2"]
+    bundle = tmp_path / command[2]
+    assert export_version(bundle, command[3]) == "enigma-lm version 2"
+    for target in (bundle, unpacked(bundle, "enigma-lm-2")):
+        with opened(str(target)) as stored:
+            assert (stored.name, is_signed(stored.directory)) == (LM, True)
 
 
 def test_a_key_is_made_once_for_its_owner_alone(
@@ -130,8 +175,34 @@ def test_a_key_is_made_once_for_its_owner_alone(
     subprocess.run(refusal.value.fix.split("`")[1].split(), check=True)
     assert own_key()
     path.write_text("no key", encoding="utf-8")
-    with pytest.raises(UserError, match="expected a key on the curve"):
+    with pytest.raises(UserError, match="expected a key on the curve") as refusal:
         own_key()
+    command = refusal.value.fix.split("`")[1]
+    subprocess.run(["bash", "-c", f"{command} > {path}"], check=True, capture_output=True)
+    made = own_key().public_key
+    # A private key is no public one; its owner writes the public one as the message says.
+    with pytest.raises(UserError, match="expected a public key") as refusal:
+        trust([path])
+    public = refusal.value.fix.split("`")[1].replace("FILE", str(path))
+    done = subprocess.run(public.split(), input=path.read_bytes(), capture_output=True, check=True)
+    (tmp_path / "public.pem").write_bytes(done.stdout)
+    assert list(trust([tmp_path / "public.pem"]).keys) == [made.keyid]
+    path.unlink()
+    assert own_key().public_key != made
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/dev/null")
+    with pytest.raises(UserError, match="expected a directory for the signing key") as refusal:
+        own_key()
+    assert "`signing.key` in params.yaml" in refusal.value.fix
+    change_params(workspace / "params.yaml", {".signing.key": str(tmp_path / "mine.pem")})
+    assert own_key()
+    change_params(workspace / "params.yaml", {".signing": None})
+    with pytest.raises(UserError, match="expected the section `signing`") as refusal:
+        own_key()
+    line = refusal.value.fix.split("`")[1]
+    lines = (workspace / "params.yaml").read_text(encoding="utf-8").split("\n")
+    kept = [text for text in lines if not text.startswith("signing:")]
+    (workspace / "params.yaml").write_text("\n".join([*kept, line, ""]), encoding="utf-8")
+    assert not signing_params().sigstore
 
 
 def test_a_stage_is_stated_with_its_materials_and_products(workspace: Path) -> None:
@@ -159,13 +230,22 @@ def test_a_stage_is_stated_with_its_materials_and_products(workspace: Path) -> N
 
 
 def test_without_a_network_sigstore_is_refused_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("https_proxy", "HTTPS_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_bytes(b"0")
+
+    def sign(version: Path, *, sigstore: bool) -> Path:
+        (version / "artifacts" / "model").mkdir(parents=True)
+        (version / "artifacts" / "model" / "weights").write_bytes(b"0")
+        change_params(workspace / "params.yaml", {".signing.sigstore": sigstore})
+        return sign_version(version, {"model": LM, "tags": {}}, {}, own_key())
+
     with pytest.raises(UserError, match="expected Sigstore to sign model") as refusal:
-        sign_with_sigstore(tmp_path / "model", tmp_path / "model.sigstore.json")
-    assert "signing.sigstore: false" in refusal.value.fix
+        sign(tmp_path / "one", sigstore=True)
+    assert "set `signing.sigstore: false` in params.yaml" in refusal.value.fix
+    evidence = sign(tmp_path / "other", sigstore=False)
+    assert sorted(path.name for path in evidence.iterdir()) == [
+        *("key.pub", "model.sig", "version.dsse.json")
+    ]
