@@ -180,6 +180,9 @@ def downloaded(client: Any, name: str, number: str | None) -> Iterator[Version]:
                 )
             uri = f"models:/{name}/{number}"
             directory = Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary))
+            if not (directory / "artifacts").is_dir():
+                # MLflow downloads nothing from a directory that is gone, and says so in its log.
+                raise FileNotFoundError("no files in their place")
         except store_errors() as error:
             raise UserError(
                 f"expected the files of {name} version {number}, got: {error}",

@@ -153,9 +153,14 @@ def test_a_missing_cluster_is_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv(CLUSTER, f"tcp://127.0.0.1:{free_port()}")
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
-        pytest.raises(UserError, match="expected a Dask scheduler at"),
+        pytest.raises(UserError, match="expected a Dask scheduler at") as caught,
     ):
         map_parts(write_worker, [0.0], tmp_path, label="part", workers=1)
+    assert caught.value.fix.endswith("correct the address, or unset the variable")
+    with monkeypatch.context() as patch:
+        patch.delenv(CLUSTER)
+        [part] = map_parts(write_worker, [0.0], tmp_path / "here", label="part", workers=1)
+        assert (part / "process").is_file()
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UserError, match="expected the package distributed") as caught:
         map_parts(write_worker, [0.0], tmp_path, label="part", workers=1)

@@ -1,13 +1,16 @@
 """A reference names one version or is refused; the walk follows what a stage read."""
 
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow.tracking._tracking_service.utils import _get_store
+from rich.tree import Tree
 
-from pipelines.base.errors import UserError
+from pipelines.base.errors import GateError, UserError
 from pipelines.registry.dvc_objects import Output, Stage
-from pipelines.registry.lineage import lineage, resolve
+from pipelines.registry.lineage import Walk, _check_commit, lineage, resolve
 from pipelines.registry.promote import promote
 from pipelines.tracking.store import connect
 
@@ -60,6 +63,33 @@ def test_a_run_that_is_gone_is_a_remark(
         lineage("enigma-lm@champion")
     shown = capsys.readouterr().out
     assert f"! run {run_id} of the training is not in this store; the facts are in the" in shown
+
+
+def test_a_commit_that_is_elsewhere_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The walk itself, over a real version, runs in tests/e2e."""
+
+    def git(place: str, *arguments: str) -> str:
+        who = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(tmp_path / place))
+        command = ["git", *who, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "theirs").mkdir()
+    git("theirs", "init", "--quiet")
+    git("theirs", "commit", "--quiet", "--allow-empty", "--message", "one")
+    git(".", "clone", "--quiet", str(tmp_path / "theirs"), "ours")
+    git("theirs", "commit", "--quiet", "--allow-empty", "--message", "two")
+    made_by = {"git_commit": git("theirs", "rev-parse", "HEAD")}
+    version = SimpleNamespace(tags=made_by, proof=SimpleNamespace(training=made_by))
+    monkeypatch.chdir(tmp_path / "ours")
+    with pytest.raises(GateError, match="expected it in this repository") as refusal:
+        _check_commit(version, Walk(Tree("")))
+    assert refusal.value.fix.startswith("fetch it, or run the command in the repository")
+    git("ours", "fetch", "--quiet")
+    assert _check_commit(version, Walk(Tree("")))[0].subject() == "two"
+    monkeypatch.chdir(tmp_path / "theirs")
+    assert len(_check_commit(version, Walk(Tree("")))) == 2
 
 
 def test_the_walk_goes_from_the_last_stage_to_the_first() -> None:

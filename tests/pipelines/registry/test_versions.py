@@ -35,6 +35,17 @@ def test_an_unknown_version_is_refused(store: Path, number: str | None) -> None:
         pytest.fail("must not download")
 
 
+def test_artifacts_that_are_out_of_reach_are_named_until_they_are_back(copied_store: Path) -> None:
+    artifacts = copied_store / "mlartifacts"
+    artifacts.rename(copied_store / "away")
+    with pytest.raises(UserError, match="expected the files of enigma-lm version 1") as refusal:
+        load_champion()
+    assert refusal.value.fix == "check that the MLflow store and its artifacts can be reached"
+    (copied_store / "away").rename(artifacts)
+    with downloaded(connect(), LM, "1") as version:
+        assert version.proof.certificate["passed"] is True
+
+
 def test_the_champion_is_loaded_by_its_alias(store: Path) -> None:
     champion = load_champion()
     assert champion.version == champion_version() == "1"

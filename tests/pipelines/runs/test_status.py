@@ -1,5 +1,6 @@
 """What the files of a run say; how it is shown is tested in cli/test_monitor.py."""
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -94,6 +95,23 @@ def test_a_run_runs_until_its_launcher_or_its_ranks_end(run: RunDirectory) -> No
     run.write_outcome(Outcome("failed", 7, problem="the disk is full"))
     state = read_status(run.path).state
     assert all(part in state for part in ("failed", "7", "the disk is full"))
+
+
+def test_a_run_of_other_code_is_no_traceback(run: RunDirectory) -> None:
+    path = run.path / "run.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    other = (
+        {name: value for name, value in values.items() if name != "shards"},
+        {**values, "of_a_later_version": 1},
+        {**values, "model": {}},
+    )
+    for found in other:
+        path.write_text(json.dumps(found), encoding="utf-8")
+        with pytest.raises(UserError, match="expected a run of this version of the code") as error:
+            read_status(run.path)
+        assert "use the commit that started the run" in error.value.fix
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert read_status(run.path).config == run.read_config()
 
 
 def test_the_newest_run_is_the_one_that_was_written_to_last(tmp_path: Path) -> None:
