@@ -158,8 +158,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(one_ran
     from pipelines.training.ranks import NotFiniteError
 
     rank = one_rank({**RUINOUS, "train.evaluate_every_steps": 1})
-    with pytest.raises(NotFiniteError, match="step 2: expected a finite validation"):
+    with pytest.raises(NotFiniteError, match="step 2: expected a finite validation") as error:
         rank.train()
+    assert error.value.fix.startswith("lower train.learning_rate")
     assert newest_complete(rank.run.checkpoints) == 1
 
 
@@ -171,8 +172,11 @@ def test_an_exact_model_that_leaves_its_grid_ends_the_run_with_the_remedy(one_ra
         OutOfGridError, match="step 3: exact mode needs numbers below 1024"
     ) as error:
         rank.train()
+    assert error.value.fix.startswith("lower train.learning_rate")
     assert "model.exact: false" in error.value.fix
     assert newest_complete(rank.run.checkpoints) is None
+    lower = {"train.learning_rate": 3.0e-3, "train.evaluate_every_steps": 3}
+    assert one_rank(lower).train().status == "finished"
 
 
 def test_a_gradient_that_was_not_finite_reaches_no_record_and_no_checkpoint(
