@@ -102,9 +102,10 @@ class GaussianMixture(nn.Module):
         shifts_KD = torch.einsum("kij,kj->ki", self.factors, self.means)
         chunks = []
         for factors_CDD, shifts_CD in zip(
-            self.factors.split(_CHUNK), shifts_KD.split(_CHUNK), strict=True
+            torch.split(self.factors, _CHUNK), torch.split(shifts_KD, _CHUNK), strict=True
         ):
-            white = (x @ factors_CDD.flatten(0, 1).T).unflatten(-1, shifts_CD.shape) - shifts_CD
+            product = x @ factors_CDD.flatten(0, 1).T
+            white = product.view(*x.shape[:-1], *shifts_CD.shape) - shifts_CD
             chunks.append(white.square().sum(-1))
         log_volume_K = self.factors.diagonal(dim1=1, dim2=2).log().sum(-1)
         constants_K = self.log_weights + log_volume_K - 0.5 * self.d * math.log(2 * math.pi)
@@ -134,7 +135,7 @@ class GaussianMixture(nn.Module):
             count, self.d, generator=generator, dtype=self.means.dtype, device=home
         ).to(self.means.device)
         x_ND = torch.empty_like(white_ND)
-        for component in component_N.unique().tolist():
+        for component in torch.unique(component_N).tolist():
             rows = component_N == component
             away_DN = torch.linalg.solve_triangular(
                 self.factors[component], white_ND[rows].T, upper=False

@@ -34,7 +34,7 @@ def fit_mixture(
     """
     cluster_N = _clusters(points_ND, min(params.components, len(points_ND) // 2), seed)
     # A cluster may have lost all of its points.
-    _, cluster_N, count_K = cluster_N.unique(return_inverse=True, return_counts=True)
+    _, cluster_N, count_K = torch.unique(cluster_N, return_inverse=True, return_counts=True)
     count_K = count_K.to(points_ND.dtype)
     mean_KD = _sums(points_ND, cluster_N, len(count_K)) / count_K[:, None]
     scatter_KDD = torch.stack(
@@ -69,7 +69,7 @@ def _clusters(points_ND: Tensor, clusters: int, seed: int) -> Tensor:
 
 def _nearest(points_ND: Tensor, centre_KD: Tensor) -> Tensor:
     half_K = centre_KD.square().sum(dim=1) / 2
-    batches = points_ND.split(POINTS_PER_BATCH)
+    batches = torch.split(points_ND, POINTS_PER_BATCH)
     return torch.cat([(batch_BD @ centre_KD.T - half_K).argmax(dim=1) for batch_BD in batches])
 
 
