@@ -24,6 +24,7 @@ from enigma.couplings.channel_splines import ChannelSplines
 from enigma.couplings.conditional_base import ConditionalBase
 from enigma.couplings.settings import CouplingKind, CouplingOptions, CouplingSettings
 from enigma.density.distribution import FlowDistribution
+from enigma.density.mixture import GaussianMixture
 from enigma.density.moments import moments
 from enigma.density.prior import Prior, PriorName, check_prior, draw, log_density, squash, unsquash
 
@@ -47,7 +48,8 @@ class EnigmaFlow(nn.Module):
             the width of the context. A density of one channel has no machine, whose blocks halve
             the channels: give the settings of its only transform.
         prior: "gaussian" is the standard normal. "uniform" squashes the machine's output by the
-            logistic function into the unit cube, where the prior is uniform. Or any distribution
+            logistic function into the unit cube, where the prior is uniform. A `GaussianMixture`
+            has clusters, and is saved with the flow. Or any distribution
             with event shape `(d,)`, or a module that returns one: it may have parameters, and it
             moves to other devices with the flow.
         marginal_bins: bins of the splines that first bend every channel by itself
@@ -358,16 +360,21 @@ def save_flow(flow: EnigmaFlow, directory: str | Path) -> None:
     Raises:
         ValueError: for a prior of one's own, which no file can describe.
     """
-    if flow.prior not in get_args(PriorName):
+    prior = (
+        {"num_components": flow.prior.num_components}
+        if isinstance(flow.prior, GaussianMixture)
+        else flow.prior
+    )
+    if prior not in get_args(PriorName) and not isinstance(prior, dict):
         raise ValueError(
-            f"expected a prior of {get_args(PriorName)}, got {flow.prior!r}; to fix this: save "
-            "flow.state_dict() and build the flow again with the same prior"
+            f"expected a prior of {get_args(PriorName)} or a mixture, got {prior!r}; to fix this: "
+            "save flow.state_dict() and build the flow again with the same prior"
         )
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     marginal_bins = 0 if flow.marginals is None else flow.marginals.spline.num_bins
     machine = flow.settings.to_arguments() if flow.enigma is None else flow.enigma.settings
-    config = {"prior": flow.prior, "marginal_bins": marginal_bins, "enigma": machine}
+    config = {"prior": prior, "marginal_bins": marginal_bins, "enigma": machine}
     (path / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file({k: v.contiguous() for k, v in flow.state_dict().items()}, path / _WEIGHTS_FILE)
 
@@ -385,10 +392,12 @@ def load_flow(directory: str | Path, map_location: str | torch.device = "cpu") -
     """
     path = Path(directory)
     config = json.loads((path / _CONFIG_FILE).read_text(encoding="utf-8"))
-    machine = config["enigma"]
+    machine, prior = config["enigma"], config["prior"]
+    if isinstance(prior, dict):
+        prior = GaussianMixture(**prior, d=machine.get("d", 1))
     flow = EnigmaFlow(
         Enigma(**machine) if "d" in machine else CouplingSettings.of(**machine),
-        config["prior"],
+        prior,
         # Files written before flows had marginals do not name them.
         marginal_bins=config.get("marginal_bins", 0),
     )

@@ -246,8 +246,25 @@ class EvaluateParams(_Section):
     prompts: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
 
+class MixtureParams(_Section):
+    """The mixture of Gaussians behind the flow over final hidden states.
+
+    `pseudo_counts` is how many states of a typical cluster are added to each. `steps` and
+    `learning_rate` are those of the flow in front of it.
+    """
+
+    components: PositiveInt
+    pseudo_counts: PositiveFloat
+    steps: PositiveInt
+    learning_rate: PositiveFloat
+
+
 class TrainFlowParams(_Section):
-    """The flows over the LM's final hidden states, and over their means per passage."""
+    """The flows over the LM's final hidden states, and over their means per passage.
+
+    Without a `mixture` the flow over final hidden states starts from one Gaussian, as the flow over
+    passages always does.
+    """
 
     seed: Seed
     train_states: PositiveInt
@@ -255,6 +272,7 @@ class TrainFlowParams(_Section):
     states_per_sequence: PositiveInt
     passages: PositiveInt
     noise_std: PositiveFloat
+    mixture: MixtureParams | None
     energy_weight: Annotated[float, Field(ge=0.0)]
     num_blocks: PositiveInt
     hidden_channels: PositiveInt

@@ -3,8 +3,8 @@
     python -m pipelines.train_flow
 
 States are read from training sequences; early stopping uses validation sequences. The flow is
-fitted to states whitened by the full-covariance Gaussian that it has to beat: before its first
-step it is that Gaussian, so whatever it gains is not Gaussian. A second flow, over the mean states
+fitted to states whitened by the full-covariance Gaussian that it has to beat, from a mixture of
+Gaussians that has their clusters (`pipelines/flow/mixture.py`). A second flow, over the mean states
 of passages, scores documents (`pipelines/flow/document_flow.py`). A fit takes about a minute and is
 not resumed: if it is killed, it starts again in the same MLflow run.
 """
@@ -176,6 +176,7 @@ def fit_states(
         "validation_nll_nats_per_dim": result.best.validation_nll_nats_per_dim,
         "gaussian_validation_nll_nats_per_dim": -float(gaussian_log_prob_N.mean())
         / held_out_ND.shape[1],
+        "untrained_validation_nll_nats_per_dim": result.history[0].validation_nll_nats_per_dim,
         "best_step": result.best.step,
         "steps": result.history[-1].step,
         "parameters": sum(parameter.numel() for parameter in state_flow.flow.parameters()),

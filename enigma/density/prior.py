@@ -10,16 +10,22 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional
 
+from enigma.density.mixture import GaussianMixture
+
 __all__ = ["Prior", "PriorName", "check_prior", "draw", "log_density", "squash", "unsquash"]
 
 PriorName = Literal["gaussian", "uniform"]
 Prior: TypeAlias = PriorName | Distribution | nn.Module
-"""A standard distribution, any other over vectors, or a module that returns one when called."""
+"""A standard distribution, a `GaussianMixture`, any other distribution over vectors, or a module
+that returns one when called."""
 
 
 def check_prior(prior: Prior, d: int) -> None:
     """Raise a ValueError unless `prior` is a distribution of vectors of `d`."""
-    if isinstance(prior, Distribution | nn.Module):
+    if isinstance(prior, GaussianMixture):
+        if prior.d != d:
+            raise ValueError(f"expected a prior over vectors of {d}, got {prior}")
+    elif isinstance(prior, Distribution | nn.Module):
         own = _own(prior)
         if own.event_shape != (d,) or own.batch_shape or not own.has_rsample:
             raise ValueError(
@@ -38,6 +44,8 @@ def log_density(prior: Prior, z: Tensor) -> Tensor:
         return z.new_zeros(z.shape[:-1])
     if prior == "gaussian":
         return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
+    if isinstance(prior, GaussianMixture):
+        return prior.log_prob(z)
     return _own(prior).log_prob(z)
 
 
@@ -55,6 +63,8 @@ def draw(
     Raises:
         ValueError: for a generator with a distribution of the user's own.
     """
+    if isinstance(prior, GaussianMixture):
+        return prior.sample(shape[:-1], generator)
     if not isinstance(prior, str):
         if generator is not None:
             raise ValueError(

@@ -69,5 +69,6 @@ def check_samples(sampled_ND: Tensor) -> None:
         raise GateError(
             "flow_samples",
             f"expected finite samples, got NaN or infinity in {broken} of {len(sampled_ND)}",
-            "lower train_flow.learning_rate, or use fewer blocks (train_flow.num_blocks)",
+            "lower train_flow.learning_rate and that of train_flow.mixture, or use fewer blocks "
+            "(train_flow.num_blocks)",
         )

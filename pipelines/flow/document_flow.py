@@ -173,8 +173,10 @@ def fit_document_flow(
     state_flow, result = fit_state_flow(
         train_PD,
         noisy_PD,
-        # This flow is for scoring; its samples are shown and not used.
-        params=params.model_copy(update={"noise_std": NOISE_STD, "energy_weight": 0.0}),
+        # This flow is for scoring; its samples are shown and not used. Means have no clusters.
+        params=params.model_copy(
+            update={"noise_std": NOISE_STD, "energy_weight": 0.0, "mixture": None}
+        ),
         device=model.device,
         on_evaluation=on_evaluation,
     )

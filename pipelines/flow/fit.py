@@ -1,9 +1,13 @@
 """Fitting a flow to states, over the Gaussian that it has to beat.
 
+States form clusters, and a flow does not tear one Gaussian into clusters: it starts from a mixture,
+fitted behind the fresh flow, and keeps a step only if held-out states confirm it (ADR 22).
+
 Likelihood alone does not make samples look like states: in 128 dimensions a flow may gain a nat
 per dimension and still draw all its samples where no state is, because correcting them is worth
 only a few nats in total (Theis et al., "A note on the evaluation of generative models", 2016,
-section 3.2). So the energy distance between samples and states is part of the loss (ADR 11).
+section 3.2). So the energy distance between samples and states is part of the loss (ADR 11), on
+held-out states too.
 
 Every batch gets fresh noise: the flow is fitted to the density of noisy states and not to one
 draw of it, which is worth several times as many states (ADR 4).
@@ -21,13 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from enigma.bijections.constant_weights import constant_weights
+from enigma.density.mixture import GaussianMixture
 from enigma.jacobian_logdet import EnigmaFlow
 from pipelines.base.errors import GateError
 from pipelines.base.run_stage import progress
 from pipelines.flow.energy import energy_distance
 from pipelines.flow.gaussian import Gaussian
-from pipelines.flow.state_flow import STATES_PER_BATCH, StateFlow
-from pipelines.params import TrainFlowParams
+from pipelines.flow.mixture import fit_mixture
+from pipelines.flow.state_flow import STATES_PER_BATCH, StateFlow, base_points
+from pipelines.params import MixtureParams, TrainFlowParams
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,14 @@ class Evaluation:
         step: Optimiser steps so far.
         train_nll_nats_per_dim: On about as many training states as there are held-out ones.
         validation_nll_nats_per_dim: On the held-out states.
+        validation_loss_nats_per_dim: The same, and the weighted energy distance between the
+            held-out states and as many samples.
     """
 
     step: int
     train_nll_nats_per_dim: float
     validation_nll_nats_per_dim: float
+    validation_loss_nats_per_dim: float
 
 
 @dataclass
@@ -60,7 +69,7 @@ class Fit:
     @property
     def best(self) -> Evaluation:
         """The evaluation with the lowest held-out loss, the earliest in a tie."""
-        return min(self.history, key=lambda row: row.validation_nll_nats_per_dim)
+        return min(self.history, key=lambda row: row.validation_loss_nats_per_dim)
 
     @property
     def evaluations_since_best(self) -> int:
@@ -82,7 +91,7 @@ def fit_state_flow(
     device: torch.device,
     on_evaluation: Callable[[Evaluation], None],
 ) -> tuple[StateFlow, Fit]:
-    """Fit the Gaussian of the states, and a flow over it.
+    """Fit the Gaussian of the states, a mixture in its coordinates, and the flow between them.
 
     Args:
         train_ND: (N, D) float32 states without noise.
@@ -108,11 +117,27 @@ def fit_state_flow(
         # The axes of whitened states have no meaning of their own.
         axes_matter=False,
         seed=params.seed,
-    ).to(device)
+    )
+    if params.mixture is not None:
+        flow.prior = _mixture_behind(StateFlow(flow, gaussian), train_ND, params.mixture, params)
+        slower = {name: getattr(params.mixture, name) for name in ("steps", "learning_rate")}
+        params = params.model_copy(update=slower)
+    flow.to(device)
     result = fit(
         flow, gaussian, train_ND, validation_ND, params=params, on_evaluation=on_evaluation
     )
     return StateFlow(flow.eval(), gaussian), result
+
+
+def _mixture_behind(
+    state_flow: StateFlow, train_ND: Tensor, mixture: MixtureParams, params: TrainFlowParams
+) -> GaussianMixture:
+    """Fit a mixture to where a fresh flow, which is still affine, puts states and their noise."""
+    points_ND, _ = state_flow.to_base(train_ND)
+    mean_1D = state_flow.gaussian.mean[None]
+    moved_DD = mean_1D + params.noise_std * torch.eye(mean_1D.shape[1])
+    noise_DD = state_flow.to_base(moved_DD)[0] - state_flow.to_base(mean_1D)[0]
+    return fit_mixture(points_ND, noise_DD.T @ noise_DD, mixture, seed=params.seed)
 
 
 def fit(
@@ -124,7 +149,7 @@ def fit(
     params: TrainFlowParams,
     on_evaluation: Callable[[Evaluation], None],
 ) -> Fit:
-    """Train with AdamW, a cosine schedule, clipping and early stopping on the likelihood.
+    """Train with AdamW, a cosine schedule, clipping and early stopping on the held-out loss.
 
     Args:
         flow: Trained in place; it ends with the best weights, not with the last.
@@ -152,7 +177,12 @@ def fit(
 
     def evaluate(step: int) -> None:
         seen, held_out = (_nll_nats_per_dim(flow, gaussian, x) for x in (seen_ND, held_out_ND))
-        row = Evaluation(step, seen, held_out)
+        distance = 0.0
+        if params.energy_weight:
+            sampled_ND = StateFlow(flow, gaussian).sample(len(held_out_ND), seed=params.seed)
+            white_ND = gaussian.whiten(sampled_ND)
+            distance = float(energy_distance(held_out_ND.double(), white_ND))
+        row = Evaluation(step, seen, held_out, held_out + params.energy_weight * distance)
         result.add(row, flow)
         on_evaluation(row)
 
@@ -210,8 +240,7 @@ def loss_nats(
     if not energy_weight:
         return nll_nats
     # Half as many samples as states are enough, and an inverse pass is not free.
-    base_HD = torch.randn(len(white_BD) // 2, white_BD.shape[1], generator=base)
-    sampled_HD, _ = flow.inverse(base_HD.to(white_BD.device))
+    sampled_HD, _ = flow.inverse(base_points(flow, len(white_BD) // 2, base))
     distance = energy_distance(white_BD[: len(sampled_HD)], sampled_HD)
     return nll_nats + energy_weight * white_BD.shape[1] * distance
 
@@ -231,6 +260,6 @@ def _step(
             "finite_flow_loss",
             f"expected a finite loss and gradient, got {loss.item()} nats and a norm of "
             f"{norm.item()} at step {step}",
-            "lower train_flow.learning_rate in params.yaml",
+            "lower train_flow.learning_rate and that of train_flow.mixture in params.yaml",
         )
     optimiser.step()

@@ -1,8 +1,8 @@
 """The full-covariance Gaussian: the baseline of the flow, and the map that whitens for it.
 
 Both uses are one object on purpose. The flow is fitted to the whitened states and
-starts as a rotation, so before its first step it *is* this Gaussian; whatever it
-gains is not Gaussian.
+starts as a rotation, so before its first step, without a mixture behind it, it *is* this
+Gaussian; whatever it gains is not Gaussian.
 
 Shape legend: N states, D dimensions.
 """
@@ -88,15 +88,11 @@ class Gaussian:
 
     def log_prob(self, states_ND: Tensor) -> Tensor:
         """Return the log density of each state in nats, (N,) float64."""
-        return standard_normal_log_prob(self.whiten(states_ND)) - self.log_det
+        white_ND = self.whiten(states_ND)
+        constant = white_ND.shape[1] * log(2 * pi)
+        return -0.5 * (white_ND.square().sum(dim=1) + constant) - self.log_det
 
     def sample(self, count: int, *, seed: int) -> Tensor:
         """Draw states, (count, D) float32."""
         generator = torch.Generator().manual_seed(seed)
         return self.colour(torch.randn(count, len(self.mean), generator=generator)).float()
-
-
-def standard_normal_log_prob(white_ND: Tensor) -> Tensor:
-    """Return the log density of N(0, 1) in nats, (N,)."""
-    num_dims = white_ND.shape[-1]
-    return -0.5 * (white_ND.square().sum(dim=-1) + num_dims * log(2 * pi))

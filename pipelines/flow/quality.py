@@ -30,7 +30,8 @@ def distances(real_SKD: Tensor, clouds: dict[str, Tensor], *, seed: int) -> dict
 
     Args:
         real_SKD: (S, K, D) real states, K of each sequence.
-        clouds: (M, D) samples by the prefix of their metrics.
+        clouds: (M, D) samples by the prefix of their metrics; the classifier sees as many of them
+            as there are real states.
         seed: Seed of the classifier.
 
     Returns:
@@ -46,7 +47,9 @@ def distances(real_SKD: Tensor, clouds: dict[str, Tensor], *, seed: int) -> dict
     found = {}
     for prefix, (first_ND, second_MD) in pairs.items():
         found[f"{prefix}energy_distance"] = float(energy_distance(first_ND, second_MD))
-        found[f"{prefix}two_sample_auc"] = two_sample_auc(first_ND, second_MD, seed=seed)
+        found[f"{prefix}two_sample_auc"] = two_sample_auc(
+            first_ND, second_MD[: len(first_ND)], seed=seed
+        )
     return found
 
 

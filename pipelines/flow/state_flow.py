@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from enigma.bijections.constant_weights import constant_weights
+from enigma.density.mixture import GaussianMixture
 from enigma.jacobian_logdet import EnigmaFlow, load_flow, save_flow
 from pipelines.base.artifacts import sha256_file
 from pipelines.base.errors import UserError
-from pipelines.flow.gaussian import Gaussian, standard_normal_log_prob
+from pipelines.flow.gaussian import Gaussian
 
 WHITENING_FILE = "whitening.safetensors"
 STATES_PER_BATCH = 1024
@@ -64,8 +65,13 @@ class StateFlow:
 
     def log_prob(self, states_ND: Tensor) -> Tensor:
         """Return log densities in nats, (N,) float64."""
-        base_ND, log_det_N = self.to_base(states_ND)
-        return standard_normal_log_prob(base_ND.double()) + log_det_N
+        white_ND = self.gaussian.whiten(states_ND).float()
+        with torch.no_grad(), constant_weights():
+            log_prob = [
+                self.flow.log_prob(batch_BD.to(self.flow.scale.device)).cpu().double()
+                for batch_BD in torch.split(white_ND, STATES_PER_BATCH)
+            ]
+        return torch.cat(log_prob) - self.gaussian.log_det
 
     def sample(self, count: int, *, seed: int, temperature: float = 1.0) -> Tensor:
         """Draw states, the same for the same seed on every device.
@@ -73,15 +79,15 @@ class StateFlow:
         Args:
             count: Number of states.
             seed: Seed of the draw.
-            temperature: Scales the standard deviation of the base; below 1 the states are
-                more typical of the flow (Kingma and Dhariwal, "Glow", 2018, section 6).
+            temperature: Scales the standard deviation of the base, of each cluster if it has
+                clusters; below 1 the states are more typical of the flow (Kingma and Dhariwal,
+                "Glow", 2018, section 6).
 
         Returns:
             (count, D) float32.
         """
         generator = torch.Generator().manual_seed(seed)
-        base_ND = torch.randn(count, len(self.gaussian.mean), generator=generator)
-        return self.from_base(temperature * base_ND)
+        return self.from_base(base_points(self.flow, count, generator, temperature))
 
     def round_trip_error(self, states_ND: Tensor) -> float:
         """Measure how exactly the flow inverts, in the worse of both directions.
@@ -130,6 +136,22 @@ class StateFlow:
             ) from None
         gaussian = Gaussian(whitening["mean"].double(), whitening["factor"].double())
         return cls(flow.eval().to(device), gaussian)
+
+
+def base_points(
+    flow: EnigmaFlow, count: int, generator: torch.Generator, temperature: float = 1.0
+) -> Tensor:
+    """Draw points of the base, (count, D) float32 on the flow's device.
+
+    Args:
+        flow: A flow whose prior is a `GaussianMixture`, or the standard normal.
+        count: Number of points.
+        generator: On the CPU: the points are then the same on every device.
+        temperature: Scales the standard deviation.
+    """
+    if isinstance(flow.prior, GaussianMixture):
+        return flow.prior.sample((count,), generator, temperature=temperature)
+    return temperature * torch.randn(count, flow.d, generator=generator).to(flow.scale.device)
 
 
 def check_language_model(directory: Path, weights_sha256: str) -> None:

@@ -22,6 +22,12 @@ from pipelines.registry.names import CODE, FLOW, find_lm
 from pipelines.tracking.git import is_commit
 
 RETRAIN = "run `dvc repro` and `enigma register` again"
+SAMPLE_MEASURES = {
+    "two_sample_auc": "two-sample AUC",
+    "energy_distance": "energy distance",
+    "true_jensen_shannon_bits": "bits to true next tokens",
+}
+"""Measures of samples in `sample_flow.json`, each lower for better ones, and their labels."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ def _named(alarms: Any) -> str:
 
 
 def flow_gates(proof: Proof) -> list[Gate]:
-    """Return the gates of a flow: its data, its round trip, its gain."""
+    """Return the gates of a flow: its data, its round trip, its gain, its samples."""
     sampled, training = proof.flow["sample_flow"], proof.flow["flow_training"]
     error = _number(sampled, "round_trip_error")
     bound = _number(sampled, "max_round_trip_error")
@@ -211,12 +217,36 @@ def flow_gates(proof: Proof) -> list[Gate]:
             f"below the Gaussian's {theirs:.4f}",
             "train the flow longer, or on more states",
         ),
+        _samples_gate(sampled),
         _equal(
             "flow_weights", sampled.get("flow_weights_sha256"), proof.flow_weights_sha256,
             "the version's weights",
         ),
         _losses_gate(proof, ours - theirs, 1.0),
     ]  # fmt: skip
+
+
+def _samples_gate(sampled: Mapping[str, Any]) -> Gate:
+    """Check that samples are nearer to real states than those of the Gaussian, by every measure."""
+    ours, theirs = (
+        {name: _number(sampled, prefix + name) for name in SAMPLE_MEASURES}
+        for prefix in ("", "gaussian_")
+    )
+    for found in (ours, theirs):
+        # A classifier that is always wrong has told them apart.
+        found["two_sample_auc"] = max(found["two_sample_auc"], 1 - found["two_sample_auc"])
+    figures, bound = (
+        ", ".join(f"{label} {found[name]:.4f}" for name, label in SAMPLE_MEASURES.items())
+        for found in (ours, theirs)
+    )
+    return Gate(
+        "samples",
+        all(-math.inf < ours[name] < theirs[name] for name in SAMPLE_MEASURES),
+        figures,
+        f"each below the Gaussian's {bound}",
+        "fit the flow to more states (train_flow.train_states) or from more clusters "
+        "(train_flow.mixture in params.yaml), then run `dvc repro` and `enigma register` again",
+    )
 
 
 def language_model_gate(client: Any, proof: Proof) -> Gate:

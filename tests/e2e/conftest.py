@@ -28,9 +28,12 @@ SMALL = {
     "train_flow.train_states": 2048,
     "train_flow.validation_states": 512,
     "train_flow.passages": 128,
+    "train_flow.mixture.components": 64,
+    "train_flow.mixture.steps": 10,
     "train_flow.hidden_channels": 64,
     "train_flow.steps": 30,
-    "sample_flow.samples": 256,
+    # With 256 the gate `samples` compares noise: an AUC of 0.628 with 0.626.
+    "sample_flow.samples": 1024,
     "sample_flow.passages": 8,
 }
 

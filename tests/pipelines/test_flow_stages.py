@@ -26,6 +26,9 @@ from tests.support import REPOSITORY, TINY_NGRAMS, TINY_RUN, change_params, make
 SMALL_FLOW = {
     "train_flow.train_states": 640,
     "train_flow.validation_states": 64,
+    "train_flow.mixture.components": 4,
+    "train_flow.mixture.steps": 20,
+    "train_flow.mixture.learning_rate": 1.0e-3,
     "train_flow.num_blocks": 1,
     "train_flow.hidden_channels": 16,
     "train_flow.steps": 20,
@@ -163,7 +166,7 @@ def test_an_evaluation_with_alarms_or_of_another_model_is_refused(
 
 
 def test_a_loss_that_is_not_finite_publishes_nothing(evaluated: Workspace, set_params: Any) -> None:
-    set_params({"train_flow.learning_rate": 1e30})
+    set_params({"train_flow.mixture.learning_rate": 1e30})
     with pytest.raises(GateError, match="finite_flow_loss"):
         train_flow()
     assert not evaluated.flow.exists()
@@ -197,7 +200,7 @@ def test_a_flow_that_does_not_invert_fails_the_stage(fitted: Workspace) -> None:
 
 def test_a_flow_that_gives_no_numbers_fails_the_stage(fitted: Workspace) -> None:
     plant(fitted.flow, "scale", math.nan)
-    with pytest.raises(GateError, match="NaN or infinity in 64 of 64"):
+    with pytest.raises(GateError, match="NaN or infinity in 256 of 256"):
         sample_flow()
     assert not fitted.report("sample_flow").exists()
 

@@ -7,11 +7,11 @@ import torch
 
 from enigma.jacobian_logdet import EnigmaFlow
 from pipelines.flow.energy import energy_distance
-from pipelines.flow.fit import Evaluation, Fit, fit, loss_nats
+from pipelines.flow.fit import Evaluation, Fit, fit, fit_state_flow, loss_nats
 from pipelines.flow.gaussian import Gaussian
 from pipelines.flow.hidden_states import with_noise
 from pipelines.flow.state_flow import StateFlow
-from pipelines.params import TrainFlowParams, load_params
+from pipelines.params import MixtureParams, TrainFlowParams, load_params
 from tests.support import REPOSITORY
 
 NOISE_STD = 0.1
@@ -68,6 +68,53 @@ def test_the_flow_starts_at_the_gaussian_and_beats_it(ring_fit: tuple[StateFlow,
     entropy = (3 * noise_entropy + math.log(2 * math.pi)) / 4
     nll = -float(state_flow.log_prob(test_ND).mean()) / 4
     assert entropy < nll < baseline - 0.1
+
+
+def test_a_fit_from_clusters_starts_at_the_mixture_and_ends_no_worse(
+    recipe: TrainFlowParams,
+) -> None:
+    """Rings far apart: their mixture is far better than their Gaussian before any step."""
+    apart_D = torch.tensor([20.0, 0.0, 0.0, 0.0])
+    train_ND, held_out_ND = (
+        torch.cat((ring(count, seed), ring(count, seed + 1) + apart_D))
+        for count, seed in ((1000, 0), (200, 2))
+    )
+    held_out_ND = with_noise(held_out_ND, noise_std=NOISE_STD, split="validation", seed=0)
+    params = recipe.model_copy(
+        update={
+            "mixture": MixtureParams(
+                components=20, pseudo_counts=4.0, steps=20, learning_rate=1e-3
+            ),
+            "hidden_channels": 16,
+        }
+    )
+    state_flow, result = fit_state_flow(
+        train_ND,
+        held_out_ND,
+        params=params,
+        device=torch.device("cpu"),
+        on_evaluation=lambda _: None,
+    )
+    gaussian = -float(state_flow.gaussian.log_prob(held_out_ND).mean()) / 4
+    start = result.history[0]
+    assert (start.step, result.history[-1].step) == (0, 20)
+    assert start.validation_nll_nats_per_dim < gaussian - 0.3
+    assert result.best.validation_loss_nats_per_dim <= start.validation_loss_nats_per_dim
+    nll = -float(state_flow.log_prob(held_out_ND).mean()) / 4
+    assert nll == pytest.approx(result.best.validation_nll_nats_per_dim, abs=1e-5)
+    distance = energy_distance(
+        state_flow.gaussian.whiten(held_out_ND),
+        state_flow.gaussian.whiten(state_flow.sample(400, seed=params.seed)),
+    ).item()
+    assert result.best.validation_loss_nats_per_dim == pytest.approx(
+        nll + params.energy_weight * distance, abs=1e-5
+    )
+
+
+def test_a_fit_stops_at_what_samples_and_likelihood_say_together() -> None:
+    rows = [Evaluation(0, 1.0, 1.0, 1.2), Evaluation(1, 0.9, 0.9, 1.3), Evaluation(2, 1, 1, 1.1)]
+    assert Fit(rows).best is rows[2]
+    assert Fit(rows[:2]).best is rows[0], "likelihood alone would have taken the second"
 
 
 def test_samples_lie_where_the_states_lie(ring_fit: tuple[StateFlow, Fit]) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from enigma.density.mixture import GaussianMixture
 from enigma.jacobian_logdet import EnigmaFlow
 from pipelines.base.artifacts import sha256_file
 from pipelines.base.errors import UserError
@@ -13,12 +14,16 @@ from pipelines.flow.gaussian import Gaussian
 from pipelines.flow.state_flow import StateFlow, check_language_model
 
 
-@pytest.fixture
-def state_flow() -> StateFlow:
-    """A flow with random weights over a Gaussian."""
+@pytest.fixture(params=["Gaussian", "mixture"])
+def state_flow(request: pytest.FixtureRequest) -> StateFlow:
+    """A flow with random weights over a Gaussian, or from two clusters."""
     states_ND = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     flow = EnigmaFlow.build(4, 1, coupling="affine", hidden_channels=8)
+    if request.param == "mixture":
+        flow.prior = GaussianMixture.of(
+            torch.tensor([1.0, 2.0]), torch.ones(2, 4), torch.eye(4).repeat(2, 1, 1)
+        )
     for parameter in flow.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return StateFlow(flow.eval(), Gaussian.fit(3 + 2 * states_ND, noise_std=0.1))

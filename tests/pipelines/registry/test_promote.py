@@ -60,6 +60,13 @@ FLOW_CASES = [
     ("losses", "sample_flow.json", "test_nll_nats_per_dim", 0.1),
     ("content", "sample_flow.json", "round_trip_error", 2e-6),
     ("gaussian", "sample_flow.json", "test_nll_nats_per_dim", 0.6),
+    # Each measure alone: as bad as the Gaussian's, missing, and no number.
+    ("samples", "sample_flow.json", "two_sample_auc", 0.7),
+    ("samples", "sample_flow.json", "two_sample_auc", 0.0),
+    ("samples", "sample_flow.json", "energy_distance", 0.031),
+    ("samples", "sample_flow.json", "true_jensen_shannon_bits", 0.21),
+    ("samples", "sample_flow.json", "gaussian_energy_distance", None),
+    ("samples", "sample_flow.json", "true_jensen_shannon_bits", "0.1"),
 ]
 
 

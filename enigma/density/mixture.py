@@ -1,0 +1,148 @@
+"""A mixture of normal distributions, as the prior of a flow whose data form clusters.
+
+A flow is continuous and invertible: it cannot tear one cloud into clusters, and what it leaves
+between them is where its samples go wrong (Cornish et al., "Relaxing Bijectivity Constraints with
+Continuously Indexed Normalising Flows", 2020). A mixture has clusters before the flow learns.
+
+Shape legend: K components, D dimensions, C components of a chunk.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["GaussianMixture"]
+
+_CHUNK = 32
+"""Components scored at a time: the products then stay in the cache of a CPU."""
+
+
+class GaussianMixture(nn.Module):
+    """A mixture of normal distributions with full covariances.
+
+    It is fixed: its tensors are buffers, which no optimiser changes. `of` makes one from weights,
+    means and covariances; the constructor makes equal standard ones, for a file to fill.
+
+    Args:
+        num_components: K, at least 1.
+        d: width of the vectors.
+
+    Attributes:
+        log_weights: (K,), adding up to 1 as probabilities.
+        means: (K, D).
+        factors: (K, D, D), the inverse of the Cholesky factor of each covariance, so lower
+            triangular: `factor @ (x - mean)` is standard normal.
+
+    Examples:
+        >>> prior = GaussianMixture.of(torch.ones(2), torch.eye(2), torch.eye(2).expand(2, 2, 2))
+        >>> prior.log_prob(torch.zeros(5, 2)).shape, prior.sample((3,)).shape
+        (torch.Size([5]), torch.Size([3, 2]))
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    factors: Tensor
+
+    def __init__(self, num_components: int, d: int) -> None:
+        super().__init__()
+        self.register_buffer(
+            "log_weights", torch.full((num_components,), -math.log(num_components))
+        )
+        self.register_buffer("means", torch.zeros(num_components, d))
+        self.register_buffer("factors", torch.eye(d).repeat(num_components, 1, 1))
+
+    @classmethod
+    def of(cls, weights_K: Tensor, means_KD: Tensor, covariances_KDD: Tensor) -> GaussianMixture:
+        """Make a mixture, in the dtype and on the device of the means.
+
+        Args:
+            weights_K: positive; they need not add up to 1.
+            means_KD: the means.
+            covariances_KDD: symmetric and positive definite.
+
+        Raises:
+            ValueError: for shapes that do not match, or weights and covariances that are not
+                positive.
+        """
+        shape = (*means_KD.shape, means_KD.shape[-1])
+        if weights_K.shape != shape[:1] or covariances_KDD.shape != shape:
+            raise ValueError(
+                f"expected weights (K,), means (K, D) and covariances (K, D, D), got "
+                f"{tuple(weights_K.shape)}, {tuple(means_KD.shape)}, {tuple(covariances_KDD.shape)}"
+            )
+        lower_KDD, failed_K = torch.linalg.cholesky_ex(covariances_KDD)
+        bad = failed_K.bool() | ~(weights_K > 0)
+        if bool(bad.any()):
+            raise ValueError(
+                "expected positive weights and positive definite covariances, got component "
+                f"{int(bad.nonzero()[0])} without; to fix this: add a little to the diagonal"
+            )
+        mixture = cls(*means_KD.shape).to(means_KD)
+        mixture.log_weights.copy_((weights_K / weights_K.sum()).log())
+        mixture.means.copy_(means_KD)
+        identity_DD = torch.eye(means_KD.shape[1]).to(lower_KDD)
+        mixture.factors.copy_(torch.linalg.solve_triangular(lower_KDD, identity_DD, upper=False))
+        return mixture
+
+    @property
+    def num_components(self) -> int:
+        """K."""
+        return len(self.means)
+
+    @property
+    def d(self) -> int:
+        """Width of the vectors."""
+        return self.means.shape[1]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log-density in nats, `(...)`, at `x` `(..., d)`."""
+        shifts_KD = torch.einsum("kij,kj->ki", self.factors, self.means)
+        chunks = []
+        for factors_CDD, shifts_CD in zip(
+            torch.split(self.factors, _CHUNK), torch.split(shifts_KD, _CHUNK), strict=True
+        ):
+            product = x @ factors_CDD.flatten(0, 1).T
+            white = product.view(*x.shape[:-1], *shifts_CD.shape) - shifts_CD
+            chunks.append(white.square().sum(-1))
+        log_volume_K = self.factors.diagonal(dim1=1, dim2=2).log().sum(-1)
+        constants_K = self.log_weights + log_volume_K - 0.5 * self.d * math.log(2 * math.pi)
+        return (constants_K - 0.5 * torch.cat(chunks, dim=-1)).logsumexp(-1)
+
+    def sample(
+        self,
+        sample_shape: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+        *,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Draw `(*sample_shape, d)`, on the device of the mixture.
+
+        Args:
+            sample_shape: how many.
+            generator: a source of randomness on any device: the same seed gives the same vectors
+                on every device. None takes torch's default.
+            temperature: scales how far vectors are from the mean of their component.
+        """
+        home = self.means.device if generator is None else generator.device
+        count = math.prod(sample_shape)
+        component_N = torch.multinomial(
+            self.log_weights.exp().to(home), max(count, 1), replacement=True, generator=generator
+        )[:count].to(self.means.device)
+        white_ND = torch.randn(
+            count, self.d, generator=generator, dtype=self.means.dtype, device=home
+        ).to(self.means.device)
+        x_ND = torch.empty_like(white_ND)
+        for component in torch.unique(component_N).tolist():
+            rows = component_N == component
+            away_DN = torch.linalg.solve_triangular(
+                self.factors[component], white_ND[rows].T, upper=False
+            )
+            x_ND[rows] = self.means[component] + temperature * away_DN.T
+        return x_ND.view(*sample_shape, self.d)
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows."""
+        return f"num_components={self.num_components}, d={self.d}"
