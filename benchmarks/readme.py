@@ -24,7 +24,6 @@ DOCUMENTS = (
     REPOSITORY / "docs" / "data.md",
     REPOSITORY / "docs" / "flow.md",
     REPOSITORY / "docs" / "library.md",
-    REPOSITORY / "docs" / "operations.md",
     REPOSITORY / "docs" / "quality.md",
     REPOSITORY / "docs" / "training.md",
 )
