@@ -31,7 +31,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.data.shards import ShardReader
 from pipelines.data.text.vocabulary import load_tokenizer
-from pipelines.language_model.repetition import distinct_2, repetition_rate
+from pipelines.language_model.continuations import distinct_2, repetition_rate
 
 LONG, SHORT, STRIDE = 1024, 256, 128
 MODELS = ("enigma", "gpt2", "llama")
