@@ -360,18 +360,15 @@ def save_flow(flow: EnigmaFlow, directory: str | Path) -> None:
     Raises:
         ValueError: for a prior of one's own, which no file can describe.
     """
-    prior = (
-        {"num_components": flow.prior.num_components}
-        if isinstance(flow.prior, GaussianMixture)
-        else flow.prior
-    )
-    if prior not in get_args(PriorName) and not isinstance(prior, dict):
+    prior: Any = flow.prior
+    if isinstance(prior, GaussianMixture):
+        prior = {"num_components": prior.num_components}
+    elif prior not in get_args(PriorName):
         raise ValueError(
             f"expected a prior of {get_args(PriorName)} or a mixture, got {prior!r}; to fix this: "
             "save flow.state_dict() and build the flow again with the same prior"
         )
-    path = Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
+    (path := Path(directory)).mkdir(parents=True, exist_ok=True)
     marginal_bins = 0 if flow.marginals is None else flow.marginals.spline.num_bins
     machine = flow.settings.to_arguments() if flow.enigma is None else flow.enigma.settings
     config = {"prior": prior, "marginal_bins": marginal_bins, "enigma": machine}
@@ -395,12 +392,9 @@ def load_flow(directory: str | Path, map_location: str | torch.device = "cpu") -
     machine, prior = config["enigma"], config["prior"]
     if isinstance(prior, dict):
         prior = GaussianMixture(**prior, d=machine.get("d", 1))
-    flow = EnigmaFlow(
-        Enigma(**machine) if "d" in machine else CouplingSettings.of(**machine),
-        prior,
-        # Files written before flows had marginals do not name them.
-        marginal_bins=config.get("marginal_bins", 0),
-    )
+    core = Enigma(**machine) if "d" in machine else CouplingSettings.of(**machine)
+    # Files written before flows had marginals do not name them.
+    flow = EnigmaFlow(core, prior, marginal_bins=config.get("marginal_bins", 0))
     weights = load_file(path / _WEIGHTS_FILE, device=str(map_location))
     flow.load_state_dict(weights, assign=True)
     return flow

@@ -9,14 +9,8 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+import pydantic
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -247,11 +241,7 @@ class EvaluateParams(_Section):
 
 
 class MixtureParams(_Section):
-    """The mixture of Gaussians behind the flow over final hidden states.
-
-    `pseudo_counts` is how many states of a typical cluster are added to each. `steps` and
-    `learning_rate` are those of the flow in front of it.
-    """
+    """The mixture of Gaussians behind the flow over final states, and the flow's recipe there."""
 
     components: PositiveInt
     pseudo_counts: PositiveFloat
@@ -260,11 +250,7 @@ class MixtureParams(_Section):
 
 
 class TrainFlowParams(_Section):
-    """The flows over the LM's final hidden states, and over their means per passage.
-
-    Without a `mixture` the flow over final hidden states starts from one Gaussian, as the flow over
-    passages always does.
-    """
+    """The flows over the LM's final states, from a mixture or one Gaussian, and over passages."""
 
     seed: Seed
     train_states: PositiveInt
@@ -384,7 +370,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         ) from error
     try:
         params = Params.model_validate(raw)
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         raise UserError(
             f"{path} does not match the schema:\n{_explain(error)}",
             "correct these fields (the schema is pipelines/params.py)",
@@ -398,7 +384,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     return params
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: pydantic.ValidationError) -> str:
     """Write one line per field: where it is, what was expected, what it got."""
     lines = []
     for item in error.errors(include_url=False):
