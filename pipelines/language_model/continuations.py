@@ -17,6 +17,8 @@ import numpy.typing as npt
 from enigma.generation import Sampling, sample_ids
 from enigma.language_model.word_pieces import join_word_pieces
 from pipelines.base.templates import render
+from pipelines.data.order import evenly_spaced
+from pipelines.language_model.scoring import batches
 
 Ids = npt.NDArray[np.int64]
 
@@ -49,7 +51,8 @@ def measure_continuations(
     length = sequences["test"].shape[1]
     prompt = min(MAX_PROMPT_TOKENS, length // 2)
     end = min(length, prompt + tokens)
-    choosing = sequences["validation"][:CHOICE_TEXTS]
+    validation = sequences["validation"]
+    choosing = validation[evenly_spaced(len(validation), CHOICE_TEXTS)]
     real = distinct_2(choosing[:, prompt:end])
 
     def miss(setting: tuple[float, float]) -> float:
@@ -128,17 +131,17 @@ def continuations_page(
         champion: The same of the champion, or None; its texts are shown where the prompts are the
             same.
     """
-    theirs = {row["prompt"]: row["generated"] for row in (champion or {}).get("continuations", ())}
-    columns = {"this model": generation, "real text": generation["real"]}
+    theirs, columns = None, {"this model": generation, "real text": generation["real"]}
     if champion is not None:
         columns["champion"] = champion
+        theirs = {row["prompt"]: row["generated"] for row in champion["continuations"]}
     return render(
         "pipelines.language_model",
         "continuations.html.j2",
         title=title,
         generation=generation,
         columns=columns,
-        theirs=theirs if champion is not None else None,
+        theirs=theirs,
     )
 
 
@@ -155,13 +158,13 @@ def _continue_all(model: Any, prompt_NP: Ids, tokens: int, temperature: float, t
     """Return what is added, (N, T); documents may end within it, as they do in real sequences."""
     import torch
 
-    # All but the rarest may be drawn, and nothing hides the repetition that is measured.
+    # No top-k, and no penalty that would hide the repetition that is measured.
     sampling = Sampling(tokens, temperature, top_k=0, top_p=top_p)
-    added = [
-        sample_ids(model, torch.from_numpy(rows), sampling, past_the_end=True)[:, rows.shape[1] :]
-        for rows in np.array_split(prompt_NP, max(1, -(-len(prompt_NP) // BATCH)))
+    texts = [
+        sample_ids(model, torch.from_numpy(prompt_NP[rows]), sampling, past_the_end=True).cpu()
+        for rows in batches(np.arange(len(prompt_NP)), BATCH)
     ]
-    ids: Ids = torch.cat(added).numpy()
+    ids: Ids = torch.cat(texts)[:, prompt_NP.shape[1] :].numpy()
     return ids
 
 
