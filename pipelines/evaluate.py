@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from enigma.generation import Sampling, continue_text
+from enigma.generation import Sampling, generate
+from enigma.language_model.word_pieces import join_word_pieces
 from pipelines.base.artifacts import (
     publish_directory,
     read_manifest,
@@ -32,7 +33,12 @@ from pipelines.data.order import Indices, evenly_spaced
 from pipelines.data.shards import ShardReader
 from pipelines.language_model.baselines import ngram_nll_nats
 from pipelines.language_model.classes import TokenClasses
-from pipelines.language_model.continuations import continuations_page, measure_continuations
+from pipelines.language_model.continuations import (
+    continuations_page,
+    distinct_2,
+    measure_continuations,
+    repetition_rate,
+)
 from pipelines.language_model.losses import (
     LOSSES_FILE,
     Floats,
@@ -52,6 +58,9 @@ from pipelines.params import EvaluateParams, NGramParams, load_params
 from pipelines.runs.hardware import refuse_idle_gpus
 
 BASELINES = ("unigram", "bigram", "3-gram", "4-gram", "5-gram")
+# Fixed, so that the alarm means the same for every model.
+TEMPERATURE = 0.8
+TOP_P = 0.9
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +76,7 @@ def main() -> None:
     write_json(directory / "evaluation.json", report)
     with publish_directory(directory / "figures") as figures:
         _draw(report, figures)
-        page = continuations_page(f"Continuations, profile {params.name}", report["generation"])
+        page = continuations_page(f"Continuations, profile {params.name}", report["continuations"])
         write_text(figures / "continuations.html", page)
     test = report["test"]
     logger.info(
@@ -103,6 +112,8 @@ def evaluate(
     Raises:
         UserError: If shards or model are missing.
     """
+    from transformers import AutoTokenizer
+
     model = load_language_model(workspace.language_model)
     readers = {split: ShardReader(workspace.shards, split) for split in ("validation", "test")}
     chosen = {name: evenly_spaced(len(r), params.max_sequences) for name, r in readers.items()}
@@ -119,7 +130,9 @@ def evaluate(
         workspace.shards, readers["test"], chosen["test"], ngrams
     )
     report |= _proofs(model, readers["test"], chosen["test"], params)
-    report["generation"] = _generation(model, workspace.language_model, readers, params)
+    tokenizer = AutoTokenizer.from_pretrained(workspace.language_model)
+    report["generation"] = _generation(model, tokenizer, params)
+    report["continuations"] = _continuations(model, tokenizer, readers, params)
     report["evaluation_set"] = {
         "shards_root": read_manifest(workspace.shards)["root"],
         "sequences": {split: len(indices) for split, indices in chosen.items()},
@@ -227,24 +240,27 @@ def _proofs(
     }
 
 
-def _generation(
-    model: Any, directory: Path, readers: Mapping[str, ShardReader], params: EvaluateParams
-) -> dict[str, Any]:
-    from transformers import AutoTokenizer
+def _generation(model: Any, tokenizer: Any, params: EvaluateParams) -> dict[str, Any]:
+    # A repetition penalty would hide the repetition that is measured.
+    sampling = Sampling(params.generated_tokens, TEMPERATURE, top_p=TOP_P)
+    texts = [generate(model, tokenizer, prompt, sampling) for prompt in params.prompts]
+    return {
+        "temperature": TEMPERATURE,
+        "top_p": TOP_P,
+        "repetition_rate": repetition_rate(texts),
+        "distinct_2": distinct_2(texts),
+        "samples": [join_word_pieces(tokenizer, ids, skip_special_tokens=True) for ids in texts],
+    }
 
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+
+def _continuations(
+    model: Any, tokenizer: Any, readers: Mapping[str, ShardReader], params: EvaluateParams
+) -> dict[str, Any]:
     sequences = {
         split: reader.gather(evenly_spaced(len(reader), params.continuations)).astype(np.int64)
         for split, reader in readers.items()
     }
-    found = measure_continuations(model, tokenizer, sequences, tokens=params.generated_tokens)
-    sampling = Sampling(
-        params.generated_tokens, found["temperature"], top_k=0, top_p=found["top_p"]
-    )
-    texts = [
-        prompt + continue_text(model, tokenizer, prompt, sampling) for prompt in params.prompts
-    ]
-    return {**found, "samples": texts}
+    return measure_continuations(model, tokenizer, sequences, tokens=params.generated_tokens)
 
 
 def _lowest_loss(history: Path) -> float:

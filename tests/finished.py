@@ -39,13 +39,12 @@ SCORE = {
 }
 DOCUMENTS = 40
 TEXT_FIGURES = {"repetition_rate": 0.1, "distinct_2": 0.8, "word_share": 0.5}
-GENERATION = {
+CONTINUATIONS = {
     **TEXT_FIGURES,
     "temperature": 0.85,
     "top_p": 0.95,
     "real": TEXT_FIGURES,
-    "samples": ["却说曹操<b>|大喜"],
-    "continuations": [{"prompt": "却说", "real": "曹操大喜", "generated": "玄德<i>大惊"}],
+    "texts": [{"prompt": "却说", "real": "曹操大喜", "generated": "玄德<i>大惊"}],
 }
 
 
@@ -194,7 +193,8 @@ def _evaluation(weights_sha256: str) -> dict[str, Any]:
         },
         "round_trip": {"float32": 1e-7, "float64": 1e-16},
         "causality": {"is_causal": True},
-        "generation": GENERATION,
+        "generation": {"repetition_rate": 0.1, "samples": ["却说曹操<b>|大喜"]},
+        "continuations": CONTINUATIONS,
         "evaluation_set": {"shards_root": SHARDS_ROOT, "sha256": "e" * 64},
         "bounds": {"min_perplexity": 2.0, "max_round_trip_error": 1e-5},
         "alarms": [],

@@ -45,7 +45,7 @@ def measure_continuations(
 
     Returns:
         `temperature` and `top_p`; the figures `repetition_rate`, `distinct_2` and `word_share`;
-        the same of the `real` continuations; and `continuations`, one `prompt`, `real` and
+        the same of the `real` continuations; and `texts`, one `prompt`, `real` and
         `generated` text for each sequence of test.
     """
     length = sequences["test"].shape[1]
@@ -72,9 +72,7 @@ def measure_continuations(
         "top_p": top_p,
         **figures(generated, texts["generated"]),
         "real": figures(shown[:, prompt:end], texts["real"]),
-        "continuations": [
-            dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)
-        ],
+        "texts": [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)],
     }
 
 
@@ -121,25 +119,25 @@ def word_share(texts: Sequence[str]) -> float:
 
 
 def continuations_page(
-    title: str, generation: Mapping[str, Any], champion: Mapping[str, Any] | None = None
+    title: str, found: Mapping[str, Any], champion: Mapping[str, Any] | None = None
 ) -> str:
     """Return the texts and figures as one HTML page.
 
     Args:
         title: Its heading.
-        generation: What `measure_continuations` returned.
+        found: What `measure_continuations` returned.
         champion: The same of the champion, or None; its texts are shown where the prompts are the
             same.
     """
-    theirs, columns = None, {"this model": generation, "real text": generation["real"]}
+    theirs, columns = None, {"this model": found, "real text": found["real"]}
     if champion is not None:
         columns["champion"] = champion
-        theirs = {row["prompt"]: row["generated"] for row in champion["continuations"]}
+        theirs = {row["prompt"]: row["generated"] for row in champion["texts"]}
     return render(
         "pipelines.language_model",
         "continuations.html.j2",
         title=title,
-        generation=generation,
+        found=found,
         columns=columns,
         theirs=theirs,
     )

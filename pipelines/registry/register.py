@@ -127,9 +127,8 @@ def _log(client: Any, material: Material, content: str, profile: str, key: Crypt
             shutil.copyfile(path, proof / name)
         card.write(Path(temporary, "card"))
         if material.name == LM:
-            write_text(
-                Path(temporary, "card", "continuations.html"), _continuations(client, material)
-            )
+            page = _continuations(client, material)
+            write_text(Path(temporary, "card", "continuations.html"), page)
         write_standards(facts, Path(temporary, "card"))
         # Each directory keeps its name below the version's `artifacts/`.
         artifacts = {"proof": str(proof), "card": str(Path(temporary, "card"))}
@@ -224,15 +223,19 @@ def _facts(material: Material, tags: Mapping[str, str], summary: str) -> Facts:
 
 
 def _continuations(client: Any, material: Material) -> str:
-    """Return the page of texts, beside those of the champion if its proof has any."""
-    generation = read_json(material.proof["evaluation.json"])["generation"]
+    """Return the page of texts, beside those of the champion if they can be read."""
+    mine = read_json(material.proof["evaluation.json"])["continuations"]
     champion, number = None, aliased(client, LM, CHAMPION)
     if number is not None:
-        with downloaded(client, LM, number) as version:
-            found = version.proof.evaluation["generation"]
-        champion = found if "continuations" in found else None
+        try:
+            with downloaded(client, LM, number) as version:
+                # Evaluations of before had none.
+                champion = version.proof.evaluation.get("continuations")
+        except UserError as error:
+            # A damaged champion must not keep its successor out.
+            logger.warning("the card has no texts of the champion: %s", error.problem)
     beside = "" if champion is None else f", beside the champion, version {number}"
-    return continuations_page(f"Continuations of {material.name}{beside}", generation, champion)
+    return continuations_page(f"Continuations of {material.name}{beside}", mine, champion)
 
 
 def _card_tables(material: Material, tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -27,7 +27,7 @@ from pipelines.language_model.continuations import (
 from pipelines.language_model.published import load_language_model, new_language_model
 from pipelines.language_model.scoring import ASSIGNED_CHARACTERS, Score, Span
 from pipelines.params import load_params
-from tests.finished import GENERATION
+from tests.finished import CONTINUATIONS
 from tests.support import TINY_NGRAMS, TINY_RUN
 
 SANE = {
@@ -98,9 +98,9 @@ def test_an_honest_model_passes(published_model: Path) -> None:
     assert report["test"]["perplexity"] == pytest.approx(21128, rel=0.5), "it knows nothing yet"
     figures = Path("reports/sanguo/evaluate/figures")
     assert (figures / "bits_per_character.png").is_file()
-    texts = report["generation"]["continuations"]
+    texts = report["continuations"]["texts"]
     assert len(texts) == 8, "all that the test split has"
-    assert report["generation"]["distinct_2"] > 0.9, "it draws any token"
+    assert report["continuations"]["distinct_2"] > 0.9, "it draws any token"
     page = (figures / "continuations.html").read_text(encoding="utf-8")
     assert texts[-1]["real"] in page
     assert "champion" not in page
@@ -184,9 +184,9 @@ def test_repetition_is_the_share_of_repeated_4_grams() -> None:
 
 
 def test_texts_are_shown_beside_those_of_the_champion_where_the_prompts_are_the_same() -> None:
-    other = copy.deepcopy(GENERATION)
-    other["continuations"].insert(0, {"prompt": "次日", "real": "天明", "generated": "大雨"})
-    page = continuations_page("texts", other, GENERATION)
+    other = copy.deepcopy(CONTINUATIONS)
+    other["texts"].insert(0, {"prompt": "次日", "real": "天明", "generated": "大雨"})
+    page = continuations_page("texts", other, CONTINUATIONS)
     rows = [row for row in page.split("<tr>") if "天明" in row or "曹操大喜" in row]
     assert ["玄德&lt;i&gt;大惊" in row.rpartition("<td>")[2] for row in rows] == [False, True]
     assert "<i>" not in page

@@ -15,7 +15,7 @@ from pipelines.base.artifacts import sha256_file, write_json
 from pipelines.base.errors import GateError, UserError
 from pipelines.cli.terminal import generate
 from pipelines.params import load_params
-from pipelines.registry.names import FLOW, LM
+from pipelines.registry.names import CHAMPION, FLOW, LM
 from pipelines.registry.promote import promote
 from pipelines.registry.register import register
 from pipelines.registry.versions import champion_version
@@ -238,3 +238,11 @@ def test_a_run_of_another_store_is_replaced(workspace: Path, caplog, capsys) -> 
     assert "is not in this store" in caplog.text
     printed = capsys.readouterr()
     assert "version '1'" not in printed.err + printed.out, "MLflow announces what the log says"
+
+
+def test_a_champion_that_is_gone_keeps_no_successor_out(finished: Path, caplog) -> None:
+    assert register(LM) == "1"
+    MlflowClient(tracking_uri()).set_registered_model_alias(LM, CHAMPION, "1")
+    shutil.rmtree(finished / "mlartifacts")
+    assert register(LM) == "2"
+    assert "the card has no texts of the champion" in caplog.text
