@@ -10,7 +10,8 @@ Three quantities are computed in float64, and each must be exactly 0:
 A leak behind a weight that is exactly 0, as in the last layers of a fresh model, would stay
 hidden. So if a parameter is entirely 0, they are computed again with small noise in it.
 
-Legend: C rows of a chunk, L tokens, D channels, V vocabulary.
+Legend: C rows of a chunk, L tokens, D channels, V vocabulary, K context lengths of an n-gram
+memory.
 """
 
 from __future__ import annotations

@@ -49,9 +49,8 @@ class EnigmaFlow(nn.Module):
             the channels: give the settings of its only transform.
         prior: "gaussian" is the standard normal. "uniform" squashes the machine's output by the
             logistic function into the unit cube, where the prior is uniform. A `GaussianMixture`
-            has clusters, and is saved with the flow. Or any distribution
-            with event shape `(d,)`, or a module that returns one: it may have parameters, and it
-            moves to other devices with the flow.
+            has clusters, and is saved with the flow. Or any distribution with event shape `(d,)`,
+            or a module that returns one: it may have parameters, and moves with the flow.
         marginal_bins: bins of the splines that first bend every channel by itself
             (`enigma.couplings.channel_splines`), 0 for none.
 
@@ -368,7 +367,8 @@ def save_flow(flow: EnigmaFlow, directory: str | Path) -> None:
             f"expected a prior of {get_args(PriorName)} or a mixture, got {prior!r}; to fix this: "
             "save flow.state_dict() and build the flow again with the same prior"
         )
-    (path := Path(directory)).mkdir(parents=True, exist_ok=True)
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
     marginal_bins = 0 if flow.marginals is None else flow.marginals.spline.num_bins
     machine = flow.settings.to_arguments() if flow.enigma is None else flow.enigma.settings
     config = {"prior": prior, "marginal_bins": marginal_bins, "enigma": machine}

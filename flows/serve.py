@@ -232,7 +232,7 @@ def start_all(services: Services, ports: Ports) -> set[UUID]:
     services.run([sys.executable, "-c", INITIALISE_MLFLOW])
     listen = ["--host", HOST, "--port"]
     quiet = ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
-    # It and its children warn of their own libraries.
+    # MLflow and its children print warnings about the libraries that they use.
     mlflow = ["env", "PYTHONWARNINGS=ignore", *python, "mlflow", "server", *quiet]
     services.start("mlflow", [*mlflow, *listen, str(ports.mlflow)])
     services.start("server", [*python, "prefect", "server", "start", *listen, str(ports.prefect)])

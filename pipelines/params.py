@@ -9,8 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -244,7 +243,7 @@ class MixtureParams(_Section):
     """The mixture of Gaussians behind the flow over final states, and the flow's recipe there."""
 
     components: PositiveInt
-    pseudo_counts: PositiveFloat
+    pseudo_counts: PositiveFloat  # states of a typical cluster that are added to each
     steps: PositiveInt
     learning_rate: PositiveFloat
 
@@ -370,7 +369,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         ) from error
     try:
         params = Params.model_validate(raw)
-    except pydantic.ValidationError as error:
+    except ValidationError as error:
         raise UserError(
             f"{path} does not match the schema:\n{_explain(error)}",
             "correct these fields (the schema is pipelines/params.py)",
@@ -384,7 +383,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     return params
 
 
-def _explain(error: pydantic.ValidationError) -> str:
+def _explain(error: ValidationError) -> str:
     """Write one line per field: where it is, what was expected, what it got."""
     lines = []
     for item in error.errors(include_url=False):

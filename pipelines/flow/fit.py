@@ -120,8 +120,8 @@ def fit_state_flow(
     )
     if params.mixture is not None:
         flow.prior = _mixture_behind(StateFlow(flow, gaussian), train_ND, params.mixture, params)
-        slower = {name: getattr(params.mixture, name) for name in ("steps", "learning_rate")}
-        params = params.model_copy(update=slower)
+        steps, rate = params.mixture.steps, params.mixture.learning_rate
+        params = params.model_copy(update={"steps": steps, "learning_rate": rate})
     flow.to(device)
     result = fit(
         flow, gaussian, train_ND, validation_ND, params=params, on_evaluation=on_evaluation

@@ -35,7 +35,7 @@ MAX_DIGEST_CHARACTERS = 36
 # MLflow's charts stand in sections, named by what comes before a slash and sorted by that name;
 # what has no section comes last. The curves that everybody looks at first are in this one.
 LOSS_SECTION = "loss"
-LOSSES = re.compile(r".*(train|validation)_(loss_nats|nll_nats_per_dim)")
+LOSSES = re.compile(r".*(train|validation)_(loss|nll)_nats(_per_dim)?")
 # By default MLflow retries a request for minutes; this log does its own retries.
 CLIENT_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 # The store understood the request and refused it: repeating it would not help.
