@@ -53,8 +53,7 @@ class NotFiniteError(TrainingFailure):
     def __init__(self, what: str, step: int) -> None:
         super().__init__(
             f"step {step}: expected a finite {what}, got one that is not",
-            "lower train.learning_rate or train.max_gradient_norm; "
-            "the last checkpoint before this is kept",
+            "lower train.learning_rate; the last checkpoint before this is kept",
         )
 
 
@@ -64,7 +63,7 @@ class OutOfGridError(TrainingFailure):
     def __init__(self, problem: str, step: int) -> None:
         super().__init__(
             f"step {step}: {problem}",
-            "lower train.learning_rate, raise train.weight_decay, or set model.exact: false; "
+            "lower train.learning_rate or set model.exact: false; "
             "the last checkpoint before this is kept",
         )
 
@@ -76,8 +75,7 @@ class ExplodedError(TrainingFailure):
         super().__init__(
             f"step {step}: expected a loss at most {limit_nats:g} nats above the lowest so far "
             f"(train.max_loss_rise_nats), got one {rise_nats:.2f} nats above it",
-            "lower train.learning_rate or raise train.warmup_fraction; "
-            "the last checkpoint before this is kept",
+            "lower train.learning_rate; the last checkpoint before this is kept",
         )
 
 

@@ -177,6 +177,11 @@ def test_an_exact_model_that_leaves_its_grid_ends_the_run_with_the_remedy(one_ra
     assert newest_complete(rank.run.checkpoints) is None
     lower = {"train.learning_rate": 3.0e-3, "train.evaluate_every_steps": 3}
     assert one_rank(lower).train().status == "finished"
+    # A rate that is far too high, and yet finite without the grid.
+    high = {"train.learning_rate": 3.0, "train.max_loss_rise_nats": 1000.0}
+    with pytest.raises(OutOfGridError):
+        one_rank(high).train()
+    assert one_rank({**high, "model.exact": False}).train().status == "finished"
 
 
 def test_a_gradient_that_was_not_finite_reaches_no_record_and_no_checkpoint(

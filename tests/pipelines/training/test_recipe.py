@@ -216,23 +216,24 @@ def test_accumulation_learns_what_one_batch_learns(one_rank: Any) -> None:
 
 def test_a_loss_that_explodes_ends_the_run_and_is_never_saved(one_rank: Any) -> None:
     # Finite all the way: each step moves every weight by about 3; an exact model leaves its grid.
-    rank = one_rank(
-        {
-            "model.exact": False,
-            "train.learning_rate": 3.0,
-            "train.warmup_fraction": 0.4,
-            "train.evaluate_every_steps": 1,
-            "train.max_loss_rise_nats": 1.0,
-            "train.max_steps": 20,
-            "train.epochs": 4,
-        }
-    )
-    with pytest.raises(ExplodedError, match=r"at most 1 nats above the lowest so far"):
+    recipe = {
+        "model.exact": False,
+        "train.learning_rate": 3.0,
+        "train.warmup_fraction": 0.4,
+        "train.evaluate_every_steps": 1,
+        "train.max_loss_rise_nats": 1.0,
+        "train.max_steps": 20,
+        "train.epochs": 4,
+    }
+    rank = one_rank(recipe)
+    with pytest.raises(ExplodedError, match=r"at most 1 nats above the lowest so far") as error:
         rank.train()
+    assert error.value.fix.startswith("lower train.learning_rate;")
     exploded = int(rank.run.metrics.read()[-1]["step"])
     assert newest_complete(rank.run.checkpoints) == exploded - 1, "the last good one is kept"
     with pytest.raises(ExplodedError):
         rank.train()
+    assert one_rank({**recipe, "train.learning_rate": 3.0e-3}).train().status == "finished"
 
 
 @pytest.fixture
