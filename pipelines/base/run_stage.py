@@ -1,5 +1,6 @@
 """What every stage shares: analytics off, logs, errors without tracebacks."""
 
+import errno
 import io
 import logging
 import os
@@ -43,7 +44,7 @@ def quiet_libraries() -> None:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage or command; a `UserError` ends in exit code 1 without a traceback.
+    """Run a stage or command; a `UserError` or a full disk ends in exit code 1, no traceback.
 
     Args:
         main: The stage, without arguments; it raises `UserError` for bad input.
@@ -60,9 +61,23 @@ def run_stage(main: Callable[[], None]) -> None:
     logging.captureWarnings(capture=True)
     try:
         check_arguments(sys.argv)
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        # Python would try to write what is left of the output once more, and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        full = UserError(
+            f"expected room to write {error.filename or 'the output'}, got: {error.strerror}",
+            "free disk space, then run the same command again; finished work is kept",
+        )
+        sys.stderr.write(f"error: {full}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; finished work is kept, run the same command to resume\n")

@@ -143,6 +143,47 @@ def test_the_remedy_of_the_registry_needs_no_later_stage(project: Project) -> No
     assert project.run("python", "-c", REGISTRY).stdout == ""
 
 
+REPORTS = """
+from pipelines.base.artifacts import read_manifest
+from pipelines.base.certificate import check_certificate
+from pipelines.base.errors import UserError
+from pipelines.base.workspace import Workspace
+from pipelines.registry.material import flow_material, lm_material
+from pipelines.tracking.store import connect
+
+there = Workspace("sanguo")
+root = read_manifest(there.shards)["root"]
+for check in (
+    lambda: check_certificate(there.report("validate") / "certificate.json", root),
+    lambda: lm_material(there),
+    lambda: flow_material(connect(), there),
+):
+    try:
+        check()
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.timeout(2400)
+def test_reports_of_other_data_or_models_are_made_again_by_their_remedies(project: Project) -> None:
+    reports = project.path / "reports" / "sanguo"
+    of_another = {
+        "validate/certificate.json": "shards_root",
+        "evaluate/evaluation.json": "weights_sha256",
+        "sample_flow/metrics.json": "flow_weights_sha256",
+    }
+    for file, field in of_another.items():
+        report = json.loads((reports / file).read_text(encoding="utf-8"))
+        replace(reports / file, json.dumps({**report, field: 64 * "0"}).encode())
+    said = project.run("python", "-c", REPORTS).stdout
+    remedies = re.findall("`(dvc repro [^`]+)`", said)
+    assert remedies == [f"dvc repro {file.split('/')[0]}" for file in of_another]
+    for remedy in remedies:
+        project.run(*remedy.split())
+    assert project.run("python", "-c", REPORTS).stdout == ""
+
+
 def test_a_source_elsewhere_is_read_again_by_force(small: Project, tmp_path: Path) -> None:
     """DVC does not look at it, as the page on data says, and names the command."""
     project = small.copy(tmp_path / "enigma")

@@ -1,5 +1,6 @@
 """Training refuses what must not train, and a killed run ends where an unkilled one does."""
 
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -148,6 +149,27 @@ def test_early_stopping_survives_a_kill_right_after_the_last_checkpoint(one_rank
     assert rank.train() == Outcome("finished", 3)
     assert rank.train() == Outcome("finished", 3), "a resume must not train on"
     assert steps_on_disk(rank.run.checkpoints) == [1, 2, 3], "the best and the newest two"
+
+
+def test_a_run_that_lost_its_best_checkpoint_is_trained_again(one_rank: Any) -> None:
+    from pipelines.training.report import publish
+
+    def trained() -> Any:
+        rank = one_rank({})
+        rank.train()
+        return rank
+
+    rank, workspace = trained(), Workspace("sanguo")
+    lost = rank.run
+    shutil.rmtree(checkpoint_path(lost.checkpoints, best_step(lost.metrics.read())))
+    with pytest.raises(UserError, match="expected the best checkpoint in") as error:
+        publish(lost, rank.config, workspace)
+    assert error.value.fix == f"delete {lost.path} and train again"
+    assert not workspace.language_model.exists()
+    shutil.rmtree(lost.path)
+    again = trained()
+    publish(again.run, again.config, workspace)
+    assert (workspace.language_model / "model.safetensors").is_file()
 
 
 # The first warm-up step has a rate of 0; the second ruins the weights.

@@ -1,6 +1,7 @@
 """Parts on a Dask cluster of two workers, as docs/operations.md starts one."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,9 +140,17 @@ def test_what_would_change_the_bytes_is_refused(
     cluster.have_workers(1)
     with pytest.raises(UserError, match=r"expected the directory .*elsewhere, found none"):
         map_parts(write_worker, [0.0], tmp_path / "elsewhere", label="part", workers=1)
-    monkeypatch.setattr(part_workers, "installed_code", lambda: "of another commit")
-    with pytest.raises(UserError, match="expected the stage's code"):
-        map_parts(write_worker, [0.0], tmp_path, label="part", workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(part_workers, "installed_code", lambda: "of another commit")
+        with pytest.raises(UserError, match="expected the stage's code") as caught:
+            map_parts(write_worker, [0.0], tmp_path, label="part", workers=1)
+    assert "install the same commit there" in caught.value.fix
+    assert "restart the worker" in caught.value.fix
+    cluster.kill_workers()
+    cluster.have_workers(1)
+    (tmp_path / "again").mkdir()
+    map_parts(write_worker, [0.0], tmp_path / "again", label="part", workers=1)
+    shutil.rmtree(tmp_path / "again")
     cluster.kill_workers()
     cluster.have_workers(1, threads=2)
     with pytest.raises(UserError, match=r"expected workers with one thread each, got \[.*2\]"):

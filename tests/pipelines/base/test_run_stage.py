@@ -105,6 +105,38 @@ def test_a_closed_stream_is_an_empty_one(tmp_path: Path, redirection: str) -> No
         assert done.stdout == b"\\u66f9\\u64cd\n"
 
 
+FULL = """
+import sys
+from pathlib import Path
+
+from pipelines.base.run_stage import run_stage
+
+
+def main():
+    print("曹操")
+    Path(sys.argv[1]).write_text("玄德")
+
+
+run_stage(main)
+"""
+
+
+@pytest.mark.parametrize(("file", "output"), [("/dev/null", "/dev/full"), ("/dev/full", None)])
+def test_a_full_disk_is_named_and_room_helps(file: str, output: str | None) -> None:
+    command = [sys.executable, "-c", FULL]
+    with Path(output or os.devnull).open("w", encoding="utf-8") as stdout:
+        done = subprocess.run(
+            [*command, file], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: expected room to write the output, got: No space left on device\n"
+        "  to fix this: free disk space, then run the same command again; "
+        "finished work is kept\n"
+    )
+    subprocess.run([*command, "/dev/null"], stdout=subprocess.DEVNULL, check=True)
+
+
 def test_bytes_of_another_encoding_are_no_argument(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,18 +123,21 @@ def test_what_dvc_believes_is_made_again_as_the_messages_say(
     assert force == "dvc repro --force --single-item ingest"
     subprocess.run([*force.split(), "--quiet"], check=True)
     damaged = hashed()["part.bin"]
-    damaged.unlink()
-    damaged.write_bytes(b"rotten")
-    damaged.chmod(0o444)
-    with pytest.raises(GateError, match=r"out/part\.bin: expected md5") as refusal:
-        hashed()
-    delete = re.search(r"\((rm -f [^)]+)\)", refusal.value.fix)[1]
-    subprocess.run(["bash", "-c", delete], check=True)
-    with pytest.raises(GateError, match="in DVC's cache, found no such file") as refusal:
-        hashed()
-    assert "`dvc pull`, or `dvc repro` at the commit of the version" in refusal.value.fix
-    subprocess.run(["dvc", "repro", "--quiet"], check=True)
-    assert hashed()["part.bin"].read_bytes() == b"part"
+    subprocess.run(["dvc", "remote", "add", "--quiet", "--default", "kept", "kept"], check=True)
+    subprocess.run(["dvc", "push", "--quiet"], check=True)
+    for again in ("dvc repro", "dvc pull"):
+        damaged.unlink()
+        damaged.write_bytes(b"rotten")
+        damaged.chmod(0o444)
+        with pytest.raises(GateError, match=r"out/part\.bin: expected md5") as refusal:
+            hashed()
+        delete = re.search(r"\((rm -f [^)]+)\)", refusal.value.fix)[1]
+        subprocess.run(["bash", "-c", delete], check=True)
+        with pytest.raises(GateError, match="in DVC's cache, found no such file") as refusal:
+            hashed()
+        assert f"`{again}`" in refusal.value.fix
+        subprocess.run([*again.split(), "--quiet"], check=True)
+        assert hashed()["part.bin"].read_bytes() == b"part"
 
 
 @pytest.mark.parametrize("text", [None, "schema: '2.0'\n", "[", "stages: {a: {outs: [{}]}}"])
