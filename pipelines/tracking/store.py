@@ -1,5 +1,6 @@
 """The MLflow store: where it is, and how it is opened."""
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -89,11 +90,16 @@ def initialise_store() -> str:
 
     Raises:
         mlflow.exceptions.MlflowException: If the store cannot be reached.
+        OSError: If a directory stands where its file would be.
     """
     import mlflow
     from mlflow.tracking import MlflowClient
 
     uri = tracking_uri()
+    database = database_file(uri)
+    if database is not None and database.is_dir():
+        # MLflow would try to open it for minutes.
+        raise IsADirectoryError(errno.EISDIR, "expected a file, got a directory", str(database))
     with FileLock(local_state("store.lock"), timeout=LOCK_PATIENCE_S):
         # Parts of MLflow read the global value, even when given a client.
         mlflow.set_tracking_uri(uri)

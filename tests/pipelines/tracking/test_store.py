@@ -59,6 +59,7 @@ def test_a_directory_may_have_any_name_and_the_store_opens_for_training(
         ("http://[::1", "start its server"),
         ("foo://bar", "restore its file from a backup"),
         ("sqlite:////proc/no/x.db", "restore its file from a backup"),
+        ("sqlite:////proc", "restore its file from a backup"),
         ("mysql://127.0.0.1/x", "install the driver of this database"),
     ],
 )

@@ -38,6 +38,20 @@ def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     ]
 
 
+def start_two_nodes(run: Path) -> tuple[subprocess.Popen[str], subprocess.Popen[str]]:
+    """Start the launcher of the first node and what joins it on the second."""
+    first = start_training()
+    command = "from pipelines.cli.commands import main; main()"
+    wait_for(lambda: RunDirectory(run).read_config().nodes == 2, first)
+    second = subprocess.Popen(
+        [sys.executable, "-c", command, "join", str(run)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return first, second
+
+
 def test_ranks_that_lose_one_and_then_move_to_two_nodes_learn_what_one_rank_learns(
     one_rank: Any, set_params: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -73,18 +87,20 @@ def test_ranks_that_lose_one_and_then_move_to_two_nodes_learn_what_one_rank_lear
     set_params({"train.ranks": 2, "train.batch_size": 3})
     monkeypatch.setenv("ENIGMA_NODES", "2")
     monkeypatch.setenv("ENIGMA_RENDEZVOUS", f"127.0.0.1:{free_port()}")
-    first = start_training()
-    command = "from pipelines.cli.commands import main; main()"
-    wait_for(lambda: RunDirectory(run).read_config().nodes == 2, first)
-    second = subprocess.run(
-        [sys.executable, "-c", command, "join", str(run)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # The second node dies; both start again, as it says.
+    first, second = start_two_nodes(run)
+    wait_for(lambda: ranks_of(second), second)
+    for member in psutil.Process(second.pid).children(recursive=True):
+        member.kill()
+    output, _ = second.communicate(timeout=300)
+    assert second.returncode == 1
+    assert "start the run again on its first node, then join again" in output
+    kill_tree(first)
+    first, second = start_two_nodes(run)
     output, _ = first.communicate(timeout=300)
+    joined, _ = second.communicate(timeout=300)
     assert first.returncode == 0, output[-4000:]
-    assert second.returncode == 0, second.stderr[-4000:]
+    assert second.returncode == 0, joined[-4000:]
     assert f"enigma join {run.resolve()}" in output
     assert {path.name for path in run.glob("checkpoints/checkpoint-60/rng_state*")} == {
         "rng_state_0.pth",
