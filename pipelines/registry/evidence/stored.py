@@ -16,7 +16,7 @@ from pipelines.registry import ledger
 from pipelines.registry.evidence.version import VERSION_FILE
 from pipelines.registry.gates import Gate
 from pipelines.registry.names import CHAMPION, FLOW, LM
-from pipelines.tracking.store import database_file, local_path, tracking_uri
+from pipelines.tracking.store import ARTIFACTS, database_file, local_path, tracking_uri
 from pipelines.tracking.uris import shown_uri
 
 FIX = (
@@ -119,14 +119,19 @@ def _in_store(name: str, alias: str | None, number: str | None) -> Stored:
             f"expected a store of MLflow in {database}, got: {error}",
             "restore the file from a backup, or name the store in MLFLOW_TRACKING_URI",
         ) from None
-    directory = local_path(location or "")
-    if directory is None or not directory.is_dir():
+    directory, own = local_path(location or ""), database.parent / ARTIFACTS
+    # Of a store that was copied: the original's files are not the copy's.
+    if directory is None or not directory.is_dir() or not _is_of(own, directory):
         raise UserError(
             f"expected the files of {reference}, got {directory or 'none'}",
             "`enigma where` lists versions; after a move of the repository run `enigma relocate`",
         )
     gates = _ledger_gates(name, str(number), directory) if alias == CHAMPION else ()
     return Stored(name, directory, tags, gates)
+
+
+def _is_of(artifacts: Path, directory: Path) -> bool:
+    return not artifacts.is_dir() or directory.resolve().is_relative_to(artifacts.resolve())
 
 
 def _read_tables(

@@ -30,6 +30,8 @@ def test_a_moved_store_is_refused_until_it_names_its_own_artifacts(
     with pytest.raises(UserError, match="moved or copied") as refusal:
         load_champion()
     assert "enigma relocate" in refusal.value.fix
+    with pytest.raises(UserError, match="expected the files of enigma-lm/1"):
+        find_version()  # those of the original are there, and are not the copy's
     registered_project.rename(moved.parent / "elsewhere")
     try:
         with pytest.raises(UserError, match="expected the files of enigma-lm/1") as gone:
