@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from enigma.jacobian_logdet import jacobian_log_det as jacobian_log_det
     from enigma.jacobian_logdet import load_flow as load_flow
     from enigma.jacobian_logdet import save_flow as save_flow
+    from enigma.language_model.loading import load_lm as load_lm
     from enigma.language_model.ngram_counts import NGramCounts as NGramCounts
     from enigma.language_model.ngram_counts import count_ngrams as count_ngrams
     from enigma.language_model.presets import PRESETS as PRESETS
@@ -65,6 +66,7 @@ _MODULES = {
     "count_ngrams": "language_model.ngram_counts",
     "jacobian_log_det": "jacobian_logdet",
     "load_flow": "jacobian_logdet",
+    "load_lm": "language_model.loading",
     "prove_causality": "causality",
     "save_flow": "jacobian_logdet",
     "shard": "language_model.sharding",

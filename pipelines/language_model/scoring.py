@@ -108,7 +108,8 @@ def sequence_nll_nats(model: Any, reader: ShardReader, index_batches: Iterable[I
     """A causal model's negative log-likelihood of each sequence, over tokens 1..L-1.
 
     Args:
-        model: A Hugging Face causal language model; its mode (training or not) is restored.
+        model: A causal language model of Hugging Face, or an `EnigmaLM`; its mode (training or
+            not) is restored.
         reader: The split.
         index_batches: Which sequences, batch by batch.
 
@@ -120,12 +121,13 @@ def sequence_nll_nats(model: Any, reader: ShardReader, index_batches: Iterable[I
     from enigma.bijections.constant_weights import constant_weights
 
     was_training = model.training
+    device = next(model.parameters()).device
     model.eval()
     found = [np.empty(0)]
     with torch.no_grad(), constant_weights():
         for index_B in index_batches:
             tokens_BL = reader.gather(index_B).astype(np.int64)
-            ids_BL = torch.from_numpy(tokens_BL).to(model.device)
+            ids_BL = torch.from_numpy(tokens_BL).to(device)
             found.append(_token_nll_nats(model, ids_BL).double().sum(dim=1).cpu().numpy())
     model.train(was_training)
     return np.concatenate(found)
@@ -135,11 +137,12 @@ def _token_nll_nats(model: Any, ids_BL: "Tensor") -> "Tensor":
     """The loss of tokens 1..L-1, (B, L - 1)."""
     from torch.nn.functional import cross_entropy
 
-    from enigma.modeling_enigma import EnigmaForCausalLM
+    from enigma.model import EnigmaLM
 
-    if isinstance(model, EnigmaForCausalLM):
+    lm = getattr(model, "lm", model)
+    if isinstance(lm, EnigmaLM):
         # A tenth of the time of all logits.
-        return model.lm.nll_nats(model.lm.hidden_states(ids_BL), ids_BL)
+        return lm.nll_nats(lm.hidden_states(ids_BL), ids_BL)
     logits_BLV = model(input_ids=ids_BL, use_cache=False).logits
     loss_N: Tensor = cross_entropy(
         logits_BLV[:, :-1].flatten(0, 1).float(), ids_BL[:, 1:].flatten(), reduction="none"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.base.artifacts import read_json, write_text
+from pipelines.base.artifacts import read_json, write_json, write_text
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.workspace import Workspace
 from pipelines.count_ngrams import main as count_ngrams
@@ -24,7 +24,11 @@ from pipelines.language_model.continuations import (
     repetition_rate,
     word_share,
 )
-from pipelines.language_model.published import load_language_model, new_language_model
+from pipelines.language_model.published import (
+    load_language_model,
+    load_network,
+    new_language_model,
+)
 from pipelines.language_model.scoring import ASSIGNED_CHARACTERS, Score, Span
 from pipelines.params import load_params
 from tests.finished import CONTINUATIONS
@@ -162,9 +166,20 @@ def test_a_model_that_knows_the_answers_stops_the_stage(
     assert {"perplexity_near_1", "not_causal"} <= names
 
 
-def test_a_missing_model_is_named(workspace: Path) -> None:
+@pytest.mark.parametrize("load", [load_language_model, load_network])
+def test_a_model_that_is_missing_or_of_other_code_is_named(
+    workspace: Path, published_model: Path, load: Any
+) -> None:
     with pytest.raises(UserError, match="expected a language model in"):
-        load_language_model(workspace / "models")
+        load(workspace / "nowhere")
+    config = read_json(published_model / "config.json")
+    changed = config | {"num_rev_blocks": config["num_rev_blocks"] + 1}
+    write_json(published_model / "config.json", changed)
+    with pytest.raises(UserError, match="the weights do not fit this version") as refusal:
+        load(published_model)
+    assert "use the version of the code that they were trained with" in refusal.value.fix
+    write_json(published_model / "config.json", config)
+    load(published_model)
 
 
 def test_unk_is_charged_as_if_drawn_from_all_of_unicode() -> None:

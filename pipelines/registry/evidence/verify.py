@@ -5,7 +5,7 @@ enigma verify enigma-lm-3.tar --key publisher.pem
 """
 
 import math
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from pipelines.registry.evidence.version import (
 )
 from pipelines.registry.gates import Gate, Proof, flow_gates, lm_gates, recorded_gates
 from pipelines.registry.names import FLOW
+
+if TYPE_CHECKING:
+    from enigma.model import EnigmaLM
 
 # Of the evaluation set, when its shards are here.
 SAMPLE = 16
@@ -54,7 +57,11 @@ def verify(stored: Stored, trust: Trust) -> list[Gate]:
     own = flow_gates(proof) if stored.name == FLOW else lm_gates(proof)
     gates += [*full_evidence_gates(version, trust), *own, _stated_gate(stated, own)]
     gates += recorded_gates(proof, stated["tags"])
-    model = version / "artifacts" / ("language_model" if stored.name == FLOW else "model")
+    from pipelines.language_model.published import load_network
+
+    model = load_network(
+        version / "artifacts" / ("language_model" if stored.name == FLOW else "model")
+    )
     gates.append(_causality_gate(model, proof))
     if stored.name != FLOW and _has_shards(proof):
         gates.append(_losses_gate(model, proof))
@@ -76,14 +83,12 @@ def _stated_gate(stated: Json, found: list[Gate]) -> Gate:
     )
 
 
-def _causality_gate(model: Path, proof: Proof) -> Gate:
+def _causality_gate(model: "EnigmaLM", proof: Proof) -> Gate:
     """Prove on the weights that no position sees a later one."""
     from enigma.causality import prove_causality
-    from pipelines.language_model.published import load_language_model
 
-    loaded = load_language_model(model)
-    length = min(proof.params.profile.evaluation.causality_length, loaded.config.max_len)
-    holds = prove_causality(loaded, length).is_causal
+    length = min(proof.params.profile.evaluation.causality_length, model.max_len)
+    holds = prove_causality(model, length).is_causal
     return Gate("causality_again", holds, f"is_causal is {holds} over {length} tokens", "True")
 
 
@@ -96,11 +101,10 @@ def _has_shards(proof: Proof) -> bool:
     return bool(root == proof.certificate.get("shards_root"))
 
 
-def _losses_gate(model: Path, proof: Proof) -> Gate:
+def _losses_gate(model: "EnigmaLM", proof: Proof) -> Gate:
     """Compute the losses of a sample of the evaluation set again."""
     from pipelines.data.order import evenly_spaced
     from pipelines.data.shards import ShardReader
-    from pipelines.language_model.published import load_language_model
     from pipelines.language_model.scoring import batches, sequence_nll_nats
 
     params = proof.params.profile.evaluation
@@ -110,7 +114,7 @@ def _losses_gate(model: Path, proof: Proof) -> Gate:
         return Gate("losses_again", False, "no losses of these items", f"{len(chosen)} items")
     sample = evenly_spaced(len(chosen), SAMPLE)
     cut = batches(chosen[sample], params.batch_size)
-    got = sequence_nll_nats(load_language_model(model), reader, cut)
+    got = sequence_nll_nats(model, reader, cut)
     expected = proof.losses.loss_nats[sample]
     error = float(np.max(np.abs(got - expected) / np.maximum(np.abs(expected), 1.0)))
     return Gate(

@@ -14,6 +14,7 @@ from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.workspace import Workspace
 from pipelines.cli.verify import export_version, verify_version
+from pipelines.language_model.published import load_network
 from pipelines.registry.evidence.keys import (
     key_path,
     own_key,
@@ -124,11 +125,11 @@ def test_losses_are_computed_again_where_the_shards_are(
     assert _has_shards(proof)
     artifacts = version / "artifacts"
     _, losses = _lm_losses(artifacts, Workspace("sanguo"), proof.params.profile)
-    same = replace(proof, losses=losses)
-    assert _losses_gate(artifacts / "model", same).holds
+    model = load_network(artifacts / "model")
+    assert _losses_gate(model, replace(proof, losses=losses)).holds
     other = replace(proof, losses=replace(losses, loss_nats=losses.loss_nats * 0.99))
-    assert not _losses_gate(artifacts / "model", other).holds
-    assert not _losses_gate(artifacts / "model", replace(proof, losses=None)).holds
+    assert not _losses_gate(model, other).holds
+    assert not _losses_gate(model, replace(proof, losses=None)).holds
 
 
 def test_what_is_no_version_is_refused(store: Path, tmp_path: Path) -> None:
