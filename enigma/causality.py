@@ -7,6 +7,9 @@ Three quantities are computed in float64, and each must be exactly 0:
 3. for a model with a loss: the derivative of the loss of target s with respect to the
    embedding of token s and of every later one, which is not 0 if targets are shifted wrongly.
 
+The derivatives are computed in training mode too: dropout has an attention of its own, and the
+training loss never holds all logits.
+
 A leak behind a weight that is exactly 0, as in the last layers of a fresh model, would stay
 hidden. So if a parameter is entirely 0, they are computed again with small noise in it.
 
@@ -150,24 +153,50 @@ def _stir_zeros(model: nn.Module, generator: torch.Generator) -> bool:
 
 def _examine(probe: nn.Module, ids_L: Tensor, generator: torch.Generator) -> CausalityFigures:
     lm = _language_model(probe)
-    length = len(ids_L)
     by_logit_LL = _logit_gradients(lm, ids_L, generator)
     change_L = _suffix_changes(lm, ids_L, generator)
-    future_LL = by_logit_LL.triu(1)
-    leak = _name_first(future_LL, "logit {} has a derivative by the embedding of token {}")
+    future_LL, late_LL, leak = _derivatives(probe, ids_L, by_logit_LL)
     if not leak and bool((change_L != 0).any()):
         leak = f"replacing the tokens after {int((change_L != 0).nonzero()[0])} changes its logit"
-    target_gradient = None
-    if lm is not probe:
-        late_LL = _target_gradients(probe, ids_L).triu()
-        target_gradient = float(late_LL.max())
-        leak = leak or _name_first(late_LL, "the loss of target {} depends on token {}")
+    with _training(probe, ids_L.device):
+        in_training_LL = _logit_gradients(lm, ids_L, generator)
+        future_training_LL, late_training_LL, found = _derivatives(probe, ids_L, in_training_LL)
+    leak = leak or (found and f"in training, {found}")
+    future_LL = torch.maximum(future_LL, future_training_LL)
+    late_LL = torch.maximum(late_LL, late_training_LL)
     return CausalityFigures(
         future_gradient=float(future_LL.max()),
-        past_gradient=float(by_logit_LL.tril().amax(-1).min()) if length else 0.0,
+        past_gradient=float(by_logit_LL.tril().amax(-1).min()),
         suffix_change=float(change_L.max()),
-        target_gradient=target_gradient,
+        target_gradient=None if lm is probe else float(late_LL.max()),
         leak=leak,
+    )
+
+
+@contextmanager
+def _training(probe: nn.Module, device: torch.device) -> Iterator[None]:
+    """Set training mode; what dropout draws is not taken from the generator of others."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        probe.train()
+        try:
+            yield
+        finally:
+            probe.eval()
+
+
+def _derivatives(
+    probe: nn.Module, ids_L: Tensor, by_logit_LL: Tensor
+) -> tuple[Tensor, Tensor, str]:
+    """Return two tables that must be 0, of logits and of losses, and their first leak in words."""
+    future_LL = by_logit_LL.triu(1)
+    late_LL = torch.zeros_like(future_LL)
+    if _language_model(probe) is not probe:
+        late_LL = _target_gradients(probe, ids_L).triu()
+    leak = _name_first(future_LL, "logit {} has a derivative by the embedding of token {}")
+    return (
+        future_LL,
+        late_LL,
+        leak or _name_first(late_LL, "the loss of target {} depends on token {}"),
     )
 
 

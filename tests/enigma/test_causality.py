@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from enigma.attention import CausalSelfAttention, alibi_slopes
 from enigma.causality import prove_causality
+from enigma.language_model.training_loss import training_loss
 from enigma.layers.causal_conv import CausalConv
 from enigma.model import EnigmaLM
 
@@ -98,6 +99,36 @@ def test_a_target_shifted_the_wrong_way_is_caught(make_causal_lm, shift):
     assert report.real.future_gradient == 0.0
     assert report.real.target_gradient > 0
     assert "the loss of target" in report.real.leak
+
+
+def test_a_loss_of_training_that_asks_for_the_token_it_reads_is_caught(make_causal_lm, monkeypatch):
+    model = make_causal_lm(attention_dropout=0.1, hidden_dropout=0.1)
+    state = torch.get_rng_state()
+    assert prove_causality(model, length=8).is_causal
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training
+
+    def wrong_loss(hidden, lm, labels, **_):
+        return training_loss(hidden, lm, None, shift_labels_BL=labels)
+
+    monkeypatch.setattr("enigma.modeling_enigma.training_loss", wrong_loss)
+    report = prove_causality(model, length=8)
+    assert not report.is_causal
+    assert report.real.future_gradient == 0.0
+    assert "in training, the loss of target" in report.real.leak
+
+
+@pytest.mark.parametrize("make", ["make_lm", "make_causal_lm"])
+def test_an_attention_of_training_that_sees_the_future_is_caught(make, request, monkeypatch):
+    def see_all(q_BHLK, k_BHSK, v_BHSK, _):
+        return functional.scaled_dot_product_attention(q_BHLK, k_BHSK, v_BHSK)
+
+    model = request.getfixturevalue(make)(attention_dropout=0.1)
+    monkeypatch.setattr("enigma.attention.dropped_attention", see_all)
+    report = prove_causality(model, length=8)
+    assert not report.is_causal
+    assert report.real.suffix_change == 0.0
+    assert "in training, logit 0 has a derivative by the embedding of token 1" in report.real.leak
 
 
 def test_errors_say_what_was_expected(make_lm):
