@@ -92,19 +92,24 @@ def check_prompt(prompt: str) -> None:
         raise ValueError("prompt: expected text in UTF-8, got bytes in another encoding")
 
 
-def prompt_ids(model: Any, tokenizer: Any, prompt: str) -> list[int]:
+def prompt_ids(model: Any, tokenizer: Any, prompt: str, sampling: Sampling) -> list[int]:
     """Tokenize a prompt and keep what the model can read of it.
 
     Args:
         model: Its `config.max_len` is the length it was trained on: the last tokens are kept.
+            Learned positions end there, so then there is room for the new tokens, too.
         tokenizer: The tokenizer published with it.
         prompt: Empty starts a document.
+        sampling: How many tokens are wanted.
 
     Returns:
         At least one id.
     """
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
-    return [int(token) for token in ids[-model.config.max_len :]]
+    most = model.config.max_len
+    if not model.config.use_alibi:
+        most = max(1, most - sampling.max_new_tokens)
+    return [int(token) for token in ids[-most:]]
 
 
 def generate(
@@ -128,7 +133,7 @@ def generate(
     import torch  # noqa: PLC0415 - the command line reads `Sampling` without it
 
     check_prompt(prompt)
-    prompt_1L = torch.tensor([prompt_ids(model, tokenizer, prompt)])
+    prompt_1L = torch.tensor([prompt_ids(model, tokenizer, prompt, sampling)])
     output_1L = sample_ids(model, prompt_1L, sampling, streamer=streamer)
     return [int(token) for token in output_1L[0]]
 
@@ -151,13 +156,17 @@ def sample_ids(
         streamer: See `generate`.
 
     Returns:
-        int64 `(N, L + T)`, the prompts and what was added; on the model's device.
+        int64 `(N, L + T)`, the prompts and what was added, which ends where learned positions do;
+        on the model's device.
     """
     import torch  # noqa: PLC0415 - see `generate`
 
     prompt_NL = prompt_NL.to(model.device)
     settings = copy(model.generation_config)
     settings.max_new_tokens = sampling.max_new_tokens
+    if not model.config.use_alibi:
+        room = model.config.max_len - prompt_NL.shape[1]
+        settings.max_new_tokens = min(settings.max_new_tokens, room)
     settings.repetition_penalty = sampling.repetition_penalty
     settings.do_sample = sampling.temperature > 0
     if settings.do_sample:
@@ -180,7 +189,7 @@ def continue_text(
 ) -> str:
     """Return what a model adds to a prompt, without the prompt; see `generate`."""
     ids = generate(model, tokenizer, prompt, sampling, streamer=streamer)
-    given = ids[: len(prompt_ids(model, tokenizer, prompt))]
+    given = ids[: len(prompt_ids(model, tokenizer, prompt, sampling))]
     # Decoded together, as whether a space comes first depends on the token before it.
     before, after = (
         join_word_pieces(tokenizer, part, skip_special_tokens=True) for part in (given, ids)

@@ -117,6 +117,11 @@ class EnigmaLM(Prediction):
         )
         if memory not in get_args(MemoryMode):
             raise ValueError(f"memory must be one of {get_args(MemoryMode)}, got {memory!r}")
+        for name, share in (
+            ("attention_dropout", attention_dropout), ("hidden_dropout", hidden_dropout)
+        ):  # fmt: skip
+            if not 0.0 <= share < 1.0:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {share}")
         num_heads = fitting_heads(d, num_heads)
         self.d = d
         self.memory = memory
@@ -175,6 +180,8 @@ class EnigmaLM(Prediction):
         single = ids_BL is not None and ids_BL.ndim == 1
         if single:
             ids_BL = cast("Tensor", ids_BL).unsqueeze(0)
+            if options.get("mask") is not None:
+                options["mask"] = options["mask"].reshape(1, -1)
         out = self._hidden_states(ids_BL, **options)
         if head:
             rows = self.context_rows(ids_BL, options.get("mask"), options.get("cache"))
@@ -200,7 +207,8 @@ class EnigmaLM(Prediction):
         Args:
             ids_BL: int64 `(B, L)` in [0, V); None with `rows`.
             rows: floating `(B, L, D)`, token embeddings to use instead of those of ids.
-            mask: `(B, L)`, 0 at padding and 1 elsewhere; None without padding.
+            mask: `(B, L)`, or `(L,)` with ids of that shape; 0 at padding and 1 elsewhere; None
+                without padding.
             index: int64 `(L,)` or `(B, L)`, the index of each token in its text; None counts from
                 the length of the cache.
             cache: keys and values of earlier tokens; these L are appended.
@@ -245,6 +253,8 @@ class EnigmaLM(Prediction):
         given = ids_BL if rows is None else rows
         if given is None:
             raise ValueError("expected ids or rows of token embeddings, got None for both")
+        if mask is not None and mask.ndim != 2:
+            raise ValueError(f"mask must have the shape (B, L), got {tuple(mask.shape)}")
         if index is None:
             start = cache.get_seq_length() if cache is not None else 0
             index = torch.arange(given.shape[1], device=given.device) + start

@@ -91,19 +91,28 @@ class EnigmaPreTrainedModel(Publishing):
         So tokens that a fine-tuning adds are learned.
 
         Raises:
-            ValueError: for fewer ids in a model with an n-gram memory.
+            ValueError: for fewer ids in a model with an n-gram memory, or for none that is
+                reachable.
         """
-        fewer = new_num_tokens is not None and new_num_tokens < self.lm.vocab_size
-        if fewer and self.lm.ngrams is not None:
-            raise ValueError(
-                f"expected at least {self.lm.vocab_size} ids in a model with an n-gram memory, got "
-                f"{new_num_tokens}; to fix this: call set_ngrams(None) first, and count afterwards"
-            )
+        if new_num_tokens is not None and new_num_tokens < self.lm.vocab_size:
+            self._check_fewer(new_num_tokens)
         embedding: nn.Embedding = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         self.lm.resize_classes()
         if self.lm.reachable is not None:
             self.config.num_reachable = self.lm.num_classes - 1
         return embedding
+
+    def _check_fewer(self, num_ids: int) -> None:
+        if self.lm.ngrams is not None:
+            raise ValueError(
+                f"expected at least {self.lm.vocab_size} ids in a model with an n-gram memory, got "
+                f"{num_ids}; to fix this: call set_ngrams(None) first, and count afterwards"
+            )
+        first = 0 if self.lm.reachable is None else int(self.lm.reachable.class_ids[0])
+        if num_ids <= first:
+            raise ValueError(
+                f"expected more than {first} ids, as that is the first reachable one, got {num_ids}"
+            )
 
     def set_reachable(self, reachable_ids: Tensor, possible: Tensor) -> None:
         """Say which ids training reaches, see `EnigmaLM.set_reachable`."""

@@ -88,9 +88,14 @@ def publish_directory(final: Path) -> Iterator[Path]:
     try:
         yield building
         building.chmod(0o755)
+        old = None
         if final.exists():
-            shutil.rmtree(final)
+            # Out of the way first: while it is deleted it would be half there.
+            old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+            final.rename(old)
         building.rename(final)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         if building.exists():
             shutil.rmtree(building)

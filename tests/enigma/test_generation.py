@@ -23,20 +23,35 @@ def tokenizer():
     return load_tokenizer("bert-base-chinese")
 
 
+def make_config(**changes: bool) -> EnigmaConfig:
+    return EnigmaConfig(
+        d=16, num_heads=2, num_rev_blocks=1, num_rotors=1, num_transformer_layers=1,
+        max_len=LENGTH, conv1x1_positions=4, **changes,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def model() -> EnigmaForCausalLM:
     torch.manual_seed(0)
-    config = EnigmaConfig(
-        d=16, num_heads=2, num_rev_blocks=1, num_rotors=1, num_transformer_layers=1,
-        max_len=LENGTH, conv1x1_positions=4,
-    )  # fmt: skip
-    return EnigmaForCausalLM(config).eval()
+    return EnigmaForCausalLM(make_config()).eval()
 
 
 def test_of_a_long_prompt_the_end_is_read(model, tokenizer) -> None:
-    ids = prompt_ids(model, tokenizer, "曹" * 5 + "操" * LENGTH)
+    ids = prompt_ids(model, tokenizer, "曹" * 5 + "操" * LENGTH, Sampling())
     assert ids == tokenizer.convert_tokens_to_ids(["操"]) * LENGTH
-    assert prompt_ids(model, tokenizer, "") == [tokenizer.eos_token_id]
+    assert prompt_ids(model, tokenizer, "", Sampling()) == [tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("wanted", [4, LENGTH, 64])
+@pytest.mark.parametrize("prompt", ["却说", "操" * LENGTH])
+def test_learned_positions_end_a_text_and_leave_room_for_it(tokenizer, prompt, wanted) -> None:
+    torch.manual_seed(0)
+    model = EnigmaForCausalLM(make_config(use_alibi=False)).eval()
+    sampling = Sampling(max_new_tokens=wanted)
+    ids = generate(model, tokenizer, prompt, sampling)
+    read = prompt_ids(model, tokenizer, prompt, sampling)
+    assert ids[: len(read)] == read
+    assert len(read) < len(ids) <= LENGTH
 
 
 def test_the_seed_decides_and_greedy_ignores_it(model, tokenizer) -> None:

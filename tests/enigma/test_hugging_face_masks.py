@@ -164,6 +164,12 @@ def test_a_single_text_needs_no_batch_dimension(make_lm, make_causal_lm):
     lm = make_lm()
     assert torch.equal(lm(IDS[0]), lm(IDS[:1])[0])
     assert lm(IDS[0, :0]).shape == (0, 120)
+    few = IDS[0, : lm.layers[0].attention.num_heads]  # a mask (L,) would pass for one per head
+    mask = torch.ones_like(few)
+    mask[0] = 0
+    assert torch.equal(lm(few, mask=mask), lm(few[None], mask=mask[None])[0])
+    with pytest.raises(ValueError, match=r"mask must have the shape \(B, L\), got \(12,\)"):
+        lm(IDS, mask=torch.ones_like(IDS[0]))
     with pytest.raises(ValueError, match=r"shape \(B, L\), got \(12,\).*input_ids.unsqueeze\(0\)"):
         make_causal_lm()(IDS[0])
 

@@ -155,6 +155,9 @@ def test_tokens_that_are_added_are_reachable_and_learn(make_reachable, tied, tmp
     torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits)
     model.resize_token_embeddings(120)
     torch.testing.assert_close(model(IDS).logits, before)
+    with pytest.raises(ValueError, match="expected more than 3 ids"):
+        model.resize_token_embeddings(3)
+    torch.testing.assert_close(model(IDS).logits, before)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
