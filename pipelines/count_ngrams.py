@@ -56,7 +56,7 @@ def count_ngrams(params: NGramParams | None, shards: Path, certificate: Path, ou
         train = ShardReader(shards, "train")
         blocks = progress(iter(train), total=None, unit="block", label="windows")
         with bucketed(
-            blocks, classes.class_of_id, classes.train_count_C, params.order, near=building
+            blocks, classes.class_of_id, classes.train_count_C, params.order, near=output
         ) as buckets:
             table = make_table(buckets, params.max_entries)
         facts = {

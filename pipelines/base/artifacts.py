@@ -102,6 +102,26 @@ def publish_directory(final: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+@contextmanager
+def temporary_directory(near: Path) -> Iterator[Path]:
+    """Make a directory for as long as the context lasts.
+
+    Args:
+        near: A file or directory; the new one is beside it. What a killed process left is removed
+            by the next one that makes or publishes a directory near the same.
+
+    Yields:
+        An empty directory on the same file system.
+    """
+    near.parent.mkdir(parents=True, exist_ok=True)
+    made, lock = _begin(near)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made)
+        os.close(lock)
+
+
 def _begin(final: Path) -> tuple[Path, int]:
     """Make a directory to build in, locked for as long as this process lives."""
     prefix = f".{final.name}."

@@ -17,8 +17,6 @@ falls to 0.
 Shape legend: N sequences, L length, P positions, W tokens of a window (n + 1), M n-grams.
 """
 
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.base.artifacts import temporary_directory
 from pipelines.data.shards import Tokens
 
 Integers = npt.NDArray[np.int64]
@@ -146,18 +145,15 @@ def bucketed(
         class_of_id: (V,) the class that each id counts as.
         num_by_class: (C,) how often each class occurs.
         order: Longest n-gram.
-        near: A file or directory on the disk to use: 2 (order + 1) bytes a token are written.
+        near: A file or directory on the disk to use, see `temporary_directory`: 2 (order + 1)
+            bytes per token are written.
         positions_per_bucket: See `Buckets`.
     """
-    near.parent.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(prefix=f".{near.name}.", dir=near.parent))
-    try:
+    with temporary_directory(near) as directory:
         buckets = Buckets(directory, num_by_class, order, positions_per_bucket)
         for tokens_NL in blocks:
             buckets.append(class_of_id[tokens_NL])
         yield buckets
-    finally:
-        shutil.rmtree(directory)
 
 
 def count(windows_PW: Classes) -> list[Counts]:

@@ -5,11 +5,10 @@ For each order k = 1 ... n, in the sorted order of the keys:
     keys_k     int64 (M_k,)        row of the first k - 1 tokens in order k - 1, << 16 | last token
     counts_k   int32 (M_k,)        occurrences at order n, different left neighbours below
     totals_k   int64 (M_{k-1},)    for each row of order k - 1: the sum of its continuations' counts
-    types_k    int32 (M_{k-1}, 3)  how many continuations have the count 1, 2 and at least 3
-    discounts  float64 (n, 3)      the discount of these
+    discounts  float64 (n, 3)      the discount of a count of 1, 2 and at least 3
 
-Order 0 has one row. The table is pruned to a size, but totals, types and discounts are those of
-all n-grams. The metadata of the file, one JSON object named `ngrams`, say what was counted.
+Order 0 has one row. The table is pruned to a size, but totals and discounts are those of all
+n-grams. The metadata of the file, one JSON object named `ngrams`, say what was counted.
 """
 
 import json
@@ -26,7 +25,6 @@ from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress
 from pipelines.language_model.counting import (
     CLASS_BITS,
-    COUNT_KINDS,
     Buckets,
     Counts,
     Integers,
@@ -188,7 +186,6 @@ class _Parts:
         self._parts: dict[str, list[npt.NDArray[Any]]] = {}
         self._num_rows = [0] * (order + 1)
         self._first_total = np.zeros(1, dtype=np.int64)
-        self._first_types = np.zeros((1, COUNT_KINDS), dtype=np.int32)
 
     def add(self, counted: list[Counts], kept: list[Mask]) -> None:
         """Append the n-grams of a bucket that a mask for each order keeps."""
@@ -197,13 +194,11 @@ class _Parts:
         kept_below = np.ones(1, dtype=np.bool_)
         for k, (counts, mine) in enumerate(zip(kneser_ney(counted), kept, strict=True), start=1):
             prefix = counted[k - 1].prefix
-            totals, types = by_prefix(prefix, counts, len(kept_below))
+            totals, _ = by_prefix(prefix, counts, len(kept_below))
             if k == 1:
                 self._first_total += totals
-                self._first_types += types.astype(np.int32)
             else:
                 self._append(f"totals_{k}", totals[kept_below])
-                self._append(f"types_{k}", types[kept_below].astype(np.int32))
             keys = (joined_row[prefix[mine]] << CLASS_BITS) | counted[k - 1].last[mine]
             self._append(f"keys_{k}", keys)
             self._append(f"counts_{k}", counts[mine].astype(np.int32))
@@ -216,10 +211,7 @@ class _Parts:
 
     def joined(self) -> dict[str, npt.NDArray[Any]]:
         """The tensors; the parts are gone afterwards."""
-        tensors: dict[str, npt.NDArray[Any]] = {
-            "totals_1": self._first_total,
-            "types_1": self._first_types,
-        }
+        tensors: dict[str, npt.NDArray[Any]] = {"totals_1": self._first_total}
         for name in [*self._parts]:
             tensors[name] = np.concatenate(self._parts.pop(name))
         return tensors

@@ -206,7 +206,7 @@ def test_errors_say_what_was_expected():
         EnigmaConfig(return_path="backwards")
     for share in (-0.5, 1.0):
         with pytest.raises(ValueError, match=f"at least 0 and below 1, got {share}"):
-            make_lm(attention_dropout=share)
+            EnigmaLM(50, attention_dropout=share)
 
 
 @pytest.mark.parametrize(

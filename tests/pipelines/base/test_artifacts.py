@@ -10,6 +10,7 @@ import pytest
 from pipelines.base.artifacts import (
     publish_directory,
     read_json,
+    temporary_directory,
     verify_manifest,
     write_json,
     write_manifest,
@@ -35,24 +36,25 @@ def test_a_failure_leaves_the_old_directory(tmp_path: Path) -> None:
 
 KILLED = """
 import os, pathlib, signal, sys
-from pipelines.base.artifacts import publish_directory
-with publish_directory(pathlib.Path(sys.argv[1])) as building:
+from pipelines.base import artifacts
+with getattr(artifacts, sys.argv[2])(pathlib.Path(sys.argv[1])) as building:
     (building / "a").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.parametrize("make", ["publish_directory", "temporary_directory"])
 def test_what_a_killed_process_left_is_swept_and_what_a_live_one_builds_is_not(
-    tmp_path: Path,
+    tmp_path: Path, make: str
 ) -> None:
     final = tmp_path / "out"
     (tmp_path / ".out.1234").mkdir()  # not ours
     with publish_directory(final) as mine:
         (mine / "a").write_text("live")
-        subprocess.run([sys.executable, "-c", KILLED, str(final)], check=False)
+        subprocess.run([sys.executable, "-c", KILLED, str(final), make], check=False)
         left = {path.name for path in tmp_path.iterdir()} - {".out.1234", mine.name}
         assert len(left) == 1
-        with publish_directory(final) as building:
+        with temporary_directory(final) as building:
             (building / "a").write_text("other")
             assert {path.name for path in tmp_path.iterdir()} == {
                 ".out.1234",
@@ -61,6 +63,10 @@ def test_what_a_killed_process_left_is_swept_and_what_a_live_one_builds_is_not(
             }
         assert (mine / "a").read_text() == "live"
     assert (final / "a").read_text() == "live"
+    assert {path.name for path in tmp_path.iterdir()} == {".out.1234", "out"}
+    with publish_directory(final) as building:
+        (building / "b").write_text("newer")
+    assert [path.name for path in final.iterdir()] == ["b"]
     assert {path.name for path in tmp_path.iterdir()} == {".out.1234", "out"}
 
 

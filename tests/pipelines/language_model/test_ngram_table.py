@@ -59,8 +59,6 @@ def test_a_pruned_table_is_what_its_thresholds_say(
         for row, prefix in enumerate(grams[k - 1]):
             follow = [n for gram, n in of_gram.items() if gram[:-1] == prefix]
             assert table.tensors[f"totals_{k}"][row] == sum(follow)
-            types = [sum(min(n, 3) == kind for n in follow) for kind in (1, 2, 3)]
-            assert table.tensors[f"types_{k}"][row].tolist() == types
 
 
 def test_the_table_does_not_depend_on_the_buckets(tmp_path: Path) -> None:
@@ -90,8 +88,8 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
     table.write(tmp_path / "ngrams.safetensors", {"shards_root": "abc", "num_classes": 7})
     with safe_open(tmp_path / "ngrams.safetensors", "numpy") as file:
         metadata = json.loads(file.metadata()["ngrams"])
-        dtypes = [file.get_tensor(name).dtype for name in ("keys_5", "counts_5", "types_2")]
-    assert dtypes == [np.int64, np.int32, np.int32]
+        dtypes = [file.get_tensor(name).dtype for name in ("keys_5", "counts_5", "totals_2")]
+    assert dtypes == [np.int64, np.int32, np.int64]
     assert metadata == {
         "shards_root": "abc", "num_classes": 7, "order": 5, "thresholds": [1] * 5,
         "counted": table.num_counted, "entries": table.num_entries,
