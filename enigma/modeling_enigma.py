@@ -25,8 +25,7 @@ from transformers.utils.generic import can_return_tuple
 
 from enigma.configuration_enigma import EnigmaConfig, unknown_keywords
 from enigma.language_model.generating import Generating
-from enigma.language_model.inputs import Places, find_places, kept, one_of
-from enigma.language_model.masks import packed_texts
+from enigma.language_model.inputs import Places, find_places, kept, one_of, packed_texts
 from enigma.language_model.ngram_counts import NGramCounts
 from enigma.language_model.ngram_memory import sizes_of
 from enigma.language_model.publishing import Publishing

@@ -1,5 +1,8 @@
 """What `EnigmaForCausalLM.forward` is given, checked and brought to what `EnigmaLM` reads.
 
+Which keys a query sees is decided here where the causal kernels do not know it: in packed texts and
+static caches.
+
 Legend: B batch, L new tokens, S keys, D channels.
 """
 
@@ -8,11 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from enigma.language_model.masks import filled_keys, text_starts
-
-__all__ = ["Places", "find_places", "kept", "one_of"]
+__all__ = ["Places", "find_places", "kept", "one_of", "packed_texts"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def find_places(
                 "expected use_cache=False with position_ids of several packed texts, got True"
             )
     elif cache is not None and cache.layers[0].is_compileable:
-        visible = filled_keys(cache, length, given.device)
-    starts = None if packed is None or position_ids is None else text_starts(position_ids)
+        visible = _filled_keys(cache, length, given.device)
+    starts = None if packed is None or position_ids is None else _text_starts(position_ids)
     if attention_mask is not None and position_ids is None:
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     # Without a cache all tokens are new, and a slice would fix sizes in an export.
@@ -122,3 +124,41 @@ def _refuse_if_texts_mix(kernel_size: int, num_driven_rotors: int, what: str) ->
                 f"expected {name}={most} with {what}, got {got}, whose {readers} would read across "
                 "texts; to fix this: pass one text per row with a mask of 2 dimensions"
             )
+
+
+def _text_starts(position_ids_BL: Tensor) -> Tensor:
+    """Return where another text starts in a row, bool `(B, L)`: positions do not go up by one."""
+    return position_ids_BL.diff(prepend=position_ids_BL[:, :1] - 1) != 1
+
+
+def packed_texts(position_ids_BL: Tensor) -> Tensor | None:
+    """Return which keys are visible in packed texts, bool `(B, 1, L, L)`; None without such.
+
+    A new text starts wherever the positions do not go up by one. Whether there is one is read from
+    the tensor, except in an export, which has to hold for any positions.
+
+    Examples:
+        >>> packed_texts(torch.tensor([[0, 1, 0]]))[0, 0].long()
+        tensor([[1, 0, 0],
+                [1, 1, 0],
+                [0, 0, 1]])
+    """
+    starts_BL = _text_starts(position_ids_BL)
+    if not torch.compiler.is_compiling() and not bool(starts_BL.any()):
+        return None
+    text_BL = starts_BL.cumsum(-1)
+    return (text_BL.unsqueeze(2) == text_BL.unsqueeze(1)).tril().unsqueeze(1)
+
+
+def _filled_keys(cache: Any, length: int, device: torch.device) -> Tensor:
+    """Return which keys of a static cache `length` new tokens see, bool `(1, 1, L, S)`.
+
+    Args:
+        cache: a `transformers.StaticCache`, before the new tokens are put into it.
+        length: new tokens, L.
+        device: of the result.
+    """
+    num_keys, _ = cache.get_mask_sizes(length, 0)
+    last_L = torch.arange(length, device=device) + cache.get_seq_length()
+    visible: Tensor = torch.arange(num_keys, device=device) <= last_L.view(1, 1, -1, 1)
+    return visible
