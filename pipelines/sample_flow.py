@@ -48,6 +48,9 @@ SAMPLES_PER_STATE = 4
 """Two thousand draws of one distribution differ in energy distance by as much as two distributions
 do (0.003 of 0.025 for the Gaussian of the demo), and the gate `samples` compares them."""
 
+# MLflow's name for the tag by which its UI shows one run below another.
+PARENT_RUN = "mlflow.parentRunId"
+
 LOGGED_METRICS = (
     "test_nll_nats_per_dim",
     "gaussian_test_nll_nats_per_dim",
@@ -218,9 +221,13 @@ def _none_for_nan(metrics: dict[str, float]) -> dict[str, Any]:
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def _log(profile: str, run_id: str | None, metrics: dict[str, float], report: Path) -> None:
-    """Add the results to the MLflow run of the fit, and log a summary line."""
-    run_log = RunLog.open(run_name=f"train_flow/{profile}", params={}, tags={}, run_id=run_id)
+def _log(profile: str, fit_id: str | None, metrics: dict[str, float], report: Path) -> None:
+    """Log the results as an MLflow run below that of the fit, and a summary line.
+
+    A run of its own: the fit's would keep the figures of the first of several samplings.
+    """
+    below = {} if fit_id is None else {PARENT_RUN: fit_id}
+    run_log = RunLog.open(run_name=f"sample_flow/{profile}", params={}, tags=below)
     run_log.log(0, {name: metrics[name] for name in LOGGED_METRICS})
     run_log.artifact(report / "figures", "samples")
     run_log.finish("FINISHED")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +18,7 @@ from pipelines.count_ngrams import main as count_ngrams
 from pipelines.data.text.vocabulary import load_tokenizer
 from pipelines.language_model.published import new_language_model
 from pipelines.params import load_params
-from pipelines.sample_flow import check_round_trip
+from pipelines.sample_flow import PARENT_RUN, check_round_trip
 from pipelines.sample_flow import main as sample_flow
 from pipelines.tracking.store import initialise_store, tracking_uri
 from pipelines.train_flow import main as train_flow
@@ -97,7 +98,14 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
 
 
-def test_both_stages_write_their_outputs(fitted: Workspace) -> None:
+def samplings(fit_id: str) -> list[Run]:
+    """The runs below that of a fit, the newest first."""
+    client = MlflowClient(tracking_uri())
+    experiment = client.get_run(fit_id).info.experiment_id
+    return list(client.search_runs([experiment], f"tags.`{PARENT_RUN}` = '{fit_id}'"))
+
+
+def test_both_stages_write_their_outputs(fitted: Workspace, set_params: Any) -> None:
     sample_flow()
     trained = read_json(fitted.report("train_flow") / "metrics.json")
     sampled = read_json(fitted.report("sample_flow") / "metrics.json")
@@ -121,7 +129,9 @@ def test_both_stages_write_their_outputs(fitted: Workspace) -> None:
     client = MlflowClient(tracking_uri())
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["test_nll_nats_per_dim"] == sampled["test_nll_nats_per_dim"]
+    [below] = samplings(run_id)
+    assert below.info.status == "FINISHED"
+    assert below.data.metrics["two_sample_auc"] == sampled["two_sample_auc"]
     steps = [m.step for m in client.get_metric_history(run_id, "loss/validation_nll_nats_per_dim")]
     assert steps == [0, 10, 20]
     history = client.get_metric_history(run_id, "loss/documents/validation_nll_nats_per_dim")
@@ -130,6 +140,13 @@ def test_both_stages_write_their_outputs(fitted: Workspace) -> None:
         trained["documents_validation_nll_nats_per_dim"]
         <= trained["documents_gaussian_validation_nll_nats_per_dim"]
     )
+    set_params({"sample_flow.seed": 1})
+    sample_flow()
+    again = read_json(fitted.report("sample_flow") / "metrics.json")
+    newest, older = samplings(run_id)
+    assert newest.data.metrics["two_sample_auc"] == again["two_sample_auc"]
+    assert older.data.metrics["two_sample_auc"] == sampled["two_sample_auc"]
+    assert again["two_sample_auc"] != sampled["two_sample_auc"]
 
 
 def test_the_same_inputs_give_the_same_bytes(fitted: Workspace, set_params: Any) -> None:
