@@ -23,6 +23,7 @@ PEAK_FLOPS = {
     "NVIDIA A100 80GB PCIe": 312e12,
     "NVIDIA H100 80GB HBM3": 989.4e12,
     "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989.4e12,
     "NVIDIA L40S": 362.05e12,
 }
 # The backward pass multiplies twice what the forward pass does: by inputs and by weights.
@@ -132,6 +133,12 @@ def training_flops_per_token(model: nn.Module, length: int) -> float:
         model.eval()(input_ids=ids_BL)
     model.train(was_training)
     return float(TRAINING_OVER_FORWARD * counter.get_total_flops() / length)
+
+
+def finish_queued_work(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -3,9 +3,14 @@
 import time
 from typing import Any
 
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipelines.runs.hardware import peak_flops, peak_memory_mib, training_flops_per_token
+from pipelines.runs.hardware import (
+    finish_queued_work,
+    peak_flops,
+    peak_memory_mib,
+    training_flops_per_token,
+)
 from pipelines.tracking.metrics_file import TIME, MetricsFile
 
 
@@ -40,8 +45,19 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         """Start the clock."""
         self._step_began_s = time.perf_counter()
 
-    def on_step_end(self, *_: Any, train_dataloader: Any, **__: Any) -> None:
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,
+        *,
+        train_dataloader: Any,
+        **_: Any,
+    ) -> None:
         """Stop the clock: evaluations and checkpoints do not count as training time."""
+        if control.should_log or control.should_evaluate or control.should_save:
+            # A GPU is steps behind; what waits in its queue belongs to the steps so far.
+            finish_queued_work(args.device)
         self._busy_s += time.perf_counter() - self._step_began_s
         self._waited_s += train_dataloader.take_waited_s()
         self._steps += 1

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerState
+from transformers import TrainerControl, TrainerState
 
+from pipelines.runs import recorder
 from pipelines.runs.recorder import Recorder
 from pipelines.tracking.metrics_file import TIME, MetricsFile
 
@@ -44,6 +45,7 @@ class Run:
         self.metrics = MetricsFile(directory / "metrics.jsonl")
         self.state = TrainerState(is_world_process_zero=rank == 0, log_history=list(history))
         self.args = args
+        self.control = TrainerControl()
         self.recorder = Recorder(self.metrics, tokens_per_step=500, sequence_length=16)
 
     def begin(self) -> None:
@@ -52,7 +54,9 @@ class Run:
     def take_steps(self, number: int, *, waited_s: float, pause_s: float = 0.0) -> None:
         for _ in range(number):
             self.recorder.on_step_begin()
-            self.recorder.on_step_end(train_dataloader=Loader(waited_s))
+            self.recorder.on_step_end(
+                self.args, self.state, self.control, train_dataloader=Loader(waited_s)
+            )
             time.sleep(pause_s)
 
     def log(self, **record: float) -> dict[str, float]:
@@ -78,6 +82,19 @@ def test_time_between_steps_is_not_training_time(tmp_path: Path) -> None:
     run.begin()
     run.take_steps(2, waited_s=0.001, pause_s=0.1)
     assert 2 * 500 / run.log(step=2, train_loss_nats=1.0)["tokens_per_s"] < 0.1
+
+
+@pytest.mark.parametrize("what", ["should_log", "should_evaluate", "should_save"])
+def test_what_waits_in_the_queue_of_a_gpu_is_training_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(recorder, "finish_queued_work", lambda _: time.sleep(0.1))
+    run = Run(tmp_path)
+    run.begin()
+    run.take_steps(4, waited_s=0.0)
+    setattr(run.control, what, True)
+    run.take_steps(1, waited_s=0.0)
+    assert run.log(step=5, train_loss_nats=1.0)["tokens_per_s"] <= 5 * 500 / 0.1
 
 
 def test_an_evaluation_has_no_speed_and_takes_none_from_the_next_record(tmp_path: Path) -> None:
