@@ -33,9 +33,17 @@ from pipelines.runs.training_slot import training_slot
 from pipelines.training.report import publish
 
 CAUSALITY_LENGTH = 16
-# Code that launches a run, publishes its result or generates text affects no weight.
+# Code that launches a run, publishes its result, generates text or is the flow's alone affects no
+# weight of the language model.
 PUBLISHING = (
+    "enigma/causality.py",
+    "enigma/density",
     "enigma/generation.py",
+    "enigma/jacobian_logdet.py",
+    "enigma/language_model/hub_card.py",
+    "enigma/language_model/loading.py",
+    "enigma/language_model/presets.py",
+    "enigma/language_model/remote_code.py",
     "enigma/language_model/word_pieces.py",
     "pipelines/train.py",
     "pipelines/training/report.py",

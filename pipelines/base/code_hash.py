@@ -57,7 +57,7 @@ def code_hash(stage: str, *, without: Collection[str] = (), repository: Path = R
 
     Args:
         stage: Its name in `dvc.yaml`.
-        without: Files of the table to leave out, relative to the repository.
+        without: Files and folders to leave out, relative to the repository.
         repository: The directory of `dvc.yaml`.
 
     Returns:
@@ -68,8 +68,11 @@ def code_hash(stage: str, *, without: Collection[str] = (), repository: Path = R
         for dep in code_deps(stage, repository)
         for path in _code_files(repository / dep)
     }
+    left_out = {repository / name for name in without}
     return _hash_lines(
-        f"{name} {sha256_file(path)}\n" for name, path in files.items() if name not in without
+        f"{name} {sha256_file(path)}\n"
+        for name, path in files.items()
+        if left_out.isdisjoint({path, *path.parents})
     )
 
 

@@ -28,6 +28,9 @@ def test_other_code_gives_another_hash(tmp_path: Path) -> None:
     before = code_hash("clean", repository=tmp_path, without=["pipelines/clean.py"])
     files[0].write_text("x = 2")
     assert code_hash("clean", repository=tmp_path, without=["pipelines/clean.py"]) == before
+    before = code_hash("clean", repository=tmp_path, without=["pipelines/data"])
+    files[1].write_text("x = 3")
+    assert code_hash("clean", repository=tmp_path, without=["pipelines/data"]) == before
 
 
 def test_code_without_its_repository_is_refused(tmp_path: Path) -> None:
