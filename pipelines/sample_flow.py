@@ -44,10 +44,6 @@ from pipelines.tracking.run_log import RunLog
 
 logger = logging.getLogger(__name__)
 
-SAMPLES_PER_STATE = 4
-"""Two thousand draws of one distribution differ in energy distance by as much as two distributions
-do (0.003 of 0.025 for the Gaussian of the demo), and the gate `samples` compares them."""
-
 LOGGED_METRICS = (
     "test_nll_nats_per_dim",
     "gaussian_test_nll_nats_per_dim",
@@ -89,8 +85,8 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
     reader = CloudReader(model, state_flow)
     clouds = {
         "real": reader.read(test.states),
-        "flow": reader.sample_flow(SAMPLES_PER_STATE * params.samples, seed=params.seed),
-        "Gaussian": reader.sample_gaussian(SAMPLES_PER_STATE * params.samples, seed=params.seed),
+        "flow": reader.sample_flow(params.samples, seed=params.seed),
+        "Gaussian": reader.sample_gaussian(params.samples, seed=params.seed),
     }
     documents = describe_documents(
         model, tokenizer, document_flow, workspace.shards,
@@ -195,7 +191,7 @@ def _temperatures(
     samples = {
         temperature: clouds["flow"]
         if temperature == 1
-        else reader.sample_flow(params.samples, seed=params.seed, temperature=temperature)
+        else reader.sample_flow(params.states, seed=params.seed, temperature=temperature)
         for temperature in params.temperatures
     }
     rows = temperature_table(samples, clouds["real"].white, test.next_tokens)
