@@ -51,12 +51,7 @@ SIZES = {
         {"d": 16, "num_heads": 2, "num_transformer_layers": 1, "num_rotors": 1,
          "conv1x1_positions": 4},
     ),
-    "demo": Size(0.02, {}),
-    "mission": Size(
-        0.0005,
-        {"d": 512, "num_heads": 8, "num_transformer_layers": 6, "num_rotors": 4,
-         "num_rev_blocks": 4, "rotor_form": "plu", "exact": False},
-    ),
+    "demo": Size(0.05, {}),
 }  # fmt: skip
 
 

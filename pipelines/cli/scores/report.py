@@ -146,7 +146,7 @@ def draw_scores(deviations_N2: Floats) -> bytes:
         (right.set_yscale, right.yaxis),
     ):
         set_scale("asinh")
-        axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1))
+        axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=[1, 3]))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
     left.set_xlim(left=0)
