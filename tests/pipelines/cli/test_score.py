@@ -235,6 +235,7 @@ def test_a_killed_run_resumes_and_writes_the_same_bytes(
     unfinished = output.with_name(".scores.jsonl.unfinished")
     with open_store(tmp_path / "empty.jsonl"):
         empty_bytes = (tmp_path / ".empty.jsonl.unfinished").stat().st_size
+    some_parts_bytes = empty_bytes + 4 * 4096
     script = (
         "import sys; from pathlib import Path; import pipelines.cli.score as module\n"
         f"module.DOCUMENTS_PER_PART = {PART}; source, models, output = sys.argv[1:]\n"
@@ -247,7 +248,7 @@ def test_a_killed_run_resumes_and_writes_the_same_bytes(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    wait_for(lambda: unfinished.is_file() and unfinished.stat().st_size > empty_bytes, process)
+    wait_for(lambda: unfinished.is_file() and unfinished.stat().st_size > some_parts_bytes, process)
     process.kill()
     process.communicate()
     assert not output.exists()
