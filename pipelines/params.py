@@ -272,9 +272,10 @@ class TrainFlowParams(_Section):
 
 
 class SampleFlowParams(_Section):
-    """Samples drawn from the flow, and the bound on its round trip."""
+    """States of test and samples of the flow, and the bound on its round trip."""
 
     seed: Seed
+    states: PositiveInt
     samples: PositiveInt
     temperatures: Annotated[list[PositiveFloat], Field(min_length=1)]
     passages: Annotated[int, Field(ge=2)]

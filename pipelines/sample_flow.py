@@ -44,10 +44,6 @@ from pipelines.tracking.run_log import RunLog
 
 logger = logging.getLogger(__name__)
 
-SAMPLES_PER_STATE = 4
-"""Two thousand draws of one distribution differ in energy distance by as much as two distributions
-do (0.003 of 0.025 for the Gaussian of the demo), and the gate `samples` compares them."""
-
 # MLflow's name for the tag by which its UI shows one run below another.
 PARENT_RUN = "mlflow.parentRunId"
 
@@ -92,8 +88,8 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
     reader = CloudReader(model, state_flow)
     clouds = {
         "real": reader.read(test.states),
-        "flow": reader.sample_flow(SAMPLES_PER_STATE * params.samples, seed=params.seed),
-        "Gaussian": reader.sample_gaussian(SAMPLES_PER_STATE * params.samples, seed=params.seed),
+        "flow": reader.sample_flow(params.samples, seed=params.seed),
+        "Gaussian": reader.sample_gaussian(params.samples, seed=params.seed),
     }
     documents = describe_documents(
         model, tokenizer, document_flow, workspace.shards,
@@ -198,7 +194,7 @@ def _temperatures(
     samples = {
         temperature: clouds["flow"]
         if temperature == 1
-        else reader.sample_flow(params.samples, seed=params.seed, temperature=temperature)
+        else reader.sample_flow(params.states, seed=params.seed, temperature=temperature)
         for temperature in params.temperatures
     }
     rows = temperature_table(samples, clouds["real"].white, test.next_tokens)

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipelines.base.errors import UserError
 
@@ -33,15 +33,22 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file by an atomic rename; UTF-8."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file piece by piece; it appears by an atomic rename after the last one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
+    with temporary.open("wb") as stream:
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file by an atomic rename; UTF-8."""
+    with whole_file(path) as stream:
+        stream.write(text.encode())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

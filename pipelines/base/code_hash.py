@@ -78,17 +78,17 @@ def code_hash(stage: str, *, without: Collection[str] = (), repository: Path = R
 
 @lru_cache
 def installed_code() -> str:
-    """Hash `pipelines` and the packages that decide bytes, as of the first call.
+    """Hash the rooms and the packages that decide bytes, as of the first call.
 
     A long-lived worker keeps the code that it has loaded, even if the files change.
 
     Returns:
         64 hexadecimal digits.
     """
-    room = REPOSITORY / "pipelines"
+    files = [path for room in ROOMS for path in _code_files(REPOSITORY / room)]
     return _hash_lines(
         [
-            *(f"{path.relative_to(room)} {sha256_file(path)}\n" for path in _code_files(room)),
+            *(f"{path.relative_to(REPOSITORY)} {sha256_file(path)}\n" for path in files),
             *(f"{name} {version(name)}\n" for name in VERSIONED),
         ]
     )

@@ -252,9 +252,13 @@ def score(
         typer.Option(help="A directory with lm/ and flow/; by default the champion."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write all scores of every document here, as JSON lines.")
+        Path | None,
+        typer.Option(
+            metavar="NAME.jsonl",
+            help="Write the scores of every document here, and NAME.png and NAME.html.",
+        ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Number of documents to print.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Number of documents to print and show.")] = 20,
 ) -> None:
     """Score how atypical documents are, and print the most atypical first."""
     from pipelines.cli.score import score as score_documents

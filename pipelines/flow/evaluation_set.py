@@ -89,7 +89,7 @@ def read_evaluation_set(
         model,
         shards,
         "test",
-        states=params.samples,
+        states=params.states,
         states_per_sequence=params.states_per_sequence,
         seed=params.seed,
     )

@@ -24,7 +24,6 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from enigma.bijections.constant_weights import constant_weights
 from enigma.density.mixture import GaussianMixture
 from enigma.jacobian_logdet import EnigmaFlow
 from pipelines.base.errors import GateError
@@ -32,7 +31,7 @@ from pipelines.base.run_stage import progress
 from pipelines.flow.energy import energy_distance
 from pipelines.flow.gaussian import Gaussian
 from pipelines.flow.mixture import fit_mixture
-from pipelines.flow.state_flow import STATES_PER_BATCH, StateFlow, base_points
+from pipelines.flow.state_flow import StateFlow, base_points, in_batches
 from pipelines.params import MixtureParams, TrainFlowParams
 
 
@@ -216,11 +215,8 @@ def _nll_nats_per_dim(flow: EnigmaFlow, gaussian: Gaussian, white_ND: Tensor) ->
     """Return the mean negative log-likelihood in nats per dimension of the original space."""
     was_training = flow.training
     flow.eval()
-    with torch.no_grad(), constant_weights():
-        total = sum(
-            float(flow.log_prob(batch_BD.to(flow.scale.device)).double().sum())
-            for batch_BD in torch.split(white_ND, STATES_PER_BATCH)
-        )
+    log_prob = in_batches(flow, flow.log_prob, white_ND)
+    total = sum(float(log_prob_B.double().sum()) for log_prob_B in log_prob)
     flow.train(was_training)
     return (gaussian.log_det - total / len(white_ND)) / white_ND.shape[1]
 

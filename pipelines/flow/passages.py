@@ -8,7 +8,7 @@ Shape legend: P passages, B passages of a batch, L length, D dimensions.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from enigma.bijections.constant_weights import constant_weights
 from pipelines.base.errors import UserError
@@ -97,16 +96,19 @@ class Passages:
 
 @torch.no_grad()
 @constant_weights()
-def read_passages(model: "EnigmaForCausalLM", passages: Passages) -> Reading:
+def read_passages(
+    model: "EnigmaForCausalLM", passages: Passages, *, quiet: bool = False
+) -> Reading:
     """Run the language model over passages; the result of one does not depend on the others.
 
     Args:
         model: The language model in evaluation mode.
         passages: The passages to read.
+        quiet: Whether to show no progress, for a caller that shows its own.
     """
     states_PD = torch.empty(len(passages.ids), model.config.d)
     loss_P = torch.empty(len(passages.ids), dtype=torch.float64)
-    for index, states_LD in _states(model, passages):
+    for index, states_LD in _states(model, passages, quiet=quiet):
         states_PD[index] = _mean(states_LD)
         loss_P[index] = _loss_nats(model, states_LD, passages.ids[index])
     return Reading(states_PD, loss_P.numpy())
@@ -125,12 +127,17 @@ def mean_states(model: "EnigmaForCausalLM", passages: Passages) -> Tensor:
     return states_PD
 
 
-def _states(model: "EnigmaForCausalLM", passages: Passages) -> Iterator[tuple[int, Tensor]]:
+def _states(
+    model: "EnigmaForCausalLM", passages: Passages, *, quiet: bool = False
+) -> Iterator[tuple[int, Tensor]]:
     """Yield the index and the final states (L, D) of every passage, shortest first."""
     # Passages of similar length share a batch, and no state sees the padding behind it.
     order: Indices = np.argsort([len(ids) for ids in passages.ids], kind="stable")
     by_length = batches(order, PASSAGES_PER_BATCH)
-    for batch in progress(by_length, total=len(by_length), unit="batch", label="passages"):
+    steps: Iterable[Indices] = by_length
+    if not quiet:
+        steps = progress(by_length, total=len(by_length), unit="batch", label="passages")
+    for batch in steps:
         ids = [torch.tensor(passages.ids[index]) for index in batch]
         ids_BL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
         states_BLD = model.lm.hidden_states(ids_BL)
@@ -146,6 +153,4 @@ def _loss_nats(model: "EnigmaForCausalLM", states_LD: Tensor, ids: list[int]) ->
     if len(ids) == 1:
         return math.log(model.config.vocab_size)
     ids_L = torch.tensor(ids, device=model.device)
-    rows_1LK = model.lm.context_rows(ids_L[None, :-1])
-    logits_1LV = model.lm.logits(states_LD[None, :-1], rows_1LK)
-    return float(cross_entropy(logits_1LV[0].float(), ids_L[1:]))
+    return float(model.lm.nll_nats(states_LD[None], ids_L[None]).mean())

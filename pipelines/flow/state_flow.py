@@ -3,8 +3,10 @@
 Shape legend: N states, D dimensions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +18,8 @@ from enigma.jacobian_logdet import EnigmaFlow, load_flow, save_flow
 from pipelines.base.artifacts import sha256_file
 from pipelines.base.errors import UserError
 from pipelines.flow.gaussian import Gaussian
+
+T = TypeVar("T")
 
 WHITENING_FILE = "whitening.safetensors"
 STATES_PER_BATCH = 1024
@@ -44,34 +48,20 @@ class StateFlow:
         Returns:
             `z` (N, D) float32, and `log |det dz/dx|` (N,) float64 in nats.
         """
-        base: list[Tensor] = []
-        log_det: list[Tensor] = []
         white_ND = self.gaussian.whiten(states_ND).float()
-        with torch.no_grad(), constant_weights():
-            for batch_BD in torch.split(white_ND, STATES_PER_BATCH):
-                z_BD, log_det_B = self.flow(batch_BD.to(self.flow.scale.device))
-                base.append(z_BD.cpu())
-                log_det.append(log_det_B.cpu().double())
-        return torch.cat(base), torch.cat(log_det) - self.gaussian.log_det
+        base, log_det = zip(*in_batches(self.flow, self.flow.transform, white_ND), strict=True)
+        return torch.cat(base).cpu(), torch.cat(log_det).cpu().double() - self.gaussian.log_det
 
     def from_base(self, base_ND: Tensor) -> Tensor:
         """Invert `to_base`: (N, D) float32 to states (N, D) float32."""
-        with torch.no_grad(), constant_weights():
-            white = [
-                self.flow.inverse(batch_BD.to(self.flow.scale.device))[0].cpu()
-                for batch_BD in torch.split(base_ND, STATES_PER_BATCH)
-            ]
-        return self.gaussian.colour(torch.cat(white)).float()
+        white = [white_BD for white_BD, _ in in_batches(self.flow, self.flow.inverse, base_ND)]
+        return self.gaussian.colour(torch.cat(white).cpu()).float()
 
     def log_prob(self, states_ND: Tensor) -> Tensor:
         """Return log densities in nats, (N,) float64."""
         white_ND = self.gaussian.whiten(states_ND).float()
-        with torch.no_grad(), constant_weights():
-            log_prob = [
-                self.flow.log_prob(batch_BD.to(self.flow.scale.device)).cpu().double()
-                for batch_BD in torch.split(white_ND, STATES_PER_BATCH)
-            ]
-        return torch.cat(log_prob) - self.gaussian.log_det
+        log_prob = torch.cat(in_batches(self.flow, self.flow.log_prob, white_ND))
+        return log_prob.cpu().double() - self.gaussian.log_det
 
     def sample(self, count: int, *, seed: int, temperature: float = 1.0) -> Tensor:
         """Draw states, the same for the same seed on every device.
@@ -136,6 +126,21 @@ class StateFlow:
             ) from None
         gaussian = Gaussian(whitening["mean"].double(), whitening["factor"].double())
         return cls(flow.eval().to(device), gaussian)
+
+
+def in_batches(flow: EnigmaFlow, method: Callable[[Tensor], T], points_ND: Tensor) -> list[T]:
+    """Return what a method of a flow returns of batches of points, on its device.
+
+    Args:
+        flow: The flow.
+        method: `flow.transform`, `flow.inverse` or `flow.log_prob`.
+        points_ND: (N, D), on any device.
+    """
+    with torch.no_grad(), constant_weights():
+        return [
+            method(batch_BD.to(flow.scale.device))
+            for batch_BD in torch.split(points_ND, STATES_PER_BATCH)
+        ]
 
 
 def base_points(

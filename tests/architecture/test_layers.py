@@ -42,6 +42,7 @@ PLANTS = {
     "pipelines.registry.evidence": "mlflow",
     "pipelines.registry.standards": "mlflow",
     "pipelines.cli": "flows.train",
+    "pipelines.cli.scores": "flows.train",
 }
 
 

@@ -42,7 +42,7 @@ def test_a_second_repro_does_nothing(finished) -> None:
 
 def test_a_changed_parameter_runs_what_depends_on_it(project) -> None:
     """One real run; tests/architecture/test_graph.py reads the rest from the graph."""
-    project.set({"sample_flow.samples": 128})
+    project.set({"sample_flow.samples": 2048})
     assert project.stages_run_by_repro() == ["sample_flow"]
     project.set({"promote.baseline": "5-gram"})
     assert project.stages_run_by_repro() == []

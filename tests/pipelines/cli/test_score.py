@@ -1,26 +1,42 @@
 """Atypical documents come first, and what cannot be scored is refused."""
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
 
+import pipelines.cli.score as score_module
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.base.artifacts import read_json, sha256_file, write_json
 from pipelines.base.errors import UserError
-from pipelines.cli.score import score
+from pipelines.cli.score import (
+    DOCUMENTS_PER_PART,
+    SHOWN_COLUMNS,
+    Scorer,
+    score,
+    score_parts,
+)
+from pipelines.cli.scores.store import open_store
 from pipelines.data.text.vocabulary import load_tokenizer
 from pipelines.flow.document_flow import DIRECTORY, DocumentFlow, Typical, fit_document_flow
 from pipelines.flow.passages import Passages, read_passages
 from pipelines.language_model.published import model_config
 from pipelines.params import load_params
-from tests.support import LENGTH, REPOSITORY, TINY_RUN, change_params, make_tiny_shards
+from tests.support import LENGTH, REPOSITORY, TINY_RUN, change_params, make_tiny_shards, wait_for
 
 NORMAL_IDS = range(1000, 1040)  # of the tiny shards
 FOREIGN_IDS = range(6000, 6040)
+PART = 4
 RECIPE = {
     "train_flow.num_blocks": 1,
     "train_flow.hidden_channels": 8,
@@ -144,12 +160,190 @@ def test_a_flow_of_another_language_model_or_without_documents_is_refused(
         score(str(source), models=bare, output=None, top=1)
 
 
-def test_a_bad_file_is_named_before_a_model_is_loaded(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "曹操"}\n')
-    (tmp_path / "b.jsonl").write_text('{"id": "b", "text": "\\ud83d"}\n')
+def test_a_bad_file_and_every_blank_document_is_named_before_anything_is_scored(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Scorer, "score")
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text('{"id": "a", "text": "曹操"}\n')
+    second.write_text('{"id": "b", "text": "\\ud83d"}\n')
     with pytest.raises(UserError, match=r"b\.jsonl: line 1: text: .*half a surrogate pair"):
-        score(str(tmp_path), models=tmp_path / "none", output=None, top=1)
-    (tmp_path / "a.jsonl").write_text("")
-    (tmp_path / "b.jsonl").write_text("")
+        score(str(tmp_path), models=models, output=None, top=1)
+    # The tokenizer drops zero-width characters and what stands for broken bytes.
+    blank = ["", " \n", "\u200b", "\ufffd", "\t", "\u3000"]
+    lines = [json.dumps({"id": f"b{n}", "text": text}) + "\n" for n, text in enumerate(blank)]
+    second.write_text("".join(lines))
+    expected = r"text in 7 documents, got none in 'b0', 'b1', 'b2', 'b3', 'b4' and 1 more"
+    with pytest.raises(UserError, match=expected):
+        score(str(tmp_path), models=models, output=tmp_path / "out" / "scores.jsonl", top=1)
+    assert not list((tmp_path / "out").iterdir())
+    first.write_text("")
+    second.write_text("")
     with pytest.raises(UserError, match="expected documents, got none"):
-        score(str(tmp_path), models=tmp_path / "none", output=None, top=1)
+        score(str(tmp_path), models=models, output=None, top=1)
+
+
+def run(source: Path, models: Path, output: Path) -> dict[str, bytes]:
+    """Score with parts of four documents, and return what is written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(score_module, "DOCUMENTS_PER_PART", PART)
+        score(str(source), models=models, output=output, top=3)
+    assert not list(output.parent.glob(".*")), "nothing unfinished is left"
+    return {
+        ending: output.with_suffix(ending).read_bytes() for ending in (".jsonl", ".png", ".html")
+    }
+
+
+def interrupt(source: Path, models: Path, output: Path, parts: int) -> None:
+    """Score so many parts of a source."""
+    real = Scorer.score
+    left = [parts]
+
+    def limited(self: Scorer, documents: list[dict[str, str]]) -> list[dict[str, str]]:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(self, documents)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "score", limited)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, models, output)
+
+
+def scored_ids(patch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the documents that are scored from now on."""
+    seen: list[str] = []
+    real = Scorer.score
+
+    def watched(self: Scorer, documents: list[dict[str, str]]) -> list[dict[str, str]]:
+        seen.extend(document["id"] for document in documents)
+        return real(self, documents)
+
+    patch.setattr(Scorer, "score", watched)
+    return seen
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_and_writes_the_same_bytes(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {f"d{number}": NORMAL_IDS for number in range(30 * PART)}
+    source = write_documents(tmp_path / "crawl.jsonl", kinds, models, LENGTH)
+    whole = run(source, models, tmp_path / "whole" / "scores.jsonl")
+    output = tmp_path / "killed" / "scores.jsonl"
+    unfinished = output.with_name(".scores.jsonl.unfinished")
+    with open_store(tmp_path / "empty.jsonl"):
+        empty_bytes = (tmp_path / ".empty.jsonl.unfinished").stat().st_size
+    some_parts_bytes = empty_bytes + 4 * 4096
+    script = (
+        "import sys; from pathlib import Path; import pipelines.cli.score as module\n"
+        f"module.DOCUMENTS_PER_PART = {PART}; source, models, output = sys.argv[1:]\n"
+        "module.score(source, models=Path(models), output=Path(output), top=3)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(source), str(models), str(output)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for(lambda: unfinished.is_file() and unfinished.stat().st_size > some_parts_bytes, process)
+    process.kill()
+    process.communicate()
+    assert not output.exists()
+    seen = scored_ids(monkeypatch)
+    assert run(source, models, output) == whole
+    assert 0 < len(seen) < len(kinds)
+    assert seen == list(kinds)[-len(seen) :], "what was scored is not scored again"
+
+
+def test_scores_of_other_documents_or_another_model_are_never_mixed_in(
+    models: Path, tmp_path: Path
+) -> None:
+    kinds = {f"d{number}": NORMAL_IDS for number in range(5 * PART)}
+    source = write_documents(tmp_path / "crawl.jsonl", kinds, models, LENGTH)
+    other = tmp_path / "other"
+    shutil.copytree(models, other)
+    write_json(
+        other / "flow" / DIRECTORY / "typical.json",
+        {"state": {"median": 0.0, "spread": 2.0}, "loss": {"median": 1.0, "spread": 3.0}},
+    )
+    output, fresh = tmp_path / "resumed" / "scores.jsonl", tmp_path / "fresh" / "scores.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(source, models, output, parts=3)
+        seen = scored_ids(patch)
+        resumed = run(source, other, output)
+        assert seen == list(kinds), "by another model, everything is scored"
+    assert resumed == run(source, other, fresh)
+
+    interrupt(source, models, output, parts=4)
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines[PART] = json.dumps({"id": "new", "text": "却说曹操"}) + "\n"
+    # Shorter, too: the parts at the end are gone.
+    source.write_text("".join(lines[: 3 * PART]), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        seen = scored_ids(patch)
+        resumed = run(source, models, output)
+        assert seen == ["new", *list(kinds)[PART + 1 : 2 * PART]]
+    assert resumed == run(source, models, fresh)
+    assert len(resumed[".jsonl"].splitlines()) == 3 * PART
+
+
+def test_memory_does_not_grow_with_the_documents() -> None:
+    class Light:
+        fingerprint = "f"
+
+        def score(self, documents: list[dict[str, str]]) -> list[dict[str, Any]]:
+            return [
+                {"id": document["id"], "title": "", **dict.fromkeys(SHOWN_COLUMNS, 1.0)}
+                for document in documents
+            ]
+
+    def peak_bytes(count: int) -> int:
+        documents = ({"id": str(n), "title": "", "text": f"{n:05} " * 200} for n in range(count))
+        tracemalloc.start()
+        with open_store(None) as store:
+            for _ in score_parts(Light(), score_module._parts(documents), store):
+                pass
+            assert sum(1 for _ in store.lines()) == count
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    peak_bytes(DOCUMENTS_PER_PART)
+    assert peak_bytes(30 * DOCUMENTS_PER_PART) < 1.2 * peak_bytes(3 * DOCUMENTS_PER_PART)
+
+
+def test_a_part_of_long_documents_has_fewer_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score_module, "CHARACTERS_PER_PART", 10)
+    texts = ["一" * 4, "二" * 6, "三" * 50, "四"]
+    parts = list(score_module._parts({"text": text} for text in texts))
+    assert [[row["text"][0] for row in part] for part in parts] == [["一", "二"], ["三"], ["四"]]
+
+
+def test_progress_is_one_line_in_a_log_and_not_one_per_part(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kinds = {f"d{number}": NORMAL_IDS for number in range(3 * PART)}
+    source = write_documents(tmp_path / "crawl.jsonl", kinds, models, LENGTH)
+    with caplog.at_level("INFO"):
+        run(source, models, tmp_path / "out" / "scores.jsonl")
+    lines = [record.getMessage() for record in caplog.records]
+    lines = [line for line in lines if re.search(r" in \d+ s$", line)]
+    assert [line.partition(" in ")[0] for line in lines] == [
+        f"check: {3 * PART} documents",
+        f"score: 100% ({3 * PART}/{3 * PART} documents)",
+    ]
+
+
+def test_what_a_document_is_called_cannot_steer_the_terminal(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "crawl.jsonl"
+    row = {"id": "a\tb", "title": "\x1b[2J题\n\u202e", "text": "却说曹操"}
+    source.write_text(json.dumps(row) + "\n")
+    score(str(source), models=models, output=None, top=1)
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("a\\tb\t")
+    assert line.endswith("\t\\x1b[2J题\\n\\u202e")
