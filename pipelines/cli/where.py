@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.base.workspace import Workspace
 from pipelines.params import load_params
@@ -48,7 +49,7 @@ def show_places(names: Sequence[str]) -> None:
         "Prompt": 'enigma generate "却说曹操" --max-new-tokens 64',
     }
     for name, value in lines.items():
-        console.print(f"{name}: {value}", markup=False)
+        console.print(Text(f"{name}: {value}"))
     console.print(_versions(client, names))
 
 
@@ -67,10 +68,12 @@ def _versions(client: Any, names: Sequence[str]) -> Table:
         versions = client.search_model_versions(f"name = '{name}'")
         for version in sorted(versions, key=lambda v: int(v.version)):
             tags, number = version.tags, str(version.version)
-            table.add_row(
+            row = (
                 name, number, ", ".join(sorted(aliases.get(number, []))),
                 tags.get("profile", ""), _figures(tags), tags.get("git_commit", "")[:7],
             )  # fmt: skip
+            # Text: tags are anybody's to set, and read as no markup.
+            table.add_row(*map(Text, row))
     return table
 
 

@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import UserError
@@ -46,7 +47,8 @@ def show_why(name: str, *, as_json: bool) -> None:
         for row in found if isinstance(found, list) else [found]:
             table = Table("", "", title=stage, title_justify="left", show_header=False)
             for key, value in row.items():
-                table.add_row(key, _spelled(value))
+                # Text: a document is shown as it stands, and read as no markup.
+                table.add_row(key, Text(_spelled(value)))
             console.print(table)
 
 

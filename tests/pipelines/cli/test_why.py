@@ -17,6 +17,8 @@ from pipelines.params import Profile
 from pipelines.tokenize import tokenize
 
 MARKED = "曹操<br/>起兵（，）"
+BRACKETS = "甲[b]乙 :smile:"
+CUT = "<ref>[/b] 说明</ref>"
 
 
 @pytest.fixture
@@ -25,8 +27,10 @@ def data(write_corpus, prose, profile: Profile, workspace: Path) -> Workspace:
     texts = [prose(seed, 300) for seed in range(200)]
     near = f"{texts[3][:150]}新{texts[3][151:]}"
     texts += [near, f"{texts[4]}。", "太短", f"{prose(300, 200)}{MARKED}"]
+    titles = [*map(str, range(len(texts))), BRACKETS]
+    corpus = write_corpus([*texts, f"{prose(301, 200)}{CUT}"], titles)
     made = Workspace("sanguo")
-    ingest(profile.ingest.model_copy(update={"source": str(write_corpus(texts))}), made.raw)
+    ingest(profile.ingest.model_copy(update={"source": str(corpus)}), made.raw)
     clean(profile.clean, made.raw, made.documents)
     tokenize(profile.tokenize, made.documents, made.tokens)
     made.overlap_report.parent.mkdir(parents=True)
@@ -138,3 +142,12 @@ def test_the_terminal_and_json_say_the_same(data: Workspace, capsys: pytest.Capt
     words = " ".join(shown.replace("│", " ").split())
     for word in ("raw", "clean", "tokenize", "decontaminate", "evidence: near", "d0003", "kept"):
         assert word in words
+
+
+def test_the_terminal_shows_brackets_as_they_stand(
+    data: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    show_why("d0204", as_json=False)
+    shown = capsys.readouterr().out
+    assert BRACKETS in shown
+    assert CUT in shown
