@@ -64,7 +64,9 @@ def view(status: RunStatus, gpus: list[Gpu] | str, machine: str) -> Panel:
     """
     recipe = status.config.train
     losses = status.curve("train_loss_nats")
+    colour = "green" if status.state == "running" else "yellow"
     parts: list[RenderableType] = [
+        Text(status.state, style=colour),
         ProgressBar(total=status.config.steps, completed=status.step, width=CURVE_WIDTH),
         "",
         figures(status),
@@ -75,8 +77,8 @@ def view(status: RunStatus, gpus: list[Gpu] | str, machine: str) -> Panel:
         Text(f"rank 0 {', '.join(map(' '.join, status.device.items()))}") if status.device else "",
     ]
     title = f"{status.config.profile}  {status.path.name}  {recipe.ranks} rank(s)"
-    colour = "green" if status.state == "running" else "yellow"
-    return Panel(Group(*parts), title=title, subtitle=f"[{colour}]{status.state}[/]", width=80)
+    # Text: names and reasons are shown as they stand, and read as no markup.
+    return Panel(Group(*parts), title=Text(title), width=80)
 
 
 def figures(status: RunStatus) -> Table:

@@ -58,6 +58,17 @@ def test_a_machine_without_a_gpu_says_so() -> None:
     assert isinstance(gpus, list) or gpus.startswith("no NVIDIA GPU (")
 
 
+def test_a_long_reason_with_brackets_is_shown_whole(one_rank: Any) -> None:
+    rank = one_rank({})
+    rank.run.write_config(rank.config)
+    words = [f"word{number}" for number in range(30)]
+    rank.run.write_outcome(Outcome("failed", 6, f"expected [/x] got [b] {' '.join(words)}", "fix"))
+    shown = text_of(rank.run.path)
+    assert "failed at step 6: expected [/x] got [b]" in shown
+    for word in words:
+        assert f"{word} " in shown
+
+
 def test_once_prints_the_newest_run_and_ends(one_rank: Any) -> None:
     rank = one_rank({})
     rank.run.write_config(rank.config)
