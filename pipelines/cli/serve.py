@@ -20,14 +20,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from enigma.generation import LIMITS, MAX_PROMPT_CHARACTERS, Sampling
 from pipelines.base.errors import UserError
 from pipelines.cli.answering import BusyError, LeftError, Server
-from pipelines.cli.service_metrics import CONTENT_TYPE
+from pipelines.cli.service_metrics import CONTENT_TYPE, ServiceMetrics
 from pipelines.registry.names import LM
 
 HOST = "127.0.0.1"
+GENERATE = "/generate"
 # A text that takes longer is ended when the server is asked to stop.
 SHUTDOWN_GRACE_S = 5
 LEFT = 499
@@ -73,6 +75,40 @@ class GenerateReply(BaseModel):
     version: str
 
 
+class CountAnswers:
+    """Middleware that counts every answer to a request for a text, whoever made the answer.
+
+    Args:
+        app: What answers. An error of it that nobody expected is logged and answered with 500.
+        metrics: Where the answers are counted.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and count the status of its answer."""
+        if scope["type"] != "http" or scope["path"] != GENERATE:
+            await self._app(scope, receive, send)
+            return
+        began_s = time.monotonic()
+        status = 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception:
+            logger.exception("a text could not be generated")
+            failed = JSONResponse({"error": "the text could not be generated"}, status_code=500)
+            await failed(scope, receive, noted)
+        finally:
+            self._metrics.answered(status, time.monotonic() - began_s)
+
+
 def build_app(server: Server) -> FastAPI:
     """Return the HTTP interface of a server."""
 
@@ -85,15 +121,14 @@ def build_app(server: Server) -> FastAPI:
     app = FastAPI(title="Enigma", lifespan=lifespan)
     # A web page must not reach a local server under the page's own name (DNS rebinding).
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    # Outside all else: a request that is refused is counted too.
+    app.add_middleware(CountAnswers, metrics=server.metrics)
     # Coroutines: they need no thread of the pool, and answer while a text is generated.
     _add_status(app, server)
 
-    @app.post("/generate", response_model=GenerateReply)
+    @app.post(GENERATE, response_model=GenerateReply)
     async def answer(body: GenerateRequest, request: Request) -> Response:
-        began_s = time.monotonic()
-        response = await _answer(server, body, request)
-        server.metrics.answered(response.status_code, time.monotonic() - began_s)
-        return response
+        return await _answer(server, body, request)
 
     @app.exception_handler(RequestValidationError)
     async def refuse(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -185,7 +220,7 @@ def serve(port: int) -> None:
         # From here on a client waits until uvicorn is ready, instead of being refused.
         listener.listen()
         address = f"http://{HOST}:{listener.getsockname()[1]}"
-        logger.info("%s version %s on %s/generate", LM, server.champion.version, address)
+        logger.info("%s version %s on %s%s", LM, server.champion.version, address, GENERATE)
         config = uvicorn.Config(
             build_app(server),
             log_level="warning",
