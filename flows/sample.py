@@ -21,9 +21,8 @@ def sample(
 
     Args:
         profile: A profile of `params.yaml`.
-        source: Parquet files instead of the profile's source: a path, directory or glob
-            (relative ones start at the repository), `packaged:sanguo`, or
-            `hf:<owner>/<dataset>/<config>`.
+        source: Documents instead of the profile's source, as for `ingest.source`; a relative path
+            starts at the repository.
         ranks: Number of training processes, instead of the profile's.
         steps: Stop training after this many optimiser steps.
 

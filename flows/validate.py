@@ -19,9 +19,8 @@ def validate(
 
     Args:
         profile: A profile of `params.yaml`.
-        source: Parquet files instead of the profile's source: a path, directory or glob
-            (relative ones start at the repository), `packaged:sanguo`, or
-            `hf:<owner>/<dataset>/<config>`.
+        source: Documents instead of the profile's source, as for `ingest.source`; a relative path
+            starts at the repository.
 
     Returns:
         Completed, with the DVC experiment that has the result; or Failed, with the reason.
