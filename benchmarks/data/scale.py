@@ -6,7 +6,8 @@ with 60,000 sequences held out for validation and for test at every size, the pu
 number. It fits a line by least squares to processor time and peak memory at n sequences, as
 start-up and the held-out sequences cost the same at every size. The results hold the
 projection, the slope, and the exponent between the smallest and the largest size, which is at
-most 1 if the cost is at most linear. Nothing is run at the full size.
+most 1 if the cost is at most linear. Memory that does not grow is not projected: the largest
+measured peak stands in its place. Nothing is run at the full size.
 """
 
 import argparse
@@ -52,13 +53,20 @@ def rows_of(measured: dict[int, dict[str, Usage]]) -> list[dict[str, Any]]:
         rise = np.log(used[-1].processor_s / used[0].processor_s)
         exponent = rise / np.log(sizes[-1] / sizes[0])
         slope_s, start_s = np.polyfit(sizes, [usage.processor_s for usage in used], 1)
-        slope_bytes, start_bytes = np.polyfit(sizes, [usage.peak_bytes for usage in used], 1)
         what = f"{stage}, {FULL:,} sequences, projected with"
-        how = f"{1e6 * slope_s:.1f} us a sequence (between the sizes n^{exponent:.2f})"
+        how = f"{1e6 * slope_s:.1f} us per sequence (between the sizes n^{exponent:.2f})"
         rows.append(row(f"{what} {how}", (start_s + slope_s * FULL) / 3600, "h"))
-        how = f"{slope_bytes:.0f} bytes per sequence"
-        rows.append(row(f"{what} {how}", (start_bytes + slope_bytes * FULL) / 1e9, "GB"))
+        rows.append(memory_row(stage, sizes, [usage.peak_bytes for usage in used]))
     return [*rows, *_published(measured)]
+
+
+def memory_row(stage: str, sizes: list[int], peaks_bytes: list[float]) -> dict[str, Any]:
+    """Project the memory of a stage, or give the largest peak if no growth was measured."""
+    slope_bytes, start_bytes = np.polyfit(sizes, peaks_bytes, 1)
+    if slope_bytes <= 0:
+        return row(f"{stage}, no growth measured: largest peak", max(peaks_bytes) / 1e9, "GB")
+    what = f"{stage}, {FULL:,} sequences, projected with {slope_bytes:.0f} bytes per sequence"
+    return row(what, (start_bytes + slope_bytes * FULL) / 1e9, "GB")
 
 
 def _published(measured: dict[int, dict[str, Usage]]) -> list[dict[str, Any]]:
