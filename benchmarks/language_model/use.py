@@ -30,7 +30,7 @@ from enigma.language_model.word_pieces import join_word_pieces
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.data.shards import ShardReader
-from pipelines.data.text.vocabulary import load_tokenizer
+from pipelines.data.text.shard_vocabulary import shard_tokenizer
 from pipelines.language_model.continuations import distinct_2, repetition_rate
 
 LONG, SHORT, STRIDE = 1024, 256, 128
@@ -137,14 +137,14 @@ def length_rows(models: dict[str, Any], reader: ShardReader) -> list[dict[str, A
     return rows
 
 
-def cloze_rows(models: dict[str, Any], documents: Path) -> list[dict[str, Any]]:
+def cloze_rows(models: dict[str, Any], shards: Path) -> list[dict[str, Any]]:
     """The share of clauses that lm-eval finds, by total and by mean probability."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    write_items(documents)
-    tokenizer = load_tokenizer("bert-base-chinese")
+    write_items(shards.parent / "documents" / "test.parquet")
+    tokenizer = shard_tokenizer(shards)
     rows = [row("cloze, chance", 0.25, ""), row("cloze, items", ITEMS, "")]
     for name, model in models.items():
         found = simple_evaluate(
@@ -162,7 +162,7 @@ def cloze_rows(models: dict[str, Any], documents: Path) -> list[dict[str, Any]]:
 
 def generation_rows(models: dict[str, Any], reader: ShardReader) -> list[dict[str, Any]]:
     """Measure variety and repetition of the models' continuations and of the true ones."""
-    tokenizer = load_tokenizer("bert-base-chinese")
+    tokenizer = shard_tokenizer(reader.directory)
     texts_NL = torch.from_numpy(reader.gather(np.arange(PROMPTS)).astype(np.int64))
     end = PROMPT_TOKENS + SAMPLING.max_new_tokens
     continuations = {"the true text": texts_NL[:, PROMPT_TOKENS:end].tolist()}
@@ -202,9 +202,8 @@ def main() -> None:
     check_shards(arguments.shards)
     models = best_models(arguments.shards, arguments.setting)
     reader = ShardReader(arguments.shards, "test")
-    documents = arguments.shards.parent / "documents" / "test.parquet"
     rows = length_rows(models, reader) + generation_rows(models, reader)
-    write("lm_use", rows + cloze_rows(models, documents), packages=("lm-eval",))
+    write("lm_use", rows + cloze_rows(models, arguments.shards), packages=("lm-eval",))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.language_model import quality, quality_table
+from benchmarks.language_model import quality, quality_table, use
 from benchmarks.language_model.classes import MIN_COUNT, PredictedClasses
 from benchmarks.language_model.entrants import ALL, SIZES, Size, make, parameters
 from benchmarks.language_model.quality_table import RATES, SETTINGS, Setting, chosen, next_rate
@@ -16,6 +17,7 @@ from benchmarks.peers import check_sizes
 from pipelines.base.artifacts import read_json, write_json
 from pipelines.base.errors import UserError
 from pipelines.data.shards import ShardReader
+from pipelines.data.text.shard_vocabulary import ShardVocabulary
 from tests.support import LENGTH
 
 
@@ -198,3 +200,24 @@ def test_a_model_over_ids_has_the_probabilities_of_its_classes(shards, name, mon
         p_V = wide(input_ids=torch.from_numpy(ids)).logits[0, -1].double().softmax(-1)
     assert p_V.sum().item() == pytest.approx(1)
     assert not p_V[~torch.from_numpy(classes.possible_V)].any()
+
+
+class Echo:
+    """Continues a text with the text itself."""
+
+    def generate(self, ids_NL: torch.Tensor, **_: object) -> torch.Tensor:
+        return torch.cat((ids_NL, ids_NL), dim=1)
+
+
+def test_samples_are_read_with_the_characters_that_the_shards_learned(
+    shards, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    reader = ShardReader(shards, "test")
+    learned = int(reader.gather(np.arange(1))[0, 0])
+    vocabulary = ShardVocabulary.read(shards)
+    tokens = list(vocabulary.tokens)
+    tokens[learned] = "𠮷"
+    replace(vocabulary, tokens=tuple(tokens)).write(shards)
+    monkeypatch.setattr(use, "PROMPTS", 2)
+    use.generation_rows({"echo": Echo()}, reader)
+    assert "𠮷" in capsys.readouterr().out
