@@ -15,12 +15,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.record import RESULTS, row, write
 from enigma.configuration_enigma import EnigmaConfig
+from enigma.language_model.ngram_memory import NGramMemory
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import Workspace
-from pipelines.params import TrainParams, load_params
+from pipelines.params import NGramParams, TrainParams, load_params
 from pipelines.runs.hardware import PEAK_FLOPS, TRAINING_OVER_FORWARD, training_flops_per_token
 
 PROFILE, GPU, LENGTH = "wiki-zh", "NVIDIA GeForce RTX 4090", 256
@@ -73,23 +76,31 @@ def step_rows(recipe: TrainParams, model: Any) -> tuple[list[dict[str, Any]], fl
         "gathering Muon's updates": gather_s,
     }
     rows = [
-        row(f"step of {tokens:,} tokens a rank: {name}", 1e3 * s, "ms")
+        row(f"step of {tokens:,} tokens per rank: {name}", 1e3 * s, "ms")
         for name, s in parts_ms.items()
     ]
     return [*rows, row("step", 1e3 * step_s, "ms")], step_s
 
 
-def run_rows(recipe: TrainParams, model: Any, tokens: float, step_s: float) -> list[dict[str, Any]]:
+def table_bytes(counting: NGramParams) -> int:
+    """Return the size of the full n-gram table, of which each order has the same share."""
+    share = counting.max_entries // counting.order
+    with torch.device("meta"):
+        memory = NGramMemory([(share, 1)] * counting.order, num_classes=1, d=1)
+    return sum(buffer.nbytes for buffer in memory.buffers())
+
+
+def run_rows(
+    recipe: TrainParams, model: Any, checkpoint_bytes: int, tokens: float, step_s: float
+) -> list[dict[str, Any]]:
     """Return time and disk of a whole run over so many tokens."""
     steps = tokens / (recipe.sequences_per_step * LENGTH) * recipe.epochs
     times = steps / recipe.evaluate_every_steps
     forward = training_flops_per_token(model, LENGTH) / TRAINING_OVER_FORWARD
     share = recipe.max_validation_sequences * LENGTH / recipe.ranks
     evaluations_s = times * share * forward / (SHARE_OF_PEAK * PEAK_FLOPS[GPU])
-    # Weights and, for Muon, one moment; for AdamW, two.
-    checkpoint = 4 * 3 * sum(p.numel() for p in model.parameters())
-    checkpoints_s = times * checkpoint / DISK_BYTES_PER_S
-    disk = tokens * sum(BYTES_PER_TOKEN.values()) + 4 * checkpoint
+    checkpoints_s = times * checkpoint_bytes / DISK_BYTES_PER_S
+    disk = tokens * sum(BYTES_PER_TOKEN.values()) + 4 * checkpoint_bytes
     name = f"{tokens / 1e6:,.0f} M tokens"
     return [
         row(f"{name}: steps", steps, ""),
@@ -122,8 +133,15 @@ def main() -> None:
         row("assumed: disk", DISK_BYTES_PER_S / 1e6, "MB/s"),
     ]
     rows, step_s = step_rows(profile.train, model)
+    # Weights and, for Muon, one moment; for AdamW, two.
+    weights = 4 * 3 * sum(p.numel() for p in model.parameters())
+    counted = table_bytes(profile.count_ngrams)
+    rows += [
+        row("checkpoint: weights and optimiser", weights / 1e9, "GB"),
+        row("checkpoint: full n-gram table, as much of each order", counted / 1e9, "GB"),
+    ]
     for tokens in corpus_tokens(Workspace(PROFILE).shards):
-        rows += run_rows(profile.train, model, tokens, step_s)
+        rows += run_rows(profile.train, model, weights + counted, tokens, step_s)
     write("lm_budget", [*assumed, *rows])
 
 
