@@ -100,7 +100,7 @@ def figures(status: RunStatus) -> Table:
         "bits/character": figure(status.newest("validation_bits_per_character"), ".3f"),
         "gradient norm": figure(status.newest("gradient_norm"), ".3f"),
         "checkpoint": checkpoint,
-        "memory of a rank": figure(status.newest("peak_memory_mib"), ",.0f", " MiB"),
+        "memory per rank": figure(status.newest("peak_memory_mib"), ",.0f", " MiB"),
         "epoch": figure(status.newest("epoch"), ".2f"),
         "MFU": figure(status.newest("mfu"), ".1%"),
     }

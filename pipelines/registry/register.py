@@ -229,7 +229,7 @@ def _continuations(client: Any, material: Material) -> str:
     if number is not None:
         try:
             with downloaded(client, LM, number) as version:
-                # Evaluations of before had none.
+                # Older evaluations have none.
                 champion = version.proof.evaluation.get("continuations")
         except UserError as error:
             # A damaged champion must not keep its successor out.

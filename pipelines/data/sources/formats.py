@@ -316,7 +316,7 @@ def _page(element: Any, namespaces: dict[str, str]) -> _Page:
             # A `pages-articles` dump has one revision per page; of several, the last one counts.
             wikitext = "".join(child.text or "" for child in part if child.tag == "text")
     title, namespace = found["title"].replace("_", " "), found["ns"]
-    # Dumps of before 2012 have no <ns>: the title begins with the name of the namespace.
+    # Dumps from before 2012 have no <ns>: the title begins with the name of the namespace.
     prefix, colon, rest = found["title"].partition(":")
     if not namespace:
         is_named = colon and prefix in namespaces and not rest.startswith(" ")
