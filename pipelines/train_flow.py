@@ -9,9 +9,7 @@ of passages, scores documents (`pipelines/flow/document_flow.py`). A fit takes a
 not resumed: if it is killed, it starts again in the same MLflow run.
 """
 
-import csv
 import hashlib
-import io
 import json
 import logging
 import time
@@ -23,8 +21,8 @@ from pipelines.base.artifacts import (
     publish_directory,
     read_json,
     sha256_file,
+    write_csv,
     write_json,
-    write_text,
 )
 from pipelines.base.code_hash import code_hash
 from pipelines.base.errors import GateError
@@ -214,11 +212,8 @@ def _open_run(
 
 
 def _report(directory: Path, result: Fit, metrics: dict[str, float], run_log: RunLog) -> None:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(asdict(result.best)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in result.history)
-    write_text(directory / "history.csv", stream.getvalue())
+    columns = list(asdict(result.best))
+    write_csv(directory / "history.csv", columns, map(asdict, result.history))
     with publish_directory(directory / "figures") as figures:
         draw_history(result.history, metrics["gaussian_validation_nll_nats_per_dim"], figures)
     write_json(directory / "metrics.json", metrics)

@@ -6,14 +6,16 @@ manifest of a directory lists every file with its SHA-256; its `root` is one has
 for all of them, by which certificates and the registry name a data set.
 """
 
+import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,6 +57,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON by an atomic rename; NaN and infinities are refused."""
     text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table with a header by an atomic rename; a cell that a row lacks is empty."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, stream.getvalue())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """What a finished training run publishes: the best model, its metrics and its curves."""
 
-import csv
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,8 +8,8 @@ from typing import Any
 from pipelines.base.artifacts import (
     publish_directory,
     sha256_file,
+    write_csv,
     write_json,
-    write_text,
 )
 from pipelines.base.errors import UserError
 from pipelines.base.workspace import Workspace
@@ -78,9 +76,8 @@ def publish(run: RunDirectory, config: RunConfig, workspace: Workspace) -> None:
         }
         write_json(building / "training.json", facts)
     report = workspace.report("train")
-    rows = table(history)
     write_json(report / "metrics.json", summary(history, step))
-    _write_csv(report / "history.csv", rows)
+    write_csv(report / "history.csv", COLUMNS, table(history))
     with publish_directory(report / "figures") as figures:
         draw_curves(history, figures)
     for path in (*sorted((report / "figures").glob("*.png")), report / "history.csv"):
@@ -141,17 +138,6 @@ def table(history: Records) -> list[dict[str, float]]:
         rows.append({**means, **{name: record[name] for name in COLUMNS if name in record}})
         since = []
     return rows
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, float]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_text(path, partial.read_text(encoding="utf-8"))
-    partial.unlink()
 
 
 def draw_curves(history: Records, directory: Path) -> None:

@@ -3,8 +3,9 @@
 import csv
 from pathlib import Path
 
+from pipelines.base.artifacts import write_csv
 from pipelines.tracking.metrics_file import TIME
-from pipelines.training.report import COLUMNS, _write_csv, summary, table
+from pipelines.training.report import COLUMNS, summary, table
 
 HISTORY = [
     {"step": 1, TIME: 1.0, "train_loss_nats": 6.0, "learning_rate": 0.1, "mfu": 0.5},
@@ -54,7 +55,7 @@ def test_figures_that_were_never_measured_are_0() -> None:
 
 def test_a_figure_that_is_absent_is_an_empty_cell(tmp_path: Path) -> None:
     path = tmp_path / "reports" / "history.csv"
-    _write_csv(path, table(HISTORY))
+    write_csv(path, COLUMNS, table(HISTORY))
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == list(COLUMNS)
