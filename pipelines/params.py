@@ -272,11 +272,10 @@ class TrainFlowParams(_Section):
 
 
 class SampleFlowParams(_Section):
-    """States of test and samples of the flow, and the bound on its round trip."""
+    """Samples drawn from the flow, and the bound on its round trip."""
 
     seed: Seed
-    states: PositiveInt
-    samples: PositiveInt
+    samples: Annotated[int, Field(ge=4)]
     temperatures: Annotated[list[PositiveFloat], Field(min_length=1)]
     passages: Annotated[int, Field(ge=2)]
     states_per_sequence: PositiveInt

@@ -194,7 +194,7 @@ def _temperatures(
     samples = {
         temperature: clouds["flow"]
         if temperature == 1
-        else reader.sample_flow(params.states, seed=params.seed, temperature=temperature)
+        else reader.sample_flow(len(test.states), seed=params.seed, temperature=temperature)
         for temperature in params.temperatures
     }
     rows = temperature_table(samples, clouds["real"].white, test.next_tokens)

@@ -33,7 +33,6 @@ SMALL = {
     "train_flow.hidden_channels": 64,
     "train_flow.steps": 30,
     # With 256 the gate `samples` compares noise: an AUC of 0.628 with 0.626.
-    "sample_flow.states": 1024,
     "sample_flow.samples": 4096,
     "sample_flow.passages": 8,
 }

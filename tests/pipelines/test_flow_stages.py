@@ -35,7 +35,6 @@ SMALL_FLOW = {
     "train_flow.steps": 20,
     "train_flow.batch_size": 64,
     "train_flow.evaluate_every_steps": 10,
-    "sample_flow.states": 64,
     "sample_flow.samples": 256,
     "sample_flow.temperatures": [1.0],
     "sample_flow.passages": 4,
