@@ -24,6 +24,7 @@ DOCUMENTS = (
     REPOSITORY / "docs" / "data.md",
     REPOSITORY / "docs" / "flow.md",
     REPOSITORY / "docs" / "library.md",
+    REPOSITORY / "docs" / "operations.md",
     REPOSITORY / "docs" / "quality.md",
     REPOSITORY / "docs" / "training.md",
 )

@@ -46,6 +46,16 @@ def test_a_profile_is_written_alone_and_reads_as_the_same(workspace: Path) -> No
     assert load_params(workspace / "copy" / "params.yaml").profile == load_params().profile
 
 
+def test_the_parameters_of_an_earlier_version_are_still_read() -> None:
+    """A version carries its own: a new field without a default would make all of them unreadable.
+
+    Whoever has to change the schema so must say how earlier versions are verified.
+    """
+    params = load_params(Path(__file__).with_name("params_of_0_2.yaml"))
+    assert params.name == "sanguo"
+    assert params.profile.sample_flow.samples == 2000
+
+
 def test_the_parameters_of_the_lock_are_accepted_in_any_order(registered: Path) -> None:
     train = read(registered)["profiles"]["sanguo"]["train"]
     backwards = dict(reversed(train.items()))
