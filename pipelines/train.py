@@ -35,7 +35,7 @@ from pipelines.training.report import publish
 CAUSALITY_LENGTH = 16
 # Code that launches a run, publishes its result, generates text or is the flow's alone affects no
 # weight of the language model.
-PUBLISHING = (
+WITHOUT_EFFECT_ON_WEIGHTS = (
     "enigma/causality.py",
     "enigma/density",
     "enigma/generation.py",
@@ -101,7 +101,7 @@ def prepare(workspace: Workspace, profile: Profile) -> tuple[RunDirectory, RunCo
         ngrams_root=ngrams["root"],
         model=profile.model,
         train=profile.train,
-        code=code_hash("train", without=PUBLISHING),
+        code=code_hash("train", without=WITHOUT_EFFECT_ON_WEIGHTS),
     )
     config = RunConfig(
         profile=workspace.profile,

@@ -25,9 +25,10 @@ from pipelines.language_model.counting import (
     Classes,
     Counts,
     bucketed,
-    by_prefix,
     counts_of_counts,
     discounts,
+    kinds_by_prefix,
+    sum_by_prefix,
     windows,
 )
 
@@ -95,10 +96,10 @@ class ScoredCounts:
         for k, of_order in enumerate(counted):
             last = windows_PW[found, k]
             for kind, counts in enumerate((of_order.neighbours, of_order.occurrences)):
-                totals, types = by_prefix(of_order.prefix, counts, num_rows)
+                of_prefix = (of_order.prefix, counts, num_rows)
                 # The first token alone is spread over the buckets.
-                self._totals[kind, found, k] += totals[row]
-                self._types[kind, found, k] += types[row]
+                self._totals[kind, found, k] += sum_by_prefix(*of_prefix)[row]
+                self._types[kind, found, k] += kinds_by_prefix(*of_prefix)[row]
             if not len(of_order):
                 break
             key = (row << CLASS_BITS) | last

@@ -211,7 +211,7 @@ def _neighbours(row: Integers, left: Classes, size: int) -> Integers:
     return found + np.bincount(row[starts], minlength=size)
 
 
-def by_prefix(prefix: Integers, counts: Integers, size: int) -> tuple[Integers, Integers]:
+def sum_by_prefix(prefix: Integers, counts: Integers, size: int) -> Integers:
     """Sum the counts of what follows each prefix.
 
     Args:
@@ -220,12 +220,22 @@ def by_prefix(prefix: Integers, counts: Integers, size: int) -> tuple[Integers, 
         size: How many rows there are.
 
     Returns:
-        (size,) sums, and (size, 3) how many counts are 1, 2 and at least 3.
+        (size,) sums.
     """
-    totals = np.bincount(prefix, weights=counts, minlength=size).astype(np.int64)
+    return np.bincount(prefix, weights=counts, minlength=size).astype(np.int64)
+
+
+def kinds_by_prefix(prefix: Integers, counts: Integers, size: int) -> Integers:
+    """Return (size, 3), how many counts after each prefix are 1, 2 and at least 3.
+
+    Args:
+        prefix: See `sum_by_prefix`, as for the others.
+        counts: (M,).
+        size: How many rows there are.
+    """
     kind = np.minimum(counts, COUNT_KINDS) - 1
-    types = np.bincount(prefix * COUNT_KINDS + kind, minlength=size * COUNT_KINDS)
-    return totals, types.reshape(size, COUNT_KINDS)
+    kinds = np.bincount(prefix * COUNT_KINDS + kind, minlength=size * COUNT_KINDS)
+    return kinds.reshape(size, COUNT_KINDS)
 
 
 def counts_of_counts(counts: Integers) -> Integers:

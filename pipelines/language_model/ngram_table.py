@@ -28,9 +28,9 @@ from pipelines.language_model.counting import (
     Buckets,
     Counts,
     Integers,
-    by_prefix,
     counts_of_counts,
     discounts,
+    sum_by_prefix,
 )
 
 NGRAMS_FILE = "ngrams.safetensors"
@@ -194,7 +194,7 @@ class _Parts:
         kept_below = np.ones(1, dtype=np.bool_)
         for k, (counts, mine) in enumerate(zip(kneser_ney(counted), kept, strict=True), start=1):
             prefix = counted[k - 1].prefix
-            totals, _ = by_prefix(prefix, counts, len(kept_below))
+            totals = sum_by_prefix(prefix, counts, len(kept_below))
             if k == 1:
                 self._first_total += totals
             else:

@@ -96,7 +96,7 @@ def load_language_model(directory: Path) -> "EnigmaForCausalLM":
 
 
 def load_network(directory: Path) -> "EnigmaLM":
-    """Load a published language model on the CPU, in seconds less: without transformers.
+    """Load a published language model on the CPU without transformers, a slow import.
 
     Args:
         directory: The directory that `train` published.

@@ -23,7 +23,13 @@ from pipelines.params import load_params
 from pipelines.runs.checkpoints import checkpoint_path, is_complete, newest_complete, steps_on_disk
 from pipelines.runs.directory import Outcome, RunDirectory
 from pipelines.tracking.store import tracking_uri
-from pipelines.train import PUBLISHING, check_causality, check_certificate, check_sizes, prepare
+from pipelines.train import (
+    WITHOUT_EFFECT_ON_WEIGHTS,
+    check_causality,
+    check_certificate,
+    check_sizes,
+    prepare,
+)
 from pipelines.training.history import best_step
 from pipelines.training.report import summary, table
 from tests.support import REPOSITORY, kill_tree, start_training, train_to_the_end, wait_for
@@ -246,7 +252,7 @@ def test_bf16_trains_close_to_fp32_and_its_checkpoint_stays_fp32(one_rank: Any) 
 
 
 def test_the_files_left_out_of_the_fingerprint_exist() -> None:
-    assert all((REPOSITORY / path).exists() for path in PUBLISHING)
+    assert all((REPOSITORY / path).exists() for path in WITHOUT_EFFECT_ON_WEIGHTS)
 
 
 def test_a_step_of_more_sequences_than_exist_is_refused(shards: Path, set_params: Any) -> None:

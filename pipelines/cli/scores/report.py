@@ -90,12 +90,7 @@ def page(source: str, deviations_N2: Floats, picture: bytes, oddest: list[Row]) 
         oddest: Scores, `id`, `title`, `characters` and `text` of the documents to show.
     """
     atypicality_N = np.hypot(*deviations_N2.T)
-    names = {name: [row[name] for row in oddest] for name in ("id", "title")}
-    short = {name: [_shortened(value) for value in values] for name, values in names.items()}
-    rows = [
-        row | {"id": document, "title": title}
-        for row, document, title in zip(oddest, short["id"], short["title"], strict=True)
-    ]
+    rows = [row | {name: _shortened(row[name]) for name in ("id", "title")} for row in oddest]
     return render(
         "pipelines.cli.scores",
         "scores.html.j2",
