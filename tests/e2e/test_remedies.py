@@ -101,10 +101,19 @@ def test_the_remedy_of_a_message_mends_the_stage(
         small.run("python", "-m", f"pipelines.{stage}")
 
 
+SAY = """
+from pipelines.base.errors import UserError
+
+for check in checks:
+    try:
+        check()
+    except UserError as error:
+        print(error)
+"""
+
 REGISTRY = """
 from pathlib import Path
 
-from pipelines.base.errors import UserError
 from pipelines.base.workspace import Workspace
 from pipelines.registry.dvc_objects import (
     cache_directory,
@@ -115,14 +124,10 @@ from pipelines.registry.dvc_objects import (
 from pipelines.registry.material import lm_material
 
 lm = read_lock(Path("dvc.lock"))["train"].outs[0]
-for check in (
+checks = (
     lambda: lm_material(Workspace("sanguo")),
     lambda: check_working_copy(lm, hash_output(lm, cache_directory())),
-):
-    try:
-        check()
-    except UserError as error:
-        print(error)
+)
 """
 
 
@@ -136,32 +141,27 @@ def test_the_remedy_of_the_registry_needs_no_later_stage(project: Project) -> No
     yaml.dump(made, lock)
     shutil.rmtree(project.path / "models" / "sanguo" / "flow")
     cut_off(project.path / "models" / "sanguo" / "lm" / "model.safetensors")
-    said = project.run("python", "-c", REGISTRY).stdout
+    said = project.run("python", "-c", REGISTRY + SAY).stdout
     remedies = re.findall("`(dvc checkout [^`]+)`", said)
     assert remedies == ["dvc checkout --force models/sanguo/lm"] * 2
     project.run(*remedies[0].split())
-    assert project.run("python", "-c", REGISTRY).stdout == ""
+    assert project.run("python", "-c", REGISTRY + SAY).stdout == ""
 
 
 REPORTS = """
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.certificate import check_certificate
-from pipelines.base.errors import UserError
 from pipelines.base.workspace import Workspace
 from pipelines.registry.material import flow_material, lm_material
 from pipelines.tracking.store import connect
 
 there = Workspace("sanguo")
 root = read_manifest(there.shards)["root"]
-for check in (
+checks = (
     lambda: check_certificate(there.report("validate") / "certificate.json", root),
     lambda: lm_material(there),
     lambda: flow_material(connect(), there),
-):
-    try:
-        check()
-    except UserError as error:
-        print(error)
+)
 """
 
 
@@ -176,12 +176,12 @@ def test_reports_of_other_data_or_models_are_made_again_by_their_remedies(projec
     for file, field in of_another.items():
         report = json.loads((reports / file).read_text(encoding="utf-8"))
         replace(reports / file, json.dumps({**report, field: 64 * "0"}).encode())
-    said = project.run("python", "-c", REPORTS).stdout
+    said = project.run("python", "-c", REPORTS + SAY).stdout
     remedies = re.findall("`(dvc repro [^`]+)`", said)
     assert remedies == [f"dvc repro {file.split('/')[0]}" for file in of_another]
     for remedy in remedies:
         project.run(*remedy.split())
-    assert project.run("python", "-c", REPORTS).stdout == ""
+    assert project.run("python", "-c", REPORTS + SAY).stdout == ""
 
 
 def test_a_source_elsewhere_is_read_again_by_force(small: Project, tmp_path: Path) -> None:
