@@ -191,11 +191,11 @@ def soak(operation: Operation, faults: Faults, options: argparse.Namespace) -> C
     return done
 
 
-def finish(operation: Operation) -> list[FlowRun]:
+def finish(operation: Operation) -> tuple[list[FlowRun], FlowRun | None]:
     """Without faults and schedule, let one more run finish what was interrupted.
 
     Returns:
-        All runs, when none is under way; that one is the first.
+        All runs, when none is under way, and that one; None if it could not be started.
     """
     path = operation.clone / "prefect.yaml"
     path.write_text(path.read_text().replace("active: true", "active: false"))
@@ -210,7 +210,8 @@ def finish(operation: Operation) -> list[FlowRun]:
             last = operation.start_run()
         elif runs and not [run for run in runs if not _is_over(run)]:
             break
-    return sorted(operation.runs(), key=lambda run: last is None or run.id != last.id)
+    runs = operation.runs()
+    return runs, next((run for run in runs if last is not None and run.id == last.id), None)
 
 
 def _is_over(run: FlowRun) -> bool:
@@ -220,7 +221,7 @@ def _is_over(run: FlowRun) -> bool:
     return run.state_type in FINAL or (run.state_type == StateType.SCHEDULED and not is_due)
 
 
-def check(operation: Operation, runs: list[FlowRun]) -> dict[str, list[str]]:
+def check(operation: Operation, runs: list[FlowRun], last: FlowRun | None) -> dict[str, list[str]]:
     """Check what must hold at the end.
 
     Returns:
@@ -233,9 +234,9 @@ def check(operation: Operation, runs: list[FlowRun]) -> dict[str, list[str]]:
     ]}  # fmt: skip
     references = run_text(["git", "for-each-ref", "--format=%(refname)", "refs/exps"], operation)
     names = {reference.rpartition("/")[2]: reference for reference in references.split()}
-    wrong["the run after the last fault"] = [
-        f"{run.name}: {run.state_name}"
-        for run in runs[:1] if run.state_type != StateType.COMPLETED
+    is_healthy = last is not None and last.state_type == StateType.COMPLETED
+    wrong["the run after the last fault"] = [] if is_healthy else [
+        "none" if last is None else f"{last.name}: {last.state_name}"
     ]  # fmt: skip
     wrong["notices of failed and crashed runs"] = unnoticed(operation, started)
     wrong["results of completed runs"] = []
@@ -338,8 +339,8 @@ def main() -> None:
     faults = Faults(operation.clone, operation.serve, random.Random(options.seed))
     try:
         done = soak(operation, faults, options)
-        runs = finish(operation)
-        wrong = check(operation, runs)
+        runs, last = finish(operation)
+        wrong = check(operation, runs, last)
     finally:
         operation.stop()
     wrong["processes that are left"] = left_processes(faults)
