@@ -63,6 +63,8 @@ class Entrant:
         without: Parts of Enigma's machine that no setting removes: "plugboard", "reflector" or
             "way back".
         more_layers: Attention layers that Enigma has instead of what it lacks.
+        memory: Whether the n-grams of its training text are part of its prediction, as in the
+            pipeline (ADR 18).
     """
 
     network: str
@@ -71,6 +73,7 @@ class Entrant:
     options: dict[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     more_layers: int = 0
+    memory: bool = False
 
 
 NO_MACHINE = Entrant(
@@ -91,6 +94,9 @@ AS_THEY_COME = {
     f"{name}, all ids": replace(ENTRANTS[name], reachable=False, std=None)
     for name in ("modern", "llama", "gpt2")
 }
+WITH_MEMORY = {
+    f"{name}, memory": replace(entrant, memory=True) for name, entrant in ENTRANTS.items()
+}
 OF_ENIGMA = {
     "no plugboard": Entrant("enigma", without=("plugboard",)),
     "no rotors": Entrant("enigma", options={"num_rotors": 0}),
@@ -109,7 +115,7 @@ PARTS = OF_ENIGMA | {
     "modern, value embeddings": Entrant("modern", options={"value_embeddings": 2}),
     "modern, soft cap": Entrant("modern", options={"soft_cap": 15.0}),
 }
-ALL = ENTRANTS | AS_THEY_COME | PARTS
+ALL = ENTRANTS | AS_THEY_COME | WITH_MEMORY | PARTS
 
 
 def make(name: str, size: str, classes: int, seed: int) -> Any:

@@ -6,8 +6,9 @@ All networks (`benchmarks.language_model.entrants`) have the same parameters wit
 the same sequences in the same order, batch, tokens, schedule and optimiser (Muon for the matrices,
 AdamW for the rest), no dropout, float32. The learning rate of each is swept at seed 0 and at the
 final length, by factors of two until the best is inside the grid; two more seeds follow at the best
-rate. Kneser-Ney models count the same tokens. Bits per character are those of
-`pipelines/language_model/scoring.py`.
+rate. Kneser-Ney models count the same tokens. An entrant "with memory", ours or a peer, has the
+5-gram of them as a part of its prediction and is trained with it, as in the pipeline (ADR 18). Bits
+per character are those of `pipelines/language_model/scoring.py`.
 
 A finished job writes one file under `benchmarks/results/language_model/`, so an interrupted command
 resumes with the next job, on another machine too. Choices read one half of the validation sequences
@@ -31,22 +32,22 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import get_cosine_schedule_with_warmup
 from transformers.pytorch_utils import Conv1D
 
-from benchmarks.head_loss import head_loss
+from benchmarks.head_loss import head_loss, head_nats
 from benchmarks.language_model.classes import PredictedClasses
 from benchmarks.language_model.entrants import (
     ALL,
-    ENTRANTS,
     LENGTH,
+    SIZES,
     TOLERANCE,
     hidden_states,
     make,
     parameters,
 )
 from benchmarks.language_model.quality_table import (
+    COMPARED,
     COUNTED,
     SETTINGS,
     Job,
@@ -56,7 +57,7 @@ from benchmarks.language_model.quality_table import (
 )
 from benchmarks.peers import check_sizes
 from enigma.bijections.constant_weights import constant_weights
-from enigma.language_model.ngram_counts import count_ngrams
+from enigma.language_model.ngram_counts import NGramCounts, count_ngrams
 from enigma.language_model.ngram_memory import NGramMemory
 from pipelines.base.artifacts import read_json, read_manifest, write_json
 from pipelines.base.errors import UserError
@@ -131,18 +132,24 @@ def token_nll(model: Any, classes_NL: npt.NDArray[np.int64]) -> Floats:
     with torch.no_grad(), constant_weights():
         for rows in batches(np.arange(len(classes_NL)), BATCH):
             ids_BL = torch.from_numpy(classes_NL[rows])
-            logits_NC = model.get_output_embeddings()(hidden_states(model, ids_BL)[:, :-1])
-            loss_N = functional.cross_entropy(
-                logits_NC.flatten(0, 1), ids_BL[:, 1:].flatten(), reduction="none"
-            )
-            found.append(loss_N.view(len(rows), -1).double().numpy())
+            nats_NL = head_nats(*_predicting(model, ids_BL), ngrams=memory_of(model))
+            found.append(nats_NL.double().numpy())
     model.train()
     return np.concatenate(found)
 
 
 def loss_of(model: Any, ids_BL: Tensor) -> Tensor:
     """Return the training loss; the head is computed in the same way for all."""
-    return head_loss(hidden_states(model, ids_BL), model.get_output_embeddings(), ids_BL)
+    return head_loss(*_predicting(model, ids_BL), ngrams=memory_of(model))
+
+
+def _predicting(model: Any, ids_BL: Tensor) -> tuple[Tensor, nn.Linear, Tensor]:
+    return hidden_states(model, ids_BL), model.get_output_embeddings(), ids_BL
+
+
+def memory_of(model: Any) -> NGramMemory | None:
+    """Return the n-gram memory that a network of the benchmark was given, if any."""
+    return getattr(model, "ngrams", None)
 
 
 def train(model: Any, data: Data, job: Job) -> list[dict[str, Any]]:
@@ -201,11 +208,11 @@ def _first(part: tuple[str, Indices]) -> tuple[str, Indices]:
     return split, indices[evenly_spaced(len(indices), CURVE_SEQUENCES)]
 
 
-def counted(data: Data, job: Job, order: int) -> NGramMemory:
+def counted(data: Data, job: Job, order: int) -> NGramCounts:
     """Count the tokens that a network of the same seed trains on."""
     indices = np.concatenate(data.train_indices(job.seed, job.tokens // (BATCH * LENGTH)))
     classes_NL = torch.from_numpy(data.gather("train", indices))
-    return NGramMemory.of(count_ngrams(classes_NL, data.classes.count, order), 1).eval()
+    return count_ngrams(classes_NL, data.classes.count, order)
 
 
 def counted_nll(model: NGramMemory, classes_NL: npt.NDArray[np.int64]) -> Floats:
@@ -245,24 +252,31 @@ def run(data: Data, job: Job) -> dict[str, Any]:
         return {name: data.score(*parts[name], nll) for name, nll in nats.items()}
 
     order = COUNTED.get(job.entrant, max(COUNTED.values()))
-    counting = counted(data, job, order)
+    counts = counted(data, job, order)
+    counting = NGramMemory.of(counts, 1).eval()
     nats = {name: counted_nll(counting, text) for name, text in texts.items()}
     if job.entrant in COUNTED:
         return {**asdict(job), "scores": scores(nats)}
     model = make(job.entrant, job.size, data.classes.count, job.seed)
+    has_memory = ALL[job.entrant].memory
+    if has_memory:
+        model.ngrams = NGramMemory.of(counts, SIZES[job.size].width)
+        model.ngrams.leave_one_out = True
     curve = train(model, data, job)
     network = {name: token_nll(model, text) for name, text in texts.items()}
-    weight, mixed = mixtures(network, nats)
     weights_of(job).parent.mkdir(parents=True, exist_ok=True)
     save_model(model, str(weights_of(job)))
-    return {
+    found = {
         **asdict(job),
         "classes": data.classes.count,
         "parameters": parameters(model),
         "curve": curve,
         "scores": scores(network),
-        "mixed": {"weight": weight, "scores": scores(mixed)},
     }
+    if not has_memory:
+        weight, mixed = mixtures(network, nats)
+        found["mixed"] = {"weight": weight, "scores": scores(mixed)}
+    return found
 
 
 def weights_of(job: Job) -> Path:
@@ -334,7 +348,7 @@ def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("shards", type=Path, help="directory of final shards, 256 tokens each")
     parser.add_argument("setting", choices=SETTINGS, help="size and tokens")
-    parser.add_argument("--entrants", nargs="+", choices=ALL, default=list(ENTRANTS))
+    parser.add_argument("--entrants", nargs="+", choices=ALL, default=list(COMPARED))
     parser.add_argument("--jobs", type=int, help="stop after this many trainings")
     parser.add_argument("--sweep-only", action="store_true", help="leave out the other seeds")
     arguments = parser.parse_args()

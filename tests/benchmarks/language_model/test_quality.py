@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.language_model import quality, quality_table, use
 from benchmarks.language_model.classes import MIN_COUNT, PredictedClasses
@@ -14,6 +15,8 @@ from benchmarks.language_model.entrants import ALL, SIZES, Size, make, parameter
 from benchmarks.language_model.quality_table import RATES, SETTINGS, Setting, chosen, next_rate
 from benchmarks.language_model.use import over_ids, token_nll
 from benchmarks.peers import check_sizes
+from enigma.language_model.ngram_counts import count_ngrams
+from enigma.language_model.ngram_memory import NGramMemory
 from pipelines.base.artifacts import read_json, write_json
 from pipelines.base.errors import UserError
 from pipelines.data.shards import ShardReader
@@ -42,6 +45,8 @@ def bits_of(entry):
 
 
 SWEEP = [result(0.012, 7.0), result(0.006, 7.2), result(0.024, 7.1)]
+TINY = Size(16, 1, {"num_transformer_layers": 1, "num_rev_blocks": 1, "num_rotors": 1}, 40)
+WHOLE = [{**entry, "entrant": "enigma, memory"} for entry in SWEEP]
 
 
 def test_a_sweep_goes_on_until_the_best_rate_is_inside_the_grid() -> None:
@@ -73,7 +78,7 @@ def test_a_target_can_be_missed() -> None:
             result(entry["rate"], bits_of(entry), entrant="modern, all ids", test=test)
             for entry in SWEEP
         ]
-        rows = quality_table.table("1M-983k", [*SWEEP, *theirs])
+        rows = quality_table.table("1M-983k", [*WHOLE, *theirs])
         return next(row["met"] for row in rows if row["target"] == "<= 0.92x")
 
     assert verdict(10.0) is True
@@ -82,7 +87,7 @@ def test_a_target_can_be_missed() -> None:
 
 def test_fewer_tokens_can_be_too_few() -> None:
     def verdict(ours):
-        mine = [result(entry["rate"], bits_of(entry), test=ours) for entry in SWEEP]
+        mine = [result(e["rate"], bits_of(e), entrant="enigma, memory", test=ours) for e in SWEEP]
         peer = [result(e["rate"], bits_of(e), entrant="modern, all ids", test=8.0) for e in SWEEP]
         found = {setting: [] for setting in SETTINGS} | {"1M-590k": mine, "1M-983k": peer}
         return [row["met"] for row in quality_table.fewer_tokens(found)]
@@ -143,8 +148,7 @@ def command(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "LENGTH", LENGTH)
     monkeypatch.setattr(quality, "WEIGHTS", tmp_path / "weights")
     monkeypatch.setattr(quality_table, "RESULTS", tmp_path / "results")
-    machine = {"num_transformer_layers": 1, "num_rev_blocks": 1, "num_rotors": 1}
-    monkeypatch.setitem(SIZES, "tiny", Size(16, 1, machine, 40))
+    monkeypatch.setitem(SIZES, "tiny", TINY)
     monkeypatch.setattr(quality, "TOLERANCE", 1.0)
     monkeypatch.setitem(SETTINGS, "tiny", Setting("tiny", 10 * 4 * LENGTH, 0.92))
 
@@ -178,6 +182,37 @@ def test_an_interrupted_command_resumes_and_shows_no_test(command, tmp_path, cap
         command(*both, "--jobs", "1")
 
 
+def test_a_peer_with_a_memory_is_trained_and_scored_with_it(command, tmp_path) -> None:
+    """Its prediction is a distribution, and the gate has learned."""
+    names = ["modern", "modern, memory"]
+    command("--entrants", *names, "--sweep-only", "--jobs", "2")
+    found = [quality_table.path_of(job_of(name)) for name in names]
+    alone, whole = (read_json(path) for path in found)
+    assert "mixed" in alone
+    assert "mixed" not in whole
+    assert whole["scores"] != alone["scores"]
+    weights = load_file((tmp_path / "weights" / "tiny" / found[1].name).with_suffix(".safetensors"))
+    assert weights["ngrams.gate.weight"].any()
+
+
+def job_of(name):
+    setting = SETTINGS["tiny"]
+    return quality_table.Job("tiny", setting.size, name, RATES[0], 0, setting.tokens)
+
+
+@pytest.mark.parametrize("network", ["enigma", "modern", "llama", "gpt2"])
+def test_a_network_with_a_memory_predicts_a_distribution(network, monkeypatch) -> None:
+    monkeypatch.setitem(SIZES, "tiny", TINY)
+    ids_BL = torch.randint(9, (4, 20), generator=torch.Generator().manual_seed(0))
+    model = make(f"{network}, memory", "tiny", 9, 0)
+    model.ngrams = NGramMemory.of(count_ngrams(ids_BL, 9, 3), 16)
+    torch.nn.init.normal_(model.ngrams.gate.weight)
+    every_CL = torch.cat([ids_BL[:1, :6].expand(9, -1), torch.arange(9)[:, None]], dim=1)
+    nats_CL = quality.token_nll(model, every_CL.numpy())
+    assert np.exp(-nats_CL[:, -1]).sum() == pytest.approx(1, abs=1e-5)
+    assert quality.loss_of(model, ids_BL).item() > 0
+
+
 def test_shards_of_other_sizes_are_refused(shards, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["quality", str(shards), "1M-983k"])
     with pytest.raises(UserError, match="expected sequences of 256 of 21128 ids"):
@@ -186,8 +221,7 @@ def test_shards_of_other_sizes_are_refused(shards, monkeypatch) -> None:
 
 @pytest.mark.parametrize("name", ["enigma", "gpt2", "llama"])
 def test_a_model_over_ids_has_the_probabilities_of_its_classes(shards, name, monkeypatch) -> None:
-    machine = {"num_transformer_layers": 1, "num_rev_blocks": 1, "num_rotors": 1}
-    monkeypatch.setitem(SIZES, "tiny", Size(16, 1, machine, 40))
+    monkeypatch.setitem(SIZES, "tiny", TINY)
     classes = PredictedClasses.reachable(shards)
     model = make(name, "tiny", classes.count, 0)
     reader = ShardReader(shards, "test")
