@@ -1,20 +1,31 @@
 """The loss of Enigma over the head of any model: a peer then pays for its head what Enigma pays."""
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
-from enigma.language_model.ngram_memory import NGramMemory
+from enigma.language_model.memory.ngram_memory import NGramMemory
+from enigma.language_model.memory.pointer import Pointer
 from enigma.language_model.prediction import Prediction
 from enigma.language_model.training_loss import training_loss
 
 
+class Memories(NamedTuple):
+    """What a head's prediction is mixed with, each None for nothing."""
+
+    ngrams: NGramMemory | None = None
+    pointer: Pointer | None = None
+
+
 class _Head(Prediction):
-    """A head over classes that are ids, with an n-gram memory or nothing beside it."""
+    """A head over classes that are ids, with memories or nothing beside it."""
 
     num_key_slots = 0
 
-    def __init__(self, head: nn.Linear, ngrams: NGramMemory | None) -> None:
+    def __init__(self, head: nn.Linear, memories: Memories) -> None:
         super().__init__()
-        self.head, self.ngrams = head, ngrams
+        self.head = head
+        self.ngrams, self.pointer = memories
         self.reachable = None
 
 
@@ -24,29 +35,27 @@ def head_loss(
     labels_BL: Tensor,
     num_items_in_batch: Tensor | int | None = None,
     *,
-    ngrams: NGramMemory | None = None,
+    memories: Memories = Memories(),  # noqa: B008 - a tuple
 ) -> Tensor:
     """Return the loss of hidden states under a head, see `training_loss`.
 
     Args:
         hidden_BLD: floating `(B, L, D)`, final hidden states.
         head: with the weight `(V, D)`.
-        labels_BL: int64 `(B, L)`, shifted here; the contexts of the memory are read off them.
+        labels_BL: int64 `(B, L)`, shifted here; also the text that the memories read.
         num_items_in_batch: targets of an accumulated batch.
-        ngrams: what the head's prediction is mixed with; None for nothing.
+        memories: what the head's prediction is mixed with.
     """
-    prediction = _Head(head, ngrams)
+    prediction = _Head(head, memories)
     return training_loss(
         hidden_BLD,
         prediction,
         labels_BL,
         num_items_in_batch=num_items_in_batch,
-        context_rows_BLK=prediction.context_rows(labels_BL),
+        evidence=prediction.evidence(hidden_BLD, labels_BL),
     )
 
 
-def head_nats(
-    hidden_BLD: Tensor, head: nn.Linear, ids_BL: Tensor, *, ngrams: NGramMemory | None = None
-) -> Tensor:
+def head_nats(hidden_BLD: Tensor, head: nn.Linear, ids_BL: Tensor, *, memories: Memories) -> Tensor:
     """Return the negative log-likelihoods of tokens 1 ... L - 1 in nats, `(B, L - 1)`."""
-    return _Head(head, ngrams).nll_nats(hidden_BLD, ids_BL)
+    return _Head(head, memories).nll_nats(hidden_BLD, ids_BL)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from enigma.language_model.ngram_counts import count_ngrams
+from enigma.language_model.memory.ngram_counts import count_ngrams
 
 
 def with_ngrams(model: Any, order: int) -> Any:

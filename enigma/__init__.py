@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from enigma.jacobian_logdet import load_flow as load_flow
     from enigma.jacobian_logdet import save_flow as save_flow
     from enigma.language_model.loading import load_lm as load_lm
-    from enigma.language_model.ngram_counts import NGramCounts as NGramCounts
-    from enigma.language_model.ngram_counts import count_ngrams as count_ngrams
+    from enigma.language_model.memory.ngram_counts import NGramCounts as NGramCounts
+    from enigma.language_model.memory.ngram_counts import count_ngrams as count_ngrams
     from enigma.language_model.presets import PRESETS as PRESETS
     from enigma.language_model.presets import build_preset as build_preset
     from enigma.language_model.sharding import shard as shard
@@ -53,7 +53,7 @@ _MODULES = {
     "FlowDistribution": "density.distribution",
     "InvertibleConv1x1": "invertible_conv1x1",
     "InvertibleConv1x1Stack": "invertible_conv1x1",
-    "NGramCounts": "language_model.ngram_counts",
+    "NGramCounts": "language_model.memory.ngram_counts",
     "PRESETS": "language_model.presets",
     "Plugboard": "plugboard",
     "Reflector": "reflector",
@@ -63,7 +63,7 @@ _MODULES = {
     "TokenContext": "bijections.base",
     "build_preset": "language_model.presets",
     "core_round_trip_error": "bijections.round_trip",
-    "count_ngrams": "language_model.ngram_counts",
+    "count_ngrams": "language_model.memory.ngram_counts",
     "jacobian_log_det": "jacobian_logdet",
     "load_flow": "jacobian_logdet",
     "load_lm": "language_model.loading",

@@ -13,8 +13,7 @@ training loss never holds all logits.
 A leak behind a weight that is exactly 0, as in the last layers of a fresh model, would stay
 hidden. So if a parameter is entirely 0, they are computed again with small noise in it.
 
-Legend: C rows of a chunk, L tokens, D channels, V vocabulary, K context lengths of an n-gram
-memory.
+Legend: C rows of a chunk, L tokens, D channels, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -241,8 +241,10 @@ def _logit_gradients(lm: EnigmaLM, ids_L: Tensor, generator: torch.Generator) ->
         picked = torch.arange(len(t_C), device=t_C.device), t_C
         with _leaf_embeddings(lm) as leaves:
             hidden_CLD = lm(ids_CL, head=False)
-        rows_CLK = lm.context_rows(ids_CL)
-        logits_CV = lm.logits(hidden_CLD[picked], None if rows_CLK is None else rows_CLK[picked])
+        evidence = lm.evidence(hidden_CLD, ids_CL)
+        if evidence is not None:
+            evidence = evidence.at(itemgetter(picked))
+        logits_CV = lm.logits(hidden_CLD[picked], evidence)
         (grad_CLD,) = torch.autograd.grad((logits_CV @ weight_V.to(logits_CV)).sum(), leaves)
         rows.append(grad_CLD.abs().amax(-1))
     return torch.cat(rows)

@@ -74,6 +74,8 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
             sets it; None for all.
         ngram_sizes: of an n-gram memory, see `EnigmaForCausalLM.set_ngrams`, which sets it; None
             for no memory.
+        pointer_channels: of the pointer to earlier places of the text, see
+            `enigma.language_model.memory.pointer`; 0 for none.
         pad_token_id: [PAD] of bert-base-chinese.
         bos_token_id: [CLS] of bert-base-chinese.
         eos_token_id: [SEP] of bert-base-chinese.
@@ -124,6 +126,7 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
     memory: MemoryMode = "plain"
     num_reachable: int | None = None
     ngram_sizes: list[list[int]] | None = None
+    pointer_channels: int = 0
     pad_token_id: int | None = 0
     bos_token_id: int | None = 101
     eos_token_id: int | list[int] | None = 102

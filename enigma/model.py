@@ -71,6 +71,8 @@ class EnigmaLM(Prediction):
         num_reachable: ids that have a logit of their own, see `set_reachable`; None for all.
         ngram_sizes: for each order of an n-gram memory how many n-grams it has, and how many follow
             one context at most, see `set_ngrams`; None for no memory.
+        pointer_channels: of the pointer to earlier places of the text, see
+            `enigma.language_model.memory.pointer`; 0 for none.
 
     Raises:
         ValueError: for a size out of range; the message names it.
@@ -109,12 +111,14 @@ class EnigmaLM(Prediction):
         memory: MemoryMode = "plain",
         num_reachable: int | None = None,
         ngram_sizes: list[list[int]] | None = None,
+        pointer_channels: int = 0,
     ) -> None:
         super().__init__()
         _check_not_below(1, vocab_size=vocab_size, max_len=max_len)
         _check_not_below(
             0, num_transformer_layers=num_transformer_layers, num_driven_rotors=num_driven_rotors
         )
+        _check_not_below(0, pointer_channels=pointer_channels)
         if memory not in get_args(MemoryMode):
             raise ValueError(f"memory must be one of {get_args(MemoryMode)}, got {memory!r}")
         for name, share in (
@@ -153,7 +157,7 @@ class EnigmaLM(Prediction):
         self.head: nn.Linear = Linear(d, vocab_size)
         if tie_word_embeddings:
             self.head.weight = self.embedding.tokens.weight
-        self.allocate(num_reachable, ngram_sizes)
+        self.allocate(num_reachable, ngram_sizes, pointer_channels)
         # Layers that a decoding cache needs: one per attention layer, driven rotor and pass of a
         # convolution.
         passes = 1 if return_path == "untied" else 2
@@ -184,8 +188,9 @@ class EnigmaLM(Prediction):
                 options["mask"] = options["mask"].reshape(1, -1)
         out = self._hidden_states(ids_BL, **options)
         if head:
-            rows = self.context_rows(ids_BL, options.get("mask"), options.get("cache"))
-            out = self.logits(out, rows)
+            given = (options.get(name) for name in ("mask", "cache"))
+            found = self.evidence(out, ids_BL, *given, visible=options.get("visible"))
+            out = self.logits(out, found)
         return out[0] if single else out
 
     def hidden_states(

@@ -18,16 +18,17 @@ from transformers import (
     DynamicCache,
     GenerationMixin,
 )
-from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
 from enigma.configuration_enigma import EnigmaConfig, unknown_keywords
-from enigma.language_model.generating import Generating
+from enigma.language_model.generating import Generating, complete_cache
 from enigma.language_model.inputs import Places, find_places, kept, one_of, packed_texts
-from enigma.language_model.ngram_counts import NGramCounts
-from enigma.language_model.ngram_memory import sizes_of
+from enigma.language_model.memory.evidence import Evidence
+from enigma.language_model.memory.ngram_counts import NGramCounts
+from enigma.language_model.memory.ngram_memory import sizes_of
 from enigma.language_model.publishing import Publishing
 from enigma.language_model.training_loss import training_loss
 from enigma.model import EnigmaLM
@@ -123,6 +124,11 @@ class EnigmaPreTrainedModel(Publishing):
         self.lm.set_ngrams(counts, leave_one_out=leave_one_out)
         self.config.ngram_sizes = None if counts is None else sizes_of(counts)
 
+    def set_pointer(self, channels: int) -> None:
+        """Give the model a pointer or take it away, see `EnigmaLM.set_pointer`."""
+        self.lm.set_pointer(channels)
+        self.config.pointer_channels = channels
+
     @staticmethod
     def create_masks_for_generate(
         config: EnigmaConfig,  # noqa: ARG004 - the signature of transformers
@@ -131,16 +137,6 @@ class EnigmaPreTrainedModel(Publishing):
     ) -> Tensor | None:
         """Return the mask of the tokens as it is: the model hides padding by itself."""
         return attention_mask
-
-    def _complete(self, cache: Cache) -> None:
-        """Give a cache what it needs beside the keys of each attention layer.
-
-        The convolutions cache their inputs, and the n-gram memory the rows of contexts.
-        """
-        while len(cache.layers) < self.lm.num_key_slots:
-            cache.layers.append(DynamicLayer())
-        if len(cache.layers) < self.lm.num_cache_slots:
-            cache.layers.append(_same_kind(cache.layers[0]))
 
     def _hidden_states(  # noqa: PLR0917 - the order of transformers
         self,
@@ -163,7 +159,7 @@ class EnigmaPreTrainedModel(Publishing):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None:
-            self._complete(past_key_values)
+            complete_cache(past_key_values, self.lm)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
@@ -178,7 +174,7 @@ class EnigmaPreTrainedModel(Publishing):
             packed=packed,
             kernel_size=self.config.kernel_size,
             num_driven_rotors=self.config.num_driven_rotors,
-            has_ngrams=self.lm.ngrams is not None,
+            reads_ids=self.lm.reads_ids,
         )
         options: dict[str, Any] = {}
         if self.gradient_checkpointing:
@@ -331,23 +327,22 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # 
             output_hidden_states,
         )
         hidden = output.last_hidden_state
-        rows = self.lm.context_rows(
-            input_ids, places.mask, output.past_key_values, starts_BL=places.starts
-        )
+        evidence = self._evidence(input_ids, output, places)
         loss, logits = None, None
         learns = has_targets and self.training
-        if learns and (rows is not None or not self.config.logits_in_training):
+        if learns and (evidence is not None or not self.config.logits_in_training):
             loss = training_loss(
                 hidden,
                 self.lm,
                 labels,
                 num_items_in_batch=num_items_in_batch,
                 shift_labels_BL=shift_labels,
-                context_rows_BLK=rows,
+                evidence=evidence,
             )
         if not learns or self.config.logits_in_training:
-            kept_rows = None if rows is None else kept(rows, logits_to_keep)
-            logits = self.lm.logits(kept(hidden, logits_to_keep), kept_rows)
+            if evidence is not None:
+                evidence = evidence.at(lambda each: kept(each, logits_to_keep))
+            logits = self.lm.logits(kept(hidden, logits_to_keep), evidence)
             if has_targets and loss is None:
                 loss = self.loss_function(
                     logits=logits,
@@ -364,10 +359,18 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # 
             attentions=output.attentions,
         )
 
-
-def _same_kind(layer: DynamicLayer | StaticLayer) -> DynamicLayer | StaticLayer:
-    """Return an empty layer of a cache that is static, and can be compiled, if `layer` is."""
-    return StaticLayer(layer.max_cache_len) if layer.is_compileable else DynamicLayer()
+    def _evidence(
+        self, input_ids: Tensor | None, output: BaseModelOutputWithPast, places: Places
+    ) -> Evidence | None:
+        """Return what the memories find, see `EnigmaLM.evidence`."""
+        return self.lm.evidence(
+            output.last_hidden_state,
+            input_ids,
+            places.mask,
+            output.past_key_values,
+            starts_BL=places.starts,
+            visible=places.visible,
+        )
 
 
 def _refuse_unknown(unknown: dict[str, Any], function: Any) -> None:

@@ -151,6 +151,8 @@ class ModelParams(_Section):
     hidden_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     rotor_form: Literal["plu", "lifting"]
     exact: bool
+    # Registered versions of before the pointer do not name it.
+    pointer_channels: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _check_exactness(self) -> "ModelParams":

@@ -83,7 +83,7 @@ def write_models(directory: Path, changes: dict[str, Any]) -> int:
 
     from enigma.configuration_enigma import EnigmaConfig
     from enigma.jacobian_logdet import EnigmaFlow
-    from enigma.language_model.ngram_counts import count_ngrams
+    from enigma.language_model.memory.ngram_counts import count_ngrams
     from enigma.modeling_enigma import EnigmaForCausalLM
     from pipelines.base.artifacts import sha256_file, write_json
     from pipelines.data.text.vocabulary import load_tokenizer

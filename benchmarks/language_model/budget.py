@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.record import RESULTS, row, write
 from enigma.configuration_enigma import EnigmaConfig
-from enigma.language_model.ngram_memory import NGramMemory
+from enigma.language_model.memory.ngram_memory import NGramMemory
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import Workspace

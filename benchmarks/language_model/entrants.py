@@ -65,6 +65,7 @@ class Entrant:
         more_layers: Attention layers that Enigma has instead of what it lacks.
         memory: Whether the n-grams of its training text are part of its prediction, as in the
             pipeline (ADR 18).
+        pointer: Channels of a pointer to earlier places of the text (ADR 23); 0 for none.
     """
 
     network: str
@@ -74,6 +75,7 @@ class Entrant:
     without: tuple[str, ...] = ()
     more_layers: int = 0
     memory: bool = False
+    pointer: int = 0
 
 
 NO_MACHINE = Entrant(
@@ -94,8 +96,9 @@ AS_THEY_COME = {
     f"{name}, all ids": replace(ENTRANTS[name], reachable=False, std=None)
     for name in ("modern", "llama", "gpt2")
 }
-WITH_MEMORY = {
-    f"{name}, memory": replace(entrant, memory=True) for name, entrant in ENTRANTS.items()
+WITH_MEMORY = {f"{name}, memory": replace(made, memory=True) for name, made in ENTRANTS.items()}
+WITH_POINTER = {
+    f"{name} and pointer": replace(made, pointer=32) for name, made in WITH_MEMORY.items()
 }
 OF_ENIGMA = {
     "no plugboard": Entrant("enigma", without=("plugboard",)),
@@ -115,7 +118,7 @@ PARTS = OF_ENIGMA | {
     "modern, value embeddings": Entrant("modern", options={"value_embeddings": 2}),
     "modern, soft cap": Entrant("modern", options={"soft_cap": 15.0}),
 }
-ALL = ENTRANTS | AS_THEY_COME | WITH_MEMORY | PARTS
+ALL = ENTRANTS | AS_THEY_COME | WITH_MEMORY | WITH_POINTER | PARTS
 
 
 def make(name: str, size: str, classes: int, seed: int) -> Any:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 from transformers.pytorch_utils import Conv1D
 
-from benchmarks.head_loss import head_loss, head_nats
+from benchmarks.head_loss import Memories, head_loss, head_nats
 from benchmarks.language_model.classes import PredictedClasses
 from benchmarks.language_model.entrants import (
     ALL,
@@ -57,8 +57,9 @@ from benchmarks.language_model.quality_table import (
 )
 from benchmarks.peers import check_sizes
 from enigma.bijections.constant_weights import constant_weights
-from enigma.language_model.ngram_counts import NGramCounts, count_ngrams
-from enigma.language_model.ngram_memory import NGramMemory
+from enigma.language_model.memory.ngram_counts import NGramCounts, count_ngrams
+from enigma.language_model.memory.ngram_memory import NGramMemory
+from enigma.language_model.memory.pointer import Pointer
 from pipelines.base.artifacts import read_json, read_manifest, write_json
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress, run_stage
@@ -132,7 +133,7 @@ def token_nll(model: Any, classes_NL: npt.NDArray[np.int64]) -> Floats:
     with torch.no_grad(), constant_weights():
         for rows in batches(np.arange(len(classes_NL)), BATCH):
             ids_BL = torch.from_numpy(classes_NL[rows])
-            nats_NL = head_nats(*_predicting(model, ids_BL), ngrams=memory_of(model))
+            nats_NL = head_nats(*_predicting(model, ids_BL), memories=memories_of(model))
             found.append(nats_NL.double().numpy())
     model.train()
     return np.concatenate(found)
@@ -140,16 +141,16 @@ def token_nll(model: Any, classes_NL: npt.NDArray[np.int64]) -> Floats:
 
 def loss_of(model: Any, ids_BL: Tensor) -> Tensor:
     """Return the training loss; the head is computed in the same way for all."""
-    return head_loss(*_predicting(model, ids_BL), ngrams=memory_of(model))
+    return head_loss(*_predicting(model, ids_BL), memories=memories_of(model))
 
 
 def _predicting(model: Any, ids_BL: Tensor) -> tuple[Tensor, nn.Linear, Tensor]:
     return hidden_states(model, ids_BL), model.get_output_embeddings(), ids_BL
 
 
-def memory_of(model: Any) -> NGramMemory | None:
-    """Return the n-gram memory that a network of the benchmark was given, if any."""
-    return getattr(model, "ngrams", None)
+def memories_of(model: Any) -> Memories:
+    """Return the memories that a network of the benchmark was given."""
+    return Memories(getattr(model, "ngrams", None), getattr(model, "pointer", None))
 
 
 def train(model: Any, data: Data, job: Job) -> list[dict[str, Any]]:
@@ -258,10 +259,12 @@ def run(data: Data, job: Job) -> dict[str, Any]:
     if job.entrant in COUNTED:
         return {**asdict(job), "scores": scores(nats)}
     model = make(job.entrant, job.size, data.classes.count, job.seed)
-    has_memory = ALL[job.entrant].memory
-    if has_memory:
-        model.ngrams = NGramMemory.of(counts, SIZES[job.size].width)
+    entrant, width = ALL[job.entrant], SIZES[job.size].width
+    if entrant.memory:
+        model.ngrams = NGramMemory.of(counts, width)
         model.ngrams.leave_one_out = True
+    if entrant.pointer:
+        model.pointer = Pointer(width, entrant.pointer)
     curve = train(model, data, job)
     network = {name: token_nll(model, text) for name, text in texts.items()}
     weights_of(job).parent.mkdir(parents=True, exist_ok=True)
@@ -273,7 +276,7 @@ def run(data: Data, job: Job) -> dict[str, Any]:
         "curve": curve,
         "scores": scores(network),
     }
-    if not has_memory:
+    if not entrant.memory:
         weight, mixed = mixtures(network, nats)
         found["mixed"] = {"weight": weight, "scores": scores(mixed)}
     return found

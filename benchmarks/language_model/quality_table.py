@@ -24,8 +24,8 @@ PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "lm_quality.png
 SEEDS, RATES = (0, 1, 2), (0.012, 0.006, 0.024)
 COUNTED = {"bigram": 2, "trigram": 3, "4-gram": 4, "5-gram": 5}
 OURS, PEER = "enigma", "modern"
-OURS_WHOLE, PEER_WHOLE = "enigma, memory", "modern, memory"
-"""With the n-grams of train as part of the prediction, as the pipeline trains Enigma."""
+OURS_WHOLE, PEER_WHOLE = "enigma, memory and pointer", "modern, memory"
+"""As the pipeline trains Enigma; and a peer with the same n-gram memory."""
 AS_IT_COMES = "modern, all ids"
 PARTS = ("validation", "held out", "test")
 COLOURS = {OURS_WHOLE: "#b5482a", OURS: "#d9a28f", PEER_WHOLE: "#3465a4", AS_IT_COMES: "#8fb0d9"}
@@ -69,6 +69,7 @@ MEMORY_BOUND = 0.97
 TARGETED = ((OURS_WHOLE, AS_IT_COMES), (OURS_WHOLE, PEER_WHOLE))
 COMPARISONS = (
     *TARGETED,
+    (OURS_WHOLE, "modern, memory and pointer"),
     (OURS_WHOLE, "5-gram"),
     *((OURS, theirs) for theirs in (PEER, AS_IT_COMES, "no machine", "5-gram")),
 )

@@ -6,10 +6,12 @@ from copy import copy
 from typing import Any
 
 from transformers import GenerationConfig, GenerationMixin
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 from enigma.bijections.constant_weights import constant_weights
+from enigma.language_model.prediction import Prediction
 
-__all__ = ["Generating"]
+__all__ = ["Generating", "complete_cache"]
 
 
 class Generating(GenerationMixin):  # type: ignore[misc]  # transformers ships no types
@@ -34,3 +36,20 @@ class Generating(GenerationMixin):  # type: ignore[misc]  # transformers ships n
             generation_config.compile_config = asked
         valid: bool = super()._valid_auto_compile_criteria(model_kwargs, generation_config)
         return valid
+
+
+def complete_cache(cache: Cache, model: Prediction) -> None:
+    """Give a cache what a model needs beside the keys of each attention layer.
+
+    The convolutions cache their inputs, the n-gram memory the rows of contexts, and the pointer ids
+    and its keys.
+    """
+    while len(cache.layers) < model.num_key_slots:
+        cache.layers.append(DynamicLayer())
+    while len(cache.layers) < model.num_cache_slots:
+        cache.layers.append(_same_kind(cache.layers[0]))
+
+
+def _same_kind(layer: DynamicLayer | StaticLayer) -> DynamicLayer | StaticLayer:
+    """Return an empty layer of a cache that is static, and can be compiled, if `layer` is."""
+    return StaticLayer(layer.max_cache_len) if layer.is_compileable else DynamicLayer()

@@ -43,7 +43,7 @@ def find_places(
     packed: Tensor | None,
     kernel_size: int,
     num_driven_rotors: int,
-    has_ngrams: bool,
+    reads_ids: bool,
 ) -> Places:
     """Find the places of new tokens.
 
@@ -55,7 +55,7 @@ def find_places(
         packed: which keys are visible if `position_ids` are those of several packed texts.
         kernel_size: of the model's convolutions, which read earlier tokens whatever is visible.
         num_driven_rotors: layers of the model that do so too.
-        has_ngrams: the model has an n-gram memory, which also does.
+        reads_ids: the model has an n-gram memory or a pointer, which also do.
 
     Raises:
         ValueError: for texts in a row that these would read across; for packed texts with a cache.
@@ -66,11 +66,11 @@ def find_places(
         floating = attention_mask.is_floating_point()
         visible, attention_mask = attention_mask if floating else attention_mask.bool(), None
         _refuse_if_texts_mix(kernel_size, num_driven_rotors, "a mask of 4 dimensions")
-        if has_ngrams:
+        if reads_ids:
             raise ValueError(
-                "expected a mask of 2 dimensions in a model with an n-gram memory, got one of 4, "
-                "which does not say where a text starts; to fix this: pass one text per row, or "
-                "position_ids that start again at each text, without a mask"
+                "expected a mask of 2 dimensions in a model with an n-gram memory or a pointer, "
+                "got one of 4, which does not say where a text starts; to fix this: pass one text "
+                "per row, or position_ids that start again at each text, without a mask"
             )
     elif packed is not None:
         _refuse_if_texts_mix(kernel_size, num_driven_rotors, "position_ids of several packed texts")

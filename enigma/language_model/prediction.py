@@ -1,6 +1,6 @@
 """From the final hidden states of a language model to its prediction of the next token.
 
-Legend: B batch, L tokens, V ids, C classes, D channels, K context lengths of the n-gram memory.
+Legend: B batch, L tokens, N tokens of a flattened batch, V ids, C classes, D channels.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.language_model.ngram_counts import NGramCounts
-from enigma.language_model.ngram_memory import NGramMemory
+from enigma.language_model.memory.evidence import Evidence
+from enigma.language_model.memory.ngram_counts import NGramCounts
+from enigma.language_model.memory.ngram_memory import NGramMemory
+from enigma.language_model.memory.pointer import Pointer
+from enigma.language_model.memory.token_facts import keep_facts, last_facts
 from enigma.language_model.reachable import ReachableVocabulary
-from enigma.language_model.row_cache import earlier_rows, keep_rows
 from enigma.token_embedding import TokenEmbedding
 
 __all__ = ["Prediction"]
@@ -28,6 +30,7 @@ class Prediction(nn.Module):
         head: maps hidden states to the logits of all ids.
         reachable: the classes of the vocabulary; None if every id is one.
         ngrams: the n-gram memory, or None.
+        pointer: to earlier places of the text, or None.
         num_key_slots: layers of a decoding cache that the network uses.
     """
 
@@ -35,14 +38,21 @@ class Prediction(nn.Module):
     head: nn.Linear
     reachable: ReachableVocabulary | None
     ngrams: NGramMemory | None
+    pointer: Pointer | None
     num_key_slots: int
 
-    def allocate(self, num_reachable: int | None, ngram_sizes: list[list[int]] | None) -> None:
-        """Make room for a reachable vocabulary and an n-gram memory, which a file then fills.
+    def allocate(
+        self,
+        num_reachable: int | None,
+        ngram_sizes: list[list[int]] | None,
+        pointer_channels: int,
+    ) -> None:
+        """Make room for a reachable vocabulary and memories, which a file then fills.
 
         Args:
             num_reachable: see `ReachableVocabulary`; None for every id.
             ngram_sizes: see `NGramMemory`; None for no memory.
+            pointer_channels: see `Pointer`; 0 for no pointer.
         """
         d = self.embedding.tokens.embedding_dim
         self.reachable = self.ngrams = None
@@ -50,6 +60,7 @@ class Prediction(nn.Module):
             self.reachable = ReachableVocabulary(self.vocab_size, num_reachable)
         if ngram_sizes is not None:
             self.ngrams = NGramMemory(ngram_sizes, self.num_classes, d)
+        self.pointer = Pointer(d, pointer_channels) if pointer_channels else None
 
     @property
     def vocab_size(self) -> int:
@@ -58,8 +69,18 @@ class Prediction(nn.Module):
 
     @property
     def num_cache_slots(self) -> int:
-        """Layers that a decoding cache needs; the n-gram memory has the last one."""
+        """Layers that a decoding cache needs: the network's, the n-gram memory's, the pointer's."""
+        slots = self._pointer_slot
+        return slots if self.pointer is None else slots + self.pointer.num_cache_slots
+
+    @property
+    def _pointer_slot(self) -> int:
         return self.num_key_slots + (self.ngrams is not None)
+
+    @property
+    def reads_ids(self) -> bool:
+        """Whether a prediction needs the ids of the text, beside the hidden states."""
+        return self.ngrams is not None or self.pointer is not None
 
     @property
     def num_classes(self) -> int:
@@ -93,6 +114,17 @@ class Prediction(nn.Module):
             self.ngrams = NGramMemory.of(counts, weight.shape[1]).to(weight.device, weight.dtype)
             self.ngrams.leave_one_out = leave_one_out
 
+    def set_pointer(self, channels: int) -> None:
+        """Give the model a pointer to earlier places of the text, to be trained; 0 takes it away.
+
+        Args:
+            channels: see `Pointer`.
+        """
+        weight = self.embedding.tokens.weight
+        self.pointer = (
+            Pointer(weight.shape[1], channels).to(weight.device, weight.dtype) if channels else None
+        )
+
     def resize_classes(self) -> None:
         """Follow an embedding that was resized: ids that were added are reachable."""
         if self.reachable is not None:
@@ -100,18 +132,23 @@ class Prediction(nn.Module):
         if self.ngrams is not None:
             self.ngrams.renumber(self.num_classes, keep_last=self.reachable is not None)
 
-    def logits(self, hidden: Tensor, context_rows: Tensor | None = None) -> Tensor:
+    def logits(self, hidden: Tensor, evidence: Evidence | None = None) -> Tensor:
         """Return the logits `(..., V)` of final hidden states `(..., D)`.
 
         Args:
             hidden: final hidden states.
-            context_rows: int64 `(..., K)`, what `context_rows` returned for the same tokens; None
-                for the network alone, without its n-gram memory.
+            evidence: what `evidence` returned for the same tokens; None for the network alone,
+                without its memories.
         """
         scores = self.class_logits(hidden)
-        if self.ngrams is not None and context_rows is not None:
-            scores = self.ngrams.mix_logits(scores, hidden, context_rows)
-        return scores if self.reachable is None else self.reachable.spread(scores)
+        if evidence is not None and self.ngrams is not None and evidence.rows_BLK is not None:
+            scores = self.ngrams.mix_logits(scores, hidden, evidence.rows_BLK)
+        if evidence is None or self.pointer is None or evidence.pointed is None:
+            return scores if self.reachable is None else self.reachable.spread(scores)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        log_p = scores.to(wide).log_softmax(-1)
+        log_p = log_p if self.reachable is None else self.reachable.spread(log_p)
+        return self.pointer.mix_logits(log_p, hidden, evidence.pointed).to(scores.dtype)
 
     def class_logits(self, hidden: Tensor) -> Tensor:
         """Return the network's logits of the classes, `(..., C)`, of final hidden states."""
@@ -129,57 +166,102 @@ class Prediction(nn.Module):
             hidden_BLD: final hidden states of these tokens.
             ids_BL: int64 `(B, L)`, without padding.
         """
+        evidence = self.evidence(hidden_BLD, ids_BL)
         hidden_ND, target_N = hidden_BLD[:, :-1].flatten(0, 1), ids_BL[:, 1:].flatten()
-        cost_N = hidden_ND.new_zeros(len(target_N))
+        class_N, cost_N = target_N, hidden_ND.new_zeros(len(target_N))
         if self.reachable is not None:
-            target_N, cost_N = self.reachable.targets(target_N, torch.float32)
+            class_N, cost_N = self.reachable.targets(target_N, torch.float32)
         scores_NC = self.class_logits(hidden_ND).float()
-        nll_N = functional.cross_entropy(scores_NC, target_N, reduction="none")
-        rows_BLK = self.context_rows(ids_BL)
-        if self.ngrams is not None and rows_BLK is not None:
-            rows_NK = rows_BLK[:, :-1].flatten(0, 1)
-            log_ngram_N, facts_NF = self.ngrams.log_prob(rows_NK, target_N, nll_N.dtype)
-            gate_N = self.ngrams.gate_logits(hidden_ND, facts_NF)
-            nll_N = -self.ngrams.mix(-nll_N, log_ngram_N, gate_N)
-        return (nll_N + cost_N).view(len(ids_BL), -1)
+        nll_N = functional.cross_entropy(scores_NC, class_N, reduction="none")
+        if evidence is None:
+            nll_N = nll_N + cost_N
+        else:
+            evidence = evidence.at(lambda each: each[:, :-1].flatten(0, 1))
+            nll_N = self.mixed_nats(
+                nll_N, hidden_ND, evidence, class_N=class_N, target_N=target_N, cost_N=cost_N
+            )
+        return nll_N.view(len(ids_BL), -1)
 
-    def context_rows(
+    def mixed_nats(
         self,
+        network_N: Tensor,
+        hidden_ND: Tensor,
+        evidence: Evidence,
+        *,
+        class_N: Tensor,
+        target_N: Tensor,
+        cost_N: Tensor | None = None,
+    ) -> Tensor:
+        """Return what targets cost under the network and its memories, `(N,)` nats.
+
+        Args:
+            network_N: what their classes cost under the network alone.
+            hidden_ND: final hidden states.
+            evidence: of these N tokens.
+            class_N: int64, the classes of the targets.
+            target_N: int64, the targets, ids.
+            cost_N: what an id costs beyond its class; None for nothing.
+        """
+        log_p_N = -network_N
+        if self.ngrams is not None and evidence.rows_BLK is not None:
+            log_p_N = self.ngrams.mix_target(log_p_N, hidden_ND, evidence.rows_BLK, class_N)
+        if cost_N is not None:
+            log_p_N = log_p_N - cost_N
+        if self.pointer is not None and evidence.pointed is not None:
+            log_p_N = self.pointer.mix_target(log_p_N, hidden_ND, evidence.pointed, target_N)
+        return -log_p_N
+
+    def evidence(
+        self,
+        hidden_BLD: Tensor,
         ids_BL: Tensor | None,
         mask: Tensor | None = None,
         cache: Any = None,
+        *,
         starts_BL: Tensor | None = None,
-    ) -> Tensor | None:
-        """Return what the n-gram memory needs of the tokens up to each one; None without a memory.
+        visible: Tensor | None = None,
+    ) -> Evidence | None:
+        """Return what the memories find for each token; None without a memory.
 
         Args:
+            hidden_BLD: floating `(B, L, D)`, final hidden states.
             ids_BL: int64 `(B, L)`.
             mask: `(B, L)`, 0 at padding.
             cache: holds earlier tokens; these L are appended.
             starts_BL: bool `(B, L)`, where a text starts, beside the first token.
-
-        Returns:
-            int64 `(B, L, K)`.
+            visible: bool, which tokens a token sees, see `AttentionContext`.
 
         Raises:
             ValueError: without ids.
         """
-        if self.ngrams is None:
+        if not self.reads_ids:
             return None
         if ids_BL is None:
             raise ValueError(
-                "expected ids in a model with an n-gram memory, got embeddings; to fix this: call "
-                "set_ngrams(None), for the network alone"
+                "expected ids in a model with an n-gram memory or a pointer, got embeddings; to "
+                "fix this: call set_ngrams(None) and set_pointer(0), for the network alone"
             )
-        class_BL = self.classes(ids_BL)
-        if mask is not None:
-            class_BL = class_BL.masked_fill(mask == 0, -1)
-        slot = self.num_cache_slots - 1
-        earlier_BK = None if cache is None else earlier_rows(cache, slot)
-        rows_BLK = self.ngrams.context_rows(class_BL, starts_BL, earlier_BK)
-        if cache is not None:
-            keep_rows(cache, slot, rows_BLK)
-        return rows_BLK
+        hidden_at = None if mask is None else mask == 0
+        rows_BLK = pointed = None
+        if self.ngrams is not None:
+            class_BL = self.classes(ids_BL)
+            if hidden_at is not None:
+                class_BL = class_BL.masked_fill(hidden_at, -1)
+            slot = self.num_key_slots
+            earlier_BK = None if cache is None else last_facts(cache, slot)
+            rows_BLK = self.ngrams.context_rows(class_BL, starts_BL, earlier_BK)
+            if cache is not None:
+                keep_facts(cache, slot, rows_BLK)
+        if self.pointer is not None:
+            pointed = self.pointer(
+                hidden_BLD,
+                ids_BL if hidden_at is None else ids_BL.masked_fill(hidden_at, -1),
+                starts_BL=starts_BL,
+                visible=visible,
+                cache=cache,
+                slot=self._pointer_slot,
+            )
+        return Evidence(rows_BLK, pointed)
 
     def set_reachable(self, reachable_ids: Tensor, possible: Tensor) -> None:
         """Say which ids training reaches; the others that are possible share one logit.

@@ -1,7 +1,6 @@
 """The training loss, without ever holding all logits.
 
-Legend: B batch, L tokens, N targets, D channels, V ids, C classes, K context lengths of the n-gram
-memory.
+Legend: B batch, L tokens, N targets, D channels, V ids, C classes.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from enigma.language_model.ngram_memory import NGramMemory
+from enigma.language_model.memory.evidence import Evidence
 from enigma.language_model.prediction import Prediction
 from enigma.layers.linear import only_multiplies
 from enigma.layers.linear_cross_entropy import chunk_tokens, linear_cross_entropy
@@ -19,7 +18,7 @@ from enigma.layers.linear_cross_entropy import chunk_tokens, linear_cross_entrop
 __all__ = ["training_loss"]
 
 _NETWORK_SHARE = 0.5
-"""Share of the loss that the network pays alone, beside an n-gram memory. With the mixture alone
+"""Share of the loss that the network pays alone, beside its memories. With the mixture alone
 it learns nothing where counting is good at first, and the gate settles on one side."""
 
 
@@ -30,7 +29,7 @@ def training_loss(
     *,
     num_items_in_batch: Tensor | int | None = None,
     shift_labels_BL: Tensor | None = None,
-    context_rows_BLK: Tensor | None = None,
+    evidence: Evidence | None = None,
 ) -> Tensor:
     """Return the loss of `EnigmaForCausalLM.forward` without ever holding all logits.
 
@@ -41,11 +40,11 @@ def training_loss(
         labels_BL: int64 `(B, L)`, -100 for tokens not to predict; shifted here.
         num_items_in_batch: divide the sum by it; None takes the mean over the targets.
         shift_labels_BL: int64 `(B, L)`, labels that are shifted already, instead of `labels_BL`.
-        context_rows_BLK: int64 `(B, L, K)`, see `Prediction.context_rows`; None without a memory.
+        evidence: see `Prediction.evidence`; None without a memory.
 
     Returns:
-        0-d, nats per token, in the dtype of the head. With an n-gram memory half of it is the loss
-        of the network alone, and half that of the mixture.
+        0-d, nats per token, in the dtype of the head. With a memory half of it is the loss of the
+        network alone, and half that of the mixture.
 
     With a plain head and no memory, the gradients are computed together with the loss, a chunk of
     tokens at a time, so there is no second derivative. Autocast is off here: in bf16 the loss
@@ -55,26 +54,35 @@ def training_loss(
         if labels_BL is None:
             raise ValueError("expected labels or shift_labels, got None for both")
         hidden_BLD, shift_labels_BL = hidden_BLD[:, :-1], labels_BL[:, 1:]
-        if context_rows_BLK is not None:
-            context_rows_BLK = context_rows_BLK[:, :-1]
+        if evidence is not None:
+            evidence = evidence.at(lambda each: each[:, :-1])
     hidden_ND = hidden_BLD.flatten(0, 1)
     target_N = shift_labels_BL.flatten().to(hidden_ND.device)
     count = (target_N != -100).sum() if num_items_in_batch is None else num_items_in_batch
     with torch.autocast(hidden_ND.device.type, enabled=False):
         wide_ND = hidden_ND.to(_dtype(model.head, hidden_ND.dtype))
-        cost_N = None
+        class_N, cost_N = target_N, None
         if model.reachable is not None:
             wide = torch.promote_types(wide_ND.dtype, torch.float32)
-            target_N, cost_N = model.reachable.targets(target_N, wide)
-        if model.ngrams is None or context_rows_BLK is None:
+            class_N, cost_N = model.reachable.targets(target_N, wide)
+        if evidence is None:
             reduction = "mean" if num_items_in_batch is None else "sum"
-            loss = _network_loss(wide_ND, model, target_N, reduction)
+            loss = _network_loss(wide_ND, model, class_N, reduction)
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
-        else:
-            loss_N = _network_loss(wide_ND, model, target_N, "none")
-            rows_NK = context_rows_BLK.flatten(0, 1)
-            loss = _mixed_loss(loss_N, hidden_ND, model.ngrams, rows_NK, target_N).sum() / count
-        return loss if cost_N is None else loss + cost_N.sum() / count
+            return loss if cost_N is None else loss + cost_N.sum() / count
+        loss_N = _network_loss(wide_ND, model, class_N, "none")
+        loss_N = loss_N.to(torch.promote_types(loss_N.dtype, torch.float32))
+        found = evidence.at(lambda each: each.flatten(0, 1))
+        mixed_N = model.mixed_nats(
+            loss_N,
+            hidden_ND,
+            found,
+            class_N=class_N.clamp(min=0),
+            target_N=target_N.clamp(min=0),
+            cost_N=cost_N,
+        ).masked_fill(target_N < 0, 0.0)
+        alone_N = loss_N if cost_N is None else loss_N + cost_N
+        return (_NETWORK_SHARE * alone_N + (1 - _NETWORK_SHARE) * mixed_N).sum() / count
 
 
 def _dtype(head: nn.Module, default: torch.dtype) -> torch.dtype:
@@ -106,14 +114,3 @@ def _called_loss(model: Prediction, hidden_ND: Tensor, target_N: Tensor, reducti
     logits_NC = model.class_logits(hidden_ND)
     wide = torch.promote_types(logits_NC.dtype, torch.float32)
     return functional.cross_entropy(logits_NC.to(wide), target_N, reduction=reduction)
-
-
-def _mixed_loss(
-    loss_N: Tensor, hidden_ND: Tensor, memory: NGramMemory, rows_NK: Tensor, target_N: Tensor
-) -> Tensor:
-    """Return the losses `(N,)` of which half is the network's own, half that of the mixture."""
-    loss_N = loss_N.to(torch.promote_types(loss_N.dtype, torch.float32))
-    log_ngram_N, facts_NF = memory.log_prob(rows_NK, target_N.clamp(min=0), loss_N.dtype)
-    gate_N = memory.gate_logits(hidden_ND, facts_NF)
-    mixed_N = -memory.mix(-loss_N, log_ngram_N, gate_N).masked_fill(target_N < 0, 0.0)
-    return _NETWORK_SHARE * loss_N + (1 - _NETWORK_SHARE) * mixed_N

@@ -1,8 +1,8 @@
 """n-gram baselines on the same tokens: what a model must beat to have learned anything.
 
 Interpolated Kneser-Ney smoothing with a discount for each of the counts 1, 2 and at least 3, the
-formula of the model's own memory (`enigma.language_model.ngram_memory`), over the same classes
-(`pipelines/language_model/classes.py`) and by the same counting (`counting.py` there).
+formula of the model's own memory (`enigma.language_model.memory.ngram_memory`), over the same
+classes (`pipelines/language_model/classes.py`) and by the same counting (`counting.py` there).
 But nothing is pruned: all of train is counted, out of core, and only what the text to be scored
 asks for is kept.
 
@@ -123,7 +123,7 @@ class ScoredCounts:
         """Mix order k + 1 with the orders below it, at the ends of its n-grams."""
         import torch
 
-        from enigma.language_model.ngram_memory import Context, interpolate
+        from enigma.language_model.memory.ngram_memory import Context, interpolate
 
         num_ends = self._shape[1] - k
 

@@ -49,7 +49,7 @@ def new_language_model(model: ModelParams, shards: Path, ngrams: Path) -> "Enigm
     """
     import torch
 
-    from enigma.language_model.ngram_counts import NGramCounts
+    from enigma.language_model.memory.ngram_counts import NGramCounts
     from enigma.modeling_enigma import EnigmaForCausalLM
 
     made = EnigmaForCausalLM(model_config(model, shards))

@@ -17,7 +17,8 @@ from torch.optim import AdamW, Optimizer
 from enigma.bijections.lifting import LiftingConv1x1
 from enigma.driven_rotor import DrivenRotor
 from enigma.invertible_conv1x1 import InvertibleConv1x1
-from enigma.language_model.ngram_memory import NGramMemory
+from enigma.language_model.memory.ngram_memory import NGramMemory
+from enigma.language_model.memory.pointer import Pointer
 from pipelines.training.muon import Muon
 
 BETAS = (0.9, 0.95)
@@ -28,8 +29,9 @@ the full rate a language model was worse than without rotors, at a tenth hardly.
 state says nothing at first; updates that Muon has made orthogonal let it into the stream all the
 same (docs/LOG.md)."""
 GATE_LR = 2e-3
-"""Learning rate of the gate of the n-gram memory, always by AdamW and without decay. A few numbers
-that read the whole state: at Muon's rate it went to one side within 40 steps (docs/LOG.md)."""
+"""Learning rate of the n-gram memory's gate and of the pointer, by AdamW and without decay. A gate
+is a few numbers that read the whole state: at Muon's rate it went to one side within 40 steps
+(docs/LOG.md)."""
 
 
 class MuonWithAdamW(Optimizer):
@@ -92,7 +94,7 @@ def make_optimiser(
         name: `adamw` for all parameters, or `muon` for the weights of the linear layers except
             the head, with AdamW for the rest.
         model: A model with `get_input_embeddings` and `get_output_embeddings`.
-        lr: Learning rate; rotors use `ROTOR_LR_FRACTION` of it, a gate `GATE_LR`.
+        lr: Learning rate; rotors use `ROTOR_LR_FRACTION` of it, memories `GATE_LR`.
         weight_decay: Decoupled weight decay of matrices; gains, biases and signs have none.
         linear: Classes of linear layers, each with a 2-D `weight`.
 
@@ -100,7 +102,7 @@ def make_optimiser(
         The optimiser; its first group has the learning rate `lr`.
     """
     rotors = _parameters_of(model, InvertibleConv1x1, LiftingConv1x1, DrivenRotor)
-    gates = _parameters_of(model, NGramMemory)
+    gates = _parameters_of(model, NGramMemory, Pointer)
     own_rate = {id(parameter) for parameter in (*rotors, *gates)}
     matrices = _matrices(model, linear, own_rate) if name == "muon" else []
     chosen = own_rate | {id(parameter) for parameter in matrices}

@@ -17,6 +17,7 @@ PLANTS = {
     "enigma.couplings": "pandas",
     "enigma.density": "pandas",
     "enigma.language_model": "transformers",
+    "enigma.language_model.memory": "transformers",
     "enigma.layers": "mlflow",
     "enigma.reversible": "transformers",
     "expectations": "pipelines.base.errors",

@@ -8,7 +8,7 @@ from torch import nn
 from torch.export import Dim, export
 from transformers import CompileConfig, GenerationConfig
 
-from enigma.language_model.ngram_counts import count_ngrams
+from enigma.language_model.memory.ngram_counts import count_ngrams
 
 POSSIBLE = torch.arange(120) < 110
 SIZES = ((1, 5), (3, 30), (2, 300))

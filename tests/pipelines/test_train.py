@@ -75,7 +75,7 @@ def agent_of(process: subprocess.Popen[str]) -> psutil.Process:
 def test_a_run_that_is_killed_orphaned_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
     one_rank: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    steps = 240
+    steps = 480
     rank = one_rank(
         {
             "train.max_steps": steps,

@@ -15,8 +15,9 @@ from benchmarks.language_model.entrants import ALL, SIZES, Size, make, parameter
 from benchmarks.language_model.quality_table import RATES, SETTINGS, Setting, chosen, next_rate
 from benchmarks.language_model.use import over_ids, token_nll
 from benchmarks.peers import check_sizes
-from enigma.language_model.ngram_counts import count_ngrams
-from enigma.language_model.ngram_memory import NGramMemory
+from enigma.language_model.memory.ngram_counts import count_ngrams
+from enigma.language_model.memory.ngram_memory import NGramMemory
+from enigma.language_model.memory.pointer import Pointer
 from pipelines.base.artifacts import read_json, write_json
 from pipelines.base.errors import UserError
 from pipelines.data.shards import ShardReader
@@ -46,7 +47,7 @@ def bits_of(entry):
 
 SWEEP = [result(0.012, 7.0), result(0.006, 7.2), result(0.024, 7.1)]
 TINY = Size(16, 1, {"num_transformer_layers": 1, "num_rev_blocks": 1, "num_rotors": 1}, 40)
-WHOLE = [{**entry, "entrant": "enigma, memory"} for entry in SWEEP]
+WHOLE = [{**entry, "entrant": quality_table.OURS_WHOLE} for entry in SWEEP]
 
 
 def test_a_sweep_goes_on_until_the_best_rate_is_inside_the_grid() -> None:
@@ -87,7 +88,10 @@ def test_a_target_can_be_missed() -> None:
 
 def test_fewer_tokens_can_be_too_few() -> None:
     def verdict(ours):
-        mine = [result(e["rate"], bits_of(e), entrant="enigma, memory", test=ours) for e in SWEEP]
+        mine = [
+            result(e["rate"], bits_of(e), entrant=quality_table.OURS_WHOLE, test=ours)
+            for e in SWEEP
+        ]
         peer = [result(e["rate"], bits_of(e), entrant="modern, all ids", test=8.0) for e in SWEEP]
         found = {setting: [] for setting in SETTINGS} | {"1M-590k": mine, "1M-983k": peer}
         return [row["met"] for row in quality_table.fewer_tokens(found)]
@@ -184,15 +188,16 @@ def test_an_interrupted_command_resumes_and_shows_no_test(command, tmp_path, cap
 
 def test_a_peer_with_a_memory_is_trained_and_scored_with_it(command, tmp_path) -> None:
     """Its prediction is a distribution, and the gate has learned."""
-    names = ["modern", "modern, memory"]
-    command("--entrants", *names, "--sweep-only", "--jobs", "2")
+    names = ["modern", "modern, memory", "modern, memory and pointer"]
+    command("--entrants", *names, "--sweep-only", "--jobs", "3")
     found = [quality_table.path_of(job_of(name)) for name in names]
-    alone, whole = (read_json(path) for path in found)
-    assert "mixed" in alone
-    assert "mixed" not in whole
-    assert whole["scores"] != alone["scores"]
-    weights = load_file((tmp_path / "weights" / "tiny" / found[1].name).with_suffix(".safetensors"))
+    made = [read_json(path) for path in found]
+    assert ["mixed" in result for result in made] == [True, False, False]
+    scores = [result["scores"]["validation"]["loss_nats"] for result in made]
+    assert len(set(scores)) == len(scores)
+    weights = load_file((tmp_path / "weights" / "tiny" / found[2].name).with_suffix(".safetensors"))
     assert weights["ngrams.gate.weight"].any()
+    assert weights["pointer.gate.weight"].any()
 
 
 def job_of(name):
@@ -206,7 +211,9 @@ def test_a_network_with_a_memory_predicts_a_distribution(network, monkeypatch) -
     ids_BL = torch.randint(9, (4, 20), generator=torch.Generator().manual_seed(0))
     model = make(f"{network}, memory", "tiny", 9, 0)
     model.ngrams = NGramMemory.of(count_ngrams(ids_BL, 9, 3), 16)
-    torch.nn.init.normal_(model.ngrams.gate.weight)
+    model.pointer = Pointer(16, 4)
+    for memory in (model.ngrams, model.pointer):
+        torch.nn.init.normal_(memory.gate.weight)
     every_CL = torch.cat([ids_BL[:1, :6].expand(9, -1), torch.arange(9)[:, None]], dim=1)
     nats_CL = quality.token_nll(model, every_CL.numpy())
     assert np.exp(-nats_CL[:, -1]).sum() == pytest.approx(1, abs=1e-5)

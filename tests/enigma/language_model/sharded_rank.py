@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn import functional
 
 from enigma.configuration_enigma import EnigmaConfig
-from enigma.language_model.ngram_counts import count_ngrams
+from enigma.language_model.memory.ngram_counts import count_ngrams
 from enigma.language_model.sharding import shard
 from enigma.model import EnigmaLM
 from enigma.modeling_enigma import EnigmaForCausalLM

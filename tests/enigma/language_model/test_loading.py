@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from enigma import load_lm
-from enigma.language_model.ngram_counts import count_ngrams
+from enigma.language_model.memory.ngram_counts import count_ngrams
 from enigma.modeling_enigma import EnigmaForCausalLM
 
 IDS = torch.arange(1, 25).view(2, 12)

@@ -1,4 +1,4 @@
-"""A language model with an n-gram memory: one normalised prediction, whatever path computes it."""
+"""A language model with memories: one normalised prediction, whatever path computes it."""
 
 import pytest
 import torch
@@ -6,8 +6,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, StaticCache
 
 from enigma.causality import prove_causality
-from enigma.language_model.ngram_counts import count_ngrams
-from enigma.language_model.ngram_memory import NGramMemory
+from enigma.language_model.memory.gate import gate_logits
+from enigma.language_model.memory.ngram_counts import count_ngrams
+from enigma.language_model.memory.ngram_memory import NGramMemory
 
 VOCABULARY, ORDER = 120, 4
 REACHABLE, POSSIBLE = torch.arange(2, 40), torch.ones(VOCABULARY, dtype=torch.bool)
@@ -27,12 +28,18 @@ def draw(*shape, seed=0):
 COUNTED, IDS = draw(30, 12), draw(2, 12, seed=1)
 
 
+each_memory = pytest.mark.parametrize("memory", ["n-grams", "pointer", "both"])
+
+
 @pytest.fixture
 def make_mixed(make_causal_lm, stirred):
-    def make(*, reachable=True, leave_one_out=False, **changes):
-        model = make_causal_lm(attention_dropout=0.0, **changes)
+    def make(memory="n-grams", *, reachable=True, leave_one_out=False, **changes):
+        channels = 0 if memory == "n-grams" else 4
+        model = make_causal_lm(attention_dropout=0.0, pointer_channels=channels, **changes)
         if reachable:
             model.set_reachable(REACHABLE, POSSIBLE)
+        if memory == "pointer":
+            return model
         counts = count_ngrams(model.lm.classes(COUNTED), model.lm.num_classes, ORDER)
         model.set_ngrams(counts, leave_one_out=leave_one_out)
         stirred(model.lm.ngrams)
@@ -48,7 +55,7 @@ def test_it_is_the_mixture_of_two_distributions(make_mixed, reachable):
     hidden = lm.hidden_states(IDS)
     rows = lm.ngrams.context_rows(lm.classes(IDS))
     p_ngram, facts = lm.ngrams.probabilities(rows.flatten(0, 1), torch.float64)
-    g = lm.ngrams.gate_logits(hidden.flatten(0, 1), facts).sigmoid().unsqueeze(-1)
+    g = gate_logits(lm.ngrams.gate, hidden.flatten(0, 1), facts).sigmoid().unsqueeze(-1)
     assert 0.02 < g.min().item() < g.max().item() < 0.98
     network = lm.class_logits(hidden).flatten(0, 1).softmax(-1)
     p = (g * network + (1 - g) * p_ngram).view(2, 12, -1)
@@ -96,14 +103,15 @@ def test_the_network_learns_from_both_parts_and_the_gate_reads_only(make_mixed):
     with torch.no_grad():
         model.lm.ngrams.gate.weight[:, :32] = 0  # the features of the hidden states
     before = torch.autograd.grad(model(IDS, labels=IDS).loss, network)
-    hidden = model.lm.hidden_states(IDS)[:, :-1]
-    rows = model.lm.context_rows(IDS)[:, :-1].flatten(0, 1)
+    hidden = model.lm.hidden_states(IDS)
+    rows = model.lm.evidence(hidden, IDS).rows_BLK[:, :-1].flatten(0, 1)
+    hidden = hidden[:, :-1]
     target = model.lm.classes(IDS[:, 1:]).flatten()
     cost = model.lm.reachable.targets(IDS[:, 1:].flatten(), torch.float64)[1]
     log_network = model.lm.class_logits(hidden).flatten(0, 1).log_softmax(-1)
     log_network = log_network.gather(1, target.unsqueeze(1))[:, 0]
     log_ngram, facts = model.lm.ngrams.log_prob(rows, target, torch.float64)
-    g = model.lm.ngrams.gate_logits(hidden.flatten(0, 1), facts).detach().sigmoid()
+    g = gate_logits(model.lm.ngrams.gate, hidden.flatten(0, 1), facts).detach().sigmoid()
     mixed = (g * log_network.exp() + (1 - g) * log_ngram.exp()).log()
     expected = -(log_network + mixed).mean() / 2 + cost.mean()
     torch.testing.assert_close(torch.autograd.grad(expected, network), before)
@@ -122,7 +130,7 @@ def test_train_text_sees_the_memory_as_held_out_text_does(make_mixed):
     for name, ids, leave in (("train", COUNTED, True), ("train, plain", COUNTED, False),
                              ("held out", fresh, False)):  # fmt: skip
         memory.leave_one_out = leave
-        rows = model.lm.context_rows(ids)[:, :-1].flatten(0, 1)
+        rows = memory.context_rows(model.lm.classes(ids))[:, :-1].flatten(0, 1)
         log_p, _ = memory.log_prob(rows, model.lm.classes(ids[:, 1:]).flatten(), torch.float64)
         figures[name] = -float(log_p.mean())
     assert abs(figures["train"] - figures["held out"]) < 0.15
@@ -131,8 +139,9 @@ def test_train_text_sees_the_memory_as_held_out_text_does(make_mixed):
 
 @pytest.mark.parametrize("changes", [{}, {"kernel_size": 3}])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_generation_agrees_with_and_without_caches(make_mixed, changes, beams):
-    model = make_mixed(**changes)
+@each_memory
+def test_generation_agrees_with_and_without_caches(make_mixed, memory, changes, beams):
+    model = make_mixed(memory, **changes)
     ids = torch.cat((torch.zeros(2, 3, dtype=torch.long), IDS), dim=1)
     settings = {"attention_mask": (ids > 0).long(), "num_beams": beams, **GREEDY}
     fast = model.generate(ids, **settings)
@@ -146,8 +155,9 @@ def test_generation_agrees_with_and_without_caches(make_mixed, changes, beams):
 
 
 @pytest.mark.parametrize("static", [True, False])
-def test_a_text_fed_in_pieces_gives_the_same_logits(make_mixed, static):
-    model = make_mixed()
+@each_memory
+def test_a_text_fed_in_pieces_gives_the_same_logits(make_mixed, memory, static):
+    model = make_mixed(memory)
     cache = StaticCache(config=model.config, max_cache_len=20) if static else None
     parts = []
     for part in IDS.split((5, 1, 6), dim=1):
@@ -157,8 +167,9 @@ def test_a_text_fed_in_pieces_gives_the_same_logits(make_mixed, static):
     torch.testing.assert_close(torch.cat(parts, dim=1), model(IDS).logits, **CLOSE)
 
 
-def test_no_ngram_crosses_the_border_of_a_text(make_mixed):
-    model = make_mixed()
+@each_memory
+def test_no_memory_crosses_the_border_of_a_text(make_mixed, memory):
+    model = make_mixed(memory)
     padded = torch.cat((torch.zeros(1, 4, dtype=torch.long), IDS[:1, :8]), dim=1)
     batch, mask = torch.cat((padded, IDS[1:])), torch.ones(2, 12, dtype=torch.long)
     mask[0, :4] = 0
@@ -170,25 +181,27 @@ def test_no_ngram_crosses_the_border_of_a_text(make_mixed):
     torch.testing.assert_close(packed, torch.cat(parts, dim=1), **CLOSE)
     four = torch.ones(12, 12, dtype=torch.bool).tril().expand(2, 1, -1, -1)
     with pytest.raises(
-        ValueError, match=r"expected a mask of 2 dimensions .* memory, got one of 4"
+        ValueError, match=r"expected a mask of 2 dimensions .* pointer, got one of 4"
     ):
         model(IDS, attention_mask=four)
 
 
-def test_embeddings_are_refused_and_the_remedy_works(make_mixed):
-    model = make_mixed()
+@each_memory
+def test_embeddings_are_refused_and_the_remedy_works(make_mixed, memory):
+    model = make_mixed(memory)
     rows = model.get_input_embeddings()(model.lm.reachable.rows(IDS))
-    with pytest.raises(ValueError, match=r"expected ids .*, got embeddings; .* set_ngrams\(None\)"):
+    with pytest.raises(ValueError, match=r"expected ids .*, got embeddings; .*set_pointer\(0\)"):
         model(inputs_embeds=rows)
     network = model.lm.logits(model.lm.hidden_states(IDS))
     model.set_ngrams(None)
-    assert model.config.ngram_sizes is None
+    model.set_pointer(0)
+    assert (model.config.ngram_sizes, model.config.pointer_channels) == (None, 0)
     assert torch.equal(model(IDS).logits, network)
     torch.testing.assert_close(model(inputs_embeds=rows).logits, network)
 
 
 def test_files_restore_it(make_mixed, tmp_path):
-    model = make_mixed()
+    model = make_mixed("both")
     model.save_pretrained(tmp_path)
     again, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not found["missing_keys"]
@@ -202,7 +215,7 @@ def test_files_restore_it(make_mixed, tmp_path):
 
 @pytest.mark.parametrize("reachable", [True, False])
 def test_ids_can_be_added_but_not_taken(make_mixed, reachable):
-    model = make_mixed(reachable=reachable)
+    model = make_mixed("both", reachable=reachable)
     before = model(IDS).logits.detach()
     with pytest.raises(ValueError, match=r"at least 120 ids .*, got 110; .*set_ngrams\(None\)"):
         model.resize_token_embeddings(110)

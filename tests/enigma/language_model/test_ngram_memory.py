@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from enigma.language_model.ngram_counts import NGramCounts, count_ngrams
-from enigma.language_model.ngram_memory import NGramMemory
+from enigma.language_model.memory.ngram_counts import NGramCounts, count_ngrams
+from enigma.language_model.memory.ngram_memory import NGramMemory
 from tests.enigma.language_model.kneser_ney import KneserNey
 
 CLASSES, ORDER = 6, 4

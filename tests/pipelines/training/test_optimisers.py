@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from enigma.language_model.ngram_counts import count_ngrams
-from enigma.language_model.ngram_memory import NGramMemory
+from enigma.language_model.memory.ngram_counts import count_ngrams
+from enigma.language_model.memory.ngram_memory import NGramMemory
 from pipelines.training.optimisers import GATE_LR, MuonWithAdamW, make_optimiser
 
 

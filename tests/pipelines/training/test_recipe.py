@@ -142,7 +142,7 @@ def test_every_parameter_has_one_optimiser_and_rotors_learn_slowly(name: str, fo
     import torch
 
     from enigma.configuration_enigma import EnigmaConfig
-    from enigma.language_model.ngram_counts import count_ngrams
+    from enigma.language_model.memory.ngram_counts import count_ngrams
     from enigma.modeling_enigma import EnigmaForCausalLM
     from pipelines.training.optimisers import GATE_LR, ROTOR_LR_FRACTION, make_optimiser
 

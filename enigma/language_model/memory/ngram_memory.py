@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from enigma.language_model.ngram_counts import CLASS_BITS, NGramCounts
+from enigma.language_model.memory.gate import gate_logits, mix
+from enigma.language_model.memory.ngram_counts import CLASS_BITS, NGramCounts
 from enigma.layers.linear import Linear
 
 __all__ = ["Context", "NGramMemory", "interpolate", "sizes_of"]
@@ -135,9 +136,7 @@ class _Order(nn.Module):
 class NGramMemory(nn.Module):
     """An n-gram model of classes, and the gate that mixes it with a network.
 
-    The parameters of this module are those of the gate alone, `list(memory.parameters())`: they
-    train by AdamW at a rate of their own (2e-3 on the novel), never by Muon, which equalises the
-    singular values of matrices and drives the gate to one side.
+    The parameters of this module are those of the gate alone, see `memory.gate`.
 
     Args:
         sizes: for each order the numbers M_k and W.
@@ -274,25 +273,19 @@ class NGramMemory(nn.Module):
         p_NC = p_NC.expand(rows_NK.shape[0], -1)
         return p_NC, torch.cat([p_NC.new_empty((p_NC.shape[0], 0)), *facts[1:]], dim=-1)
 
-    def gate_logits(self, hidden: Tensor, facts: Tensor) -> Tensor:
-        """Return the logits of g, `(N,)`; in training without gradient to the hidden states.
+    def mix_target(
+        self, log_network_N: Tensor, hidden_ND: Tensor, rows_NK: Tensor, target_N: Tensor
+    ) -> Tensor:
+        """Return the log-probabilities of targets, `(N,)`.
 
         Args:
-            hidden: `(N, D)`, final hidden states.
-            facts: `(N, F)`.
+            log_network_N: the network's.
+            hidden_ND: the hidden states that they come from.
+            rows_NK: what `context_rows` returned.
+            target_N: int64 `(N,)` in [0, C).
         """
-        hidden = hidden.detach() if self.training else hidden
-        with torch.autocast(hidden.device.type, enabled=False):
-            features = torch.cat((hidden.to(facts.dtype), facts), dim=-1)
-            logits: Tensor = self.gate(features.to(self.gate.weight.dtype))
-        return logits.squeeze(-1).to(facts.dtype)
-
-    def mix(self, log_network: Tensor, log_ngram: Tensor, gate_logits: Tensor) -> Tensor:
-        """Return log (g p_network + (1 - g) p_ngram), of tensors that are broadcast."""
-        return torch.logaddexp(
-            functional.logsigmoid(gate_logits) + log_network,
-            functional.logsigmoid(-gate_logits) + log_ngram,
-        )
+        log_ngram_N, facts_NF = self.log_prob(rows_NK, target_N, log_network_N.dtype)
+        return mix(log_network_N, log_ngram_N, gate_logits(self.gate, hidden_ND, facts_NF))
 
     def mix_logits(self, scores: Tensor, hidden: Tensor, context_rows: Tensor) -> Tensor:
         """Return log-probabilities of classes, `(..., C)`.
@@ -304,9 +297,9 @@ class NGramMemory(nn.Module):
         """
         wide = torch.promote_types(scores.dtype, torch.float32)
         p_NC, facts = self.probabilities(context_rows.flatten(0, -2), wide)
-        gate_N1 = self.gate_logits(hidden.flatten(0, -2), facts).unsqueeze(-1)
+        gate_N1 = gate_logits(self.gate, hidden.flatten(0, -2), facts).unsqueeze(-1)
         log_network = scores.to(wide).log_softmax(-1)
-        mixed_NC = self.mix(log_network.flatten(0, -2), p_NC.log(), gate_N1)
+        mixed_NC = mix(log_network.flatten(0, -2), p_NC.log(), gate_N1)
         return mixed_NC.view(scores.shape).to(scores.dtype)
 
     def renumber(self, num_classes: int, *, keep_last: bool) -> None:

@@ -1,0 +1,208 @@
+"""What the text itself has said: a pointer to earlier places, mixed in by a learned gate.
+
+A text repeats its own names and terms. Token t looks for earlier places s that resemble its own and
+predicts what followed there, which it has read already (s + 1 <= t):
+
+    p_pointer(x) = sum over s of a_ts [x_(s+1) = x],
+    a_ts = softmax over s of (c f_t . f_s + r_1 [x_s = x_t] + r_2 [x_(s-1) x_s = x_(t-1) x_t]).
+
+f is a projection of the network's final state to the unit sphere; c, r_1 and r_2 are learned. The
+model predicts g p + (1 - g) p_pointer with a gate g for each token, which adds up to 1. (Grave et
+al., "Improving Neural Language Models with a Continuous Cache", 2017, equations 2 to 4, with a
+projection, a gate and repeats that are learned; Merity et al., "Pointer Sentinel Mixture Models",
+2017.) It points at ids: also one that is not reachable can be said again.
+
+Legend: B batch, L tokens, S places (all tokens so far), D channels, C channels of the projection,
+F facts, V ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from enigma.language_model.memory.gate import gate_logits, mix
+from enigma.language_model.memory.token_facts import keep_facts, last_facts
+from enigma.layers.linear import Linear
+
+__all__ = ["Pointed", "Pointer"]
+
+_SHARPNESS, _REPEAT = 10.0, 2.0
+_FACTS = 5
+_CERTAIN = 1.0e4
+"""Logit of a gate that is closed: the other share is exactly 0 in every dtype."""
+
+
+class Pointed(NamedTuple):
+    """Where the pointer of every token points.
+
+    Attributes:
+        weight_BLS: floating `(B, L, S)`, of each place; they add up to 1, or are all 0 where no
+            place is left, as after the first token.
+        next_BLS: int64 `(B, L, S)`, the id that followed there; -1 where the weight is 0.
+        facts_BLF: floating `(B, L, F)`, what the gate reads.
+    """
+
+    weight_BLS: Tensor
+    next_BLS: Tensor
+    facts_BLF: Tensor
+
+    def at(self, select: Callable[[Tensor], Tensor]) -> Pointed:
+        """Apply an index or a change of the first dimensions to all of it."""
+        return Pointed(*(select(each) for each in self))
+
+
+class Pointer(nn.Module):
+    """A pointer to earlier places of the same text, and the gate that mixes it in.
+
+    It takes memory for B x L x S weights, where attention takes none: 4 MB of float32 for a text of
+    1,024 tokens.
+
+    Args:
+        d: width D of the network.
+        channels: C.
+    """
+
+    num_cache_slots = 2
+
+    def __init__(self, d: int, channels: int) -> None:
+        super().__init__()
+        self.project = Linear(d, channels)
+        self.log_sharpness = nn.Parameter(torch.empty(1))
+        self.repeats = nn.Parameter(torch.empty(2))
+        # It starts in the middle, where the network learns as much as it would alone.
+        self.gate = Linear(d + _FACTS, 1, zero=True, bias=True)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start where a pointer that learned nothing is of use already."""
+        self.log_sharpness.fill_(_SHARPNESS).log_()
+        self.repeats.fill_(_REPEAT)
+
+    def forward(
+        self,
+        hidden_BLD: Tensor,
+        ids_BL: Tensor,
+        *,
+        starts_BL: Tensor | None = None,
+        visible: Tensor | None = None,
+        cache: Any = None,
+        slot: int = 0,
+    ) -> Pointed:
+        """Point.
+
+        Args:
+            hidden_BLD: floating `(B, L, D)`, final hidden states of these tokens.
+            ids_BL: int64 `(B, L)`; negative at padding.
+            starts_BL: bool `(B, L)`, where a text starts, beside the first token; None for nowhere.
+            visible: bool `(1 or B, 1, L, S)`, which places a token sees, its own among them; None
+                for all up to its own, which are the last L of S.
+            cache: holds earlier tokens; these L are appended.
+            slot: the first of the two layers of the cache that are the pointer's.
+        """
+        with torch.autocast(hidden_BLD.device.type, enabled=False):
+            wide = torch.promote_types(hidden_BLD.dtype, torch.float32)
+            key_BLC = self.project(hidden_BLD.to(self.project.weight.dtype))
+            key_BLC = functional.normalize(key_BLC.to(wide), dim=-1)
+            id_BL2 = self._with_the_one_before(ids_BL, starts_BL, cache, slot)
+            id_BS2, key_BSC = id_BL2, key_BLC
+            if cache is not None:
+                id_BS2 = keep_facts(cache, slot, id_BL2)
+                key_BSC = keep_facts(cache, slot + 1, key_BLC)
+            next_BS = functional.pad(id_BS2[:, 1:, 0], (0, 1), value=-1)
+            usable_BLS = _followed(visible, ids_BL, id_BS2.shape[1])
+            usable_BLS = usable_BLS & ((id_BS2[..., 0] >= 0) & (next_BS >= 0)).unsqueeze(1)
+            same_BLS2 = id_BL2.unsqueeze(2) == id_BS2.unsqueeze(1)
+            one_BLS = same_BLS2[..., 0]
+            two_BLS = one_BLS & same_BLS2[..., 1] & (id_BL2[..., 1:] >= 0)
+            score_BLS = self.log_sharpness.exp().to(wide) * (key_BLC @ key_BSC.mT)
+            for bonus, repeated_BLS in zip(self.repeats.to(wide), (one_BLS, two_BLS), strict=True):
+                score_BLS = score_BLS + bonus * repeated_BLS
+            score_BLS = score_BLS.masked_fill(~usable_BLS, torch.finfo(wide).min)
+            weight_BLS = score_BLS.softmax(-1) * usable_BLS
+        facts_BLF = _facts(weight_BLS.detach(), usable_BLS, one_BLS, two_BLS)
+        next_BLS = torch.where(usable_BLS, next_BS.unsqueeze(1), -1)
+        return Pointed(weight_BLS, next_BLS, facts_BLF)
+
+    @staticmethod
+    def _with_the_one_before(
+        ids_BL: Tensor, starts_BL: Tensor | None, cache: Any, slot: int
+    ) -> Tensor:
+        """Return each id and the one before it in its text, -1 for none, `(B, L, 2)`."""
+        earlier_B2 = None if cache is None else last_facts(cache, slot)
+        none_B1 = ids_BL.new_full((ids_BL.shape[0], 1), -1)
+        first_B1 = none_B1 if earlier_B2 is None else earlier_B2[:, :1]
+        before_BL = torch.cat((first_B1, ids_BL), dim=1)[:, : ids_BL.shape[1]]
+        if starts_BL is not None:
+            before_BL = before_BL.masked_fill(starts_BL, -1)
+        return torch.stack((ids_BL, before_BL), dim=-1)
+
+    def mix_target(
+        self, log_first_N: Tensor, hidden_ND: Tensor, pointed: Pointed, target_N: Tensor
+    ) -> Tensor:
+        """Return the log-probabilities of targets, `(N,)`.
+
+        Args:
+            log_first_N: those of the prediction so far, of ids.
+            hidden_ND: final hidden states.
+            pointed: of these N tokens, see `Pointed.at`.
+            target_N: int64 `(N,)`, ids.
+        """
+        p_N = (pointed.weight_BLS * (pointed.next_BLS == target_N.unsqueeze(-1))).sum(-1)
+        return _joined(log_first_N, p_N.to(log_first_N.dtype), self._closing(hidden_ND, pointed))
+
+    def mix_logits(self, log_first: Tensor, hidden: Tensor, pointed: Pointed) -> Tensor:
+        """Return log-probabilities of ids, `(..., V)`.
+
+        Args:
+            log_first: `(..., V)`, those of the prediction so far.
+            hidden: `(..., D)`, final hidden states.
+            pointed: of these tokens.
+        """
+        p_V = torch.zeros_like(log_first).scatter_add(
+            -1, pointed.next_BLS.clamp(min=0), pointed.weight_BLS.to(log_first.dtype)
+        )
+        gate = self._closing(hidden.flatten(0, -2), pointed.at(lambda each: each.flatten(0, -2)))
+        return _joined(log_first, p_V, gate.view(*log_first.shape[:-1], 1))
+
+    def _closing(self, hidden_ND: Tensor, pointed: Pointed) -> Tensor:
+        """Return the logits of g, `(N,)`: certain where the pointer has no place."""
+        logits_N = gate_logits(self.gate, hidden_ND, pointed.facts_BLF)
+        return logits_N.masked_fill(pointed.next_BLS.amax(-1) < 0, _CERTAIN)
+
+
+def _joined(log_first: Tensor, p_pointer: Tensor, logits: Tensor) -> Tensor:
+    """Mix; without an infinite logarithm, whose gradient is not a number, where p_pointer is 0."""
+    pointed_at = p_pointer > 0
+    both = mix(log_first, torch.where(pointed_at, p_pointer, 1.0).log(), logits)
+    return torch.where(pointed_at, both, functional.logsigmoid(logits) + log_first)
+
+
+def _followed(visible: Tensor | None, ids_BL: Tensor, num_places: int) -> Tensor:
+    """Return which places a token sees together with the next one, bool `(1 or B, L, S)`."""
+    if visible is None:
+        length = ids_BL.shape[1]
+        ones_1LS = torch.ones(1, length, num_places, dtype=torch.bool, device=ids_BL.device)
+        seen = ones_1LS.tril(num_places - length)
+    else:
+        seen = visible[:, 0]
+    return seen & functional.pad(seen[..., 1:], (0, 1), value=False)
+
+
+def _facts(weight_BLS: Tensor, usable_BLS: Tensor, one_BLS: Tensor, two_BLS: Tensor) -> Tensor:
+    """Return what the gate reads: repeats, the largest weight, the entropy, the places."""
+    entropy_BL = torch.special.entr(weight_BLS).sum(-1)
+    places_BL = usable_BLS.sum(-1).expand_as(entropy_BL).to(entropy_BL.dtype)
+    facts = (
+        (one_BLS & usable_BLS).any(-1).to(entropy_BL.dtype),
+        (two_BLS & usable_BLS).any(-1).to(entropy_BL.dtype),
+        weight_BLS.amax(-1),
+        entropy_BL,
+        places_BL.log1p(),
+    )
+    return torch.stack(facts, dim=-1)
