@@ -17,7 +17,7 @@ IDS = torch.arange(1, 25).view(2, 12)
     [
         {},
         {"tie_word_embeddings": False},
-        {"exact": True, "rotor_form": "lifting"},
+        {"exact": True, "rotor_form": "lifting", "pointer_channels": 4},
         {"num_driven_rotors": 1, "kernel_size": 2, "return_path": "untied"},
     ],
 )
