@@ -34,10 +34,11 @@ def left_padded(batch, length):
 
 
 def give_memory(model):
-    """Give a model a reachable vocabulary and an n-gram memory."""
+    """Give a model a reachable vocabulary, an n-gram memory and a pointer."""
     model.set_reachable(torch.arange(60), POSSIBLE)
     counted = torch.randint(1, 110, (40, 20), generator=torch.Generator().manual_seed(1))
     model.set_ngrams(count_ngrams(model.lm.classes(counted), model.lm.num_classes, order=3))
+    model.set_pointer(4)
 
 
 def check(run, model):

@@ -4,7 +4,7 @@ It is a linear layer to one number, trained by AdamW at a rate of its own
 (`pipelines/training/optimisers.py`), never by Muon, which equalises the singular values of matrices
 and drives the gate to one side.
 
-Legend: N tokens, D channels, F features.
+Legend: D channels, F features.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["gate_logits", "mix"]
 
 
 def gate_logits(gate: nn.Linear, hidden: Tensor, facts: Tensor) -> Tensor:
-    """Return the logits of g, `(N,)`; in training without gradient to the hidden states.
+    """Return the logits of g, `(...)`; in training without gradient to the hidden states.
 
     Args:
         gate: from D + F to 1.
-        hidden: `(N, D)`, final hidden states of the network.
-        facts: `(N, F)`, of the second prediction.
+        hidden: `(..., D)`, final hidden states of the network.
+        facts: `(..., F)`, of the second prediction.
     """
     hidden = hidden.detach() if gate.training else hidden
     with torch.autocast(hidden.device.type, enabled=False):

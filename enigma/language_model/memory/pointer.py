@@ -114,7 +114,7 @@ class Pointer(nn.Module):
             if cache is not None:
                 id_BS2 = keep_facts(cache, slot, id_BL2)
                 key_BSC = keep_facts(cache, slot + 1, key_BLC)
-            next_BS = functional.pad(id_BS2[:, 1:, 0], (0, 1), value=-1)
+            next_BS = id_BS2[..., 0].roll(-1, dims=1)  # the last one is never used
             usable_BLS = _followed(visible, ids_BL, id_BS2.shape[1])
             usable_BLS = usable_BLS & ((id_BS2[..., 0] >= 0) & (next_BS >= 0)).unsqueeze(1)
             same_BLS2 = id_BL2.unsqueeze(2) == id_BS2.unsqueeze(1)
@@ -167,13 +167,12 @@ class Pointer(nn.Module):
         p_V = torch.zeros_like(log_first).scatter_add(
             -1, pointed.next_BLS.clamp(min=0), pointed.weight_BLS.to(log_first.dtype)
         )
-        gate = self._closing(hidden.flatten(0, -2), pointed.at(lambda each: each.flatten(0, -2)))
-        return _joined(log_first, p_V, gate.view(*log_first.shape[:-1], 1))
+        return _joined(log_first, p_V, self._closing(hidden, pointed).unsqueeze(-1))
 
-    def _closing(self, hidden_ND: Tensor, pointed: Pointed) -> Tensor:
-        """Return the logits of g, `(N,)`: certain where the pointer has no place."""
-        logits_N = gate_logits(self.gate, hidden_ND, pointed.facts_BLF)
-        return logits_N.masked_fill(pointed.next_BLS.amax(-1) < 0, _CERTAIN)
+    def _closing(self, hidden: Tensor, pointed: Pointed) -> Tensor:
+        """Return the logits of g, `(...)`: certain where the pointer has no place."""
+        logits = gate_logits(self.gate, hidden, pointed.facts_BLF)
+        return logits.masked_fill(pointed.next_BLS.amax(-1) < 0, _CERTAIN)
 
 
 def _joined(log_first: Tensor, p_pointer: Tensor, logits: Tensor) -> Tensor:
@@ -185,13 +184,12 @@ def _joined(log_first: Tensor, p_pointer: Tensor, logits: Tensor) -> Tensor:
 
 def _followed(visible: Tensor | None, ids_BL: Tensor, num_places: int) -> Tensor:
     """Return which places a token sees together with the next one, bool `(1 or B, L, S)`."""
+    length = ids_BL.shape[1]
+    place_S = torch.arange(num_places, device=ids_BL.device)
     if visible is None:
-        length = ids_BL.shape[1]
-        ones_1LS = torch.ones(1, length, num_places, dtype=torch.bool, device=ids_BL.device)
-        seen = ones_1LS.tril(num_places - length)
-    else:
-        seen = visible[:, 0]
-    return seen & functional.pad(seen[..., 1:], (0, 1), value=False)
+        return (place_S < place_S[num_places - length :].unsqueeze(1)).unsqueeze(0)
+    seen = visible[:, 0]
+    return seen & seen.roll(-1, dims=-1) & (place_S < num_places - 1)
 
 
 def _facts(weight_BLS: Tensor, usable_BLS: Tensor, one_BLS: Tensor, two_BLS: Tensor) -> Tensor:
