@@ -93,7 +93,7 @@ def test_fewer_tokens_can_be_too_few() -> None:
             for e in SWEEP
         ]
         peer = [result(e["rate"], bits_of(e), entrant="modern, all ids", test=8.0) for e in SWEEP]
-        found = {setting: [] for setting in SETTINGS} | {"1M-590k": mine, "1M-983k": peer}
+        found = {setting: [] for setting in SETTINGS} | {"1M-154k": mine, "1M-983k": peer}
         return [row["met"] for row in quality_table.fewer_tokens(found)]
 
     assert verdict(7.9) == [True]
