@@ -61,7 +61,7 @@ PART_SETTING = "parts"
 """Where Enigma's own parts are compared with one another, over more seeds."""
 SETTINGS[PART_SETTING] = SETTINGS["1M-154k"]._replace(seeds=(0, 1, 2, 3, 4))
 FEWER_TOKENS = tuple(("1M-154k", "1M-983k", entrant) for entrant in (AS_IT_COMES, "gpt2, all ids"))
-"""Where Enigma must have reached the final loss of a peer that reads more: it reads 16 % of that."""
+"""Where Enigma must have reached the final loss of a peer that reads more: 16 % of its tokens."""
 MEMORY_BOUND = 0.97
 """Target for Enigma's bits on test as a share of `modern`'s with the same n-gram memory."""
 TARGETED = ((OURS_WHOLE, AS_IT_COMES), (OURS_WHOLE, PEER_WHOLE))
