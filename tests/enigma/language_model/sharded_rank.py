@@ -24,6 +24,7 @@ SIZES = {
     "num_heads": 2,
     "max_len": 16,
     "conv1x1_positions": 4,
+    "pointer_channels": 4,
 }
 
 
