@@ -327,7 +327,7 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # 
             output_hidden_states,
         )
         hidden = output.last_hidden_state
-        evidence = self._evidence(input_ids, output, places)
+        evidence = self._evidence(input_ids, output, places, 0 if has_targets else logits_to_keep)
         loss, logits = None, None
         learns = has_targets and self.training
         if learns and (evidence is not None or not self.config.logits_in_training):
@@ -340,7 +340,7 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # 
                 evidence=evidence,
             )
         if not learns or self.config.logits_in_training:
-            if evidence is not None:
+            if evidence is not None and has_targets:
                 evidence = evidence.at(lambda each: kept(each, logits_to_keep))
             logits = self.lm.logits(kept(hidden, logits_to_keep), evidence)
             if has_targets and loss is None:
@@ -360,16 +360,26 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # 
         )
 
     def _evidence(
-        self, input_ids: Tensor | None, output: BaseModelOutputWithPast, places: Places
+        self,
+        input_ids: Tensor | None,
+        output: BaseModelOutputWithPast,
+        places: Places,
+        logits_to_keep: int | Tensor,
     ) -> Evidence | None:
-        """Return what the memories find, see `EnigmaLM.evidence`."""
+        """Return what the memories find for the tokens that are kept, see `EnigmaLM.evidence`."""
+        hidden = output.last_hidden_state
+        rows = None
+        if isinstance(logits_to_keep, Tensor) or logits_to_keep:
+            every_1L = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+            rows = kept(every_1L, logits_to_keep)[0]
         return self.lm.evidence(
-            output.last_hidden_state,
+            hidden,
             input_ids,
             places.mask,
             output.past_key_values,
             starts_BL=places.starts,
             visible=places.visible,
+            rows=rows,
         )
 
 

@@ -220,6 +220,7 @@ class Prediction(nn.Module):
         *,
         starts_BL: Tensor | None = None,
         visible: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Evidence | None:
         """Return what the memories find for each token; None without a memory.
 
@@ -230,6 +231,7 @@ class Prediction(nn.Module):
             cache: holds earlier tokens; these L are appended.
             starts_BL: bool `(B, L)`, where a text starts, beside the first token.
             visible: bool, which tokens a token sees, see `AttentionContext`.
+            rows: int64 `(R,)`, the tokens whose evidence is wanted; None for all of them.
 
         Raises:
             ValueError: without ids.
@@ -252,6 +254,7 @@ class Prediction(nn.Module):
             rows_BLK = self.ngrams.context_rows(class_BL, starts_BL, earlier_BK)
             if cache is not None:
                 keep_facts(cache, slot, rows_BLK)
+            rows_BLK = rows_BLK if rows is None else rows_BLK[:, rows]
         if self.pointer is not None:
             pointed = self.pointer(
                 hidden_BLD,
@@ -260,6 +263,7 @@ class Prediction(nn.Module):
                 visible=visible,
                 cache=cache,
                 slot=self._pointer_slot,
+                rows=rows,
             )
         return Evidence(rows_BLK, pointed)
 

@@ -12,8 +12,8 @@ al., "Improving Neural Language Models with a Continuous Cache", 2017, equations
 projection, a gate and repeats that are learned; Merity et al., "Pointer Sentinel Mixture Models",
 2017.) It points at ids: also one that is not reachable can be said again.
 
-Legend: B batch, L tokens, S places (all tokens so far), D channels, C channels of the projection,
-F facts, V ids.
+Legend: B batch, L tokens, R of these that point, S places (all tokens so far), D channels, C
+channels of the projection, F facts, V ids.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ _CERTAIN = 1.0e4
 
 
 class Pointed(NamedTuple):
-    """Where the pointer of every token points.
+    """Where tokens point.
 
     Attributes:
-        weight_BLS: floating `(B, L, S)`, of each place; they add up to 1, or are all 0 where no
+        weight_BRS: floating `(B, R, S)`, of each place; they add up to 1, or are all 0 where no
             place is left, as after the first token.
-        next_BLS: int64 `(B, L, S)`, the id that followed there; -1 where the weight is 0.
-        facts_BLF: floating `(B, L, F)`, what the gate reads.
+        next_BRS: int64 `(B, R, S)`, the id that followed there; -1 where the weight is 0.
+        facts_BRF: floating `(B, R, F)`, what the gate reads.
     """
 
-    weight_BLS: Tensor
-    next_BLS: Tensor
-    facts_BLF: Tensor
+    weight_BRS: Tensor
+    next_BRS: Tensor
+    facts_BRF: Tensor
 
     def at(self, select: Callable[[Tensor], Tensor]) -> Pointed:
         """Apply an index or a change of the first dimensions to all of it."""
@@ -59,8 +59,8 @@ class Pointed(NamedTuple):
 class Pointer(nn.Module):
     """A pointer to earlier places of the same text, and the gate that mixes it in.
 
-    It takes memory for B x L x S weights, where attention takes none: 4 MB of float32 for a text of
-    1,024 tokens.
+    It takes memory for B x R x S weights, where attention takes none: 4 MB of float32 for a text of
+    1,024 tokens of which every one points.
 
     Args:
         d: width D of the network.
@@ -93,6 +93,7 @@ class Pointer(nn.Module):
         visible: Tensor | None = None,
         cache: Any = None,
         slot: int = 0,
+        rows: Tensor | None = None,
     ) -> Pointed:
         """Point.
 
@@ -104,6 +105,7 @@ class Pointer(nn.Module):
                 for all up to its own, which are the last L of S.
             cache: holds earlier tokens; these L are appended.
             slot: the first of the two layers of the cache that are the pointer's.
+            rows: int64 `(R,)`, which tokens point; None for all L.
         """
         with torch.autocast(hidden_BLD.device.type, enabled=False):
             wide = torch.promote_types(hidden_BLD.dtype, torch.float32)
@@ -114,20 +116,23 @@ class Pointer(nn.Module):
             if cache is not None:
                 id_BS2 = keep_facts(cache, slot, id_BL2)
                 key_BSC = keep_facts(cache, slot + 1, key_BLC)
+            query_BRC, id_BR2 = key_BLC, id_BL2
+            if rows is not None:
+                query_BRC, id_BR2 = key_BLC[:, rows], id_BL2[:, rows]
             next_BS = id_BS2[..., 0].roll(-1, dims=1)  # the last one is never used
-            usable_BLS = _followed(visible, ids_BL, id_BS2.shape[1])
-            usable_BLS = usable_BLS & ((id_BS2[..., 0] >= 0) & (next_BS >= 0)).unsqueeze(1)
-            same_BLS2 = id_BL2.unsqueeze(2) == id_BS2.unsqueeze(1)
-            one_BLS = same_BLS2[..., 0]
-            two_BLS = one_BLS & same_BLS2[..., 1] & (id_BL2[..., 1:] >= 0)
-            score_BLS = self.log_sharpness.exp().to(wide) * (key_BLC @ key_BSC.mT)
-            for bonus, repeated_BLS in zip(self.repeats.to(wide), (one_BLS, two_BLS), strict=True):
-                score_BLS = score_BLS + bonus * repeated_BLS
-            score_BLS = score_BLS.masked_fill(~usable_BLS, torch.finfo(wide).min)
-            weight_BLS = score_BLS.softmax(-1) * usable_BLS
-        facts_BLF = _facts(weight_BLS.detach(), usable_BLS, one_BLS, two_BLS)
-        next_BLS = torch.where(usable_BLS, next_BS.unsqueeze(1), -1)
-        return Pointed(weight_BLS, next_BLS, facts_BLF)
+            usable_BRS = _followed(visible, ids_BL, id_BS2.shape[1], rows)
+            usable_BRS = usable_BRS & ((id_BS2[..., 0] >= 0) & (next_BS >= 0)).unsqueeze(1)
+            same_BRS2 = id_BR2.unsqueeze(2) == id_BS2.unsqueeze(1)
+            one_BRS = same_BRS2[..., 0]
+            two_BRS = one_BRS & same_BRS2[..., 1] & (id_BR2[..., 1:] >= 0)
+            score_BRS = self.log_sharpness.exp().to(wide) * (query_BRC @ key_BSC.mT)
+            for bonus, repeated_BRS in zip(self.repeats.to(wide), (one_BRS, two_BRS), strict=True):
+                score_BRS = score_BRS + bonus * repeated_BRS
+            score_BRS = score_BRS.masked_fill(~usable_BRS, torch.finfo(wide).min)
+            weight_BRS = score_BRS.softmax(-1) * usable_BRS
+        facts_BRF = _facts(weight_BRS.detach(), usable_BRS, one_BRS, two_BRS)
+        next_BRS = torch.where(usable_BRS, next_BS.unsqueeze(1), -1)
+        return Pointed(weight_BRS, next_BRS, facts_BRF)
 
     @staticmethod
     def _with_the_one_before(
@@ -153,7 +158,7 @@ class Pointer(nn.Module):
             pointed: of these N tokens, see `Pointed.at`.
             target_N: int64 `(N,)`, ids.
         """
-        p_N = (pointed.weight_BLS * (pointed.next_BLS == target_N.unsqueeze(-1))).sum(-1)
+        p_N = (pointed.weight_BRS * (pointed.next_BRS == target_N.unsqueeze(-1))).sum(-1)
         return _joined(log_first_N, p_N.to(log_first_N.dtype), self._closing(hidden_ND, pointed))
 
     def mix_logits(self, log_first: Tensor, hidden: Tensor, pointed: Pointed) -> Tensor:
@@ -165,14 +170,14 @@ class Pointer(nn.Module):
             pointed: of these tokens.
         """
         p_V = torch.zeros_like(log_first).scatter_add(
-            -1, pointed.next_BLS.clamp(min=0), pointed.weight_BLS.to(log_first.dtype)
+            -1, pointed.next_BRS.clamp(min=0), pointed.weight_BRS.to(log_first.dtype)
         )
         return _joined(log_first, p_V, self._closing(hidden, pointed).unsqueeze(-1))
 
     def _closing(self, hidden: Tensor, pointed: Pointed) -> Tensor:
         """Return the logits of g, `(...)`: certain where the pointer has no place."""
-        logits = gate_logits(self.gate, hidden, pointed.facts_BLF)
-        return logits.masked_fill(pointed.next_BLS.amax(-1) < 0, _CERTAIN)
+        logits = gate_logits(self.gate, hidden, pointed.facts_BRF)
+        return logits.masked_fill(pointed.next_BRS.amax(-1) < 0, _CERTAIN)
 
 
 def _joined(log_first: Tensor, p_pointer: Tensor, logits: Tensor) -> Tensor:
@@ -182,25 +187,28 @@ def _joined(log_first: Tensor, p_pointer: Tensor, logits: Tensor) -> Tensor:
     return torch.where(pointed_at, both, functional.logsigmoid(logits) + log_first)
 
 
-def _followed(visible: Tensor | None, ids_BL: Tensor, num_places: int) -> Tensor:
-    """Return which places a token sees together with the next one, bool `(1 or B, L, S)`."""
-    length = ids_BL.shape[1]
+def _followed(
+    visible: Tensor | None, ids_BL: Tensor, num_places: int, rows: Tensor | None
+) -> Tensor:
+    """Return which places a token sees together with the next one, bool `(1 or B, R, S)`."""
     place_S = torch.arange(num_places, device=ids_BL.device)
     if visible is None:
-        return (place_S < place_S[num_places - length :].unsqueeze(1)).unsqueeze(0)
-    seen = visible[:, 0]
+        own_L = place_S[num_places - ids_BL.shape[1] :]
+        own_R = own_L if rows is None else own_L[rows]
+        return (place_S < own_R.unsqueeze(1)).unsqueeze(0)
+    seen = visible[:, 0] if rows is None else visible[:, 0, rows]
     return seen & seen.roll(-1, dims=-1) & (place_S < num_places - 1)
 
 
-def _facts(weight_BLS: Tensor, usable_BLS: Tensor, one_BLS: Tensor, two_BLS: Tensor) -> Tensor:
+def _facts(weight_BRS: Tensor, usable_BRS: Tensor, one_BRS: Tensor, two_BRS: Tensor) -> Tensor:
     """Return what the gate reads: repeats, the largest weight, the entropy, the places."""
-    entropy_BL = torch.special.entr(weight_BLS).sum(-1)
-    places_BL = usable_BLS.sum(-1).expand_as(entropy_BL).to(entropy_BL.dtype)
+    entropy_BR = torch.special.entr(weight_BRS).sum(-1)
+    places_BR = usable_BRS.sum(-1).expand_as(entropy_BR).to(entropy_BR.dtype)
     facts = (
-        (one_BLS & usable_BLS).any(-1).to(entropy_BL.dtype),
-        (two_BLS & usable_BLS).any(-1).to(entropy_BL.dtype),
-        weight_BLS.amax(-1),
-        entropy_BL,
-        places_BL.log1p(),
+        (one_BRS & usable_BRS).any(-1).to(entropy_BR.dtype),
+        (two_BRS & usable_BRS).any(-1).to(entropy_BR.dtype),
+        weight_BRS.amax(-1),
+        entropy_BR,
+        places_BR.log1p(),
     )
     return torch.stack(facts, dim=-1)

@@ -10,6 +10,7 @@ from enigma.language_model.memory.ngram_counts import count_ngrams
 from enigma.language_model.memory.pointer import Pointer
 
 VOCABULARY = 120
+FACTS = module._facts
 REACHABLE, POSSIBLE = torch.arange(2, 40), torch.ones(VOCABULARY, dtype=torch.bool)
 IDS = torch.tensor([[5, 50, 7, 5, 50, 9, 5, 50, 7, 3, 5, 50]])
 """Id 50 is not reachable; 5 50 is followed by 7, 9 and 7."""
@@ -40,9 +41,9 @@ def test_it_is_the_formula_of_its_docstring(pointing, hidden):
             for s in range(t)
         ]
         weights = torch.stack(scores).flatten().softmax(0) if scores else torch.zeros(0)
-        torch.testing.assert_close(pointed.weight_BLS[0, t, :t], weights.double())
-        assert not pointed.weight_BLS[0, t, t:].any()
-        assert pointed.next_BLS[0, t, :t].tolist() == ids[1 : t + 1]
+        torch.testing.assert_close(pointed.weight_BRS[0, t, :t], weights.double())
+        assert not pointed.weight_BRS[0, t, t:].any()
+        assert pointed.next_BRS[0, t, :t].tolist() == ids[1 : t + 1]
 
 
 def test_a_repeat_is_predicted_also_of_an_id_that_is_not_reachable(pointing, hidden):
@@ -51,7 +52,7 @@ def test_a_repeat_is_predicted_also_of_an_id_that_is_not_reachable(pointing, hid
     pointed = pointing(0 * hidden, IDS)
     p_V = torch.zeros(VOCABULARY, dtype=torch.float64)
     after_5 = pointed.at(lambda each: each[0, 10])  # what followed 5 so far: 50, always
-    p_V.scatter_add_(0, after_5.next_BLS.clamp(min=0), after_5.weight_BLS)
+    p_V.scatter_add_(0, after_5.next_BRS.clamp(min=0), after_5.weight_BRS)
     assert p_V[50] > 0.9
     assert p_V.sum().item() == pytest.approx(1)
 
@@ -108,7 +109,7 @@ def test_the_proof_of_causality_finds_a_pointer_that_reads_ahead(make_causal_lm,
     report = prove_causality(model, length=12, ids=IDS[0])
     assert report.is_causal, report.real.leak
 
-    def ahead(visible, ids_BL, num_places):
+    def ahead(visible, ids_BL, num_places, rows):
         """Also the place of the token itself, which the next one follows."""
         return torch.ones(1, ids_BL.shape[1], num_places, dtype=torch.bool).tril()
 
@@ -127,6 +128,20 @@ def test_half_precision_and_autocast_keep_its_weights_whole(make_causal_lm):
     half = model.to(torch.bfloat16)(IDS).logits
     assert half.dtype == torch.bfloat16
     assert bool(half.isfinite().all())
+
+
+def test_a_long_prompt_points_from_the_tokens_that_are_kept(make_causal_lm, monkeypatch):
+    model = make_causal_lm(attention_dropout=0.0, pointer_channels=4)
+    model.set_ngrams(count_ngrams(IDS, VOCABULARY, 2))
+    whole = model(IDS).logits
+    sizes = []
+    monkeypatch.setattr(
+        module, "_facts", lambda weight, *rest: sizes.append(weight.shape) or FACTS(weight, *rest)
+    )
+    torch.testing.assert_close(model(IDS, logits_to_keep=1).logits, whole[:, -1:])
+    picked = torch.tensor([7, 2])
+    torch.testing.assert_close(model(IDS, logits_to_keep=picked).logits, whole[:, picked])
+    assert [shape[1] for shape in sizes] == [1, 2]
 
 
 def test_a_width_below_zero_is_refused(make_causal_lm):
