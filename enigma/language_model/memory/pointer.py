@@ -169,10 +169,15 @@ class Pointer(nn.Module):
             hidden: `(..., D)`, final hidden states.
             pointed: of these tokens.
         """
-        p_V = torch.zeros_like(log_first).scatter_add(
-            -1, pointed.next_BRS.clamp(min=0), pointed.weight_BRS.to(log_first.dtype)
-        )
-        return _joined(log_first, p_V, self._closing(hidden, pointed).unsqueeze(-1))
+        place = pointed.next_BRS.clamp(min=0)
+        weight = pointed.weight_BRS.to(log_first.dtype)
+        p_pointer = torch.zeros_like(log_first).scatter_add(-1, place, weight).gather(-1, place)
+        logits = self._closing(hidden, pointed).unsqueeze(-1)
+        # Only the ids of places are mixed: the others are many, and a row of them is large.
+        mixed = _joined(log_first.gather(-1, place), p_pointer, logits)
+        others = functional.logsigmoid(logits) + log_first
+        # Places of one id have one value, and the largest of equal ones shares its gradient out.
+        return others.scatter_(-1, place, -torch.inf).scatter_reduce(-1, place, mixed, "amax")
 
     def _closing(self, hidden: Tensor, pointed: Pointed) -> Tensor:
         """Return the logits of g, `(...)`: certain where the pointer has no place."""

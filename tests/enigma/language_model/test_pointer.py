@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from enigma.causality import prove_causality
 from enigma.language_model.memory import pointer as module
+from enigma.language_model.memory.gate import gate_logits
 from enigma.language_model.memory.ngram_counts import count_ngrams
 from enigma.language_model.memory.pointer import Pointer
 
@@ -79,6 +80,27 @@ def test_the_model_predicts_a_distribution_and_one_figure_whatever_the_path(
     alone = functional.cross_entropy(network_BLV[0, :-1], IDS[0, 1:])
     loss = model.train()(IDS, labels=IDS).loss
     torch.testing.assert_close(loss, (alone + expected_BL.mean()) / 2)
+
+
+def test_the_gradient_of_its_logits_is_that_of_the_formula(pointing, hidden):
+    log_first = torch.randn(1, 12, VOCABULARY, generator=torch.Generator().manual_seed(1))
+    log_first = log_first.double().log_softmax(-1).requires_grad_()
+    wanted = torch.randn(1, 12, VOCABULARY, generator=torch.Generator().manual_seed(2)).double()
+    inputs = [log_first, *pointing.parameters()]
+    pointed = pointing(hidden, IDS)
+    found = pointing.mix_logits(log_first, hidden, pointed)
+    p_V = torch.zeros(1, 12, VOCABULARY, dtype=torch.float64).scatter_add(
+        -1, pointed.next_BRS.clamp(min=0), pointed.weight_BRS
+    )
+    g = gate_logits(pointing.gate, hidden, pointed.facts_BRF).sigmoid().unsqueeze(-1)
+    g = torch.where(torch.arange(12).view(1, -1, 1) > 0, g, 1.0)
+    expected = (g * log_first.exp() + (1 - g) * p_V).log()
+    torch.testing.assert_close(found, expected)
+    gradients, theirs = (
+        torch.autograd.grad((each * wanted).sum(), inputs, retain_graph=True)
+        for each in (found, expected)
+    )
+    torch.testing.assert_close(gradients, theirs)
 
 
 def test_a_repeated_text_costs_less_with_it(make_causal_lm):
