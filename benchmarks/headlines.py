@@ -13,6 +13,7 @@ ODD_DOCUMENTS = (
     "python -m benchmarks.flow.odd_documents --language-model models/sanguo/lm"
     " --shards data/sanguo/shards --documents data/sanguo/documents/test.parquet"
 )
+QUALITY = "python -m benchmarks.language_model.quality data/wiki-zh/shards 1M-983k"
 DATA = "python -m benchmarks.data.speed --corpus wiki.parquet"
 
 
@@ -41,8 +42,29 @@ class Headline(NamedTuple):
 
 
 MIB = Words("MiB", "MiB")
+BITS = Words(
+    "Bits per character, Wikipedia, 1 M parameters and tokens",
+    "维基百科每字比特数，各一百万参数与词元",
+)
+QUALITY_ROW = "1M-983k, enigma, memory and pointer against"
 
 HEADLINES = (
+    Headline(
+        "lm_quality",
+        f"{QUALITY_ROW} modern, all ids, test",
+        QUALITY,
+        BITS,
+        Words("", ""),
+        Words("a modern GPT as it comes", "现代 GPT，原样"),
+    ),
+    Headline(
+        "lm_quality",
+        f"{QUALITY_ROW} modern, memory, test",
+        QUALITY,
+        Words("The same, the peer with our n-gram memory", "同上，对照也带同样的 n 元记忆"),
+        Words("", ""),
+        Words("with the memory", "带记忆"),
+    ),
     Headline(
         "memory",
         "peak, reversible, depth 16",

@@ -28,7 +28,13 @@ OURS_WHOLE, PEER_WHOLE = "enigma, memory and pointer", "modern, memory"
 """As the pipeline trains Enigma; and a peer with the same n-gram memory."""
 AS_IT_COMES = "modern, all ids"
 PARTS = ("validation", "held out", "test")
-COLOURS = {OURS_WHOLE: "#b5482a", OURS: "#d9a28f", PEER_WHOLE: "#3465a4", AS_IT_COMES: "#8fb0d9"}
+COLOURS = {
+    OURS_WHOLE: "#b5482a",
+    OURS: "#d9a28f",
+    "modern, memory and pointer": "#1d3f66",
+    PEER_WHOLE: "#3465a4",
+    AS_IT_COMES: "#8fb0d9",
+}
 
 Result = dict[str, Any]
 
