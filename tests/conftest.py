@@ -41,23 +41,17 @@ def pytest_configure() -> None:
     os.environ["XDG_CONFIG_HOME"] = f"{tempfile.gettempdir()}/enigma-tests-{os.getuid()}"
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests of a file for one worker, and start the files that take longest first.
+    """Start the files that take longest first: whole files go to workers, in this order.
 
     A long file that starts late runs alone at the end. A file tells how long it takes by its
-    marks: a timeout of its own, then `slow`. The tests that need the finished project of
-    `tests/e2e` are one group over files: two workers would make it twice, which takes minutes.
+    marks: a timeout of its own, then `slow`.
     """
     weights: dict[Path, tuple[float, bool]] = {}
     for item in items:
         timeout = item.get_closest_marker("timeout")
         weight = (timeout.args[0] if timeout else 0.0, item.get_closest_marker("slow") is not None)
         weights[item.path] = max(weight, weights.get(item.path, weight))
-        shares = "e2e" in item.keywords and "finished" in getattr(item, "fixturenames", ())
-        item.add_marker(
-            pytest.mark.xdist_group("finished" if shares else item.nodeid.split("::")[0])
-        )
     items.sort(key=lambda item: weights[item.path], reverse=True)
 
 

@@ -104,7 +104,8 @@ def test_an_honest_model_passes(published_model: Path) -> None:
     assert (figures / "bits_per_character.png").is_file()
     texts = report["continuations"]["texts"]
     assert len(texts) == 8, "all that the test split has"
-    assert report["continuations"]["distinct_2"] > 0.9, "it draws any token"
+    # The network draws any token, and half of what the pointer draws was said before.
+    assert 0.7 < report["continuations"]["distinct_2"] < 1.0
     page = (figures / "continuations.html").read_text(encoding="utf-8")
     assert texts[-1]["real"] in page
     assert "champion" not in page
@@ -138,7 +139,7 @@ def test_the_baseline_is_the_memory_where_nothing_is_pruned(shards: Path, set_pa
     classes = TokenClasses.of_shards(shards, TINY_NGRAMS["min_token_count"])
     expected = ngram_nll_nats(ShardReader(shards, "train"), scored, classes, order=5)[-1]
     ids_BL = torch.from_numpy(scored.astype(np.int64))
-    rows = lm.context_rows(ids_BL)[:, :-1].flatten(0, 1)
+    rows = lm.ngrams.context_rows(lm.classes(ids_BL))[:, :-1].flatten(0, 1)
     target_N, cost_N = lm.reachable.targets(ids_BL[:, 1:].flatten(), torch.float64)
     log_p_N, _ = lm.ngrams.log_prob(rows, target_N, torch.float64)
     assert float((cost_N - log_p_N).sum()) == pytest.approx(expected, rel=1e-12)

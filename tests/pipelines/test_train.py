@@ -75,7 +75,7 @@ def agent_of(process: subprocess.Popen[str]) -> psutil.Process:
 def test_a_run_that_is_killed_orphaned_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
     one_rank: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    steps = 480
+    steps = 240
     rank = one_rank(
         {
             "train.max_steps": steps,
@@ -111,10 +111,16 @@ def test_a_run_that_is_killed_orphaned_and_stopped_ends_with_the_weights_of_an_u
 
     # Nothing is wrong with the input if torchrun alone is killed: no "error:", a flow tries again.
     process = train_until_it_saves(runs)
-    orphans = psutil.Process(process.pid).children(recursive=True)
-    agent_of(process).kill()
+    agent = agent_of(process)
+    orphans = agent.children(recursive=True)
+    # On a busy machine the launcher needs seconds to end, in which tiny steps reach the last one.
+    for orphan in orphans:
+        orphan.suspend()
+    agent.kill()
+    assert process.wait(timeout=300) == 128 + signal.SIGKILL
+    for orphan in orphans:
+        orphan.resume()
     output, _ = process.communicate(timeout=300)
-    assert process.returncode == 128 + signal.SIGKILL
     assert "torchrun was killed by signal 9" in output
     assert "error: " not in output
     assert psutil.wait_procs(orphans, timeout=60)[1] == []
@@ -148,6 +154,7 @@ def test_early_stopping_survives_a_kill_right_after_the_last_checkpoint(one_rank
     rank = one_rank(
         {
             "train.learning_rate": 1.0e-30,
+            "model.pointer_channels": 0,  # it has a rate of its own
             "train.evaluate_every_steps": 1,
             "train.early_stopping_patience": 2,
         }
