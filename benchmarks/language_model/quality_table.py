@@ -298,7 +298,7 @@ def draw(found: dict[str, list[Result]]) -> None:
     """Draw validation loss against tokens and against processor seconds, seed 0 of each cell."""
     if not any(chosen(mine, entrant) for mine in found.values() for entrant in COLOURS):
         return
-    figure = Figure(figsize=(10, 4))
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     units = (("tokens", 1000, "thousand training tokens"), ("processor_s", 1, "processor seconds"))
     for axes, (key, unit, label) in zip(panels, units, strict=True):
@@ -314,8 +314,8 @@ def draw(found: dict[str, list[Result]]) -> None:
         axes.set(xlabel=label, xlim=0)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set(ylabel="validation loss, nats per token")
-    panels[1].legend(frameon=False)
-    figure.tight_layout()
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(PLOT, dpi=130)
 
 
