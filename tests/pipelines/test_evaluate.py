@@ -77,6 +77,7 @@ def published_model(shards: Path, set_params: Any) -> Path:
     set_params(
         {
             **TINY_RUN,
+            "model.pointer_channels": 0,  # untrained, it repeats what the text has said
             "evaluate.causality_length": 8,
             "evaluate.generated_tokens": 8,
             "evaluate.batch_size": 4,
@@ -104,8 +105,7 @@ def test_an_honest_model_passes(published_model: Path) -> None:
     assert (figures / "bits_per_character.png").is_file()
     texts = report["continuations"]["texts"]
     assert len(texts) == 8, "all that the test split has"
-    # The network draws any token, and half of what the pointer draws was said before.
-    assert 0.7 < report["continuations"]["distinct_2"] < 1.0
+    assert report["continuations"]["distinct_2"] > 0.9, "it draws any token"
     page = (figures / "continuations.html").read_text(encoding="utf-8")
     assert texts[-1]["real"] in page
     assert "champion" not in page
@@ -114,7 +114,7 @@ def test_an_honest_model_passes(published_model: Path) -> None:
 def test_a_model_with_a_memory_is_scored_generates_and_beats_chance_untrained(
     shards: Path, set_params: Any, published_model: Path
 ) -> None:
-    set_params({"count_ngrams": TINY_NGRAMS})
+    set_params({"count_ngrams": TINY_NGRAMS, "model.pointer_channels": 32})
     count_ngrams()
     model = new_language_model(load_params().profile.model, shards, Workspace("sanguo").ngrams)
     model.save_pretrained(published_model)

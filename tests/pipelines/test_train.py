@@ -111,15 +111,16 @@ def test_a_run_that_is_killed_orphaned_and_stopped_ends_with_the_weights_of_an_u
 
     # Nothing is wrong with the input if torchrun alone is killed: no "error:", a flow tries again.
     process = train_until_it_saves(runs)
+    orphans = psutil.Process(process.pid).children(recursive=True)
     agent = agent_of(process)
-    orphans = agent.children(recursive=True)
+    ranks = agent.children(recursive=True)
     # On a busy machine the launcher needs seconds to end, in which tiny steps reach the last one.
-    for orphan in orphans:
-        orphan.suspend()
+    for rank_of_run in ranks:
+        rank_of_run.suspend()
     agent.kill()
     assert process.wait(timeout=300) == 128 + signal.SIGKILL
-    for orphan in orphans:
-        orphan.resume()
+    for rank_of_run in ranks:
+        rank_of_run.resume()
     output, _ = process.communicate(timeout=300)
     assert "torchrun was killed by signal 9" in output
     assert "error: " not in output
