@@ -17,6 +17,9 @@ class Memories(NamedTuple):
     pointer: Pointer | None = None
 
 
+NO_MEMORIES = Memories()
+
+
 class _Head(Prediction):
     """A head over classes that are ids, with memories or nothing beside it."""
 
@@ -35,7 +38,7 @@ def head_loss(
     labels_BL: Tensor,
     num_items_in_batch: Tensor | int | None = None,
     *,
-    memories: Memories = Memories(),  # noqa: B008 - a tuple
+    memories: Memories = NO_MEMORIES,
 ) -> Tensor:
     """Return the loss of hidden states under a head, see `training_loss`.
 

@@ -6,9 +6,10 @@ All networks (`benchmarks.language_model.entrants`) have the same parameters wit
 the same sequences in the same order, batch, tokens, schedule and optimiser (Muon for the matrices,
 AdamW for the rest), no dropout, float32. The learning rate of each is swept at seed 0 and at the
 final length, by factors of two until the best is inside the grid; two more seeds follow at the best
-rate. Kneser-Ney models count the same tokens. An entrant "with memory", ours or a peer, has the
-5-gram of them as a part of its prediction and is trained with it, as in the pipeline (ADR 18). Bits
-per character are those of `pipelines/language_model/scoring.py`.
+rate. Kneser-Ney models count the same tokens. An entrant "..., memory", ours or a peer, has
+the 5-gram of them as a part of its prediction and is trained with it, as in the pipeline (ADR 18);
+one "... and pointer" has the pointer too (ADR 23). Bits per character are those of
+`pipelines/language_model/scoring.py`.
 
 A finished job writes one file under `benchmarks/results/language_model/`, so an interrupted command
 resumes with the next job, on another machine too. Choices read one half of the validation sequences
@@ -351,7 +352,7 @@ def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("shards", type=Path, help="directory of final shards, 256 tokens each")
     parser.add_argument("setting", choices=SETTINGS, help="size and tokens")
-    parser.add_argument("--entrants", nargs="+", choices=ALL, default=list(COMPARED))
+    parser.add_argument("--entrants", nargs="+", choices=ALL, default=COMPARED)
     parser.add_argument("--jobs", type=int, help="stop after this many trainings")
     parser.add_argument("--sweep-only", action="store_true", help="leave out the other seeds")
     arguments = parser.parse_args()
