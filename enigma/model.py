@@ -188,8 +188,8 @@ class EnigmaLM(Prediction):
                 options["mask"] = options["mask"].reshape(1, -1)
         out = self._hidden_states(ids_BL, **options)
         if head:
-            given = (options.get(name) for name in ("mask", "cache"))
-            found = self.evidence(out, ids_BL, *given, visible=options.get("visible"))
+            mask, cache = options.get("mask"), options.get("cache")
+            found = self.evidence(out, ids_BL, mask, cache, visible=options.get("visible"))
             out = self.logits(out, found)
         return out[0] if single else out
 

@@ -151,7 +151,7 @@ class ModelParams(_Section):
     hidden_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     rotor_form: Literal["plu", "lifting"]
     exact: bool
-    # Registered versions of before the pointer do not name it.
+    # Versions registered before the pointer existed do not name it.
     pointer_channels: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

@@ -159,7 +159,9 @@ class Pointer(nn.Module):
             target_N: int64 `(N,)`, ids.
         """
         p_N = (pointed.weight_BRS * (pointed.next_BRS == target_N.unsqueeze(-1))).sum(-1)
-        return _joined(log_first_N, p_N.to(log_first_N.dtype), self._closing(hidden_ND, pointed))
+        return _joined(
+            log_first_N, p_N.to(log_first_N.dtype), self._gate_logits(hidden_ND, pointed)
+        )
 
     def mix_logits(self, log_first: Tensor, hidden: Tensor, pointed: Pointed) -> Tensor:
         """Return log-probabilities of ids, `(..., V)`.
@@ -172,14 +174,14 @@ class Pointer(nn.Module):
         place = pointed.next_BRS.clamp(min=0)
         weight = pointed.weight_BRS.to(log_first.dtype)
         p_pointer = torch.zeros_like(log_first).scatter_add(-1, place, weight).gather(-1, place)
-        logits = self._closing(hidden, pointed).unsqueeze(-1)
+        logits = self._gate_logits(hidden, pointed).unsqueeze(-1)
         # Only the ids of places are mixed: the others are many, and a row of them is large.
         mixed = _joined(log_first.gather(-1, place), p_pointer, logits)
         others = functional.logsigmoid(logits) + log_first
         # Places of one id have one value, and the largest of equal ones shares its gradient out.
         return others.scatter_(-1, place, -torch.inf).scatter_reduce(-1, place, mixed, "amax")
 
-    def _closing(self, hidden: Tensor, pointed: Pointed) -> Tensor:
+    def _gate_logits(self, hidden: Tensor, pointed: Pointed) -> Tensor:
         """Return the logits of g, `(...)`: certain where the pointer has no place."""
         logits = gate_logits(self.gate, hidden, pointed.facts_BRF)
         return logits.masked_fill(pointed.next_BRS.amax(-1) < 0, _CERTAIN)

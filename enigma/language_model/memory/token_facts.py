@@ -1,4 +1,4 @@
-"""What the memories need of earlier tokens, whole numbers, in a layer of a decoding cache.
+"""What the memories need of earlier tokens, in a layer of a decoding cache.
 
 Legend: B batch, L tokens, S cached tokens, N numbers per token.
 """
@@ -14,7 +14,7 @@ __all__ = ["keep_facts", "last_facts"]
 
 
 def last_facts(cache: Any, slot: int) -> Tensor | None:
-    """Return what is kept of the last cached token, int64 `(B, N)`; None in an empty cache.
+    """Return what is kept of the last cached token, `(B, N)`; None in an empty cache.
 
     Args:
         cache: of transformers, dynamic or static.
@@ -33,6 +33,11 @@ def last_facts(cache: Any, slot: int) -> Tensor | None:
 
 def keep_facts(cache: Any, slot: int, facts_BLN: Tensor) -> Tensor:
     """Keep facts of new tokens like keys: what reorders or crops these does the same to them.
+
+    Args:
+        cache: of transformers, dynamic or static.
+        slot: the layer of the cache to fill.
+        facts_BLN: `(B, L, N)` of any dtype, the same in every call.
 
     Returns:
         `(B, S, N)`, of all tokens so far; in a static cache, of all that it has room for.

@@ -50,9 +50,8 @@ def gradients(memory: str, rank: int, **case) -> dict[str, torch.Tensor]:
             parameter.add_(0.1 * torch.randn_like(parameter))
     parallel = DistributedDataParallel(model, find_unused_parameters=find_unused)
     torch.manual_seed(rank)
-    ids = torch.randint(60, (2, 2, 3)).repeat(
-        1, 1, 3
-    )  # a text that repeats itself, for the pointer
+    # Texts that repeat themselves, for the pointer.
+    ids = torch.randint(60, (2, 2, 3)).repeat(1, 1, 3)
     with parallel.no_sync(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         first = parallel(ids[0], labels=ids[0]).loss
         first.backward()
