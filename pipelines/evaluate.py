@@ -181,11 +181,13 @@ def alarms(report: dict[str, Any], *, lowest_validation_loss: float) -> list[dic
         )
     if report["causality"]["is_causal"] is not True:
         found.append(("not_causal", f"a logit depends on a later token: {report['causality']}"))
-    error = report["round_trip"]["float32"]
-    if not error <= bounds["max_round_trip_error"]:
-        found.append(
-            ("round_trip", f"relative error {error:.2e} is above {bounds['max_round_trip_error']}")
-        )
+    for direction in ("float32", "float32_reversed"):
+        error = report["round_trip"][direction]
+        if not error <= bounds["max_round_trip_error"]:
+            bound = bounds["max_round_trip_error"]
+            found.append(
+                ("round_trip", f"{direction}: relative error {error:.2e} is above {bound}")
+            )
     rate = report["generation"]["repetition_rate"]
     if rate > bounds["max_repetition_rate"]:
         found.append(

@@ -152,7 +152,8 @@ def lm_gates(proof: Proof) -> list[Gate]:
     perplexity = {
         split: _number(evaluation, split, "perplexity") for split in ("validation", "test")
     }
-    round_trip = _number(evaluation, "round_trip", "float32")
+    directions = ("float32", "float32_reversed")
+    round_trips = [_number(evaluation, "round_trip", direction) for direction in directions]
     lowest = max(bounds["min_perplexity"], band.min_perplexity)
     causal = _get(evaluation, "causality", "is_causal")
     alarms = _get(evaluation, "alarms")
@@ -161,8 +162,8 @@ def lm_gates(proof: Proof) -> list[Gate]:
         Gate("causality", causal is True, f"is_causal is {causal}", "True"),
         Gate(
             "round_trip",
-            round_trip <= bounds["max_round_trip_error"],
-            f"relative error {round_trip:.2e}",
+            all(error <= bounds["max_round_trip_error"] for error in round_trips),
+            "relative errors " + " and ".join(f"{error:.2e}" for error in round_trips),
             f"at most {bounds['max_round_trip_error']:.2e}",
         ),
         Gate(

@@ -38,7 +38,7 @@ SANE = {
     "validation": {"perplexity": 30.0, "bits_per_character": 5.0},
     "test": {"perplexity": 31.0, "bits_per_character": 5.1},
     "causality": {"is_causal": True},
-    "round_trip": {"float32": 1e-6},
+    "round_trip": {"float32": 1e-6, "float32_reversed": 1e-6},
     "generation": {"repetition_rate": 0.1},
     "bounds": {"min_perplexity": 2.0, "max_round_trip_error": 1e-5, "max_repetition_rate": 0.6},
 }
@@ -57,6 +57,7 @@ def test_a_sane_report_raises_no_alarm() -> None:
         ("causality", "is_causal", False, "not_causal"),
         ("round_trip", "float32", 1e-4, "round_trip"),
         ("round_trip", "float32", math.nan, "round_trip"),
+        ("round_trip", "float32_reversed", 1e-4, "round_trip"),
         ("generation", "repetition_rate", 0.9, "repetitive_generation"),
     ],
 )

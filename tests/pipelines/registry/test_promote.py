@@ -39,6 +39,7 @@ LM_CASES = [
     ("causality", "evaluation.json", "causality", {}),
     ("round_trip", "evaluation.json", "round_trip.float32", 1e-4),
     ("round_trip", "evaluation.json", "round_trip.float32", None),
+    ("round_trip", "evaluation.json", "round_trip.float32_reversed", 1e-4),
     ("baseline", "evaluation.json", "test", {"perplexity": 100.0, "bits_per_character": 9.0}),
     ("baseline", "evaluation.json", "baselines", {}),
     ("perplexity", "evaluation.json", "validation", {"perplexity": 1.0}),
