@@ -49,7 +49,7 @@ class Task(ABC):
 
     num_tokens: int
     grows: bool
-    steps: int = 1500
+    steps: int
 
     @abstractmethod
     def draw(self, texts: int, length: int, generator: torch.Generator) -> Texts:
@@ -72,10 +72,7 @@ class WordProblem(Task):
             [number[tuple(a[b[k]] for k in range(5))] for a, b in product(elements, repeat=2)]
         ).view(len(elements), len(elements))
         self.num_tokens = len(elements)
-        if (
-            not even
-        ):  # with 1,500 no model got beyond texts of 3 permutations: there are 14,400 pairs
-            self.steps = 4500
+        self.steps = 3000 if even else 6000  # S5 has four times the products to learn
 
     def draw(self, texts: int, length: int, generator: torch.Generator) -> Texts:
         """Draw a text of `length` permutations; see the base class."""
@@ -97,6 +94,7 @@ class FlipFlop(Task):
 
     BITS, WRITE, IGNORE, READ = 2, 2, 3, 4
     grows = False
+    steps = 3000
     num_tokens = 5
 
     def __init__(self, ignored: float = 0.8) -> None:
@@ -140,6 +138,7 @@ class EnigmaMachine(Task):
     REFLECTOR = "YRUHQSLDPXNGOKMIEBFZCWVJAT"
     PLUGS = 10
     grows = False
+    steps = 1500
     num_tokens = len(LETTERS) + len(ROTORS)
 
     def __init__(self) -> None:
