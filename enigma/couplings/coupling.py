@@ -13,7 +13,7 @@ from enigma.bijections.exact import laid_out
 from enigma.couplings.network import CouplingNetwork
 from enigma.couplings.settings import CouplingSettings
 from enigma.couplings.spline import RationalQuadraticSpline
-from enigma.couplings.transforms import Affine, Composed, Shift, Transform
+from enigma.couplings.transforms import Affine, Shift, Transform
 
 __all__ = ["Coupling", "transform_of"]
 
@@ -31,8 +31,8 @@ def transform_of(settings: CouplingSettings) -> Transform:
         return Shift(settings.exact)
     if settings.kind == "affine":
         return Affine()
-    spline = RationalQuadraticSpline(settings.num_bins, settings.bound)
-    return spline if settings.kind == "spline" else Composed((Affine(), spline))
+    affine = Affine() if settings.kind == "affine-spline" else None
+    return RationalQuadraticSpline(settings.num_bins, settings.bound, affine=affine)
 
 
 class Coupling(nn.Module):

@@ -3,11 +3,13 @@
 Source: Durkan et al., "Neural Spline Flows" (2019), equations 4 to 8 and appendix A.1; the
 domain is [-bound, bound] with the identity outside (their section 3.1).
 
-A spline has 3 K - 1 raw parameters for each value, and memory traffic dominates. So these lie
-with the bins in front, where softmax and sums run over whole rows; only the bin that a value
-falls into and its two neighbours are read further; and the gradient is written by hand: a
-backward pass through each of the operations took three times as long. Second derivatives,
-`torch.func` and exports need each of the operations, so for them the spline is composed of these.
+On a CPU a compiled loop does all of it at once, where numba is installed
+(`enigma.couplings.compiled_bend`). Elsewhere memory traffic dominates: a spline has 3 K - 1 raw
+parameters for each value. So these lie with the bins in front, where softmax and sums run over
+whole rows; only the bin that a value falls into and its two neighbours are read further; and the
+gradient is written by hand: a backward pass through each of the operations took three times as
+long. Second derivatives, `torch.func` and exports need each of the operations, so for them the
+spline is composed of these.
 
 Legend: K bins, M values, P = 3 K - 1 raw parameters; a 2 in a shape is (x, y).
 """
@@ -20,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from enigma.couplings.transforms import Transform
+from enigma.couplings.compiled_bend import can_compile, compiled_bend
+from enigma.couplings.transforms import Affine, Transform
 from enigma.layers.transforms import transforms_active
 
 __all__ = ["MAX_LOG_SLOPE", "RationalQuadraticSpline", "bend"]
@@ -36,13 +39,16 @@ y alone costs: an inverse in float64 gives the same)."""
 class RationalQuadraticSpline(Transform):
     """A monotonic spline on [-bound, bound], and the identity outside.
 
-    Its raw parameters are K widths, K heights and K - 1 slopes. The map and its log-determinant
-    can be differentiated twice; the second derivative jumps at the knots.
+    Its raw parameters are K widths, K heights and K - 1 slopes, and before these the two of an
+    `Affine` if there is one. The map and its log-determinant can be differentiated twice; the
+    second derivative jumps at the knots.
 
     Attributes:
         num_bins: K, at least 2.
         bound: half the domain.
         min_bin: the smallest share of the domain that a bin takes.
+        affine: shifts and scales before the spline bends, or None. A spline alone moves nothing
+            outside its domain.
 
     Raises:
         ValueError: for fewer than 2 bins.
@@ -51,6 +57,7 @@ class RationalQuadraticSpline(Transform):
     num_bins: int = 8
     bound: float = 5.0
     min_bin: float = 1e-2
+    affine: Affine | None = None
 
     def __post_init__(self) -> None:
         if self.num_bins < 2:
@@ -58,8 +65,16 @@ class RationalQuadraticSpline(Transform):
 
     @property
     def num_parameters(self) -> int:
-        """3 K - 1."""
+        """3 K - 1, and two of an affine map."""
+        return self._num_affine + self._num_own
+
+    @property
+    def _num_own(self) -> int:
         return 3 * self.num_bins - 1
+
+    @property
+    def _num_affine(self) -> int:
+        return 0 if self.affine is None else self.affine.num_parameters
 
     @property
     def min_size(self) -> float:
@@ -80,8 +95,30 @@ class RationalQuadraticSpline(Transform):
         return self._bend(y, raw, inverted=True)
 
     def _bend(self, value: Tensor, raw: Tensor, *, inverted: bool) -> tuple[Tensor, Tensor]:
-        raw_PM = raw.reshape(-1, self.num_parameters, value.shape[-1]).movedim(1, 0)
-        raw_PM = raw_PM.reshape(self.num_parameters, -1)
+        if can_compile(value, raw) and not _each_operation_counts():
+            return compiled_bend(value, raw, self, inverted=inverted)
+        return self.bend_in_operations(value, raw, inverted=inverted)
+
+    def bend_in_operations(
+        self, value: Tensor, raw: Tensor, *, inverted: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Do what `forward` or `inverse` does without the compiled loop, twice differentiable."""
+        if self.affine is None:
+            return self._bend_alone(value, raw, inverted=inverted)
+        channels = value.shape[-1]
+        affine = raw[..., : self._num_affine * channels]
+        own = raw[..., self._num_affine * channels :]
+        if inverted:
+            value, log_det = self._bend_alone(value, own, inverted=True)
+            value, change = self.affine.inverse(value, affine)
+        else:
+            value, change = self.affine.forward(value, affine)
+            value, log_det = self._bend_alone(value, own, inverted=False)
+        return value, log_det + change
+
+    def _bend_alone(self, value: Tensor, raw: Tensor, *, inverted: bool) -> tuple[Tensor, Tensor]:
+        raw_PM = raw.reshape(-1, self._num_own, value.shape[-1]).movedim(1, 0)
+        raw_PM = raw_PM.reshape(self._num_own, -1)
         if _each_operation_counts():
             moved_M, log_slope_M = bend(value.reshape(1, -1), raw_PM, self, inverted=inverted)
         else:
@@ -89,6 +126,12 @@ class RationalQuadraticSpline(Transform):
                 value.reshape(-1), raw_PM, self, inverted
             )
         return moved_M.view(value.shape), log_slope_M.view(value.shape).sum(-1)
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Bound, smallest size, what the softmax distributes, and bounds of log-slope and scale."""
+        max_log_scale = 1.0 if self.affine is None else self.affine.max_log_scale
+        return self.bound, self.min_size, self.free_size, MAX_LOG_SLOPE, max_log_scale
 
 
 def bend(
@@ -305,7 +348,7 @@ def _raw_gradient(
     """Carry the gradient of the rows of `Bin` back to the raw parameters, (P, M)."""
     _, num_bins, count = size_2KM.shape
     number = Neighbours.of(k_M, num_bins)
-    grad_PM = size_2KM.new_empty(spline.num_parameters, count)
+    grad_PM = size_2KM.new_empty(3 * num_bins - 1, count)
     grad_2KM = grad_PM[: 2 * num_bins].view(2, num_bins, count)
     # A left knot is the sum of the sizes before it.
     below_KM = torch.arange(num_bins, device=k_M.device)[:, None] < k_M

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from enigma.bijections.exact import exact_add
 
-__all__ = ["Affine", "Composed", "Shift", "Transform"]
+__all__ = ["Affine", "Shift", "Transform"]
 
 
 class Transform(ABC):
@@ -90,45 +90,3 @@ class Affine(Transform):
         shift, raw_scale = raw.chunk(2, dim=-1)
         bound = self.max_log_scale
         return shift, bound * torch.tanh(raw_scale / bound)
-
-
-@dataclass(frozen=True)
-class Composed(Transform):
-    """Several transforms, first to last; each takes its own share of the raw parameters.
-
-    Attributes:
-        transforms: at least one.
-    """
-
-    transforms: tuple[Transform, ...]
-
-    @property
-    def num_parameters(self) -> int:
-        """The sum over the transforms."""
-        return sum(transform.num_parameters for transform in self.transforms)
-
-    def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Apply first to last; see the base class."""
-        total = None
-        for transform, share in self._shares(x, raw):
-            x, log_det = transform.forward(x, share)
-            total = _sum(total, log_det)
-        return x, total
-
-    def inverse(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Undo last to first; see the base class."""
-        total = None
-        for transform, share in reversed(self._shares(y, raw)):
-            y, log_det = transform.inverse(y, share)
-            total = _sum(total, log_det)
-        return y, total
-
-    def _shares(self, x: Tensor, raw: Tensor) -> list[tuple[Transform, Tensor]]:
-        sizes = [transform.num_parameters * x.shape[-1] for transform in self.transforms]
-        return list(zip(self.transforms, torch.split(raw, sizes, dim=-1), strict=True))
-
-
-def _sum(total: Tensor | None, log_det: Tensor | None) -> Tensor | None:
-    if total is None or log_det is None:
-        return log_det if total is None else total
-    return total + log_det

@@ -1,0 +1,230 @@
+"""The spline of a coupling as one compiled loop, for float32 on a CPU.
+
+In few dimensions the sixty small operations of `enigma.couplings.spline` take most of a flow's
+time. Here a block of values goes through all of them while it is in the processor's cache. Import
+it only if numba is installed; the machine code is cached on disk.
+
+Source: the curve, `enigma.couplings.spline`, whose operations say the same.
+
+Legend: N vectors, D channels, K bins, J values of a block, P = 3 K - 1 raw parameters; row p of
+channel d is column p D + d of `raw_NE`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from enigma.couplings.vector_kernels import (
+    Array,
+    Number,
+    compiled,
+    compiled_for,
+    take_exp,
+    take_log,
+)
+
+__all__ = ["bend_values", "curve", "memory", "move", "prepare"]
+
+BLOCK = 64
+ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
+# Rows of a block's facts about the bin of each value.
+VALUE, LEFT_X, LEFT_Y, WIDTH, HEIGHT, BEFORE, AFTER, RAW_0, RAW_1 = range(9)
+RATIO_0, RATIO_1, TANH_0, TANH_1 = range(9, 13)
+# And about the affine map in front of the spline.
+GIVEN, SHIFT, RAW_SCALE, SCALE, TANH, _ROWS = range(13, 19)
+
+_BUILT_ON = "fc23495fcce0"
+"""Of `vector_kernels.py`: numba compiles a file again when it changes, not when that one does."""
+INPUTS = "int64, float32[::1], boolean, boolean, float32[:, :], float32[:, :], "
+_THERE = f"void({INPUTS} float32[:, ::1], float32[::1])"
+"""One signature for all strides, or each kind of strides would be compiled at its first call."""
+
+
+@compiled
+def _read(
+    x_ND: Array, raw_NE: Array, lead: Number, first: Number, count: Number, size_KJ: Array,
+    fact_RJ: Array,
+) -> None:  # fmt: skip
+    """Copy a block of values, and of their bins the logits less the largest."""
+    channels, bins = x_ND.shape[1], len(size_KJ) // 2
+    n, d = first // channels, first % channels
+    for j in range(count):
+        fact_RJ[GIVEN, j] = x_ND[n, d]
+        if lead:
+            fact_RJ[SHIFT, j], fact_RJ[RAW_SCALE, j] = raw_NE[n, d], raw_NE[n, channels + d]
+        for axis in range(2):
+            start = axis * bins
+            top = raw_NE[n, (lead + start) * channels + d]
+            for k in range(start, start + bins):
+                size_KJ[k, j] = raw_NE[n, (lead + k) * channels + d]
+                top = max(top, size_KJ[k, j])
+            for k in range(start, start + bins):
+                size_KJ[k, j] -= top
+        d += 1
+        if d == channels:
+            n, d = n + 1, 0
+
+
+@compiled
+def _find_bins(
+    raw_NE: Array, lead: Number, first: Number, count: Number, size_KJ: Array, fact_RJ: Array,
+    bin_J: Array, shape: Array, channels: Number, inverted: Number,
+) -> None:  # fmt: skip
+    """Turn exponentials into sizes, and find the bin of each value."""
+    bound, least, free = shape[0], shape[1], shape[2]
+    bins = len(size_KJ) // 2
+    n, d = first // channels, first % channels
+    for j in range(count):
+        for axis in range(2):
+            start = axis * bins
+            total = size_KJ[start, j]
+            for k in range(start + 1, start + bins):
+                total += size_KJ[k, j]
+            scale = free / total
+            for k in range(start, start + bins):
+                size_KJ[k, j] = size_KJ[k, j] * scale + least
+        value = min(max(fact_RJ[VALUE, j], -bound), bound)
+        left_x, left_y, k = -bound, -bound, 0
+        while k < bins - 1:
+            next_x, next_y = left_x + size_KJ[k, j], left_y + size_KJ[bins + k, j]
+            if value < (next_y if inverted else next_x):
+                break
+            left_x, left_y, k = next_x, next_y, k + 1
+        bin_J[j] = k
+        before, after = max(k - 1, 0), min(k + 1, bins - 1)
+        fact_RJ[LEFT_X, j], fact_RJ[LEFT_Y, j] = left_x, left_y
+        fact_RJ[WIDTH, j], fact_RJ[HEIGHT, j] = size_KJ[k, j], size_KJ[bins + k, j]
+        fact_RJ[BEFORE, j] = size_KJ[bins + before, j] / size_KJ[before, j]
+        fact_RJ[AFTER, j] = size_KJ[bins + after, j] / size_KJ[after, j]
+        fact_RJ[RAW_0, j] = raw_NE[n, (lead + 2 * bins + before) * channels + d]
+        right = lead + 2 * bins + min(k, bins - 2)
+        fact_RJ[RAW_1, j] = raw_NE[n, right * channels + d]
+        d += 1
+        if d == channels:
+            n, d = n + 1, 0
+
+
+@compiled
+def _ratio(raw_J: Array, tanh_J: Array, ratio_J: Array, bits_J: Array, most: Number) -> None:
+    """Return the slope of a knot over that of the flatter bin, exp(most tanh(raw / most))."""
+    for j in range(len(raw_J)):
+        tanh_J[j] = TWO * raw_J[j] / most
+    take_exp(tanh_J, bits_J)
+    for j in range(len(raw_J)):
+        tanh_J[j] = ONE - TWO / (tanh_J[j] + ONE)
+        ratio_J[j] = most * tanh_J[j]
+    take_exp(ratio_J, bits_J)
+
+
+@compiled
+def prepare(
+    x_ND: Array, raw_NE: Array, lead: Number, first: Number, count: Number, size_KJ: Array,
+    fact_RJ: Array, bin_J: Array, bits: Array, shape: Array, inverted: Number,
+) -> None:  # fmt: skip
+    """Gather what the curve of each value of a block depends on."""
+    bits_J = bits[:BLOCK]
+    _read(x_ND, raw_NE, lead, first, count, size_KJ, fact_RJ)
+    take_exp(size_KJ.reshape(-1), bits)
+    fact_RJ[VALUE] = fact_RJ[GIVEN]
+    if lead:
+        _ratio(fact_RJ[RAW_SCALE], fact_RJ[TANH], fact_RJ[SCALE], bits_J, shape[4])
+        if not inverted:
+            fact_RJ[VALUE] = fact_RJ[GIVEN] * fact_RJ[SCALE] + fact_RJ[SHIFT]
+    _find_bins(raw_NE, lead, first, count, size_KJ, fact_RJ, bin_J, shape, x_ND.shape[1], inverted)
+    _ratio(fact_RJ[RAW_0], fact_RJ[TANH_0], fact_RJ[RATIO_0], bits_J, shape[3])
+    _ratio(fact_RJ[RAW_1], fact_RJ[TANH_1], fact_RJ[RATIO_1], bits_J, shape[3])
+
+
+@compiled
+def curve(
+    fact_RJ: Array, j: Number, at_start: Number, at_end: Number, bound: Number, inverted: Number
+) -> tuple[Number, Number, Number, Number]:
+    """Return the mean slope, the slopes at both knots, and the place in the bin."""
+    mean = fact_RJ[HEIGHT, j] / fact_RJ[WIDTH, j]
+    slope_0 = ONE if at_start else min(mean, fact_RJ[BEFORE, j]) * fact_RJ[RATIO_0, j]
+    slope_1 = ONE if at_end else min(mean, fact_RJ[AFTER, j]) * fact_RJ[RATIO_1, j]
+    value = min(max(fact_RJ[VALUE, j], -bound), bound)
+    if inverted:
+        risen = value - fact_RJ[LEFT_Y, j]
+        turn = risen * (slope_0 + slope_1 - TWO * mean)
+        a = fact_RJ[HEIGHT, j] * (mean - slope_0) + turn
+        b = fact_RJ[HEIGHT, j] * slope_0 - turn
+        c = -mean * risen
+        root = np.sqrt(max(b * b - np.float32(4) * a * c, np.float32(0)))
+        theta = TWO * c / (-b - root)
+    else:
+        theta = (value - fact_RJ[LEFT_X, j]) / fact_RJ[WIDTH, j]
+    theta = ZERO if theta < ZERO else theta
+    theta = ONE if theta > ONE else theta  # what is not a number stays so
+    return mean, slope_0, slope_1, theta
+
+
+@compiled
+def memory(bins: Number) -> tuple[Array, Array, Array, Array]:
+    """Return what a block needs: sizes of bins, facts, numbers of bins, and scratch."""
+    size_KJ = np.zeros((2 * bins, BLOCK), np.float32)
+    fact_RJ = np.zeros((_ROWS, BLOCK), np.float32)
+    return size_KJ, fact_RJ, np.zeros(BLOCK, np.int64), np.empty(2 * bins * BLOCK, np.int32)
+
+
+@compiled
+def move(
+    fact_RJ: Array, j: Number, at_start: Number, at_end: Number, bound: Number, inverted: Number
+) -> tuple[Number, Number]:
+    """Return where a value inside the domain goes, and the slope of the curve there."""
+    mean, slope_0, slope_1, theta = curve(fact_RJ, j, at_start, at_end, bound, inverted)
+    rest, other = theta * (ONE - theta), ONE - theta
+    below = mean + (slope_0 + slope_1 - TWO * mean) * rest
+    above = slope_1 * theta * theta + TWO * mean * rest + slope_0 * other * other
+    slope = above * (mean / below) * (mean / below)
+    if inverted:
+        return fact_RJ[LEFT_X, j] + fact_RJ[WIDTH, j] * theta, slope
+    risen = (mean * theta * theta + slope_0 * rest) / below
+    return fact_RJ[LEFT_Y, j] + fact_RJ[HEIGHT, j] * risen, slope
+
+
+@compiled_for(_THERE)
+def bend_values(
+    bins: int, shape: Array, affine: bool, inverted: bool, x_ND: Array, raw_NE: Array,
+    y_ND: Array, log_slope_N: Array,
+) -> None:  # fmt: skip
+    """Map values through their splines.
+
+    Args:
+        bins: K.
+        shape: float32, the bound of the domain, the smallest size of a bin, what the softmax
+            distributes, the bound of the log of a slope, and that of an affine scale.
+        affine: shift and scale before the spline bends; the raw parameters start with these.
+        inverted: take the inverse map.
+        x_ND: float32, the values.
+        raw_NE: float32, raw parameters.
+        y_ND: float32, gets the mapped values.
+        log_slope_N: float32, gets the sums over channels of the logs of the slopes.
+    """
+    channels, bound, lead = x_ND.shape[1], shape[0], 2 if affine else 0
+    size_KJ, fact_RJ, bin_J, bits = memory(bins)
+    moved_J, slope_J, log_J = np.ones((3, BLOCK), np.float32)
+    log_slope_N[:] = ZERO
+    for first in range(0, x_ND.size, BLOCK):
+        count = min(BLOCK, x_ND.size - first)
+        prepare(x_ND, raw_NE, lead, first, count, size_KJ, fact_RJ, bin_J, bits, shape, inverted)
+        for j in range(count):
+            moved_J[j], slope_J[j] = move(
+                fact_RJ, j, bin_J[j] == 0, bin_J[j] == bins - 1, bound, inverted
+            )
+        take_log(slope_J, log_J, bits[:BLOCK])
+        n, d = first // channels, first % channels
+        for j in range(count):
+            value = fact_RJ[VALUE, j]
+            log = value if np.isnan(value) else ZERO
+            if abs(value) < bound:
+                value, log = moved_J[j], log_J[j]
+            if affine:
+                log += shape[4] * fact_RJ[TANH, j]
+                if inverted:
+                    value = (value - fact_RJ[SHIFT, j]) / fact_RJ[SCALE, j]
+            y_ND[n, d] = value
+            log_slope_N[n] += -log if inverted else log
+            d += 1
+            if d == channels:
+                n, d = n + 1, 0
