@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict, Unpack, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from enigma.bijections.base import Bijection, TokenContext
+from enigma.bijections.base import Bijection, TokenContext, total_log_det
 from enigma.bijections.constant_weights import FormsOnce
 from enigma.bijections.lifting import LiftingConv1x1
 from enigma.rotor import odometer, shift_channels
@@ -208,7 +208,7 @@ class InvertibleConv1x1(FormsOnce, Bijection):
 
     def log_det(self) -> Tensor:
         """Return log |det W|, a scalar in nats."""
-        return self.log_scale().sum()
+        return self.formed_once("log_det", lambda: self.log_scale().sum(), self.packed)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Read files in which the rotation is floating, as it was before."""
@@ -288,12 +288,12 @@ class InvertibleConv1x1Stack(Bijection):
     def _turn(
         self, x: Tensor, context: TokenContext | None, *, inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        shift, total = _Shift(self.wheels(x, context), self.positions), x.new_zeros(x.shape[:-1])
+        shift, log_dets = _Shift(self.wheels(x, context), self.positions), []
         order = list(enumerate(self.rotors()))
         for k, rotor in reversed(order) if inverse else order:
             x, log_det = rotor(shift.to_rotor(x, k), inverse=inverse, log_det=True)
-            total = total + log_det
-        return shift.home(x), total
+            log_dets.append(log_det)
+        return shift.home(x), total_log_det(x, log_dets)
 
     def wheels(self, x: Tensor, context: TokenContext | None) -> list[Tensor]:  # noqa: ARG002
         """Return each rotor's position at each token; an empty list for static rotors."""

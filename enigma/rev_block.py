@@ -12,7 +12,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from enigma.bijections.base import Bijection, TokenContext
+from enigma.bijections.base import Bijection, TokenContext, total_log_det
 from enigma.couplings.coupling import Coupling
 from enigma.couplings.settings import CouplingKind, CouplingOptions, CouplingSettings
 from enigma.reversible import CouplingStep
@@ -61,14 +61,14 @@ class RevBlock(Bijection):
         x1, x2 = torch.split(x, self.widths, dim=-1)
         y1, log_det_f = self.f.move(x1, x2, context)
         y2, log_det_g = self.g.move(x2, y1, context)
-        return torch.cat((y1, y2), dim=-1), _total(x, log_det_f, log_det_g)
+        return torch.cat((y1, y2), dim=-1), total_log_det(x, (log_det_f, log_det_g))
 
     def _inverse(self, y: Tensor, context: TokenContext | None) -> tuple[Tensor, Tensor]:
         """Move the second half back, then the first."""
         y1, y2 = torch.split(y, self.widths, dim=-1)
         x2, log_det_g = self.g.move_back(y2, y1, context)
         x1, log_det_f = self.f.move_back(y1, x2, context)
-        return torch.cat((x1, x2), dim=-1), _total(y, log_det_f, log_det_g)
+        return torch.cat((x1, x2), dim=-1), total_log_det(y, (log_det_f, log_det_g))
 
     def step(self, context: TokenContext, stream: int) -> CouplingStep:
         """Return an additive block as a step over the halves of one stream.
@@ -85,11 +85,3 @@ class RevBlock(Bijection):
             exact=self.exact,
             module=partial(self, context=context),
         )
-
-
-def _total(x: Tensor, *log_dets: Tensor | None) -> Tensor:
-    total = x.new_zeros(x.shape[:-1])
-    for log_det in log_dets:
-        if log_det is not None:
-            total = total + log_det
-    return total

@@ -13,13 +13,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.record import row, write
-from benchmarks.state_tracking.tasks import TASKS
+from benchmarks.state_tracking.tasks import TASKS, TRAINED_LENGTH
 from benchmarks.state_tracking.tracking import (
     ENTRANTS,
     RATES,
     SEEDS,
     TESTED_LENGTHS,
-    TRAINED_LENGTH,
     Job,
     best_rate,
 )
@@ -63,7 +62,13 @@ def rows(task: str, entrant: str, found: list[Record]) -> list[Record]:
     lines = [
         row(f"{name}, parameters", found[0]["parameters"]["without embeddings"], ""),
         row(f"{name}, learning rate", found[0]["rate"], ""),
-        row(f"{name}, longest text in training", min(r["length"] for r in found), "answers"),
+        row(
+            f"{name}, level reached, worst seed",
+            min(record["level"] for record in found),
+            "",
+            peer="of",
+            peer_value=len(TASKS[task].levels),
+        ),
         row(f"{name}, training", statistics.mean(r["processor_s"] for r in found), "s"),
     ]
     for length in TESTED_LENGTHS:

@@ -17,13 +17,15 @@ Legend: B texts, L tokens.
 """
 
 from abc import ABC, abstractmethod
-from itertools import permutations, product
+from collections.abc import Sequence
+from itertools import combinations, permutations, product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 NO_ANSWER = -100
+TRAINED_LENGTH = 64
 
 
 class Texts(NamedTuple):
@@ -38,32 +40,48 @@ class Texts(NamedTuple):
     answers_BL: Tensor
 
 
+class Level(NamedTuple):
+    """How hard a text is.
+
+    Attributes:
+        length: in answers or tokens.
+        kinds: how many different permutations it draws from; None for all.
+    """
+
+    length: int
+    kinds: int | None = None
+
+
 class Task(ABC):
     """A kind of sequence.
 
     Attributes:
         num_tokens: how many different tokens there are; answers are tokens too.
-        grows: whether training starts with short texts.
         steps: of training.
+        levels: of training, from the easiest on.
     """
 
     num_tokens: int
-    grows: bool
     steps: int
+    levels: tuple[Level, ...] = (Level(TRAINED_LENGTH),)
 
     @abstractmethod
-    def draw(self, texts: int, length: int, generator: torch.Generator) -> Texts:
-        """Draw texts of about `length` answers or tokens."""
+    def draw(self, texts: int, level: Level, generator: torch.Generator) -> Texts:
+        """Draw texts of a level."""
 
 
 class WordProblem(Task):
     """Products of permutations of 5 things.
 
+    Training starts with short products of two permutations that generate the group: to follow
+    their state a model must find the group, and to read one permutation more is little to learn.
+
     Args:
         even: only even permutations, A5; else all, S5.
     """
 
-    grows = True
+    FIRST_LENGTH, MIDDLE_LENGTH = 4, 19
+    steps = 4000
 
     def __init__(self, *, even: bool) -> None:
         elements = [p for p in permutations(range(5)) if not (even and _is_odd(p))]
@@ -72,16 +90,53 @@ class WordProblem(Task):
             [number[tuple(a[b[k]] for k in range(5))] for a, b in product(elements, repeat=2)]
         ).view(len(elements), len(elements))
         self.num_tokens = len(elements)
-        self.steps = 3000 if even else 6000  # S5 has four times the products to learn
+        pairs = combinations(range(self.num_tokens), 2)
+        first = next(pair for pair in pairs if self._generated(pair) == self.num_tokens)
+        self._order = torch.tensor([*first, *(set(range(self.num_tokens)) - {*first})])
+        self.levels = (
+            *(
+                Level(length, len(first))
+                for length in _grown(self.FIRST_LENGTH, self.MIDDLE_LENGTH)
+            ),
+            *(Level(self.MIDDLE_LENGTH, kinds) for kinds in _doubled(4, self.num_tokens)),
+            *(Level(length) for length in _grown(28, TRAINED_LENGTH)),
+        )
 
-    def draw(self, texts: int, length: int, generator: torch.Generator) -> Texts:
-        """Draw a text of `length` permutations; see the base class."""
-        ids_BL = torch.randint(self.num_tokens, (texts, length), generator=generator)
-        state_B, states = torch.zeros(texts, dtype=torch.long), []  # 0 is the identity
+    def _generated(self, numbers: Sequence[int]) -> int:
+        """Return how many permutations are products of these."""
+        found, waiting = {0}, [0]  # 0 is the identity
+        while waiting:
+            state = waiting.pop()
+            new = {int(self._product[number, state]) for number in numbers} - found
+            found |= new
+            waiting += new
+        return len(found)
+
+    def draw(self, texts: int, level: Level, generator: torch.Generator) -> Texts:
+        """Draw texts of `length` permutations; see the base class."""
+        size = (texts, level.length)
+        kinds = level.kinds or self.num_tokens
+        ids_BL = self._order[torch.randint(kinds, size, generator=generator)]
+        state_B, states = torch.zeros(texts, dtype=torch.long), []
         for id_B in ids_BL.unbind(1):
             state_B = self._product[id_B, state_B]
             states.append(state_B)
         return Texts(ids_BL, torch.stack(states, dim=1))
+
+
+def _grown(first: int, last: int) -> list[int]:
+    """Return lengths that grow by half."""
+    lengths = [first]
+    while lengths[-1] < last:
+        lengths.append(min(last, lengths[-1] * 3 // 2))
+    return lengths
+
+
+def _doubled(first: int, last: int) -> list[int]:
+    numbers = [first]
+    while numbers[-1] < last:
+        numbers.append(min(last, 2 * numbers[-1]))
+    return numbers
 
 
 def _is_odd(permutation: tuple[int, ...]) -> bool:
@@ -93,16 +148,15 @@ class FlipFlop(Task):
     """Instructions, each followed by a bit; a text starts with a write."""
 
     BITS, WRITE, IGNORE, READ = 2, 2, 3, 4
-    grows = False
     steps = 3000
     num_tokens = 5
 
     def __init__(self, ignored: float = 0.8) -> None:
         self.ignored = ignored
 
-    def draw(self, texts: int, length: int, generator: torch.Generator) -> Texts:
-        """Draw a text of `length` tokens, two for an instruction; see the base class."""
-        size = (texts, length // 2)
+    def draw(self, texts: int, level: Level, generator: torch.Generator) -> Texts:
+        """Draw texts of `length` tokens, two for an instruction; see the base class."""
+        size = (texts, level.length // 2)
         chance = torch.rand(size, generator=generator)
         does = torch.full(size, self.IGNORE)
         does[chance > self.ignored] = self.WRITE
@@ -137,7 +191,6 @@ class EnigmaMachine(Task):
     )
     REFLECTOR = "YRUHQSLDPXNGOKMIEBFZCWVJAT"
     PLUGS = 10
-    grows = False
     steps = 1500
     num_tokens = len(LETTERS) + len(ROTORS)
 
@@ -151,7 +204,7 @@ class EnigmaMachine(Task):
     def _numbers(cls, letters: str) -> list[int]:
         return [cls.LETTERS.index(letter) for letter in letters]
 
-    def draw(self, texts: int, length: int, generator: torch.Generator) -> Texts:
+    def draw(self, texts: int, level: Level, generator: torch.Generator) -> Texts:
         """Draw a key and `length` letters for each text; see the base class."""
         letters = len(self.LETTERS)
 
@@ -161,7 +214,7 @@ class EnigmaMachine(Task):
         rotors_B3 = shuffled(len(self.ROTORS))[:, :3]
         places_B3 = torch.randint(letters, (texts, 3), generator=generator)
         plugs_B2P = shuffled(letters)[:, : 2 * self.PLUGS]
-        plain_BL = torch.randint(letters, (texts, length), generator=generator)
+        plain_BL = torch.randint(letters, (texts, level.length), generator=generator)
         cipher_BL = self.encipher(plain_BL, rotors_B3, places_B3, plugs_B2P)
         key = torch.cat((rotors_B3 + letters, places_B3, plugs_B2P), dim=1)
         return Texts(

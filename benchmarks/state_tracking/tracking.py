@@ -5,9 +5,9 @@
 Peers have two layers; Enigma has two layers of attention and, narrower, one of driven rotors. All
 have the same parameters within 10 %, and make the steps of the task, of 1,536 tokens however short
 the texts are, by AdamW with a rate chosen from two at seed 0 by its training loss; two more seeds
-follow. A word problem starts with texts of 4 tokens, which grow by half whenever nine of ten
-answers are right, up to 64: without that no model learns it. What is reported is the share of right
-answers on fresh texts of up to four times that length.
+follow. Word problems go from level to level (`benchmarks.state_tracking.tasks`) whenever eight of
+ten answers are right, up to 64 tokens: without that no model learns them. What is reported is the
+share of right answers on fresh texts of up to four times that length, with all permutations.
 
 A finished job writes one file under `benchmarks/results/state_tracking/`, so an interrupted command
 resumes; `benchmarks.state_tracking.table` makes the table and the plot of them.
@@ -29,7 +29,7 @@ from benchmarks.language_model.entrants import hidden_states, parameters
 from benchmarks.modern import ModernConfig, ModernGPT
 from benchmarks.peers import check_sizes, gpt2_config, llama_config
 from benchmarks.record import RESULTS
-from benchmarks.state_tracking.tasks import NO_ANSWER, TASKS, Task
+from benchmarks.state_tracking.tasks import NO_ANSWER, TASKS, TRAINED_LENGTH, Level, Task
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.base.artifacts import read_json, write_json
@@ -38,7 +38,7 @@ from pipelines.base.run_stage import progress, run_stage
 KEPT = RESULTS / "state_tracking"
 WIDTH, ATTENTION_WIDTH, PEER_WIDTH, HEADS, LAYERS = 56, 68, 72, 4, 2
 BATCH_TOKENS = 1536
-FIRST_LENGTH, TRAINED_LENGTH, RIGHT_ENOUGH, PATIENCE = 4, 64, 0.9, 10
+RIGHT_ENOUGH, PATIENCE = 0.8, 10
 TESTED_LENGTHS = (32, 64, 128, 256)
 TESTED_TEXTS = 64
 RATES = (1e-3, 3e-3)
@@ -122,7 +122,7 @@ def right(logits_BLV: torch.Tensor, answers_BL: torch.Tensor) -> float:
 
 
 def train(model: Any, task: Task, job: Job) -> dict[str, Any]:
-    """Train a fresh model in place; return the length reached, the loss and the seconds."""
+    """Train a fresh model in place; return the level reached, the loss and the seconds."""
     generator = torch.Generator().manual_seed(job.seed)
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=job.rate, betas=(0.9, 0.95), weight_decay=0.0
@@ -130,13 +130,12 @@ def train(model: Any, task: Task, job: Job) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min(1.0, (step + 1) / 50, 2 * (task.steps - step) / task.steps)
     )
-    length = FIRST_LENGTH if task.grows else TRAINED_LENGTH
-    passed, losses, start_s = 0, [], time.process_time()
+    number, passed, losses, start_s = 0, 0, [], time.process_time()
     for _ in progress(
         range(task.steps), total=task.steps, unit="step", label=f"{job.task} {job.entrant}"
     ):
-        texts = BATCH_TOKENS // length
-        ids_BL, answers_BL = task.draw(texts, length, generator)
+        level = task.levels[number]
+        ids_BL, answers_BL = task.draw(BATCH_TOKENS // level.length, level, generator)
         logits_BLV = answer(model, ids_BL)
         loss = functional.cross_entropy(logits_BLV.flatten(0, 1), answers_BL.flatten())
         optimiser.zero_grad()
@@ -146,10 +145,10 @@ def train(model: Any, task: Task, job: Job) -> dict[str, Any]:
         schedule.step()
         losses.append(loss.item())
         passed = passed + 1 if right(logits_BLV, answers_BL) > RIGHT_ENOUGH else 0
-        if passed >= PATIENCE and length < TRAINED_LENGTH:
-            length, passed = min(TRAINED_LENGTH, length + max(1, length // 2)), 0
+        if passed >= PATIENCE and number + 1 < len(task.levels):
+            number, passed = number + 1, 0
     return {
-        "length": length,
+        "level": number + 1,
         "loss_nats": sum(losses[-50:]) / 50,
         "processor_s": time.process_time() - start_s,
     }
@@ -162,7 +161,7 @@ def test(model: Any, task: Task) -> dict[int, float]:
     with torch.no_grad():
         for length in TESTED_LENGTHS:
             ids_BL, answers_BL = task.draw(
-                TESTED_TEXTS, length, torch.Generator().manual_seed(length)
+                TESTED_TEXTS, Level(length), torch.Generator().manual_seed(length)
             )
             found[length] = right(answer(model, ids_BL), answers_BL)
     return found
@@ -185,8 +184,8 @@ def done(job: Job) -> dict[str, Any]:
 
 
 def best_rate(swept: list[dict[str, Any]]) -> float:
-    """Return the rate of the record that got to the longest texts, and there the lowest loss."""
-    best = min(swept, key=lambda record: (-record["length"], record["loss_nats"]))
+    """Return the rate of the record that got to the highest level, and there the lowest loss."""
+    best = min(swept, key=lambda record: (-record["level"], record["loss_nats"]))
     return float(best["rate"])
 
 

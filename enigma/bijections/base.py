@@ -7,15 +7,16 @@ K channels per head, V vocabulary, P rotor positions, R rotors, N tokens of a fl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Bijection", "ConvolutionCache", "KeyValueCache", "TokenContext"]
+__all__ = ["Bijection", "ConvolutionCache", "KeyValueCache", "TokenContext", "total_log_det"]
 
 Run: TypeAlias = Callable[..., tuple[Tensor, ...]]
 """Maps streams to as many streams."""
@@ -107,6 +108,12 @@ def _moved(
     tensor: Tensor | None, *, device: torch.device | str, non_blocking: bool
 ) -> Tensor | None:
     return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+
+def total_log_det(x: Tensor, log_dets: Iterable[Tensor | None]) -> Tensor:
+    """Return the sum per token of log-determinants `x.shape[:-1]`, of which None stands for 0."""
+    found = [log_det for log_det in log_dets if log_det is not None]
+    return reduce(add, found) if found else x.new_zeros(x.shape[:-1])
 
 
 class Bijection(nn.Module, ABC):

@@ -12,7 +12,7 @@ from typing import Any, Literal, Unpack, cast, get_args
 
 from torch import Tensor, nn
 
-from enigma.bijections.base import Bijection, TokenContext
+from enigma.bijections.base import Bijection, TokenContext, total_log_det
 from enigma.bijections.exact import round_to_grid
 from enigma.couplings.settings import CouplingKind, CouplingOptions, CouplingSettings
 from enigma.invertible_conv1x1 import (
@@ -196,11 +196,11 @@ class Enigma(Bijection):
         context = context or TokenContext.of(x)
         if self.exact:
             x = round_to_grid(x)
-        total = x.new_zeros(x.shape[:-1])
+        log_dets = []
         for each in maps:
             x, log_det = each(x, context)
-            total = total + log_det
-        return x, total
+            log_dets.append(log_det)
+        return x, total_log_det(x, log_dets)
 
     def passes(self) -> list[Pass]:
         """Return the path of the signal, which every way of running the machine follows."""

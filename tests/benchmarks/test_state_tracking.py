@@ -2,7 +2,14 @@
 
 import torch
 
-from benchmarks.state_tracking.tasks import NO_ANSWER, TASKS, EnigmaMachine, FlipFlop
+from benchmarks.state_tracking.tasks import (
+    NO_ANSWER,
+    TASKS,
+    TRAINED_LENGTH,
+    EnigmaMachine,
+    FlipFlop,
+    Level,
+)
 
 
 def test_the_machine_enciphers_as_the_historical_one_and_deciphers_itself() -> None:
@@ -23,7 +30,7 @@ def test_a_product_is_the_answer_before_times_the_next_permutation() -> None:
     for name, order in (("a5", 60), ("s5", 120)):
         task = TASKS[name]
         assert task.num_tokens == order
-        ids, answers = task.draw(200, 6, torch.Generator().manual_seed(0))
+        ids, answers = task.draw(200, Level(6), torch.Generator().manual_seed(0))
         assert torch.equal(answers[:, 0], ids[:, 0])
         # The product of the same two is the same everywhere, and each factor decides it.
         pairs = torch.stack((answers[:, :-1], ids[:, 1:], answers[:, 1:]), -1).view(-1, 3)
@@ -32,7 +39,7 @@ def test_a_product_is_the_answer_before_times_the_next_permutation() -> None:
 
 
 def test_what_was_written_last_is_read() -> None:
-    ids, answers = FlipFlop().draw(50, 60, torch.Generator().manual_seed(0))
+    ids, answers = FlipFlop().draw(50, Level(60), torch.Generator().manual_seed(0))
     for text, wanted in zip(ids.tolist(), answers.tolist(), strict=True):
         written = None
         for place in range(0, len(text), 2):
@@ -41,3 +48,16 @@ def test_what_was_written_last_is_read() -> None:
                 written = bit
             expected = written if does == FlipFlop.READ else NO_ANSWER
             assert wanted[place : place + 2] == [expected, NO_ANSWER]
+
+
+def test_word_problems_grow_from_two_generators_to_the_whole_group() -> None:
+    for name in ("a5", "s5"):
+        task = TASKS[name]
+        assert task.levels[0] == Level(4, 2)
+        assert task.levels[-1] == Level(TRAINED_LENGTH)
+        sizes = [(level.length, level.kinds or task.num_tokens) for level in task.levels]
+        assert sizes == sorted(sizes)
+        assert (19, task.num_tokens) in sizes
+        ids, answers = task.draw(500, Level(40, 2), torch.Generator().manual_seed(0))
+        assert len(ids.unique()) == 2
+        assert len(answers.unique()) == task.num_tokens, "the two generate the group"
