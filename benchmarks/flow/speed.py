@@ -1,0 +1,119 @@
+"""How fast flows score, train and sample, from 2 to 64 dimensions.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.flow.speed       # about a quarter of an hour
+
+EnigmaFlow as `benchmarks.flow.density` trains it, and flows of zuko and normflows with as many
+parameters, within 1 %, whose widths are searched for. A training step is the loss of a batch and
+its gradients. All take turns; a ratio is that of medians of processor time. Peers are those with
+splines, which fit as well; flows that only shift and scale are faster and fit worse. Weights are
+declared constant for scoring and sampling (`enigma.bijections.constant_weights`); peers compute
+nothing from theirs alone.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.flow.peers import OURS, SPLINES, Model, make, make_ours
+from benchmarks.peers import check_sizes
+from benchmarks.record import median_times_s, row, write
+from enigma.bijections.constant_weights import constant_weights
+from pipelines.base.run_stage import progress, run_stage
+
+DIMENSIONS, BATCHES = (2, 4, 6, 10, 16, 32, 64), (256, 8192)
+REPEATS = {256: 41, 8192: 9}
+TOLERANCE, MIN_SPEED, MIN_SAMPLING = 0.01, 1.0, 0.9
+HIDDEN, FEWER_STEPS = 24, {2: {"num_rev_blocks": 1, "hidden_channels": 38}}
+"""In two dimensions one block each way fits as well as two, and takes two thirds of the time."""
+
+
+def ours(dim: int) -> Model:
+    """Make our flow."""
+    return make_ours(dim, **FEWER_STEPS.get(dim, {"hidden_channels": HIDDEN}))
+
+
+def peer(name: str, dim: int, parameters: int) -> Model:
+    """Make a peer whose parameters are as close to so many as two hidden widths allow."""
+    width = 1
+    while make(name, dim, (width, width)).parameters < parameters:
+        width += 1
+    near = [(w, v) for w in (width - 1, width) for v in range(w - 3, w + 4) if min(w, v) > 0]
+    found = [make(name, dim, widths) for widths in near]
+    return min(found, key=lambda model: abs(model.parameters - parameters))
+
+
+def jobs(model: Model, x_BD: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Return what is timed."""
+
+    def step() -> None:
+        model.module.zero_grad()
+        (-model.log_prob(x_BD).mean()).backward()  # type: ignore[no-untyped-call]
+
+    def score() -> None:
+        with torch.no_grad():
+            model.log_prob(x_BD)
+
+    def sample() -> None:
+        with torch.no_grad():
+            model.sample(len(x_BD))
+
+    return {"scoring": score, "training step": step, "sampling": sample}
+
+
+def measure(dim: int, batch: int) -> dict[str, dict[str, float]]:
+    """Return vectors per second of each model, by what is timed."""
+    torch.manual_seed(0)
+    models = {OURS: ours(dim)}
+    size = models[OURS].parameters
+    models |= {name: peer(name, dim, size) for name in SPLINES}
+    check_sizes({name: model.parameters for name, model in models.items()}, "all", TOLERANCE)
+    models[OURS].prepare(torch.randn(2000, dim))
+    x_BD = torch.randn(batch, dim)
+    found = {}
+    for kind in ("scoring", "training step", "sampling"):
+        for model in models.values():
+            model.module.train(kind == "training step")
+        timed = [jobs(model, x_BD)[kind] for model in models.values()]
+        with constant_weights():
+            times_s = median_times_s(timed, REPEATS[batch])
+        found[kind] = {name: batch / s for name, s in zip(models, times_s, strict=True)}
+    return found
+
+
+def main() -> None:
+    """Measure, print and write."""
+    rows = []
+    settings = [(dim, batch) for dim in DIMENSIONS for batch in BATCHES]
+    for dim, batch in progress(settings, total=len(settings), unit="setting", label="speed"):
+        found = measure(dim, batch)
+        for kind in ("scoring", "training step"):
+            speeds = found[kind]
+            fastest = max(SPLINES, key=lambda name, of=speeds: of[name])
+            rows.append(
+                row(
+                    f"{dim} wide, batch of {batch:,}: {kind}",
+                    speeds[OURS],
+                    "1/s",
+                    peer=fastest,
+                    peer_value=speeds[fastest],
+                    target=f">= {MIN_SPEED:g}x",
+                    met=speeds[OURS] >= MIN_SPEED * speeds[fastest],
+                )
+            )
+        sampling, scoring = found["sampling"][OURS], found["scoring"][OURS]
+        rows.append(
+            row(
+                f"{dim} wide, batch of {batch:,}: sampling",
+                sampling,
+                "1/s",
+                peer="scoring",
+                peer_value=scoring,
+                target=f">= {MIN_SAMPLING:g}x",
+                met=sampling >= MIN_SAMPLING * scoring,
+            )
+        )
+    write("flow_speed", rows, ("zuko", "normflows"))
+
+
+if __name__ == "__main__":
+    run_stage(main)
