@@ -81,7 +81,6 @@ class WordProblem(Task):
     """
 
     FIRST_LENGTH, MIDDLE_LENGTH = 4, 19
-    steps = 4000
 
     def __init__(self, *, even: bool) -> None:
         elements = [p for p in permutations(range(5)) if not (even and _is_odd(p))]
@@ -90,6 +89,7 @@ class WordProblem(Task):
             [number[tuple(a[b[k]] for k in range(5))] for a, b in product(elements, repeat=2)]
         ).view(len(elements), len(elements))
         self.num_tokens = len(elements)
+        self.steps = 3000 if even else 4000
         pairs = combinations(range(self.num_tokens), 2)
         first = next(pair for pair in pairs if self._generated(pair) == self.num_tokens)
         self._order = torch.tensor([*first, *(set(range(self.num_tokens)) - {*first})])
@@ -191,7 +191,7 @@ class EnigmaMachine(Task):
     )
     REFLECTOR = "YRUHQSLDPXNGOKMIEBFZCWVJAT"
     PLUGS = 10
-    steps = 1500
+    steps = 1000
     num_tokens = len(LETTERS) + len(ROTORS)
 
     def __init__(self) -> None:

@@ -6,8 +6,7 @@ A launch takes some 5 us of the host, whatever it computes, so a small model on 
 by their number. The step runs on a made-up device (`benchmarks.training.fake_gpu`): forward,
 backward, clipping and optimiser, in bfloat16 autocast. Attention and RMS-norm count as the one
 operation that they are on CUDA, the loss head as what it does for each chunk of tokens, counted on
-the CPU. Before: the same count at commit 9188283, which had no n-grams; `wiki-zh` trains with them.
-A host read would end the benchmark.
+the CPU. A host read would end the benchmark. Counts of earlier code are in docs/LOG.md.
 """
 
 import math
@@ -27,15 +26,6 @@ from pipelines.training.optimisers import make_optimiser
 
 PROFILE, LENGTH, TEXTS = "wiki-zh", 256, 12
 CHUNKS = {"before": 256, "now": 4096}
-BEFORE = {
-    ("plain", "forward"): 576,
-    ("plain", "backward"): 601,
-    ("checkpoint", "forward"): 576,
-    ("checkpoint", "backward"): 1108,
-    ("reversible", "forward"): 576,
-    ("reversible", "backward"): 1181,
-    ("reversible", "clipping and Muon with AdamW"): 392,
-}
 
 
 def step_counts(model: Any, optimiser: torch.optim.Optimizer, length: int) -> dict[str, int]:
@@ -95,11 +85,10 @@ def main() -> None:
         for memory, model in models.items():
             optimiser = make_optimiser("muon", onto_fake_gpu(model), lr=1e-3, weight_decay=0.01)
             for part, count in step_counts(model, optimiser, LENGTH).items():
-                before = BEFORE.get((memory, part))
-                if part in {"forward", "backward"} or before:
-                    name = f"{memory}, {part}" if part in {"forward", "backward"} else part
-                    peer = None if before is None else "before"
-                    rows.append(row(name, count, "operations", peer=peer, peer_value=before))
+                if part in {"forward", "backward"}:
+                    rows.append(row(f"{memory}, {part}", count, "operations"))
+                elif memory == "reversible":
+                    rows.append(row(part, count, "operations"))
     heads = {when: loss_head_count(chunk) for when, chunk in CHUNKS.items()}
     chunks = math.ceil(TEXTS * LENGTH / CHUNKS["now"])
     rows.append(
