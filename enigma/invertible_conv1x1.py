@@ -200,8 +200,11 @@ class InvertibleConv1x1(FormsOnce, Bijection):
         """
         with torch.autocast(y.device.type, enabled=False):
             rows = y.reshape(-1, self.num_channels)
-            formed_DD = self.formed_once("inverse", self._form_inverse, self.packed)
-            inverse_DD = formed_DD.to(y.device, y.dtype)
+            inverse_DD = self.formed_once(
+                f"inverse, {y.dtype}",
+                lambda: self._form_inverse().to(y.device, y.dtype),
+                self.packed,
+            )
             x = rows @ inverse_DD
             x = torch.addmm(x, rows - self._multiply_rows(x), inverse_DD)
         return x.view(y.shape), -self.log_det().expand(y.shape[:-1])
