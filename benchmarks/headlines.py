@@ -14,6 +14,7 @@ ODD_DOCUMENTS = (
     " --shards data/sanguo/shards --documents data/sanguo/documents/test.parquet"
 )
 QUALITY = "python -m benchmarks.language_model.quality data/wiki-zh/shards 1M-983k"
+STATES = "python -m benchmarks.state_tracking.tracking s5"
 DATA = "python -m benchmarks.data.speed --corpus wiki.parquet"
 
 
@@ -64,6 +65,17 @@ HEADLINES = (
         Words("The same, the peer with our n-gram memory", "同上，对照也带同样的 n 元记忆"),
         Words("", ""),
         Words("with the memory", "带记忆"),
+    ),
+    Headline(
+        "state_tracking_lead",
+        "s5, right on texts of 256, worst of 3 seeds",
+        STATES,
+        Words(
+            "Products of 256 permutations (S5), trained on 64: right answers",
+            "训练长度 64，测试 256 个置换之积（S5）的正确率",
+        ),
+        Words("", ""),
+        Words("the best peer", "最好的对照"),
     ),
     Headline(
         "memory",

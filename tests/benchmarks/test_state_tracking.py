@@ -1,7 +1,9 @@
 """The tasks of state tracking give the answers that a hand or a history book gives."""
 
+import pytest
 import torch
 
+from benchmarks.state_tracking.table import lead
 from benchmarks.state_tracking.tasks import (
     NO_ANSWER,
     TASKS,
@@ -61,3 +63,15 @@ def test_word_problems_grow_from_two_generators_to_the_whole_group() -> None:
         ids, answers = task.draw(500, Level(40, 2), torch.Generator().manual_seed(0))
         assert len(ids.unique()) == 2
         assert len(answers.unique()) == task.num_tokens, "the two generate the group"
+
+
+@pytest.mark.parametrize(("worst", "met"), [(0.98, False), (0.99, True)])
+def test_the_worst_seed_stands_beside_any_peers_best(worst: float, met: bool) -> None:
+    def records(*shares: float) -> list[dict[str, dict[str, float]]]:
+        return [{"right": {"256": share}} for share in shares]
+
+    peers = {"modern": records(0.1, 0.3), "llama": records(0.2, 0.2), "gpt2": records(0.1)}
+    found = lead("s5", {"enigma": records(1.0, worst), **peers})
+    assert (found["value"], found["peer"], found["peer_value"]) == (worst, "modern, best seed", 0.3)
+    assert found["met"] is met
+    assert lead("machine", {"enigma": records(worst), **peers})["met"] is None
