@@ -85,7 +85,8 @@ class _CompiledBend(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(value_ND, raw_NE)
         ctx.spline, ctx.inverted = spline, inverted
-        moved_ND, log_slope_N = torch.empty(value_ND.shape), torch.empty(len(value_ND))
+        moved_ND = value_ND.new_empty(value_ND.shape)
+        log_slope_N = value_ND.new_empty(len(value_ND))
         settings = _settings(spline, inverted=inverted)
         _in_parts(_loop(*_THERE), settings, value_ND, raw_NE, moved_ND, log_slope_N)
         return moved_ND, log_slope_N
@@ -107,7 +108,8 @@ class _CompiledBend(torch.autograd.Function):
                     outputs, inputs, grads, create_graph=torch.is_grad_enabled()
                 )
             return by_value_ND, by_raw_NE, None, None
-        by_value_ND, by_raw_NE = torch.empty(value_ND.shape), torch.empty(raw_NE.shape)
+        by_value_ND = value_ND.new_empty(value_ND.shape)
+        by_raw_NE = raw_NE.new_empty(raw_NE.shape)
         settings = _settings(ctx.spline, inverted=ctx.inverted)
         _in_parts(_loop(*_BACK), settings, value_ND, raw_NE, *grads, by_value_ND, by_raw_NE)
         return by_value_ND, by_raw_NE, None, None

@@ -112,6 +112,18 @@ def test_raw_parameters_may_lie_anywhere_and_threads_change_nothing(monkeypatch)
         assert torch.equal(one, other)
 
 
+def test_the_dtype_is_that_of_the_values_whatever_the_default():
+    spline = RationalQuadraticSpline(3)
+    value, raw = (t.requires_grad_() for t in draw(spline, 5, 2))
+    torch.set_default_dtype(torch.float64)
+    try:
+        moved, log_slope = spline.forward(value, raw)
+        (moved.sum() + log_slope.sum()).backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {t.dtype for t in (moved, log_slope, value.grad, raw.grad)} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     "tensors",
     [(torch.ones(1).double(),), (torch.ones(1), torch.ones(1, device="meta"))],
