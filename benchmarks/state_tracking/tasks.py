@@ -89,7 +89,7 @@ class WordProblem(Task):
             [number[tuple(a[b[k]] for k in range(5))] for a, b in product(elements, repeat=2)]
         ).view(len(elements), len(elements))
         self.num_tokens = len(elements)
-        self.steps = 3000 if even else 4000
+        self.steps = 2000 if even else 4000  # S5 has four times the products to learn
         pairs = combinations(range(self.num_tokens), 2)
         first = next(pair for pair in pairs if self._generated(pair) == self.num_tokens)
         self._order = torch.tensor([*first, *(set(range(self.num_tokens)) - {*first})])
