@@ -5,6 +5,7 @@ Legend: N vectors, D channels, P raw parameters per channel, E = P D.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -14,12 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["Spline", "can_compile", "compiled_bend"]
 
-_THERE = ("spline_kernels", "bend_values")
-_BACK = ("spline_gradient_kernels", "bend_back")
 _PART = 2**14
 """Values that keep a thread busy for a millisecond: fewer are not worth a thread."""
 
@@ -30,6 +29,10 @@ class Spline(Protocol):
     @property
     def num_bins(self) -> int:
         """Its bins."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Raw parameters per channel."""
 
     @property
     def affine(self) -> object | None:
@@ -46,17 +49,37 @@ class Spline(Protocol):
 
 
 @cache
-def _loop(module: str, name: str) -> Any:
-    """Import a loop, which compiles it where the disk does not have it yet; None without numba."""
+def _loops() -> tuple[Any, Any] | None:
+    """Import the loops, which compiles them where the disk does not have them yet.
+
+    Returns:
+        The loop there and that back, or None where numba is absent or cannot work: another
+        NumPy than it knows, or no folder that it may write machine code to.
+    """
     if find_spec("numba") is None:
         return None
-    return getattr(import_module(f"enigma.couplings.{module}"), name)
+    try:
+        there = import_module("enigma.couplings.spline_kernels")
+        back = import_module("enigma.couplings.spline_gradient_kernels")
+    except (ImportError, RuntimeError) as error:
+        warnings.warn(f"splines are not compiled: {error}", RuntimeWarning, stacklevel=2)
+        return None
+    return there.bend_values, back.bend_back
 
 
-def can_compile(*tensors: Tensor) -> bool:
-    """Return whether the loop is there for these tensors: float32 on a CPU, where numba is."""
+def can_compile(value: Tensor, raw: Tensor, spline: Spline) -> bool:
+    """Return whether the loop takes these tensors: float32 on a CPU, where numba is.
+
+    It checks no bounds, so shapes that do not fit are left to the operations, which refuse them;
+    so are subclasses of tensors, whose memory may not be theirs.
+    """
     wanted = (torch.float32, "cpu")
-    return all((t.dtype, t.device.type) == wanted for t in tensors) and _loop(*_THERE) is not None
+    return (
+        raw.shape == (*value.shape[:-1], spline.num_parameters * value.shape[-1])
+        and all((t.dtype, t.device.type) == wanted for t in (value, raw))
+        and all(type(t) in (Tensor, nn.Parameter) for t in (value, raw))
+        and _loops() is not None
+    )
 
 
 def compiled_bend(
@@ -88,7 +111,7 @@ class _CompiledBend(torch.autograd.Function):
         moved_ND = value_ND.new_empty(value_ND.shape)
         log_slope_N = value_ND.new_empty(len(value_ND))
         settings = _settings(spline, inverted=inverted)
-        _in_parts(_loop(*_THERE), settings, value_ND, raw_NE, moved_ND, log_slope_N)
+        _in_parts(_loop_of(back=False), settings, value_ND, raw_NE, moved_ND, log_slope_N)
         return moved_ND, log_slope_N
 
     @staticmethod
@@ -96,7 +119,7 @@ class _CompiledBend(torch.autograd.Function):
         value_ND, raw_NE = ctx.saved_tensors
         # Gradients are recorded here if the gradient is to be differentiated once more. A batch of
         # gradients (`is_grads_batched`) holds no memory of its own.
-        batched = torch._C._functorch.is_legacy_batchedtensor(grads[0])  # noqa: SLF001
+        batched = any(map(torch._C._functorch.is_legacy_batchedtensor, grads))  # noqa: SLF001
         if torch.is_grad_enabled() or batched:
             with torch.enable_grad():
                 inputs = [
@@ -111,8 +134,16 @@ class _CompiledBend(torch.autograd.Function):
         by_value_ND = value_ND.new_empty(value_ND.shape)
         by_raw_NE = raw_NE.new_empty(raw_NE.shape)
         settings = _settings(ctx.spline, inverted=ctx.inverted)
-        _in_parts(_loop(*_BACK), settings, value_ND, raw_NE, *grads, by_value_ND, by_raw_NE)
+        _in_parts(_loop_of(back=True), settings, value_ND, raw_NE, *grads, by_value_ND, by_raw_NE)
         return by_value_ND, by_raw_NE, None, None
+
+
+def _loop_of(*, back: bool) -> Callable[..., None]:
+    loops = _loops()
+    if loops is None:
+        raise RuntimeError("expected a call only where `can_compile` says so")
+    found: Callable[..., None] = loops[back]
+    return found
 
 
 def _settings(spline: Spline, *, inverted: bool) -> tuple[Any, ...]:

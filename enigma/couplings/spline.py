@@ -3,7 +3,7 @@
 Source: Durkan et al., "Neural Spline Flows" (2019), equations 4 to 8 and appendix A.1; the
 domain is [-bound, bound] with the identity outside (their section 3.1).
 
-On a CPU a compiled loop does all of it at once, where numba is installed
+In float32 on a CPU a compiled loop does all of it, where numba is installed
 (`enigma.couplings.compiled_bend`). Elsewhere memory traffic dominates: a spline has 3 K - 1 raw
 parameters for each value. So these lie with the bins in front, where softmax and sums run over
 whole rows; only the bin that a value falls into and its two neighbours are read further; and the
@@ -95,7 +95,7 @@ class RationalQuadraticSpline(Transform):
         return self._bend(y, raw, inverted=True)
 
     def _bend(self, value: Tensor, raw: Tensor, *, inverted: bool) -> tuple[Tensor, Tensor]:
-        if can_compile(value, raw) and not _each_operation_counts():
+        if not _each_operation_counts() and can_compile(value, raw, self):
             return compiled_bend(value, raw, self, inverted=inverted)
         return self.bend_in_operations(value, raw, inverted=inverted)
 
@@ -189,7 +189,7 @@ class _Bend(torch.autograd.Function):
         spline, inverted = ctx.spline, ctx.inverted
         # Gradients are recorded here if the gradient is to be differentiated once more. A batch of
         # gradients (`is_grads_batched`) cannot be written into memory of a single one.
-        batched = torch._C._functorch.is_legacy_batchedtensor(grads_M[0])  # noqa: SLF001
+        batched = any(map(torch._C._functorch.is_legacy_batchedtensor, grads_M))  # noqa: SLF001
         if torch.is_grad_enabled() or batched:
             with torch.enable_grad():
                 inputs = [_differentiable(tensor) for tensor in (value_M, raw_PM)]

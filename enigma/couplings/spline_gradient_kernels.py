@@ -36,7 +36,7 @@ from enigma.couplings.vector_kernels import Array, Number, compiled, compiled_fo
 
 __all__ = ["bend_back"]
 
-_BUILT_ON = "37196b483a44"
+_BUILT_ON = "d87bb6ed7240"
 """Of the two files it imports from, see `spline_kernels.py`."""
 _BACK = f"void({INPUTS} float32[:, :], float32[:], float32[:, ::1], float32[:, ::1])"
 

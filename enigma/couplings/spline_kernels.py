@@ -216,7 +216,7 @@ def bend_values(
         n, d = first // channels, first % channels
         for j in range(count):
             value = fact_RJ[VALUE, j]
-            log = value if np.isnan(value) else ZERO
+            log = value + log_J[j] if np.isnan(value + log_J[j]) else ZERO
             if abs(value) < bound:
                 value, log = moved_J[j], log_J[j]
             if affine:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from enigma.bijections.base import TokenContext
+from enigma.bijections.constant_weights import constant_weights
 from enigma.bijections.lifting import LiftingConv1x1
 from enigma.couplings.settings import COUPLINGS
 from enigma.invertible_conv1x1 import (
@@ -170,3 +171,13 @@ def test_a_machine_of_any_even_width_can_be_made_and_made_again(d):
 def test_errors_say_what_was_expected_and_got(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_what_a_caller_does_to_a_log_determinant_does_not_come_back(stirred):
+    stack = stirred(InvertibleConv1x1Stack(4, 1))
+    with torch.no_grad(), constant_weights():
+        first = stack.forward_with_log_det(torch.ones(1, 4))[1]
+        expected = first.clone()
+        first += 100
+        assert torch.equal(stack.forward_with_log_det(torch.ones(1, 4))[1], expected)
+    assert stack.forward_with_log_det(torch.ones(1, 4).double())[1].dtype == torch.float64
