@@ -68,7 +68,7 @@ HEADLINES = (
     ),
     Headline(
         "state_tracking_lead",
-        "s5, right on texts of 256, worst of 3 seeds",
+        "s5, right on texts of 256, worst seed",
         STATES,
         Words(
             "Products of 256 permutations (S5), trained on 64: right answers",

@@ -21,8 +21,8 @@ from benchmarks.state_tracking.tracking import (
     TESTED_LENGTHS,
     Job,
     best_rate,
+    kept,
 )
-from pipelines.base.artifacts import read_json
 from pipelines.base.run_stage import run_stage
 
 PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "state_tracking.png"
@@ -48,12 +48,12 @@ Record = dict[str, Any]
 
 def chosen(task: str, entrant: str) -> list[Record]:
     """Return an entrant's records at its better rate, by seed; none before both rates are done."""
-    swept = [Job(task, entrant, rate, SEEDS[0]).path for rate in RATES]
-    if not all(path.is_file() for path in swept):
+    swept = [Job(task, entrant, rate, SEEDS[0]) for rate in RATES]
+    if not all(job.path.is_file() for job in swept):
         return []
-    rate = best_rate([read_json(path) for path in swept])
-    paths = [Job(task, entrant, rate, seed).path for seed in SEEDS]
-    return [read_json(path) for path in paths if path.is_file()]
+    rate = best_rate([kept(job) for job in swept])
+    jobs = [Job(task, entrant, rate, seed) for seed in SEEDS]
+    return [kept(job) for job in jobs if job.path.is_file()]
 
 
 def rows(task: str, entrant: str, found: list[Record]) -> list[Record]:
@@ -67,7 +67,7 @@ def rows(task: str, entrant: str, found: list[Record]) -> list[Record]:
             f"{name}, level reached, worst seed",
             min(record["level"] for record in found),
             "",
-            peer="of",
+            peer="levels",
             peer_value=len(TASKS[task].levels),
         ),
         row(f"{name}, training", statistics.mean(r["processor_s"] for r in found), "s"),
@@ -85,13 +85,18 @@ def shares(found: list[Record], length: int) -> list[float]:
 
 
 def lead(task: str, entrants: dict[str, list[Record]]) -> Record:
-    """Make the row that sets Enigma's worst seed on the longest texts beside any peer's best."""
+    """Make the row that sets Enigma's worst seed on the longest texts beside any peer's best.
+
+    Args:
+        task: Whose.
+        entrants: The records of all seeds.
+    """
     best = {name: max(shares(found, SOLVED_AT)) for name, found in entrants.items()}
     peer = max((name for name in best if name in PEERS), key=best.__getitem__)
     ours = shares(entrants[OURS], SOLVED_AT)
     judged = task in WITH_A_TARGET
     return row(
-        f"{task}, right on texts of {SOLVED_AT}, worst of {len(ours)} seeds",
+        f"{task}, right on texts of {SOLVED_AT}, worst seed",
         min(ours),
         "",
         peer=f"{peer}, best seed",
@@ -140,7 +145,11 @@ def main() -> None:
             for line in rows(task, entrant, records)
         ],
     )
-    complete = {task: entrants for task, entrants in found.items() if {OURS, *PEERS} <= {*entrants}}
+    complete = {
+        task: entrants
+        for task, entrants in found.items()
+        if all(len(entrants.get(name, [])) == len(SEEDS) for name in (OURS, *PEERS))
+    }
     write("state_tracking_lead", [lead(task, entrants) for task, entrants in complete.items()])
     draw(found)
 

@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python -m benchmarks.state_tracking.tracking a5
 
 Peers have two layers; Enigma has two layers of attention and, narrower, one of driven rotors. All
-have the same parameters within 10 %, and make the steps of the task, of 1,536 tokens however short
-the texts are, by AdamW with a rate chosen from two at seed 0 by its training loss; two more seeds
-follow. Word problems go from level to level (`benchmarks.state_tracking.tasks`) whenever eight of
-ten answers are right, up to 64 tokens: without that no model learns them. What is reported is the
-share of right answers on fresh texts of up to four times that length, with all permutations.
+have the same parameters within 10 %, and make the steps of the task, of 1,536 tokens (beside the
+keys of the machine) however short the texts are, by AdamW with a rate chosen from two at seed 0 by
+its training loss; two more seeds follow. Word problems go from level to level
+(`benchmarks.state_tracking.tasks`) whenever eight of ten answers are right, up to 64 tokens:
+without that no model learns them. What is reported is the share of right answers on fresh texts of
+up to four times that length, with all permutations.
 
 A finished job writes one file under `benchmarks/results/state_tracking/`, so an interrupted command
 resumes; `benchmarks.state_tracking.table` makes the table and the plot of them.
@@ -33,6 +34,7 @@ from benchmarks.state_tracking.tasks import NO_ANSWER, TASKS, TRAINED_LENGTH, Le
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.base.artifacts import read_json, write_json
+from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress, run_stage
 
 KEPT = RESULTS / "state_tracking"
@@ -167,20 +169,51 @@ def test(model: Any, task: Task) -> dict[int, float]:
     return found
 
 
+def recipe(task: Task) -> dict[str, Any]:
+    """Return what all entrants of a task share, and what a record must have been made by."""
+    return {
+        "steps": task.steps,
+        "batch_tokens": BATCH_TOKENS,
+        "levels": [list(level) for level in task.levels],
+        "widths": [WIDTH, ATTENTION_WIDTH, PEER_WIDTH],
+    }
+
+
 def run(job: Job) -> dict[str, Any]:
     """Do a job; return its record."""
     task = TASKS[job.task]
     torch.manual_seed(job.seed)
     model: Any = ENTRANTS[job.entrant](task.num_tokens).train()
     trained = train(model, task, job)
-    return {**asdict(job), "parameters": parameters(model), **trained, "right": test(model, task)}
+    return {
+        **asdict(job),
+        "recipe": recipe(task),
+        "parameters": parameters(model),
+        **trained,
+        "right": test(model, task),
+    }
 
 
 def done(job: Job) -> dict[str, Any]:
-    """Return the record of a job, which is done if it was not before."""
+    """Return the record of a job, which is done if it was not before.
+
+    Raises:
+        UserError: If the record was made by another recipe.
+    """
     if not job.path.is_file():
         write_json(job.path, run(job))
-    return read_json(job.path)
+    return kept(job)
+
+
+def kept(job: Job) -> dict[str, Any]:
+    """Read the record of a job that is done; see `done`."""
+    record = read_json(job.path)
+    if record.get("recipe") != recipe(TASKS[job.task]):
+        raise UserError(
+            f"{job.path}: expected a record of this recipe, got one of another",
+            f"delete the records of the task: rm -r {job.path.parent}",
+        )
+    return record
 
 
 def best_rate(swept: list[dict[str, Any]]) -> float:
