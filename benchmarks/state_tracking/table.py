@@ -123,8 +123,11 @@ def draw(found: dict[str, dict[str, list[Record]]]) -> None:
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set(ylabel="share of right answers")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
+    drawn = [panel.get_legend_handles_labels() for panel in panels]
+    lines = {
+        name: line for lines_, names in drawn for line, name in zip(lines_, names, strict=True)
+    }
+    figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=len(lines), frameon=False)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     figure.savefig(PLOT, dpi=130)
 
