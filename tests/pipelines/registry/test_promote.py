@@ -238,7 +238,7 @@ def test_what_a_refusal_advises_leads_on(copied_store: Path) -> None:
         load_champion()
     assert "`enigma rollback`, `enigma register` and `enigma promote`" in damaged.value.fix
     assert rollback(LM, reason="2 is damaged") == "1"
-    with pytest.raises(RefusalError, match="relative error 1") as refusal:
+    with pytest.raises(RefusalError, match="relative errors 1") as refusal:
         promote(LM, "2")
     assert "`enigma register` again" in refusal.value.fix
     assert register(LM) == "3", "the same content as 2 had, which it has no more"
