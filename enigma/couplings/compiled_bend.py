@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from enigma.layers.transforms import gradient_by_operations
 
 __all__ = ["Spline", "can_compile", "compiled_bend"]
 
@@ -115,22 +117,12 @@ class _CompiledBend(torch.autograd.Function):
         return moved_ND, log_slope_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         value_ND, raw_NE = ctx.saved_tensors
-        # Gradients are recorded here if the gradient is to be differentiated once more. A batch of
-        # gradients (`is_grads_batched`) holds no memory of its own.
-        batched = any(map(torch._C._functorch.is_legacy_batchedtensor, grads))  # noqa: SLF001
-        if torch.is_grad_enabled() or batched:
-            with torch.enable_grad():
-                inputs = [
-                    t if t.requires_grad else t.detach().requires_grad_()
-                    for t in (value_ND, raw_NE)
-                ]
-                outputs = ctx.spline.bend_in_operations(*inputs, inverted=ctx.inverted)
-                by_value_ND, by_raw_NE = torch.autograd.grad(
-                    outputs, inputs, grads, create_graph=torch.is_grad_enabled()
-                )
-            return by_value_ND, by_raw_NE, None, None
+        in_operations = partial(ctx.spline.bend_in_operations, inverted=ctx.inverted)
+        found = gradient_by_operations(in_operations, (value_ND, raw_NE), grads)
+        if found is not None:
+            return *found, None, None
         by_value_ND = value_ND.new_empty(value_ND.shape)
         by_raw_NE = raw_NE.new_empty(raw_NE.shape)
         settings = _settings(ctx.spline, inverted=ctx.inverted)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from enigma.couplings.compiled_bend import can_compile, compiled_bend
 from enigma.couplings.transforms import Affine, Transform
-from enigma.layers.transforms import transforms_active
+from enigma.layers.transforms import gradient_by_operations, transforms_active
 
 __all__ = ["MAX_LOG_SLOPE", "RationalQuadraticSpline", "bend"]
 
@@ -184,32 +184,22 @@ class _Bend(torch.autograd.Function):
         return _curve(value_M, Bin(*rows.unbind()), k_M, spline, inverted=inverted)
 
     @staticmethod
-    def backward(ctx: Any, *grads_M: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads_M: Tensor) -> tuple[Tensor | None, ...]:
         value_M, raw_PM, size_2KM, k_M, rows = ctx.saved_tensors
         spline, inverted = ctx.spline, ctx.inverted
-        # Gradients are recorded here if the gradient is to be differentiated once more. A batch of
-        # gradients (`is_grads_batched`) cannot be written into memory of a single one.
-        batched = any(map(torch._C._functorch.is_legacy_batchedtensor, grads_M))  # noqa: SLF001
-        if torch.is_grad_enabled() or batched:
-            with torch.enable_grad():
-                inputs = [_differentiable(tensor) for tensor in (value_M, raw_PM)]
-                outputs = bend(inputs[0].unsqueeze(0), inputs[1], spline, inverted=inverted)
-                grad_value_M, grad_raw_PM = torch.autograd.grad(
-                    [output.squeeze(0) for output in outputs],
-                    inputs,
-                    grads_M,
-                    create_graph=torch.is_grad_enabled(),
-                )
-            return grad_value_M, grad_raw_PM, None, None
+
+        def in_operations(value_M: Tensor, raw_PM: Tensor) -> list[Tensor]:
+            outputs = bend(value_M.unsqueeze(0), raw_PM, spline, inverted=inverted)
+            return [output.squeeze(0) for output in outputs]
+
+        found = gradient_by_operations(in_operations, (value_M, raw_PM), grads_M)
+        if found is not None:
+            return *found, None, None
         with torch.enable_grad():
             inputs = [tensor.detach().requires_grad_() for tensor in (value_M, *rows)]
             outputs = _curve(inputs[0], Bin(*inputs[1:]), k_M, spline, inverted=inverted)
             grad_value_M, *grad_rows = torch.autograd.grad(outputs, inputs, grads_M)
         return grad_value_M, _raw_gradient(Bin(*grad_rows), size_2KM, k_M, spline), None, None
-
-
-def _differentiable(tensor: Tensor) -> Tensor:
-    return tensor if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
 class Bin(NamedTuple):

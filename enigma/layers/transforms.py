@@ -6,10 +6,13 @@ and forward-mode derivatives look through the operations instead.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["transforms_active"]
+__all__ = ["gradient_by_operations", "transforms_active"]
 
 
 def transforms_active() -> bool:
@@ -22,3 +25,29 @@ def transforms_active() -> bool:
     # torch has no public name for either.
     functional: bool = torch._C._are_functorch_transforms_active()  # noqa: SLF001
     return functional or forward_ad._current_level >= 0  # noqa: SLF001
+
+
+def gradient_by_operations(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], grads: Sequence[Tensor]
+) -> tuple[Tensor, ...] | None:
+    """Return the gradient by ordinary operations where one written by hand would not do.
+
+    Call it in a backward pass. Gradients are recorded there if the gradient is to be differentiated
+    once more. A batch of gradients (`is_grads_batched`) cannot be written into memory of a single
+    one.
+
+    Args:
+        function: the map in operations.
+        inputs: what it takes.
+        grads: the gradients by what it returns.
+
+    Returns:
+        The gradients by the inputs, or None where a hand-written gradient will do.
+    """
+    batched = any(map(torch._C._functorch.is_legacy_batchedtensor, grads))  # noqa: SLF001
+    recorded = torch.is_grad_enabled()
+    if not recorded and not batched:
+        return None
+    with torch.enable_grad():
+        free = [t if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        return torch.autograd.grad(function(*free), free, grads, create_graph=recorded)
