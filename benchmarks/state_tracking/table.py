@@ -112,10 +112,10 @@ def draw(found: dict[str, dict[str, list[Record]]]) -> None:
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for axes, (task, entrants) in zip(panels, found.items(), strict=True):
         for entrant, records in entrants.items():
-            lines = [[r["right"][str(length)] for length in TESTED_LENGTHS] for r in records]
-            for one in lines:
+            by_length = [shares(records, length) for length in TESTED_LENGTHS]
+            for one in zip(*by_length, strict=True):
                 axes.plot(TESTED_LENGTHS, one, color=COLOURS[entrant], linewidth=0.5, alpha=0.5)
-            mean = [statistics.mean(at_length) for at_length in zip(*lines, strict=True)]
+            mean = [statistics.mean(at_length) for at_length in by_length]
             axes.plot(TESTED_LENGTHS, mean, "o-", color=COLOURS[entrant], label=entrant, ms=3)
         axes.axvline(TRAINED_LENGTH, color="grey", linestyle=":", linewidth=1)
         axes.set(title=TITLES[task], xlabel="length of the text", xscale="log", ylim=(-0.02, 1.02))
@@ -123,9 +123,10 @@ def draw(found: dict[str, dict[str, list[Record]]]) -> None:
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set(ylabel="share of right answers")
-    drawn = [panel.get_legend_handles_labels() for panel in panels]
     lines = {
-        name: line for lines_, names in drawn for line, name in zip(lines_, names, strict=True)
+        name: line
+        for panel in panels
+        for line, name in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=len(lines), frameon=False)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
