@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.flow.speed       # about a quarter of an hour
 
 EnigmaFlow with affine-spline couplings, two blocks each way and 24 hidden channels (in two
-dimensions one block of 38), and flows of zuko and normflows with as many parameters, within 1 %,
+dimensions one block of 38), and flows of zuko and normflows with as many parameters, within 2 %,
 whose widths are searched for. A training step is the loss of a batch and its gradients. All scoring
 and sampling takes turns, and so do all training steps; a ratio is that of medians of processor
 time. Peers are those with splines: flows that only shift and scale are faster and fit worse.
@@ -23,7 +23,7 @@ from pipelines.base.run_stage import progress, run_stage
 
 DIMENSIONS, BATCHES = (2, 4, 6, 10, 16, 32, 64), (256, 8192)
 REPEATS = {256: 41, 8192: 9}
-TOLERANCE, MIN_SPEED, MIN_SAMPLING = 0.01, 1.0, 0.9
+TOLERANCE, MIN_SPEED, MIN_SAMPLING = 0.02, 1.0, 0.9
 HIDDEN, FEWER_STEPS = 24, {2: {"num_rev_blocks": 1, "hidden_channels": 38}}
 """In two dimensions one block each way fits as well as two (docs/LOG.md)."""
 
