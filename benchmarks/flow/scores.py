@@ -87,9 +87,10 @@ def write_models(directory: Path, changes: dict[str, Any]) -> int:
     from enigma.modeling_enigma import EnigmaForCausalLM
     from pipelines.base.artifacts import sha256_file, write_json
     from pipelines.data.text.vocabulary import load_tokenizer
-    from pipelines.flow.document_flow import DIRECTORY, DocumentFlow, Typical
+    from pipelines.flow.document_flow import DIRECTORY, DocumentFlow
     from pipelines.flow.gaussian import Gaussian
     from pipelines.flow.state_flow import StateFlow
+    from pipelines.flow.typical import Typical, TypicalLength
     from pipelines.params import load_params
     from tests.support import REPOSITORY
 
@@ -119,7 +120,10 @@ def write_models(directory: Path, changes: dict[str, Any]) -> int:
         hidden_channels=fitted.hidden_channels, axes_matter=False,
     )  # fmt: skip
     gaussian = Gaussian(torch.zeros(params.d).double(), torch.eye(params.d).double())
-    documents = DocumentFlow(StateFlow(flow, gaussian), Typical(0.0, 1.0), Typical(10.0, 1.0))
+    documents = DocumentFlow(
+        StateFlow(flow, gaussian), Typical([1], [0.0], [1.0]), Typical([1], [10.0], [1.0]),
+        TypicalLength([1], [1.0]),
+    )  # fmt: skip
     documents.save(directory / "flow" / DIRECTORY)
     weights = sha256_file(directory / "lm" / "model.safetensors")
     write_json(directory / "flow" / "flow_training.json", {"lm_weights_sha256": weights})

@@ -94,6 +94,16 @@ class Project:
         change_params(self.path / "params.yaml", values)
 
 
+def replace(path: Path, content: bytes) -> None:
+    """Write another file: the old one may be a link into DVC's cache."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def cut_off(path: Path) -> None:
+    replace(path, path.read_bytes()[:-10])
+
+
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A fresh clone with small parameters; nothing has run in it."""

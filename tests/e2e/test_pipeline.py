@@ -1,12 +1,20 @@
-"""The main job on the real novel: raw text to a promoted model, as a DVC user runs it."""
+"""The main job on the real novel: raw text to a promoted model, as a DVC user runs it.
+
+All tests that need the whole pipeline are in this file: each worker would run it again.
+"""
 
 import hashlib
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
+
+from tests.e2e.conftest import Project, cut_off, replace
 
 pytestmark = [
     pytest.mark.slow,
@@ -153,3 +161,84 @@ def test_the_champion_generates_in_a_fresh_process(finished, tmp_path: Path) -> 
     text = run.stdout.strip().splitlines()[-1].replace(" ", "")
     assert text.startswith("却说曹操")
     assert len(text) > len("却说曹操")
+
+
+SAY = """
+from pipelines.base.errors import UserError
+
+for check in checks:
+    try:
+        check()
+    except UserError as error:
+        print(error)
+"""
+
+REGISTRY = """
+from pathlib import Path
+
+from pipelines.base.workspace import Workspace
+from pipelines.registry.dvc_objects import (
+    cache_directory,
+    check_working_copy,
+    hash_output,
+    read_lock,
+)
+from pipelines.registry.material import lm_material
+
+lm = read_lock(Path("dvc.lock"))["train"].outs[0]
+checks = (
+    lambda: lm_material(Workspace("sanguo")),
+    lambda: check_working_copy(lm, hash_output(lm, cache_directory())),
+)
+"""
+
+
+def test_the_remedy_of_the_registry_needs_no_later_stage(project: Project) -> None:
+    lock = project.path / "dvc.lock"
+    yaml = YAML()
+    made = yaml.load(lock)
+    for stage in ("train_flow", "sample_flow"):
+        del made["stages"][stage]
+    yaml.dump(made, lock)
+    shutil.rmtree(project.path / "models" / "sanguo" / "flow")
+    cut_off(project.path / "models" / "sanguo" / "lm" / "model.safetensors")
+    said = project.run("python", "-c", REGISTRY + SAY).stdout
+    remedies = re.findall("`(dvc checkout [^`]+)`", said)
+    assert remedies == ["dvc checkout --force models/sanguo/lm"] * 2
+    project.run(*remedies[0].split())
+    assert project.run("python", "-c", REGISTRY + SAY).stdout == ""
+
+
+REPORTS = """
+from pipelines.base.artifacts import read_manifest
+from pipelines.base.certificate import check_certificate
+from pipelines.base.workspace import Workspace
+from pipelines.registry.material import flow_material, lm_material
+from pipelines.tracking.store import connect
+
+there = Workspace("sanguo")
+root = read_manifest(there.shards)["root"]
+checks = (
+    lambda: check_certificate(there.report("validate") / "certificate.json", root),
+    lambda: lm_material(there),
+    lambda: flow_material(connect(), there),
+)
+"""
+
+
+def test_reports_of_other_data_or_models_are_made_again_by_their_remedies(project: Project) -> None:
+    reports = project.path / "reports" / "sanguo"
+    of_another = {
+        "validate/certificate.json": "shards_root",
+        "evaluate/evaluation.json": "weights_sha256",
+        "sample_flow/metrics.json": "flow_weights_sha256",
+    }
+    for file, field in of_another.items():
+        report = json.loads((reports / file).read_text(encoding="utf-8"))
+        replace(reports / file, json.dumps({**report, field: 64 * "0"}).encode())
+    said = project.run("python", "-c", REPORTS + SAY).stdout
+    remedies = re.findall("`(dvc repro [^`]+)`", said)
+    assert remedies == [f"dvc repro {file.split('/')[0]}" for file in of_another]
+    for remedy in remedies:
+        project.run(*remedy.split())
+    assert project.run("python", "-c", REPORTS + SAY).stdout == ""

@@ -3,15 +3,13 @@
 import json
 import random
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 from pipelines.base.workspace import SPLITS
-from tests.e2e.conftest import Project
+from tests.e2e.conftest import Project, cut_off, replace
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -34,12 +32,6 @@ def write_documents(path: Path, number: int, seed: int = 0) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write another file: the old one may be a link into DVC's cache."""
-    path.unlink()
-    path.write_bytes(content)
-
-
 def one_row_more(path: Path) -> None:
     """A manifest that counts a row which no file has."""
     manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -48,10 +40,6 @@ def one_row_more(path: Path) -> None:
     else:
         manifest["documents"]["train"] += 1
     replace(path, json.dumps(manifest).encode())
-
-
-def cut_off(path: Path) -> None:
-    replace(path, path.read_bytes()[:-10])
 
 
 @pytest.fixture(scope="module")
@@ -99,89 +87,6 @@ def test_the_remedy_of_a_message_mends_the_stage(
         target = [stage] if remedy == "dvc repro" else []
         small.run(*remedy.split(), *target)
         small.run("python", "-m", f"pipelines.{stage}")
-
-
-SAY = """
-from pipelines.base.errors import UserError
-
-for check in checks:
-    try:
-        check()
-    except UserError as error:
-        print(error)
-"""
-
-REGISTRY = """
-from pathlib import Path
-
-from pipelines.base.workspace import Workspace
-from pipelines.registry.dvc_objects import (
-    cache_directory,
-    check_working_copy,
-    hash_output,
-    read_lock,
-)
-from pipelines.registry.material import lm_material
-
-lm = read_lock(Path("dvc.lock"))["train"].outs[0]
-checks = (
-    lambda: lm_material(Workspace("sanguo")),
-    lambda: check_working_copy(lm, hash_output(lm, cache_directory())),
-)
-"""
-
-
-@pytest.mark.timeout(2400)
-def test_the_remedy_of_the_registry_needs_no_later_stage(project: Project) -> None:
-    lock = project.path / "dvc.lock"
-    yaml = YAML()
-    made = yaml.load(lock)
-    for stage in ("train_flow", "sample_flow"):
-        del made["stages"][stage]
-    yaml.dump(made, lock)
-    shutil.rmtree(project.path / "models" / "sanguo" / "flow")
-    cut_off(project.path / "models" / "sanguo" / "lm" / "model.safetensors")
-    said = project.run("python", "-c", REGISTRY + SAY).stdout
-    remedies = re.findall("`(dvc checkout [^`]+)`", said)
-    assert remedies == ["dvc checkout --force models/sanguo/lm"] * 2
-    project.run(*remedies[0].split())
-    assert project.run("python", "-c", REGISTRY + SAY).stdout == ""
-
-
-REPORTS = """
-from pipelines.base.artifacts import read_manifest
-from pipelines.base.certificate import check_certificate
-from pipelines.base.workspace import Workspace
-from pipelines.registry.material import flow_material, lm_material
-from pipelines.tracking.store import connect
-
-there = Workspace("sanguo")
-root = read_manifest(there.shards)["root"]
-checks = (
-    lambda: check_certificate(there.report("validate") / "certificate.json", root),
-    lambda: lm_material(there),
-    lambda: flow_material(connect(), there),
-)
-"""
-
-
-@pytest.mark.timeout(2400)
-def test_reports_of_other_data_or_models_are_made_again_by_their_remedies(project: Project) -> None:
-    reports = project.path / "reports" / "sanguo"
-    of_another = {
-        "validate/certificate.json": "shards_root",
-        "evaluate/evaluation.json": "weights_sha256",
-        "sample_flow/metrics.json": "flow_weights_sha256",
-    }
-    for file, field in of_another.items():
-        report = json.loads((reports / file).read_text(encoding="utf-8"))
-        replace(reports / file, json.dumps({**report, field: 64 * "0"}).encode())
-    said = project.run("python", "-c", REPORTS + SAY).stdout
-    remedies = re.findall("`(dvc repro [^`]+)`", said)
-    assert remedies == [f"dvc repro {file.split('/')[0]}" for file in of_another]
-    for remedy in remedies:
-        project.run(*remedy.split())
-    assert project.run("python", "-c", REPORTS + SAY).stdout == ""
 
 
 def test_a_source_elsewhere_is_read_again_by_force(small: Project, tmp_path: Path) -> None:

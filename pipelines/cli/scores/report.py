@@ -61,12 +61,12 @@ def write_report(output: Path, source: str, store: ScoreStore, oddest: list[Row]
     Raises:
         UserError: If a file cannot be written.
     """
-    deviations_N2 = store.deviations()
-    picture = draw_scores(deviations_N2)
+    values_N3 = store.values()
+    picture = draw_scores(values_N3)
     try:
         with whole_file(output.with_suffix(".png")) as stream:
             stream.write(picture)
-        write_text(output.with_suffix(".html"), page(source, deviations_N2, picture, oddest))
+        write_text(output.with_suffix(".html"), page(source, values_N3, picture, oddest))
         with whole_file(output) as stream:
             stream.writelines(f"{line}\n".encode() for line in store.lines())
     except OSError as error:
@@ -80,16 +80,16 @@ def _unwritable(output: Path, reason: str | None) -> UserError:
     )
 
 
-def page(source: str, deviations_N2: Floats, picture: bytes, oddest: list[Row]) -> str:
+def page(source: str, values_N3: Floats, picture: bytes, oddest: list[Row]) -> str:
     """Return an HTML page that needs no other file.
 
     Args:
         source: What was scored.
-        deviations_N2: (N, 2), the deviations of state and of loss.
+        values_N3: (N, 3), atypicality and the deviations of state and of loss.
         picture: A PNG.
         oddest: Scores, `id`, `title`, `characters` and `text` of the documents to show.
     """
-    atypicality_N = np.hypot(*deviations_N2.T)
+    atypicality_N = values_N3[:, 0]
     rows = [row | {name: _shortened(row[name]) for name in ("id", "title")} for row in oddest]
     return render(
         "pipelines.cli.scores",
@@ -108,11 +108,12 @@ def _shortened(name: str) -> str:
     return name if len(name) <= NAME_CHARACTERS else f"{name[:NAME_CHARACTERS]}…"
 
 
-def draw_scores(deviations_N2: Floats) -> bytes:
+def draw_scores(values_N3: Floats) -> bytes:
     """Draw how the scores are distributed, alone and by their two parts.
 
     Args:
-        deviations_N2: (N, 2), the deviations of state and of loss; at least one document.
+        values_N3: (N, 3), atypicality and the deviations of state and of loss; at least one
+            document.
 
     Returns:
         A PNG.
@@ -122,12 +123,11 @@ def draw_scores(deviations_N2: Floats) -> bytes:
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    atypicality_N = np.hypot(*deviations_N2.T)
+    atypicality_N, state_N, loss_N = values_N3.T
     left.hist(atypicality_N, bins=_edges(atypicality_N), color=COLOUR)
     left.axvline(TYPICAL, color=MARK, linestyle="--")
     left.set(yscale="log", xlabel="atypicality", ylabel="documents")
     left.set_title(f"most normal documents are below {TYPICAL:g} (dashed)", fontsize="medium")
-    state_N, loss_N = deviations_N2.T
     counts, x_edges, y_edges = np.histogram2d(loss_N, state_N, [_edges(loss_N), _edges(state_N)])
     shown = np.ma.masked_equal(counts.T, 0)
     mesh = right.pcolormesh(x_edges, y_edges, shown, norm="log", cmap="viridis")

@@ -94,10 +94,11 @@ class ScoreStore:
         rows = self._database.execute(IN_ORDER, (count,))
         return [json.loads(scores) | {"text": text} for scores, text in rows]
 
-    def deviations(self) -> npt.NDArray[np.float64]:
-        """Return the deviation of state and of loss of every document, (N, 2)."""
-        rows = self._database.execute("SELECT state_deviation, loss_deviation FROM documents")
-        return np.fromiter(rows, np.dtype((np.float64, 2)))
+    def values(self) -> npt.NDArray[np.float64]:
+        """Return atypicality, and the deviations of state and loss, of every document, (N, 3)."""
+        columns = "atypicality, state_deviation, loss_deviation"
+        rows = self._database.execute(f"SELECT {columns} FROM documents")  # noqa: S608 - no input
+        return np.fromiter(rows, np.dtype((np.float64, 3)))
 
 
 @contextmanager

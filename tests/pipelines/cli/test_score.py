@@ -28,8 +28,14 @@ from pipelines.cli.score import (
 )
 from pipelines.cli.scores.store import open_store
 from pipelines.data.text.vocabulary import load_tokenizer
-from pipelines.flow.document_flow import DIRECTORY, DocumentFlow, Typical, fit_document_flow
+from pipelines.flow.document_flow import (
+    DIRECTORY,
+    TYPICAL_FILE,
+    DocumentFlow,
+    fit_document_flow,
+)
 from pipelines.flow.passages import Passages, read_passages
+from pipelines.flow.typical import SHORTEST
 from pipelines.language_model.published import model_config
 from pipelines.params import load_params
 from tests.support import LENGTH, REPOSITORY, TINY_RUN, change_params, make_tiny_shards, wait_for
@@ -102,16 +108,19 @@ def test_planted_atypical_documents_come_first(
     assert np.median([row["atypicality"] for row in rows if "normal" in row["id"]]) < 3
 
 
-def test_too_likely_is_atypical_too() -> None:
-    typical = Typical.of(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
-    low, middle, high = typical.deviations(np.array([0.0, 3.0, 6.0]))
-    assert middle == 0.0
-    assert -low == high > 1.0
-
-
-def test_held_out_passages_without_spread_are_refused() -> None:
-    with pytest.raises(UserError, match="expected held-out passages that differ"):
-        Typical.of(np.ones(9))
+def test_short_documents_are_odd_for_their_length_alone(models: Path) -> None:
+    """Compared with whole passages, nearly all of them would be odd by state or loss."""
+    scorer = Scorer.load(models / "lm", models / "flow")
+    rng = np.random.default_rng(1)
+    tokens = [rng.choice(NORMAL_IDS, size=SHORTEST).tolist() for _ in range(40)]
+    passages = Passages(tokens, np.arange(40), 40)
+    reading = read_passages(scorer.model, passages)
+    found = scorer.flow.score(passages, reading)
+    assert np.median(np.hypot(found.state_deviation, found.loss_deviation)) < 2.5
+    whole = [LENGTH] * len(tokens)
+    nll = -scorer.flow.flow.log_prob(reading.states).numpy() / reading.states.shape[1]
+    as_if_whole = scorer.flow.state.deviations(nll, np.array(whole))
+    assert np.median(np.abs(as_if_whole)) > 2 * np.median(np.abs(found.state_deviation))
 
 
 def test_a_passage_gets_the_same_states_alone_and_beside_longer_ones(models: Path) -> None:
@@ -139,7 +148,7 @@ def test_the_flow_is_the_same_after_a_file(models: Path, tmp_path: Path) -> None
     before = DocumentFlow.load(models / "flow" / DIRECTORY, torch.device("cpu"))
     before.save(tmp_path / "again")
     after = DocumentFlow.load(tmp_path / "again", torch.device("cpu"))
-    assert (after.state, after.loss) == (before.state, before.loss)
+    assert (after.state, after.loss, after.length) == (before.state, before.loss, before.length)
     states_PD = torch.randn(5, 16)
     assert torch.equal(after.flow.log_prob(states_PD), before.flow.log_prob(states_PD))
 
@@ -154,6 +163,11 @@ def test_a_flow_of_another_language_model_or_without_documents_is_refused(
     facts = read_json(models / "flow" / "flow_training.json")
     write_json(bare / "flow" / "flow_training.json", facts)
     with pytest.raises(UserError, match="expected a flow over documents"):
+        score(str(source), models=bare, output=None, top=1)
+    shutil.copytree(models / "flow" / DIRECTORY, bare / "flow" / DIRECTORY)
+    made = read_json(bare / "flow" / DIRECTORY / TYPICAL_FILE)
+    write_json(bare / "flow" / DIRECTORY / TYPICAL_FILE, {"state": made["state"]})
+    with pytest.raises(UserError, match=r"(?s)typical at every length.*dvc repro train_flow"):
         score(str(source), models=bare, output=None, top=1)
     write_json(bare / "flow" / "flow_training.json", {"lm_weights_sha256": "0" * 64})
     with pytest.raises(UserError, match="the language model that the flow was fitted to"):
@@ -265,10 +279,9 @@ def test_scores_of_other_documents_or_another_model_are_never_mixed_in(
     source = write_documents(tmp_path / "crawl.jsonl", kinds, models, LENGTH)
     other = tmp_path / "other"
     shutil.copytree(models, other)
-    write_json(
-        other / "flow" / DIRECTORY / "typical.json",
-        {"state": {"median": 0.0, "spread": 2.0}, "loss": {"median": 1.0, "spread": 3.0}},
-    )
+    typical = read_json(other / "flow" / DIRECTORY / TYPICAL_FILE)
+    typical["loss"]["spreads"] = [3.0] * len(typical["loss"]["spreads"])
+    write_json(other / "flow" / DIRECTORY / TYPICAL_FILE, typical)
     output, fresh = tmp_path / "resumed" / "scores.jsonl", tmp_path / "fresh" / "scores.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         interrupt(source, models, output, parts=3)

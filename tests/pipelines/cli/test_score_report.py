@@ -23,6 +23,7 @@ def scores(name: str, atypicality: float, **others: Any) -> dict[str, Any]:
         "atypicality": atypicality,
         "state_deviation": atypicality,
         "loss_deviation": 0.0,
+        "length_deviation": 0.0,
         "loss_nats": 5.0,
         "characters": 1000,
         **others,
@@ -53,7 +54,7 @@ def test_the_most_atypical_come_first_and_equal_ones_in_the_order_of_the_source(
         store.add(2, "k", [scores("c", 1.0), scores("d", 5.0)], ["丙", "丁"])
         assert [json.loads(line)["id"] for line in store.lines()] == ["d", "b", "a", "c"]
         assert [(row["id"], row["text"]) for row in store.oddest(2)] == [("d", "丁"), ("b", "乙")]
-        assert sorted(store.deviations().tolist()) == [[1, 0], [1, 0], [3, 0], [5, 0]]
+        assert sorted(store.values().tolist()) == [[1, 1, 0], [1, 1, 0], [3, 3, 0], [5, 5, 0]]
 
 
 def test_a_part_replaces_the_one_of_its_number_and_those_behind_are_forgotten() -> None:
@@ -130,9 +131,11 @@ def test_the_page_shows_a_bounded_part_of_hostile_documents_and_executes_none(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("deviations", [[[0.0, 0.0]], [[1e9, -1e9], [-3.0, 0.1]], [[0.2, 2.0]] * 9])
-def test_a_picture_of_any_scores(deviations: list[list[float]]) -> None:
-    assert draw_scores(np.array(deviations)).startswith(b"\x89PNG")
+@pytest.mark.parametrize(
+    "values", [[[0.0] * 3], [[2e9, 1e9, -1e9], [3.0, -3.0, 0.1]], [[2.1, 0.2, 2.0]] * 9]
+)
+def test_a_picture_of_any_scores(values: list[list[float]]) -> None:
+    assert draw_scores(np.array(values)).startswith(b"\x89PNG")
 
 
 def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:

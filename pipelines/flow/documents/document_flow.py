@@ -5,9 +5,11 @@ et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So two va
 are compared with those of held-out passages, and both too high and too low are odd (as in
 Nalisnick et al., "Detecting Out-of-Distribution Inputs to Deep Generative Models Using
 Typicality", 2019): the density of its mean state under a flow, which depends on its topic and how
-much it varies, and the language model's loss, which depends on the order of its tokens.
+much it varies, and the language model's loss, which depends on the order of its tokens. A document
+shorter than a passage is compared with beginnings of passages, and is as odd for its length as
+such documents are rare (`pipelines.flow.typical`).
 
-Shape legend: P passages, D dimensions.
+Shape legend: P passages, D dimensions, K lengths.
 """
 
 from collections.abc import Callable
@@ -23,8 +25,9 @@ from pipelines.base.errors import UserError
 from pipelines.data.shards import ShardReader
 from pipelines.flow.fit import Evaluation, Fit, fit_state_flow
 from pipelines.flow.hidden_states import with_noise
-from pipelines.flow.passages import Floats, Passages, Reading, mean_states, read_passages
+from pipelines.flow.passages import Floats, Passages, Reading, mean_states, read_beginnings
 from pipelines.flow.state_flow import StateFlow
+from pipelines.flow.typical import Typical, TypicalLength, lengths_up_to
 from pipelines.params import TrainFlowParams
 
 if TYPE_CHECKING:
@@ -34,42 +37,6 @@ DIRECTORY = "documents"
 TYPICAL_FILE = "typical.json"
 NOISE_STD = 0.01
 """Added to mean states of RMS up to 1, whose narrowest axes are about as wide."""
-NORMAL_SPREAD = 1.4826
-"""Ratio of standard deviation to median absolute deviation in a normal distribution."""
-
-
-@dataclass(frozen=True)
-class Typical:
-    """The typical range of a value over held-out passages.
-
-    Args:
-        median: Its median.
-        spread: Its median absolute deviation, scaled to a standard deviation.
-    """
-
-    median: float
-    spread: float
-
-    @classmethod
-    def of(cls, values_P: Floats) -> "Typical":
-        """Measure it.
-
-        Raises:
-            UserError: If more than half of the values are equal: there is no spread then.
-        """
-        median = float(np.median(values_P))
-        spread = NORMAL_SPREAD * float(np.median(np.abs(values_P - median)))
-        if not spread > 0:
-            raise UserError(
-                f"expected held-out passages that differ, got {len(values_P)} with a spread of "
-                f"{spread}",
-                "give the split `validation` more documents (params.yaml: clean.split)",
-            )
-        return cls(median, spread)
-
-    def deviations(self, values: Floats) -> Floats:
-        """Return the distance of values from the median, in spreads."""
-        return (values - self.median) / self.spread
 
 
 @dataclass(frozen=True)
@@ -77,10 +44,12 @@ class Scores:
     """Scores of documents, one value per document.
 
     Args:
-        atypicality: How far from typical, in standard deviations of both values together;
-            below 2 for most normal documents, unbounded above.
+        atypicality: How far from typical, in standard deviations of the three together; below 2
+            for most normal documents, unbounded above.
         state_deviation: Deviation of -log density of the mean state, in standard deviations.
         loss_deviation: Deviation of the language model's loss, in standard deviations.
+        length_deviation: How far shorter than a typical document, in standard deviations; 0 from
+            a whole passage on.
         likelihood_ratio_nats_per_dim: Log density of the mean state under the flow less that
             under the Gaussian: what the flow has learned beyond mean and covariance.
         loss_nats: The language model's loss per token.
@@ -89,6 +58,7 @@ class Scores:
     atypicality: Floats
     state_deviation: Floats
     loss_deviation: Floats
+    length_deviation: Floats
     likelihood_ratio_nats_per_dim: Floats
     loss_nats: Floats
 
@@ -101,11 +71,13 @@ class DocumentFlow:
         flow: Fitted to states with `NOISE_STD` of noise; documents are scored without noise.
         state: Typical -log density in nats per dimension.
         loss: Typical loss of the language model in nats per token.
+        length: Typical number of tokens.
     """
 
     flow: StateFlow
     state: Typical
     loss: Typical
+    length: TypicalLength
 
     def score(self, passages: Passages, reading: Reading) -> Scores:
         """Score documents.
@@ -117,28 +89,41 @@ class DocumentFlow:
         num_dims = reading.states.shape[1]
         flow_P = self.flow.log_prob(reading.states).numpy() / num_dims
         gaussian_P = self.flow.gaussian.log_prob(reading.states).numpy() / num_dims
-        state = self.state.deviations(passages.mean_by_document(-flow_P))
-        loss_nats = passages.mean_by_document(reading.loss_nats)
-        loss = self.loss.deviations(loss_nats)
-        ratio = passages.mean_by_document(flow_P - gaussian_P)
-        return Scores(np.hypot(state, loss), state, loss, ratio, loss_nats)
+        tokens_P, mean = passages.num_tokens, passages.mean_by_document
+        state = mean(self.state.deviations(-flow_P, tokens_P))
+        loss = mean(self.loss.deviations(reading.loss_nats, tokens_P))
+        length = mean(self.length.deviations(tokens_P))
+        together = np.sqrt(state**2 + loss**2 + length**2)
+        ratio, loss_nats = mean(flow_P - gaussian_P), mean(reading.loss_nats)
+        return Scores(together, state, loss, length, ratio, loss_nats)
 
     def save(self, directory: Path) -> None:
         """Write the flow and the typical values."""
         self.flow.save(directory)
-        typical = {"state": asdict(self.state), "loss": asdict(self.loss)}
-        write_json(directory / TYPICAL_FILE, typical)
+        values = {"state": self.state, "loss": self.loss, "length": self.length}
+        write_json(directory / TYPICAL_FILE, {name: asdict(each) for name, each in values.items()})
 
     @classmethod
     def load(cls, directory: Path, device: torch.device) -> "DocumentFlow":
         """Read what `save` wrote.
 
         Raises:
-            UserError: If a file of the flow is missing.
+            UserError: If a file of the flow is missing, or was made before lengths counted.
         """
         flow = StateFlow.load(directory, device)
         typical = read_json(directory / TYPICAL_FILE)
-        return cls(flow, Typical(**typical["state"]), Typical(**typical["loss"]))
+        if "length" not in typical:
+            raise UserError(
+                f"{directory / TYPICAL_FILE}: expected what is typical at every length, got it "
+                "for whole passages only",
+                "run `dvc repro train_flow`, then register and promote it",
+            )
+        return cls(
+            flow,
+            Typical(**typical["state"]),
+            Typical(**typical["loss"]),
+            TypicalLength(**typical["length"]),
+        )
 
 
 def fit_document_flow(
@@ -161,14 +146,14 @@ def fit_document_flow(
     Raises:
         UserError: If there are too few passages for a covariance.
     """
-    train, validation = (
-        Passages.of_split(ShardReader(shards, split), params.passages)
-        for split in ("train", "validation")
+    readers = {split: ShardReader(shards, split) for split in ("train", "validation")}
+    train_PD = mean_states(model, Passages.of_split(readers["train"], params.passages))
+    lengths = lengths_up_to(readers["validation"].sequence_length)
+    held_out = read_beginnings(
+        model, Passages.of_split(readers["validation"], params.passages), lengths
     )
-    train_PD = mean_states(model, train)
-    held_out = read_passages(model, validation)
     noisy_PD = with_noise(
-        held_out.states, noise_std=NOISE_STD, split="validation passages", seed=params.seed
+        held_out[-1].states, noise_std=NOISE_STD, split="validation passages", seed=params.seed
     )
     state_flow, result = fit_state_flow(
         train_PD,
@@ -180,6 +165,11 @@ def fit_document_flow(
         device=model.device,
         on_evaluation=on_evaluation,
     )
-    nll_P = -state_flow.log_prob(held_out.states).numpy() / held_out.states.shape[1]
-    found = DocumentFlow(state_flow, Typical.of(nll_P), Typical.of(held_out.loss_nats))
+    nll_KP = np.stack([-state_flow.log_prob(read.states).numpy() for read in held_out])
+    found = DocumentFlow(
+        state_flow,
+        Typical.of(lengths, nll_KP / train_PD.shape[1]),
+        Typical.of(lengths, np.stack([read.loss_nats for read in held_out])),
+        TypicalLength.of(lengths, readers["train"].documents()["num_tokens"].to_numpy()),
+    )
     return found, result

@@ -1,10 +1,10 @@
 """Documents as points in the space of hidden states: the mean of a passage's final states.
 
 A passage has the length that the language model was trained on; a document is cut into as many
-whole passages as it holds, or is one short passage. A mean of few states lies farther out than a
-mean of many, so the remainder at the end of a longer document is not read.
+whole passages as it holds, or is one short passage. The remainder at the end of a longer document
+is not read: it is shorter than the rest.
 
-Shape legend: P passages, B passages of a batch, L length, D dimensions.
+Shape legend: P passages, B passages of a batch, L length, D dimensions, K lengths.
 """
 
 import math
@@ -59,6 +59,11 @@ class Passages:
     ids: list[list[int]]
     documents: npt.NDArray[np.int64]
     num_documents: int
+
+    @property
+    def num_tokens(self) -> npt.NDArray[np.int64]:
+        """Tokens of each passage, (P,) int64."""
+        return np.array([len(ids) for ids in self.ids], np.int64)
 
     @classmethod
     def of_texts(cls, tokenizer: Any, texts: Sequence[str], length: int) -> "Passages":
@@ -116,6 +121,30 @@ def read_passages(
 
 @torch.no_grad()
 @constant_weights()
+def read_beginnings(
+    model: "EnigmaForCausalLM", passages: Passages, lengths: Sequence[int]
+) -> list[Reading]:
+    """Run the language model over passages once, and return what it says of their beginnings.
+
+    No state depends on later tokens, so each is what `read_passages` returns of so short a passage.
+
+    Args:
+        model: The language model in evaluation mode.
+        passages: The passages to read.
+        lengths: K numbers of tokens from 2 to the length of the shortest passage.
+    """
+    states_KPD = torch.empty(len(lengths), len(passages.ids), model.config.d)
+    loss_KP = np.empty(states_KPD.shape[:2])
+    for index, states_LD in _states(model, passages):
+        nats_L = _nats(model, states_LD, passages.ids[index])
+        for k, length in enumerate(lengths):
+            states_KPD[k, index] = _mean(states_LD[:length])
+            loss_KP[k, index] = float(nats_L[: length - 1].mean())
+    return [Reading(*both) for both in zip(states_KPD, loss_KP, strict=True)]
+
+
+@torch.no_grad()
+@constant_weights()
 def mean_states(model: "EnigmaForCausalLM", passages: Passages) -> Tensor:
     """Return the states of `read_passages`, (P, D) float32, without the cost of the losses.
 
@@ -132,7 +161,7 @@ def _states(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the index and the final states (L, D) of every passage, shortest first."""
     # Passages of similar length share a batch, and no state sees the padding behind it.
-    order: Indices = np.argsort([len(ids) for ids in passages.ids], kind="stable")
+    order: Indices = np.argsort(passages.num_tokens, kind="stable")
     by_length = batches(order, PASSAGES_PER_BATCH)
     steps: Iterable[Indices] = by_length
     if not quiet:
@@ -152,5 +181,10 @@ def _mean(states_LD: Tensor) -> Tensor:
 def _loss_nats(model: "EnigmaForCausalLM", states_LD: Tensor, ids: list[int]) -> float:
     if len(ids) == 1:
         return math.log(model.config.vocab_size)
+    return float(_nats(model, states_LD, ids).mean())
+
+
+def _nats(model: "EnigmaForCausalLM", states_LD: Tensor, ids: list[int]) -> Tensor:
+    """Return the losses of all tokens but the first."""
     ids_L = torch.tensor(ids, device=model.device)
-    return float(model.lm.nll_nats(states_LD[None], ids_L[None]).mean())
+    return model.lm.nll_nats(states_LD[None], ids_L[None])[0]

@@ -1,0 +1,1 @@
+"""Documents: their mean states, a flow over these, and what is typical of them."""

@@ -1,0 +1,48 @@
+"""What is typical depends on the length, and shortness counts as it is rare."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.base.errors import UserError
+from pipelines.flow.typical import Typical, TypicalLength, lengths_up_to
+
+
+def test_too_likely_is_atypical_too() -> None:
+    typical = Typical.of([16], np.array([[1.0, 2.0, 3.0, 4.0, 5.0]]))
+    low, middle, high = typical.deviations(np.array([0.0, 3.0, 6.0]), np.array([16, 9, 400]))
+    assert middle == 0.0
+    assert -low == high > 1.0
+
+
+def test_between_two_lengths_what_is_typical_is_between() -> None:
+    typical = Typical.of([8, 32], np.array([[6.0, 7.0, 8.0], [2.0, 3.0, 4.0]]))
+    at = np.array([4, 8, 16, 32, 64])
+    assert typical.deviations(np.array([7.0, 7.0, 5.0, 3.0, 3.0]), at) == pytest.approx(0)
+    assert typical.deviations(np.full(5, 7.0), at)[2:].min() > 1
+
+
+def test_held_out_passages_without_spread_are_refused() -> None:
+    with pytest.raises(UserError, match="expected held-out passages that differ"):
+        Typical.of([8, 16], np.stack([np.arange(9.0), np.ones(9)]))
+
+
+def test_short_documents_are_odd_where_they_are_rare() -> None:
+    lengths = lengths_up_to(256)
+    asked = np.array([8, 40, 255, 256, 5000])
+    rare = TypicalLength.of(lengths, np.full(999, 3000)).deviations(asked)
+    assert rare[:3] == pytest.approx(-3.09, abs=0.01)  # one in a thousand
+    assert rare[3:].tolist() == [0, 0]
+    common = TypicalLength.of(lengths, np.full(999, 20)).deviations(asked)
+    assert common[0] == pytest.approx(-3.09, abs=0.01)
+    assert common[1:].tolist() == [0, 0, 0, 0]
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1), st.integers(2, 600))
+def test_the_shorter_the_odder(tokens: list[int], longest: int) -> None:
+    typical = TypicalLength.of(lengths_up_to(longest), np.array(tokens))
+    deviations = typical.deviations(np.arange(1, longest + 1))
+    assert (np.diff(deviations) >= 0).all()
+    assert np.isfinite(deviations).all()
+    assert deviations[-1] == 0
