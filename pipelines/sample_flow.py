@@ -30,8 +30,8 @@ from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import Workspace
 from pipelines.flow.clouds import Cloud, CloudReader
 from pipelines.flow.decoding import draw_tokens, token_table
-from pipelines.flow.document_flow import DIRECTORY, DocumentFlow
-from pipelines.flow.document_report import DocumentReport, describe_documents
+from pipelines.flow.documents.document_flow import DIRECTORY, DocumentFlow
+from pipelines.flow.documents.document_report import DocumentReport, describe_documents
 from pipelines.flow.evaluation_set import EvaluationSet, read_evaluation_set
 from pipelines.flow.figures import draw_samples, draw_walk
 from pipelines.flow.quality import distances, divergences, moments, temperature_table

@@ -5,8 +5,8 @@
 States are read from training sequences; early stopping uses validation sequences. The flow is
 fitted to states whitened by the full-covariance Gaussian that it has to beat, from a mixture of
 Gaussians that has their clusters (`pipelines/flow/mixture.py`). A second flow, over the mean states
-of passages, scores documents (`pipelines/flow/document_flow.py`). A fit takes about a minute and is
-not resumed: if it is killed, it starts again in the same MLflow run.
+of passages, scores documents (`pipelines/flow/documents/document_flow.py`). A fit takes about a
+minute and is not resumed: if it is killed, it starts again in the same MLflow run.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from pipelines.base.code_hash import code_hash
 from pipelines.base.errors import GateError
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import Workspace
-from pipelines.flow.document_flow import DIRECTORY, fit_document_flow
+from pipelines.flow.documents.document_flow import DIRECTORY, fit_document_flow
 from pipelines.flow.figures import draw_history
 from pipelines.flow.fit import Evaluation, Fit, fit_state_flow
 from pipelines.flow.hidden_states import collect_states, with_noise

@@ -230,10 +230,10 @@ def _write_flow(directory: Path) -> None:
     import torch
 
     from enigma.jacobian_logdet import EnigmaFlow
-    from pipelines.flow.document_flow import DIRECTORY, DocumentFlow
+    from pipelines.flow.documents.document_flow import DIRECTORY, DocumentFlow
+    from pipelines.flow.documents.typical import Typical, TypicalLength
     from pipelines.flow.gaussian import Gaussian
     from pipelines.flow.state_flow import StateFlow
-    from pipelines.flow.typical import Typical, TypicalLength
 
     flow = EnigmaFlow.build(16, 1, coupling="affine", hidden_channels=8)
     whitening = Gaussian(torch.zeros(16).double(), torch.eye(16).double())

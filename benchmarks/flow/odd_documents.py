@@ -28,8 +28,8 @@ from benchmarks.record import row, write
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import run_stage
 from pipelines.data.shards import ShardReader
-from pipelines.flow.document_flow import DocumentFlow, fit_document_flow
-from pipelines.flow.passages import Floats, Passages, mean_states, read_passages
+from pipelines.flow.documents.document_flow import DocumentFlow, fit_document_flow
+from pipelines.flow.documents.passages import Floats, Passages, mean_states, read_passages
 from pipelines.language_model.published import load_language_model
 from pipelines.params import load_params
 

@@ -87,10 +87,10 @@ def write_models(directory: Path, changes: dict[str, Any]) -> int:
     from enigma.modeling_enigma import EnigmaForCausalLM
     from pipelines.base.artifacts import sha256_file, write_json
     from pipelines.data.text.vocabulary import load_tokenizer
-    from pipelines.flow.document_flow import DIRECTORY, DocumentFlow
+    from pipelines.flow.documents.document_flow import DIRECTORY, DocumentFlow
+    from pipelines.flow.documents.typical import Typical, TypicalLength
     from pipelines.flow.gaussian import Gaussian
     from pipelines.flow.state_flow import StateFlow
-    from pipelines.flow.typical import Typical, TypicalLength
     from pipelines.params import load_params
     from tests.support import REPOSITORY
 

@@ -1,7 +1,7 @@
 """`enigma score FILE`: find atypical documents before a language model learns from them.
 
 The flow in production, or one from a directory, scores every document of a file; the most
-atypical come first. `pipelines.flow.document_flow.Scores` defines the columns.
+atypical come first. `pipelines.flow.documents.document_flow.Scores` defines the columns.
 
 Documents are read and scored in parts, and what is scored goes to disk, so memory does not grow
 with their number. Every part is named by a hash of its documents, of the models and of the code:
@@ -27,8 +27,8 @@ from pipelines.base.run_stage import progress
 from pipelines.cli.scores.report import check_output, write_report
 from pipelines.cli.scores.store import Row, ScoreStore, open_store
 from pipelines.data.sources.files import Source, find_source
-from pipelines.flow.document_flow import DIRECTORY, DocumentFlow
-from pipelines.flow.passages import Passages, read_passages
+from pipelines.flow.documents.document_flow import DIRECTORY, DocumentFlow
+from pipelines.flow.documents.passages import Passages, read_passages
 from pipelines.flow.state_flow import check_language_model
 from pipelines.language_model.published import load_language_model
 from pipelines.registry.names import FLOW

@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pipelines.flow.documents.walk import Walk
 from pipelines.flow.fit import Evaluation
-from pipelines.flow.walk import Walk
 
 COLOURS = {"real": "#40618f", "flow": "#c98a2b", "Gaussian": "#7a7a7a"}
 NUM_MARGINALS = 8

@@ -39,6 +39,7 @@ PLANTS = {
     "pipelines.runs": "prefect",
     "pipelines.training": "pipelines.flow.fit",
     "pipelines.flow": "great_expectations",
+    "pipelines.flow.documents": "great_expectations",
     "pipelines.registry": "pipelines.sample_flow",
     "pipelines.registry.evidence": "mlflow",
     "pipelines.registry.standards": "mlflow",

@@ -7,7 +7,7 @@ Nalisnick et al., "Detecting Out-of-Distribution Inputs to Deep Generative Model
 Typicality", 2019): the density of its mean state under a flow, which depends on its topic and how
 much it varies, and the language model's loss, which depends on the order of its tokens. A document
 shorter than a passage is compared with beginnings of passages, and is as odd for its length as
-such documents are rare (`pipelines.flow.typical`).
+such documents are rare (`pipelines.flow.documents.typical`).
 
 Shape legend: P passages, D dimensions, K lengths.
 """
@@ -23,11 +23,17 @@ import torch
 from pipelines.base.artifacts import read_json, write_json
 from pipelines.base.errors import UserError
 from pipelines.data.shards import ShardReader
+from pipelines.flow.documents.passages import (
+    Floats,
+    Passages,
+    Reading,
+    mean_states,
+    read_beginnings,
+)
+from pipelines.flow.documents.typical import Typical, TypicalLength, lengths_up_to
 from pipelines.flow.fit import Evaluation, Fit, fit_state_flow
 from pipelines.flow.hidden_states import with_noise
-from pipelines.flow.passages import Floats, Passages, Reading, mean_states, read_beginnings
 from pipelines.flow.state_flow import StateFlow
-from pipelines.flow.typical import Typical, TypicalLength, lengths_up_to
 from pipelines.params import TrainFlowParams
 
 if TYPE_CHECKING:
@@ -100,8 +106,12 @@ class DocumentFlow:
     def save(self, directory: Path) -> None:
         """Write the flow and the typical values."""
         self.flow.save(directory)
-        values = {"state": self.state, "loss": self.loss, "length": self.length}
-        write_json(directory / TYPICAL_FILE, {name: asdict(each) for name, each in values.items()})
+        typical = {
+            "state": asdict(self.state),
+            "loss": asdict(self.loss),
+            "length": asdict(self.length),
+        }
+        write_json(directory / TYPICAL_FILE, typical)
 
     @classmethod
     def load(cls, directory: Path, device: torch.device) -> "DocumentFlow":

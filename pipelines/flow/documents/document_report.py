@@ -1,7 +1,7 @@
 """What the flow over documents has learned: samples of it, and a walk from one text to another.
 
-A document is the mean of its hidden states (`pipelines/flow/passages.py`). A sample of the flow
-is a mean state that belongs to no text. What a mean state says is read through the head.
+A document is the mean of its hidden states (`pipelines/flow/documents/passages.py`). A sample of
+the flow is a mean state that belongs to no text. What a mean state says is read through the head.
 
 Shape legend: N states, P passages, D dimensions, V vocabulary.
 """
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pipelines.data.shards import ShardReader
 from pipelines.flow.decoding import cell, next_token_log_p, table
-from pipelines.flow.document_flow import DocumentFlow
+from pipelines.flow.documents.document_flow import DocumentFlow
+from pipelines.flow.documents.passages import Passages, mean_states
+from pipelines.flow.documents.walk import Walk, walk_between
 from pipelines.flow.gaussian import Gaussian
-from pipelines.flow.passages import Passages, mean_states
-from pipelines.flow.walk import Walk, walk_between
 
 if TYPE_CHECKING:
     from enigma.modeling_enigma import EnigmaForCausalLM

@@ -28,14 +28,14 @@ from pipelines.cli.score import (
 )
 from pipelines.cli.scores.store import open_store
 from pipelines.data.text.vocabulary import load_tokenizer
-from pipelines.flow.document_flow import (
+from pipelines.flow.documents.document_flow import (
     DIRECTORY,
     TYPICAL_FILE,
     DocumentFlow,
     fit_document_flow,
 )
-from pipelines.flow.passages import Passages, read_passages
-from pipelines.flow.typical import SHORTEST
+from pipelines.flow.documents.passages import Passages, read_passages
+from pipelines.flow.documents.typical import SHORTEST
 from pipelines.language_model.published import model_config
 from pipelines.params import load_params
 from tests.support import LENGTH, REPOSITORY, TINY_RUN, change_params, make_tiny_shards, wait_for

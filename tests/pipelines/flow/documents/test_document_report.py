@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.flow.document_report import Neighbourhood, farthest_apart
+from pipelines.flow.documents.document_report import Neighbourhood, farthest_apart
+from pipelines.flow.documents.passages import Passages
 from pipelines.flow.gaussian import Gaussian
-from pipelines.flow.passages import Passages
 
 
 def test_the_nearest_passage_is_measured_in_white_coordinates() -> None:

@@ -7,7 +7,7 @@ import torch
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.language_model.memory.ngram_counts import count_ngrams
 from enigma.modeling_enigma import EnigmaForCausalLM
-from pipelines.flow.passages import Passages, mean_states, read_passages
+from pipelines.flow.documents.passages import Passages, mean_states, read_passages
 
 
 @pytest.fixture(params=["network", "mixture"])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.base.errors import UserError
-from pipelines.flow.typical import Typical, TypicalLength, lengths_up_to
+from pipelines.flow.documents.typical import Typical, TypicalLength, lengths_up_to
 
 
 def test_too_likely_is_atypical_too() -> None:

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enigma.jacobian_logdet import EnigmaFlow
+from pipelines.flow.documents.walk import slerp, walk_between
 from pipelines.flow.gaussian import Gaussian
 from pipelines.flow.state_flow import StateFlow
-from pipelines.flow.walk import slerp, walk_between
 
 
 @pytest.fixture(scope="module")
