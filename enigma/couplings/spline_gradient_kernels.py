@@ -14,6 +14,7 @@ from enigma.couplings.spline_kernels import (
     GIVEN,
     HALF,
     HEIGHT,
+    HERE,
     INPUTS,
     ONE,
     RATIO_0,
@@ -26,6 +27,8 @@ from enigma.couplings.spline_kernels import (
     TWO,
     VALUE,
     WIDTH,
+    WIDTH_AFTER,
+    WIDTH_BEFORE,
     ZERO,
     curve,
     memory,
@@ -36,8 +39,14 @@ from enigma.couplings.vector_kernels import Array, Number, compiled, compiled_fo
 
 __all__ = ["bend_back"]
 
-_BUILT_ON = "d87bb6ed7240"
+_BUILT_ON = "cd4505bfbf22"
 """Of the two files it imports from, see `spline_kernels.py`."""
+# Rows of a block's gradients: of both axes by the left knot, by the sizes of the bin, of the next
+# one and of the last one, and by the raw slopes at both ends of the bin.
+OF_X, OF_Y, OF_RAW_0, OF_RAW_1 = 0, 4, 8, 9
+LEFT, OWN, NEXT, LAST = range(4)
+# And by what comes out, the logs of the slopes, and what goes in.
+BY_Y, BY_LOG, BY_VALUE, _GRADIENTS = range(10, 14)
 _BACK = f"void({INPUTS} float32[:, :], float32[:], float32[:, ::1], float32[:, ::1])"
 
 
@@ -54,15 +63,15 @@ def _of_slope(
 
 @compiled
 def _through_curve(
-    fact_RJ: Array, j: Number, at_start: Number, at_end: Number, bound: Number, inverted: Number,
-    grad_y: Number, grad_log: Number,
+    fact_RJ: Array, j: Number, last: Number, bound: Number, inverted: Number, grad_y: Number,
+    grad_log: Number,
 ) -> tuple[Number, ...]:  # fmt: skip
     """Return the gradients by the value, the left knot, the size of the bin, and what follows.
 
     The inverse map is the x at which the curve takes the value: its derivatives are those of the
     curve, by the implicit function theorem.
     """
-    mean, slope_0, slope_1, theta = curve(fact_RJ, j, at_start, at_end, bound, inverted)
+    mean, slope_0, slope_1, theta = curve(fact_RJ, j, last, bound, inverted)
     width, height = fact_RJ[WIDTH, j], fact_RJ[HEIGHT, j]
     bend = slope_0 + slope_1 - TWO * mean
     rest, other = theta * (ONE - theta), ONE - theta
@@ -90,10 +99,20 @@ def _through_curve(
     by_0 = by_above * other * other + by_numerator * rest + by_bend
     by_1 = by_above * theta * theta + by_bend
     of_0, by_before, by_raw_0 = _of_slope(
-        by_0, mean, fact_RJ[BEFORE, j], fact_RJ[RATIO_0, j], fact_RJ[TANH_0, j], at_start
+        by_0,
+        mean,
+        fact_RJ[BEFORE, j],
+        fact_RJ[RATIO_0, j],
+        fact_RJ[TANH_0, j],
+        fact_RJ[HERE, j] == ZERO,
     )
     of_1, by_after, by_raw_1 = _of_slope(
-        by_1, mean, fact_RJ[AFTER, j], fact_RJ[RATIO_1, j], fact_RJ[TANH_1, j], at_end
+        by_1,
+        mean,
+        fact_RJ[AFTER, j],
+        fact_RJ[RATIO_1, j],
+        fact_RJ[TANH_1, j],
+        fact_RJ[HERE, j] == last,
     )
     by_mean += of_0 + of_1
     by_width -= by_mean * mean / width
@@ -104,81 +123,101 @@ def _through_curve(
 
 
 @compiled
+def _back(fact_RJ: Array, last: Number, bound: Number, inverted: Number, grad_GJ: Array) -> None:
+    """Carry the gradients of a block of splines back to their bins.
+
+    Without a branch, as a compiler turns that into vector instructions.
+    """
+    for j in range(BLOCK):
+        value, left_x, width, left_y, height, before, after, raw_0, raw_1 = _through_curve(
+            fact_RJ, j, last, bound, inverted, grad_GJ[BY_Y, j], grad_GJ[BY_LOG, j]
+        )
+        inside = abs(fact_RJ[VALUE, j]) < bound
+        # The mean slopes of the neighbours are height / width; at an end their gradient is 0.
+        before, after = before / fact_RJ[WIDTH_BEFORE, j], after / fact_RJ[WIDTH_AFTER, j]
+        grad_GJ[OF_X + LEFT, j] = left_x if inside else ZERO
+        grad_GJ[OF_X + OWN, j] = width if inside else ZERO
+        grad_GJ[OF_X + NEXT, j] = -after * fact_RJ[AFTER, j] if inside else ZERO
+        grad_GJ[OF_X + LAST, j] = -before * fact_RJ[BEFORE, j] if inside else ZERO
+        grad_GJ[OF_Y + LEFT, j] = left_y if inside else ZERO
+        grad_GJ[OF_Y + OWN, j] = height if inside else ZERO
+        grad_GJ[OF_Y + NEXT, j] = after if inside else ZERO
+        grad_GJ[OF_Y + LAST, j] = before if inside else ZERO
+        grad_GJ[OF_RAW_0, j] = raw_0 if inside else ZERO
+        grad_GJ[OF_RAW_1, j] = raw_1 if inside else ZERO
+        grad_GJ[BY_VALUE, j] = value if inside else grad_GJ[BY_Y, j]
+
+
+@compiled
+def _through_affine(fact_RJ: Array, grad_GJ: Array, grad_PJ: Array) -> None:
+    """Carry the gradients by what enters the splines of a block back through the affine map."""
+    for j in range(BLOCK):
+        by_value, scale = grad_GJ[BY_VALUE, j], fact_RJ[SCALE, j]
+        by_log_scale = by_value * fact_RJ[GIVEN, j] * scale + grad_GJ[BY_LOG, j]
+        grad_PJ[0, j] = by_value
+        grad_PJ[1, j] = by_log_scale * (ONE - fact_RJ[TANH, j] * fact_RJ[TANH, j])
+        grad_GJ[BY_VALUE, j] = by_value * scale
+
+
+@compiled
+def _through_inverse_affine(
+    fact_RJ: Array, last: Number, bound: Number, grad_GJ: Array, grad_PJ: Array
+) -> None:
+    """Carry the gradients by values behind the inverse affine map back to what enters it."""
+    for j in range(BLOCK):
+        moved, _ = move(fact_RJ, j, last, bound, True)
+        moved = moved if abs(fact_RJ[VALUE, j]) < bound else fact_RJ[VALUE, j]
+        by_moved = grad_GJ[BY_Y, j] / fact_RJ[SCALE, j]
+        by_log_scale = -by_moved * (moved - fact_RJ[SHIFT, j]) - grad_GJ[BY_LOG, j]
+        grad_PJ[0, j] = -by_moved
+        grad_PJ[1, j] = by_log_scale * (ONE - fact_RJ[TANH, j] * fact_RJ[TANH, j])
+        grad_GJ[BY_Y, j] = by_moved
+
+
+@compiled
 def _through_softmax(
-    size_K: Array, k: Number, by_left: Number, by_before: Number, by_own: Number, by_after: Number,
-    least: Number, free: Number, grad_K: Array,
+    size_KJ: Array, here_J: Array, grad_GJ: Array, least: Number, free: Number, grad_KJ: Array,
+    mixed_J: Array,
 ) -> None:  # fmt: skip
-    """Carry the gradients by the left knot of bin k and by three sizes back to K logits."""
-    mixed = ZERO
-    for i in range(len(size_K)):
-        by_size = by_left if i < k else ZERO
-        if i == k:
-            by_size = by_own
-        elif i == k - 1:
-            by_size += by_before
-        elif i == k + 1:
-            by_size += by_after
-        grad_K[i] = by_size
-        mixed += by_size * (size_K[i] - least)
-    mixed /= free
-    for i in range(len(size_K)):
-        grad_K[i] = (grad_K[i] - mixed) * (size_K[i] - least)
+    """Carry the gradients by the left knot and by three sizes of bins back to their logits.
+
+    The left knot is the sum of the sizes before it. Row by row, as a compiler turns that into
+    vector instructions.
+    """
+    mixed_J[:] = ZERO
+    for k in range(len(size_KJ)):
+        at = np.float32(k)
+        for j in range(BLOCK):
+            by_size = grad_GJ[LEFT, j] if at < here_J[j] else ZERO
+            by_size += grad_GJ[OWN, j] if at == here_J[j] else ZERO
+            by_size += grad_GJ[LAST, j] if at + ONE == here_J[j] else ZERO
+            by_size += grad_GJ[NEXT, j] if at - ONE == here_J[j] else ZERO
+            grad_KJ[k, j] = by_size
+            mixed_J[j] += by_size * (size_KJ[k, j] - least)
+    for k in range(len(size_KJ)):
+        for j in range(BLOCK):
+            grad_KJ[k, j] = (grad_KJ[k, j] - mixed_J[j] / free) * (size_KJ[k, j] - least)
 
 
 @compiled
-def _back(
-    size_KJ: Array, fact_RJ: Array, j: Number, k: Number, shape: Array, inverted: Number,
-    grad_y: Number, grad_log: Number, grad_P: Array,
-) -> Number:  # fmt: skip
-    """Carry the gradients of one spline back; return that by the value."""
-    bins = len(size_KJ) // 2
-    grad_P[:] = ZERO
-    if not abs(fact_RJ[VALUE, j]) < shape[0]:
-        return grad_y
-    at_start, at_end = k == 0, k == bins - 1
-    value, left_x, width, left_y, height, before, after, raw_0, raw_1 = _through_curve(
-        fact_RJ, j, at_start, at_end, shape[0], inverted, grad_y, grad_log
+def _of_raw(
+    size_KJ: Array, here_J: Array, grad_GJ: Array, shape: Array, grad_PJ: Array, mixed_J: Array
+) -> None:
+    """Write the gradients by the raw parameters of the splines of a block."""
+    bins, least, free = len(size_KJ) // 2, shape[1], shape[2]
+    _through_softmax(
+        size_KJ[:bins], here_J, grad_GJ[OF_X:OF_Y], least, free, grad_PJ[:bins], mixed_J
     )
-    # The mean slopes of the neighbours are height / width; at an end their gradient is 0.
-    before /= size_KJ[max(k - 1, 0), j]
-    after /= size_KJ[min(k + 1, bins - 1), j]
     _through_softmax(
-        size_KJ[:bins, j], k, left_x, -before * fact_RJ[BEFORE, j], width,
-        -after * fact_RJ[AFTER, j], shape[1], shape[2], grad_P[:bins],
+        size_KJ[bins:], here_J, grad_GJ[OF_Y:OF_RAW_0], least, free, grad_PJ[bins : 2 * bins],
+        mixed_J,
     )  # fmt: skip
-    _through_softmax(
-        size_KJ[bins:, j], k, left_y, before, height, after, shape[1], shape[2],
-        grad_P[bins : 2 * bins],
-    )  # fmt: skip
-    if not at_start:
-        grad_P[2 * bins + k - 1] = raw_0
-    if not at_end:
-        grad_P[2 * bins + k] = raw_1
-    return value
-
-
-@compiled
-def _back_with_affine(
-    size_KJ: Array, fact_RJ: Array, j: Number, k: Number, shape: Array, inverted: Number,
-    grad_y: Number, grad_log: Number, grad_P: Array,
-) -> Number:  # fmt: skip
-    """Carry the gradients of one spline and its affine map back; return that by the value."""
-    bins, scale = len(size_KJ) // 2, fact_RJ[SCALE, j]
-    if inverted:
-        moved = fact_RJ[VALUE, j]
-        if abs(moved) < shape[0]:
-            moved, _ = move(fact_RJ, j, k == 0, k == bins - 1, shape[0], inverted)
-        by_moved = grad_y / scale
-        by_value = _back(size_KJ, fact_RJ, j, k, shape, inverted, by_moved, grad_log, grad_P[2:])
-        grad_P[0] = -by_moved
-        by_log_scale = -by_moved * (moved - fact_RJ[SHIFT, j]) - grad_log
-    else:
-        by_value = _back(size_KJ, fact_RJ, j, k, shape, inverted, grad_y, grad_log, grad_P[2:])
-        grad_P[0] = by_value
-        by_log_scale = by_value * fact_RJ[GIVEN, j] * scale + grad_log
-        by_value *= scale
-    grad_P[1] = by_log_scale * (ONE - fact_RJ[TANH, j] * fact_RJ[TANH, j])
-    return by_value
+    for k in range(bins - 1):
+        at = np.float32(k)
+        for j in range(BLOCK):
+            by_raw = grad_GJ[OF_RAW_0, j] if at + ONE == here_J[j] else ZERO
+            by_raw += grad_GJ[OF_RAW_1, j] if at == here_J[j] else ZERO
+            grad_PJ[2 * bins + k, j] = by_raw
 
 
 @compiled_for(_BACK)
@@ -201,24 +240,30 @@ def bend_back(
         grad_raw_NE: float32, gets that by the raw parameters.
     """
     channels, lead = x_ND.shape[1], 2 if affine else 0
-    size_KJ, fact_RJ, bin_J, bits = memory(bins)
-    grad_P = np.empty(lead + 3 * bins - 1, np.float32)
+    size_KJ, edge_KJ, fact_RJ, bits = memory(bins)
+    last = np.float32(bins - 1)
+    grad_PJ = np.empty((lead + 3 * bins - 1, BLOCK), np.float32)
+    grad_GJ, mixed_J = np.zeros((_GRADIENTS, BLOCK), np.float32), np.zeros(BLOCK, np.float32)
     for first in range(0, x_ND.size, BLOCK):
         count = min(BLOCK, x_ND.size - first)
-        prepare(x_ND, raw_NE, lead, first, count, size_KJ, fact_RJ, bin_J, bits, shape, inverted)
+        prepare(x_ND, raw_NE, lead, first, count, size_KJ, edge_KJ, fact_RJ, bits, shape, inverted)
         n, d = first // channels, first % channels
         for j in range(count):
-            grad_y, grad_log = grad_y_ND[n, d], grad_log_N[n]
-            if affine:
-                grad_x_ND[n, d] = _back_with_affine(
-                    size_KJ, fact_RJ, j, bin_J[j], shape, inverted, grad_y, grad_log, grad_P
-                )
-            else:
-                grad_x_ND[n, d] = _back(
-                    size_KJ, fact_RJ, j, bin_J[j], shape, inverted, grad_y, grad_log, grad_P
-                )
-            for p in range(len(grad_P)):
-                grad_raw_NE[n, p * channels + d] = grad_P[p]
+            grad_GJ[BY_Y, j], grad_GJ[BY_LOG, j] = grad_y_ND[n, d], grad_log_N[n]
+            d += 1
+            if d == channels:
+                n, d = n + 1, 0
+        if affine and inverted:
+            _through_inverse_affine(fact_RJ, last, shape[0], grad_GJ, grad_PJ)
+        _back(fact_RJ, last, shape[0], inverted, grad_GJ)
+        if affine and not inverted:
+            _through_affine(fact_RJ, grad_GJ, grad_PJ)
+        _of_raw(size_KJ, fact_RJ[HERE], grad_GJ, shape, grad_PJ[lead:], mixed_J)
+        n, d = first // channels, first % channels
+        for j in range(count):
+            grad_x_ND[n, d] = grad_GJ[BY_VALUE, j]
+            for p in range(len(grad_PJ)):
+                grad_raw_NE[n, p * channels + d] = grad_PJ[p, j]
             d += 1
             if d == channels:
                 n, d = n + 1, 0
