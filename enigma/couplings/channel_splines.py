@@ -14,7 +14,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from enigma.couplings.spline import MAX_LOG_SLOPE, RationalQuadraticSpline, bend
+from enigma.bijections.constant_weights import FormsOnce
+from enigma.couplings.compiled_bend import can_look_up, look_up_and_bend
+from enigma.couplings.spline import (
+    MAX_LOG_SLOPE,
+    RationalQuadraticSpline,
+    bend_by_table,
+    each_operation_counts,
+    table_of_bins,
+)
 
 __all__ = ["ChannelSplines"]
 
@@ -24,7 +32,7 @@ _MIN_BIN = 1e-3
 """Of the domain: narrower than in a coupling, since data may be clumped."""
 
 
-class ChannelSplines(nn.Module):
+class ChannelSplines(FormsOnce):
     """Bend every channel by a spline of its own; the identity at the start.
 
     Args:
@@ -74,8 +82,18 @@ class ChannelSplines(nn.Module):
     def forward(self, x: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
         """Return `y` `(..., D)` and `log |det dy/dx|` `(...)` in nats of `x` `(..., D)`."""
         x_ND = x.reshape(-1, self.raw.shape[1])
-        y_ND, log_slope_ND = bend(x_ND, self.raw, self.spline, inverted=inverse)
-        return y_ND.view(x.shape), log_slope_ND.view(x.shape).sum(dim=-1)
+        table_TD = self.formed_once("table", lambda: table_of_bins(self.raw, self.spline), self.raw)
+        if not each_operation_counts() and can_look_up(x_ND, table_TD):
+            y_ND, log_slope_N = look_up_and_bend(
+                x_ND, table_TD, self.spline, self._by_table, inverted=inverse
+            )
+        else:
+            y_ND, log_slope_N = self._by_table(x_ND, table_TD, inverted=inverse)
+        return y_ND.view(x.shape), log_slope_N.view(x.shape[:-1])
+
+    def _by_table(self, x_ND: Tensor, table_TD: Tensor, *, inverted: bool) -> tuple[Tensor, Tensor]:
+        y_ND, log_slope_ND = bend_by_table(x_ND, table_TD, self.spline, inverted=inverted)
+        return y_ND, log_slope_ND.sum(dim=-1)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Undo `forward`; the log-determinant is the inverse's."""

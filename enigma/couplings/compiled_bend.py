@@ -1,12 +1,12 @@
-"""Calls the compiled spline, on as many threads as torch uses; numba is optional.
+"""Calls the compiled splines, on as many threads as torch uses; numba is optional.
 
-Legend: N vectors, D channels, P raw parameters per channel, E = P D.
+Legend: N vectors, D channels, P raw parameters per channel, E = P D, T columns of a table of bins.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from importlib import import_module
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from enigma.layers.transforms import gradient_by_operations
 
-__all__ = ["Spline", "can_compile", "compiled_bend"]
+__all__ = ["Spline", "can_compile", "can_look_up", "compiled_bend", "look_up_and_bend"]
 
+InOperations = Callable[..., tuple[Tensor, Tensor]]
+Settings = tuple[Any, ...]
 _PART = 2**14
 """Values that keep a thread busy for a millisecond: fewer are not worth a thread."""
 
@@ -51,22 +53,27 @@ class Spline(Protocol):
 
 
 @cache
-def _loops() -> tuple[Any, Any] | None:
+def _loops() -> dict[str, Callable[..., None]] | None:
     """Import the loops, which compiles them where the disk does not have them yet.
 
     Returns:
-        The loop there and that back, or None where numba is absent or cannot work: another
-        NumPy than it knows, or no folder that it may write machine code to.
+        The loops by name, or None where numba is absent or cannot work: another NumPy than it
+        knows, or no folder that it may write machine code to.
     """
     if find_spec("numba") is None:
         return None
+    names = ("spline_kernels", "spline_gradient_kernels", "table_kernels")
     try:
-        there = import_module("enigma.couplings.spline_kernels")
-        back = import_module("enigma.couplings.spline_gradient_kernels")
+        there, back, table = (import_module(f"enigma.couplings.{name}") for name in names)
     except (ImportError, RuntimeError) as error:
         warnings.warn(f"splines are not compiled: {error}", RuntimeWarning, stacklevel=2)
         return None
-    return there.bend_values, back.bend_back
+    return {
+        "bend": there.bend_values,
+        "bend back": back.bend_back,
+        "look up and bend": table.look_up_and_bend,
+        "look up and bend back": table.look_up_and_bend_back,
+    }
 
 
 def can_compile(value: Tensor, raw: Tensor, spline: Spline) -> bool:
@@ -75,12 +82,23 @@ def can_compile(value: Tensor, raw: Tensor, spline: Spline) -> bool:
     It checks no bounds, so shapes that do not fit are left to the operations, which refuse them;
     so are subclasses of tensors, whose memory may not be theirs.
     """
-    wanted = (torch.float32, "cpu")
+    wanted = (*value.shape[:-1], spline.num_parameters * value.shape[-1])
+    return raw.shape == wanted and _plain(value, raw) and _loops() is not None
+
+
+def can_look_up(value_ND: Tensor, table_TD: Tensor) -> bool:
+    """Return whether the loop takes these tensors, as `can_compile` does."""
     return (
-        raw.shape == (*value.shape[:-1], spline.num_parameters * value.shape[-1])
-        and all((t.dtype, t.device.type) == wanted for t in (value, raw))
-        and all(type(t) in (Tensor, nn.Parameter) for t in (value, raw))
+        table_TD.shape[1:] == value_ND.shape[1:]
+        and _plain(value_ND, table_TD)
         and _loops() is not None
+    )
+
+
+def _plain(*tensors: Tensor) -> bool:
+    return all(
+        (t.dtype, t.device.type) == (torch.float32, "cpu") and type(t) in (Tensor, nn.Parameter)
+        for t in tensors
     )
 
 
@@ -112,8 +130,8 @@ class _CompiledBend(torch.autograd.Function):
         ctx.spline, ctx.inverted = spline, inverted
         moved_ND = value_ND.new_empty(value_ND.shape)
         log_slope_N = value_ND.new_empty(len(value_ND))
-        settings = _settings(spline, inverted=inverted)
-        _in_parts(_loop_of(back=False), settings, value_ND, raw_NE, moved_ND, log_slope_N)
+        loop = partial(_loop("bend"), *_settings(spline), spline.affine is not None, inverted)
+        _in_parts(loop, value_ND, raw_NE, moved_ND, log_slope_N)
         return moved_ND, log_slope_N
 
     @staticmethod
@@ -125,41 +143,97 @@ class _CompiledBend(torch.autograd.Function):
             return *found, None, None
         by_value_ND = value_ND.new_empty(value_ND.shape)
         by_raw_NE = raw_NE.new_empty(raw_NE.shape)
-        settings = _settings(ctx.spline, inverted=ctx.inverted)
-        _in_parts(_loop_of(back=True), settings, value_ND, raw_NE, *grads, by_value_ND, by_raw_NE)
+        affine = ctx.spline.affine is not None
+        loop = partial(_loop("bend back"), *_settings(ctx.spline), affine, ctx.inverted)
+        _in_parts(loop, value_ND, raw_NE, *grads, by_value_ND, by_raw_NE)
         return by_value_ND, by_raw_NE, None, None
 
 
-def _loop_of(*, back: bool) -> Callable[..., None]:
-    loops = _loops()
-    if loops is None:
-        raise RuntimeError("expected a call only where `can_compile` says so")
-    found: Callable[..., None] = loops[back]
+def look_up_and_bend(
+    value_ND: Tensor, table_TD: Tensor, spline: Spline, operations: InOperations, *,
+    inverted: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return where the splines of D channels take vectors, and the logs of the slopes, `(N,)`.
+
+    Args:
+        value_ND: float32.
+        table_TD: float32, of `enigma.couplings.spline.table_of_bins`.
+        spline: bins and domain.
+        operations: does the same in operations that can be differentiated twice.
+        inverted: do the inverse.
+    """
+    found: tuple[Tensor, Tensor] = _LookUpAndBend.apply(  # type: ignore[no-untyped-call]
+        value_ND, table_TD, (*_settings(spline), inverted), partial(operations, inverted=inverted)
+    )
     return found
 
 
-def _settings(spline: Spline, *, inverted: bool) -> tuple[Any, ...]:
-    shape = np.array(spline.numbers, np.float32)
-    return spline.num_bins, shape, spline.affine is not None, inverted
+class _LookUpAndBend(torch.autograd.Function):
+    """Maps N vectors by one table; saves nothing but its inputs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value_ND: Tensor, table_TD: Tensor, settings: Settings, operations: InOperations
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(value_ND, table_TD)
+        ctx.settings, ctx.operations = settings, operations
+        moved_ND = value_ND.new_empty(value_ND.shape)
+        log_slope_N = value_ND.new_empty(len(value_ND))
+        loop, table_DT = _loop("look up and bend"), _array(table_TD.T.contiguous())
+
+        def look_up(value_ND: Any, *outputs: Any) -> None:
+            loop(*settings, value_ND, table_DT, *outputs)
+
+        _in_parts(look_up, value_ND, moved_ND, log_slope_N)
+        return moved_ND, log_slope_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        value_ND, table_TD = ctx.saved_tensors
+        found = gradient_by_operations(ctx.operations, (value_ND, table_TD), grads)
+        if found is not None:
+            return *found, None, None
+        by_value_ND = value_ND.new_empty(value_ND.shape)
+        loop, table_DT = _loop("look up and bend back"), _array(table_TD.T.contiguous())
+        parts: dict[int, Any] = {}
+
+        def look_up(value_ND: Any, *rows: Any) -> None:
+            part_DT = np.empty(table_DT.shape, np.float64)
+            loop(*ctx.settings, value_ND, table_DT, *rows, part_DT)
+            parts[value_ND.ctypes.data] = part_DT
+
+        _in_parts(look_up, value_ND, *grads, by_value_ND)
+        # In the order of the vectors, not in that in which threads end.
+        by_table_DT = torch.from_numpy(sum(parts[at] for at in sorted(parts))).to(table_TD.dtype)
+        return by_value_ND, by_table_DT.T, None, None
+
+
+def _loop(name: str) -> Callable[..., None]:
+    loops = _loops()
+    if loops is None:
+        raise RuntimeError("expected a call only where `can_compile` says so")
+    return loops[name]
+
+
+def _settings(spline: Spline) -> Settings:
+    return spline.num_bins, np.array(spline.numbers, np.float32)
 
 
 def _array(tensor: Tensor) -> Any:
     return (tensor.detach() if tensor.requires_grad else tensor).numpy()
 
 
-def _in_parts(
-    loop: Callable[..., None], settings: Sequence[Any], value_ND: Tensor, *others: Tensor
-) -> None:
+def _in_parts(loop: Callable[..., None], value_ND: Tensor, *others: Tensor) -> None:
     """Call the loop for parts of the vectors, side by side if they are many."""
     arrays = [_array(tensor) for tensor in (value_ND, *others)]
     threads = min(torch.get_num_threads(), value_ND.numel() // _PART)
     if threads <= 1:
-        loop(*settings, *arrays)
+        loop(*arrays)
         return
     edges = np.linspace(0, len(value_ND), threads + 1).astype(int)
 
     def call(first: int, last: int) -> None:
-        loop(*settings, *(array[first:last] for array in arrays))
+        loop(*(array[first:last] for array in arrays))
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(call, edges[:-1], edges[1:]))

@@ -26,7 +26,14 @@ from enigma.couplings.compiled_bend import can_compile, compiled_bend
 from enigma.couplings.transforms import Affine, Transform
 from enigma.layers.transforms import gradient_by_operations, transforms_active
 
-__all__ = ["MAX_LOG_SLOPE", "RationalQuadraticSpline", "bend"]
+__all__ = [
+    "MAX_LOG_SLOPE",
+    "RationalQuadraticSpline",
+    "bend",
+    "bend_by_table",
+    "each_operation_counts",
+    "table_of_bins",
+]
 
 MAX_LOG_SLOPE = 2.0
 """Bound of the log of a knot's slope over that of the flatter of its two bins. In the middle of a
@@ -95,7 +102,7 @@ class RationalQuadraticSpline(Transform):
         return self._bend(y, raw, inverted=True)
 
     def _bend(self, value: Tensor, raw: Tensor, *, inverted: bool) -> tuple[Tensor, Tensor]:
-        if not _each_operation_counts() and can_compile(value, raw, self):
+        if not each_operation_counts() and can_compile(value, raw, self):
             return compiled_bend(value, raw, self, inverted=inverted)
         return self.bend_in_operations(value, raw, inverted=inverted)
 
@@ -119,7 +126,7 @@ class RationalQuadraticSpline(Transform):
     def _bend_alone(self, value: Tensor, raw: Tensor, *, inverted: bool) -> tuple[Tensor, Tensor]:
         raw_PM = raw.reshape(-1, self._num_own, value.shape[-1]).movedim(1, 0)
         raw_PM = raw_PM.reshape(self._num_own, -1)
-        if _each_operation_counts():
+        if each_operation_counts():
             moved_M, log_slope_M = bend(value.reshape(1, -1), raw_PM, self, inverted=inverted)
         else:
             moved_M, log_slope_M = _Bend.apply(  # type: ignore[no-untyped-call]
@@ -148,10 +155,27 @@ def bend(
     Returns:
         Where the values go and the log of the slope there, `(N, D)` each.
     """
+    return bend_by_table(value_ND, table_of_bins(raw_PD, spline), spline, inverted=inverted)
+
+
+def table_of_bins(raw_PD: Tensor, spline: RationalQuadraticSpline) -> Tensor:
+    """Return the bins of D splines as a table `(5 K - 1, D)`.
+
+    Its rows are K widths, K heights, K left edges in x and K in y, and K - 1 raw slopes.
+    """
     num_bins = spline.num_bins
     share_2KD = raw_PD[: 2 * num_bins].reshape(2, num_bins, -1).softmax(dim=1)
     size_2KD = spline.min_size + spline.free_size * share_2KD
     left_2KD = size_2KD.cumsum(dim=1) - size_2KD - spline.bound
+    return torch.cat((size_2KD.flatten(0, 1), left_2KD.flatten(0, 1), raw_PD[2 * num_bins :]))
+
+
+def bend_by_table(
+    value_ND: Tensor, table_TD: Tensor, spline: RationalQuadraticSpline, *, inverted: bool
+) -> tuple[Tensor, Tensor]:
+    """Do what `bend` does by a table of `table_of_bins`."""
+    num_bins = spline.num_bins
+    size_2KD, left_2KD = table_TD[: 4 * num_bins].reshape(2, 2, num_bins, -1).unbind()
     clipped_N1D = value_ND.clamp(-spline.bound, spline.bound).unsqueeze(1)
     k_ND = (clipped_N1D >= left_2KD[int(inverted), 1:]).sum(dim=1)
     number = Neighbours.of(k_ND, num_bins)
@@ -161,12 +185,12 @@ def bend(
         (size_2KD, number.after),
     ]
     rows = [table_KD.gather(0, at_ND) for table_2KD, at_ND in places for table_KD in table_2KD]
-    slope_KD = raw_PD[2 * num_bins :]
+    slope_KD = table_TD[4 * num_bins :]
     rows += [slope_KD.gather(0, at_ND) for at_ND in (number.before, number.right_knot)]
     return _curve(value_ND, Bin(*rows), k_ND, spline, inverted=inverted)
 
 
-def _each_operation_counts() -> bool:
+def each_operation_counts() -> bool:
     """Return whether something beside ordinary autograd looks through the operations."""
     return torch.compiler.is_compiling() or transforms_active()
 

@@ -37,16 +37,16 @@ from enigma.couplings.spline_kernels import (
 )
 from enigma.couplings.vector_kernels import Array, Number, compiled, compiled_for
 
-__all__ = ["bend_back"]
+__all__ = ["back_to_bins", "bend_back"]
 
-_BUILT_ON = "cd4505bfbf22"
+_BUILT_ON = "cafdcb6ec5ad"
 """Of the two files it imports from, see `spline_kernels.py`."""
 # Rows of a block's gradients: of both axes by the left knot, by the sizes of the bin, of the next
 # one and of the last one, and by the raw slopes at both ends of the bin.
 OF_X, OF_Y, OF_RAW_0, OF_RAW_1 = 0, 4, 8, 9
 LEFT, OWN, NEXT, LAST = range(4)
 # And by what comes out, the logs of the slopes, and what goes in.
-BY_Y, BY_LOG, BY_VALUE, _GRADIENTS = range(10, 14)
+BY_Y, BY_LOG, BY_VALUE, GRADIENTS = range(10, 14)
 _BACK = f"void({INPUTS} float32[:, :], float32[:], float32[:, ::1], float32[:, ::1])"
 
 
@@ -123,7 +123,9 @@ def _through_curve(
 
 
 @compiled
-def _back(fact_RJ: Array, last: Number, bound: Number, inverted: Number, grad_GJ: Array) -> None:
+def back_to_bins(
+    fact_RJ: Array, last: Number, bound: Number, inverted: Number, grad_GJ: Array
+) -> None:
     """Carry the gradients of a block of splines back to their bins.
 
     Without a branch, as a compiler turns that into vector instructions.
@@ -243,7 +245,7 @@ def bend_back(
     size_KJ, edge_KJ, fact_RJ, bits = memory(bins)
     last = np.float32(bins - 1)
     grad_PJ = np.empty((lead + 3 * bins - 1, BLOCK), np.float32)
-    grad_GJ, mixed_J = np.zeros((_GRADIENTS, BLOCK), np.float32), np.zeros(BLOCK, np.float32)
+    grad_GJ, mixed_J = np.zeros((GRADIENTS, BLOCK), np.float32), np.zeros(BLOCK, np.float32)
     for first in range(0, x_ND.size, BLOCK):
         count = min(BLOCK, x_ND.size - first)
         prepare(x_ND, raw_NE, lead, first, count, size_KJ, edge_KJ, fact_RJ, bits, shape, inverted)
@@ -255,7 +257,7 @@ def bend_back(
                 n, d = n + 1, 0
         if affine and inverted:
             _through_inverse_affine(fact_RJ, last, shape[0], grad_GJ, grad_PJ)
-        _back(fact_RJ, last, shape[0], inverted, grad_GJ)
+        back_to_bins(fact_RJ, last, shape[0], inverted, grad_GJ)
         if affine and not inverted:
             _through_affine(fact_RJ, grad_GJ, grad_PJ)
         _of_raw(size_KJ, fact_RJ[HERE], grad_GJ, shape, grad_PJ[lead:], mixed_J)

@@ -24,7 +24,7 @@ from enigma.couplings.vector_kernels import (
     take_log,
 )
 
-__all__ = ["bend_values", "curve", "memory", "move", "prepare"]
+__all__ = ["bend_values", "curve", "memory", "move", "prepare", "take_ratios", "write"]
 
 BLOCK = 64
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
@@ -151,6 +151,13 @@ def _ratio(raw_J: Array, tanh_J: Array, ratio_J: Array, bits_J: Array, most: Num
 
 
 @compiled
+def take_ratios(fact_RJ: Array, bits: Array, shape: Array) -> None:
+    """Turn the raw slopes at both ends of the bins into ratios."""
+    _ratio(fact_RJ[RAW_0], fact_RJ[TANH_0], fact_RJ[RATIO_0], bits[:BLOCK], shape[3])
+    _ratio(fact_RJ[RAW_1], fact_RJ[TANH_1], fact_RJ[RATIO_1], bits[:BLOCK], shape[3])
+
+
+@compiled
 def prepare(
     x_ND: Array, raw_NE: Array, lead: Number, first: Number, count: Number, size_KJ: Array,
     edge_KJ: Array, fact_RJ: Array, bits: Array, shape: Array, inverted: Number,
@@ -169,8 +176,7 @@ def prepare(
                 fact_RJ[VALUE, j] = fact_RJ[GIVEN, j] * fact_RJ[SCALE, j] + fact_RJ[SHIFT, j]
     _find_bins(size_KJ, edge_KJ, fact_RJ, shape[0], inverted)
     _read_slopes(raw_NE, lead, first, count, bins, x_ND.shape[1], fact_RJ)
-    _ratio(fact_RJ[RAW_0], fact_RJ[TANH_0], fact_RJ[RATIO_0], bits_J, shape[3])
-    _ratio(fact_RJ[RAW_1], fact_RJ[TANH_1], fact_RJ[RATIO_1], bits_J, shape[3])
+    take_ratios(fact_RJ, bits, shape)
 
 
 @compiled
@@ -224,6 +230,34 @@ def move(
     return fact_RJ[LEFT_Y, j] + fact_RJ[HEIGHT, j] * risen, slope
 
 
+@compiled
+def write(
+    fact_RJ: Array, out_3J: Array, bins: Number, first: Number, count: Number, affine: Number,
+    bits: Array, shape: Array, inverted: Number, y_ND: Array, log_slope_N: Array,
+) -> None:  # fmt: skip
+    """Map a block of values, and write them and the logs of the slopes. `out_3J` is scratch."""
+    channels, last = y_ND.shape[1], np.float32(bins - 1)
+    moved_J, slope_J, log_J = out_3J[0], out_3J[1], out_3J[2]
+    for j in range(BLOCK):
+        moved_J[j], slope_J[j] = move(fact_RJ, j, last, shape[0], inverted)
+    take_log(slope_J, log_J, bits[:BLOCK])
+    n, d = first // channels, first % channels
+    for j in range(count):
+        value = fact_RJ[VALUE, j]
+        log = value + log_J[j] if np.isnan(value + log_J[j]) else ZERO
+        if abs(value) < shape[0]:
+            value, log = moved_J[j], log_J[j]
+        if affine:
+            log += shape[4] * fact_RJ[TANH, j]
+            if inverted:
+                value = (value - fact_RJ[SHIFT, j]) / fact_RJ[SCALE, j]
+        y_ND[n, d] = value
+        log_slope_N[n] += -log if inverted else log
+        d += 1
+        if d == channels:
+            n, d = n + 1, 0
+
+
 @compiled_for(_THERE)
 def bend_values(
     bins: int, shape: Array, affine: bool, inverted: bool, x_ND: Array, raw_NE: Array,
@@ -242,30 +276,11 @@ def bend_values(
         y_ND: float32, gets the mapped values.
         log_slope_N: float32, gets the sums over channels of the logs of the slopes.
     """
-    channels, bound, lead = x_ND.shape[1], shape[0], 2 if affine else 0
+    lead = 2 if affine else 0
     size_KJ, edge_KJ, fact_RJ, bits = memory(bins)
-    last = np.float32(bins - 1)
-    moved_J, slope_J = np.ones(BLOCK, np.float32), np.ones(BLOCK, np.float32)
-    log_J = np.ones(BLOCK, np.float32)
+    out_3J = np.ones((3, BLOCK), np.float32)
     log_slope_N[:] = ZERO
     for first in range(0, x_ND.size, BLOCK):
         count = min(BLOCK, x_ND.size - first)
         prepare(x_ND, raw_NE, lead, first, count, size_KJ, edge_KJ, fact_RJ, bits, shape, inverted)
-        for j in range(BLOCK):
-            moved_J[j], slope_J[j] = move(fact_RJ, j, last, bound, inverted)
-        take_log(slope_J, log_J, bits[:BLOCK])
-        n, d = first // channels, first % channels
-        for j in range(count):
-            value = fact_RJ[VALUE, j]
-            log = value + log_J[j] if np.isnan(value + log_J[j]) else ZERO
-            if abs(value) < bound:
-                value, log = moved_J[j], log_J[j]
-            if affine:
-                log += shape[4] * fact_RJ[TANH, j]
-                if inverted:
-                    value = (value - fact_RJ[SHIFT, j]) / fact_RJ[SCALE, j]
-            y_ND[n, d] = value
-            log_slope_N[n] += -log if inverted else log
-            d += 1
-            if d == channels:
-                n, d = n + 1, 0
+        write(fact_RJ, out_3J, bins, first, count, affine, bits, shape, inverted, y_ND, log_slope_N)

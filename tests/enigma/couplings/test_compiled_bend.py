@@ -208,6 +208,10 @@ def test_where_numba_cannot_work_the_operations_do_it_and_say_so(tmp_path):
     [
         ("spline_kernels.py", ["vector_kernels.py"]),
         ("spline_gradient_kernels.py", ["vector_kernels.py", "spline_kernels.py"]),
+        (
+            "table_kernels.py",
+            ["vector_kernels.py", "spline_kernels.py", "spline_gradient_kernels.py"],
+        ),
     ],
 )
 def test_machine_code_on_disk_is_not_older_than_what_it_is_built_on(file, built_on):
