@@ -197,7 +197,9 @@ def test_within_constant_weights_it_is_formed_once(name, monkeypatch):
     module = drawn(name, seed=0)
     formed = []
     form = getattr(type(module), FORMED[name])
-    monkeypatch.setattr(type(module), FORMED[name], lambda self: formed.append(1) or form(self))
+    monkeypatch.setattr(
+        type(module), FORMED[name], lambda self, *given: formed.append(1) or form(self, *given)
+    )
     x = test_input(module)
     for _ in range(3):
         outputs(module, x)
@@ -250,7 +252,9 @@ def test_a_generation_forms_the_rotors_once(make_causal_lm, monkeypatch):
     formed = []
     form = InvertibleConv1x1._form_departure
     monkeypatch.setattr(
-        InvertibleConv1x1, "_form_departure", lambda self: formed.append(self) or form(self)
+        InvertibleConv1x1,
+        "_form_departure",
+        lambda self, *given: formed.append(self) or form(self, *given),
     )
     model = make_causal_lm(num_rotors=3)
     ids = torch.randint(1, 120, (1, 4))
