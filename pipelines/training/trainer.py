@@ -278,6 +278,12 @@ class EnigmaTrainer(Trainer):  # type: ignore[misc]  # transformers ships no typ
             if not math.isfinite(norm):
                 raise NotFiniteError("gradient norm", step)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn of what a checkpoint lacks, but not of a head that is the embedding."""
+        tied = self.model._tied_weights_keys if self.model.config.tie_word_embeddings else {}  # noqa: SLF001 - of transformers
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _get_output_dir(self, trial: Any) -> str:  # noqa: ARG002
         """Where Trainer writes a checkpoint until it is complete."""
         return str(building_path(Path(self.args.output_dir)))
