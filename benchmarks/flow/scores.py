@@ -122,7 +122,7 @@ def write_models(directory: Path, changes: dict[str, Any]) -> int:
     gaussian = Gaussian(torch.zeros(params.d).double(), torch.eye(params.d).double())
     documents = DocumentFlow(
         StateFlow(flow, gaussian), Typical([1], [0.0], [1.0]), Typical([1], [10.0], [1.0]),
-        TypicalLength([1], [1.0]),
+        TypicalLength([1.0]),
     )  # fmt: skip
     documents.save(directory / "flow" / DIRECTORY)
     weights = sha256_file(directory / "lm" / "model.safetensors")

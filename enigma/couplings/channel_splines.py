@@ -83,7 +83,7 @@ class ChannelSplines(FormsOnce):
         """Return `y` `(..., D)` and `log |det dy/dx|` `(...)` in nats of `x` `(..., D)`."""
         x_ND = x.reshape(-1, self.raw.shape[1])
         table_TD = self.formed_once("table", lambda: table_of_bins(self.raw, self.spline), self.raw)
-        if not each_operation_counts() and can_look_up(x_ND, table_TD):
+        if not each_operation_counts() and can_look_up(x_ND, table_TD, self.spline):
             y_ND, log_slope_N = look_up_and_bend(
                 x_ND, table_TD, self.spline, self._by_table, inverted=inverse
             )

@@ -86,18 +86,17 @@ def can_compile(value: Tensor, raw: Tensor, spline: Spline) -> bool:
     return raw.shape == wanted and _plain(value, raw) and _loops() is not None
 
 
-def can_look_up(value_ND: Tensor, table_TD: Tensor) -> bool:
+def can_look_up(value_ND: Tensor, table_TD: Tensor, spline: Spline) -> bool:
     """Return whether the loop takes these tensors, as `can_compile` does."""
-    return (
-        table_TD.shape[1:] == value_ND.shape[1:]
-        and _plain(value_ND, table_TD)
-        and _loops() is not None
-    )
+    wanted = (5 * spline.num_bins - 1, *value_ND.shape[1:])
+    return table_TD.shape == wanted and _plain(value_ND, table_TD) and _loops() is not None
 
 
 def _plain(*tensors: Tensor) -> bool:
     return all(
-        (t.dtype, t.device.type) == (torch.float32, "cpu") and type(t) in (Tensor, nn.Parameter)
+        (t.dtype, t.device.type) == (torch.float32, "cpu")
+        and type(t) in (Tensor, nn.Parameter)
+        and not t.is_neg()
         for t in tensors
     )
 
@@ -195,16 +194,14 @@ class _LookUpAndBend(torch.autograd.Function):
             return *found, None, None
         by_value_ND = value_ND.new_empty(value_ND.shape)
         loop, table_DT = _loop("look up and bend back"), _array(table_TD.T.contiguous())
-        parts: dict[int, Any] = {}
 
-        def look_up(value_ND: Any, *rows: Any) -> None:
+        def look_up(value_ND: Any, *rows: Any) -> Any:
             part_DT = np.empty(table_DT.shape, np.float64)
             loop(*ctx.settings, value_ND, table_DT, *rows, part_DT)
-            parts[value_ND.ctypes.data] = part_DT
+            return part_DT
 
-        _in_parts(look_up, value_ND, *grads, by_value_ND)
-        # In the order of the vectors, not in that in which threads end.
-        by_table_DT = torch.from_numpy(sum(parts[at] for at in sorted(parts))).to(table_TD.dtype)
+        parts = _in_parts(look_up, value_ND, *grads, by_value_ND)
+        by_table_DT = torch.from_numpy(sum(parts)).to(table_TD.dtype)
         return by_value_ND, by_table_DT.T, None, None
 
 
@@ -223,17 +220,20 @@ def _array(tensor: Tensor) -> Any:
     return (tensor.detach() if tensor.requires_grad else tensor).numpy()
 
 
-def _in_parts(loop: Callable[..., None], value_ND: Tensor, *others: Tensor) -> None:
-    """Call the loop for parts of the vectors, side by side if they are many."""
+def _in_parts(loop: Callable[..., Any], value_ND: Tensor, *others: Tensor) -> list[Any]:
+    """Call the loop for parts of the vectors, side by side if they are many.
+
+    Returns:
+        What it returned for each, in the order of the vectors.
+    """
     arrays = [_array(tensor) for tensor in (value_ND, *others)]
     threads = min(torch.get_num_threads(), value_ND.numel() // _PART)
     if threads <= 1:
-        loop(*arrays)
-        return
+        return [loop(*arrays)]
     edges = np.linspace(0, len(value_ND), threads + 1).astype(int)
 
-    def call(first: int, last: int) -> None:
-        loop(*(array[first:last] for array in arrays))
+    def call(first: int, last: int) -> Any:
+        return loop(*(array[first:last] for array in arrays))
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(call, edges[:-1], edges[1:]))
+        return list(pool.map(call, edges[:-1], edges[1:]))

@@ -192,7 +192,9 @@ def bend_by_table(
 
 def each_operation_counts() -> bool:
     """Return whether something beside ordinary autograd looks through the operations."""
-    return torch.compiler.is_compiling() or transforms_active()
+    # torch has no public name for what `make_fx` and counters of operations put there.
+    watched = torch._C._len_torch_dispatch_stack() > 0  # noqa: SLF001
+    return watched or torch.compiler.is_compiling() or transforms_active()
 
 
 class _Bend(torch.autograd.Function):

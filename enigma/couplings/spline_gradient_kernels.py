@@ -39,7 +39,7 @@ from enigma.couplings.vector_kernels import Array, Number, compiled, compiled_fo
 
 __all__ = ["back_to_bins", "bend_back"]
 
-_BUILT_ON = "cafdcb6ec5ad"
+_BUILT_ON = "796dd01634d7"
 """Of the two files it imports from, see `spline_kernels.py`."""
 # Rows of a block's gradients: of both axes by the left knot, by the sizes of the bin, of the next
 # one and of the last one, and by the raw slopes at both ends of the bin.

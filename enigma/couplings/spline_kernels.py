@@ -207,7 +207,6 @@ def curve(
 @compiled
 def memory(bins: Number) -> tuple[Array, Array, Array, Array]:
     """Return what a block needs: sizes and left edges of bins, facts, and scratch."""
-    # One by one: rows of one array do not count as contiguous when a function is compiled.
     size_KJ = np.zeros((2 * bins, BLOCK), np.float32)
     edge_KJ = np.zeros((2 * bins, BLOCK), np.float32)
     fact_RJ = np.zeros((_ROWS, BLOCK), np.float32)

@@ -49,7 +49,7 @@ from enigma.couplings.vector_kernels import Array, Number, compiled, compiled_fo
 
 __all__ = ["look_up_and_bend", "look_up_and_bend_back"]
 
-_BUILT_ON = "47e4b97d88d9"
+_BUILT_ON = "ea5a540a6193"
 """Of the three files it imports from, see `spline_kernels.py`."""
 _INPUTS = "int64, float32[::1], boolean, float32[:, :], float32[:, ::1], "
 _THERE = f"void({_INPUTS} float32[:, ::1], float32[::1])"

@@ -174,6 +174,11 @@ class ShardReader(SequenceFiles):
         """The table with one row per document."""
         return pq.read_table(self.directory / f"{self.split}.documents.parquet")
 
+    def document_lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each document, without the [SEP] that ends it."""
+        tokens: npt.NDArray[np.int64] = self.documents()["num_tokens"].to_numpy() - 1
+        return tokens
+
 
 def shard_path(directory: Path, split: str, shard: int) -> Path:
     """The file of a shard."""

@@ -109,7 +109,7 @@ def _shortened(name: str) -> str:
 
 
 def draw_scores(values_N3: Floats) -> bytes:
-    """Draw how the scores are distributed, alone and by their two parts.
+    """Draw how the scores are distributed, alone and by the deviations of state and loss.
 
     Args:
         values_N3: (N, 3), atypicality and the deviations of state and of loss; at least one

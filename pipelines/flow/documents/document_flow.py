@@ -180,6 +180,6 @@ def fit_document_flow(
         state_flow,
         Typical.of(lengths, nll_KP / train_PD.shape[1]),
         Typical.of(lengths, np.stack([read.loss_nats for read in held_out])),
-        TypicalLength.of(lengths, readers["train"].documents()["num_tokens"].to_numpy()),
+        TypicalLength.of(lengths[-1], readers["train"].document_lengths()),
     )
     return found, result

@@ -2,8 +2,8 @@
 
 A mean of few states lies farther out than a mean of many, and a loss after few tokens is higher.
 So a document shorter than a passage is compared with the beginnings of held-out passages that have
-its length. How short it is counts for itself: as much as documents so short are rare in the
-training text.
+its length. How short it is counts for itself: the rarer documents that short are in the training
+text, the more.
 
 Shape legend: P passages, K lengths, N documents.
 """
@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 SHORTEST = 8
-"""Tokens; of fewer there are too few to be typical."""
+"""Tokens. A mean over fewer says too little: shorter documents are compared at this length."""
 NORMAL_SPREAD = 1.4826
 """Ratio of standard deviation to median absolute deviation in a normal distribution."""
 
@@ -86,27 +86,31 @@ class TypicalLength:
     """How rare short documents are in the training text.
 
     Args:
-        lengths: Tokens, K increasing numbers, the last of which is a passage.
-        shares: The share of the training documents that have at most so many.
+        shares: For 1, 2, ... tokens up to a whole passage, the share of the training documents
+            that have at most so many.
     """
 
-    lengths: Sequence[int]
     shares: Sequence[float]
 
     @classmethod
-    def of(cls, lengths: Sequence[int], tokens_N: Counts) -> "TypicalLength":
-        """Count the training documents; the one that is asked about counts as one more."""
-        at_most_K = (tokens_N[None] <= np.array(lengths)[:, None]).sum(axis=1)
-        shares_K = (at_most_K + 1) / (len(tokens_N) + 1)
-        return cls(lengths, shares_K.tolist())
+    def of(cls, longest: int, tokens_N: Counts) -> "TypicalLength":
+        """Count the training documents; the one that is asked about counts as one more.
+
+        Args:
+            longest: Tokens of a passage.
+            tokens_N: Tokens of each training document.
+        """
+        counts_L = np.bincount(tokens_N.clip(0, longest), minlength=longest + 1)
+        shares_L = (counts_L.cumsum()[1:] + 1) / (len(tokens_N) + 1)
+        return cls(shares_L.tolist())
 
     def deviations(self, tokens_N: Counts) -> Floats:
         """Return how far documents are below the typical length, in standard deviations.
 
         The normal quantile of the share of documents that are as short, where it is below 0; 0
-        from a whole passage on.
+        from a whole passage on, where the length says nothing of the mean state.
         """
-        shares_N = np.interp(np.log(tokens_N), np.log(self.lengths), self.shares)
-        normal = NormalDist()
-        below_N = np.array([min(0.0, normal.inv_cdf(min(share, 0.5))) for share in shares_N])
-        return np.where(tokens_N < self.lengths[-1], below_N, 0.0)
+        whole = len(self.shares)
+        shares_N = np.array(self.shares)[tokens_N.clip(1, whole) - 1].clip(max=0.5)
+        quantiles_N = np.array([NormalDist().inv_cdf(share) for share in shares_N])
+        return np.where(tokens_N < whole, quantiles_N, 0.0)

@@ -6,10 +6,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from enigma.bijections.constant_weights import constant_weights
 from enigma.couplings import compiled_bend
 from enigma.couplings.channel_splines import ChannelSplines
+
+pytest.importorskip("numba")
+
+
+@pytest.fixture(autouse=True)
+def looked_up(monkeypatch):
+    """How often the loop was called; a test in which it never was has tested nothing."""
+    calls = []
+    loop = compiled_bend._loop
+    monkeypatch.setattr(compiled_bend, "_loop", lambda name: calls.append(name) or loop(name))
+    yield
+    assert calls
 
 
 def draw(channels, bins, vectors, *, seed=0):
@@ -20,7 +33,7 @@ def draw(channels, bins, vectors, *, seed=0):
 
 
 def outputs_and_gradients(splines, x, *, inverse):
-    x = x.clone().requires_grad_()
+    x = x.detach().requires_grad_()  # not a clone, which has strides of its own
     y, log_det = splines(x, inverse=inverse)
     weights = torch.linspace(0.5, 2, y.numel()).view(y.shape).to(y)
     total = (weights * y.sin()).sum() + (weights[:, 0] * log_det).sum()
@@ -58,8 +71,15 @@ def test_there_and_back(inverse):
     torch.testing.assert_close(back, -log_det, rtol=0, atol=3e-3)
 
 
-def test_threads_change_nothing(monkeypatch):
-    splines, x = draw(3, 8, 500)
+@pytest.mark.parametrize("rows", ["all", "one, expanded", "one", "every second"])
+def test_threads_and_strides_change_nothing(monkeypatch, rows):
+    splines, x = draw(300 if rows == "one" else 3, 8, 500)
+    x = {
+        "all": x,
+        "one": x[:1],
+        "every second": x[::2],
+        "one, expanded": x[:1].expand(500, -1),
+    }[rows]
     alone = outputs_and_gradients(splines, x, inverse=False)
     monkeypatch.setattr(compiled_bend, "_PART", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -101,3 +121,18 @@ def test_the_table_is_formed_once_while_weights_are_constant_and_anew_afterwards
             splines.raw.data += 1 + torch.randn_like(splines.raw)
             assert torch.equal(splines(x)[0], before)
         assert not torch.equal(splines(x)[0], before)
+
+
+def test_a_table_of_another_size_is_refused_as_by_the_operations():
+    splines, x = draw(3, 8, 4)
+    splines(x)
+    with pytest.raises((RuntimeError, IndexError)):
+        torch.func.functional_call(splines, {"raw": splines.raw[:-1]}, (x,))
+
+
+def test_what_is_traced_computes_for_other_values():
+    splines, x = draw(3, 8, 4)
+    splines.requires_grad_(False)
+    expected = splines(x + 0.3)
+    for one, other in zip(make_fx(splines)(x)(x + 0.3), expected, strict=True):
+        torch.testing.assert_close(one, other)

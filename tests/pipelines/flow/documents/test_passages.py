@@ -7,7 +7,12 @@ import torch
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.language_model.memory.ngram_counts import count_ngrams
 from enigma.modeling_enigma import EnigmaForCausalLM
-from pipelines.flow.documents.passages import Passages, mean_states, read_passages
+from pipelines.flow.documents.passages import (
+    Passages,
+    mean_states,
+    read_beginnings,
+    read_passages,
+)
 
 
 @pytest.fixture(params=["network", "mixture"])
@@ -37,3 +42,15 @@ def test_the_loss_is_that_of_the_language_model(model: EnigmaForCausalLM) -> Non
         expected = model(input_ids=ids_1L, labels=ids_1L).loss.item()
     reading = read_passages(model, Passages([ids], np.arange(1), 1))
     assert reading.loss_nats[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_read_of_a_beginning_is_what_is_read_of_it_alone(
+    model: EnigmaForCausalLM,
+) -> None:
+    ids = [[5, 6, 7, 8, 9, 10], [11, 5, 5, 6, 8, 7]]
+    beginnings = read_beginnings(model, Passages(ids, np.arange(2), 2), [2, 3, 6])
+    for length, found in zip([2, 3, 6], beginnings, strict=True):
+        cut = Passages([passage[:length] for passage in ids], np.arange(2), 2)
+        alone = read_passages(model, cut)
+        torch.testing.assert_close(found.states, alone.states)
+        np.testing.assert_allclose(found.loss_nats, alone.loss_nats, rtol=1e-5)
