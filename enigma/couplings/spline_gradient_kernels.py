@@ -37,7 +37,7 @@ from enigma.couplings.spline_kernels import (
 )
 from enigma.couplings.vector_kernels import Array, Number, compiled, compiled_for
 
-__all__ = ["back_to_bins", "bend_back"]
+__all__ = ["back_to_bins", "bend_back", "read_gradients"]
 
 _BUILT_ON = "796dd01634d7"
 """Of the two files it imports from, see `spline_kernels.py`."""
@@ -120,6 +120,20 @@ def _through_curve(
     return (
         by_value, by_left_x, by_width, up, by_height, by_before, by_after, by_raw_0, by_raw_1
     )  # fmt: skip
+
+
+@compiled
+def read_gradients(
+    grad_y_ND: Array, grad_log_N: Array, first: Number, count: Number, grad_GJ: Array
+) -> None:
+    """Copy the gradients by what a block gives: mapped values, and logs of slopes."""
+    channels = grad_y_ND.shape[1]
+    n, d = first // channels, first % channels
+    for j in range(count):
+        grad_GJ[BY_Y, j], grad_GJ[BY_LOG, j] = grad_y_ND[n, d], grad_log_N[n]
+        d += 1
+        if d == channels:
+            n, d = n + 1, 0
 
 
 @compiled
@@ -249,12 +263,7 @@ def bend_back(
     for first in range(0, x_ND.size, BLOCK):
         count = min(BLOCK, x_ND.size - first)
         prepare(x_ND, raw_NE, lead, first, count, size_KJ, edge_KJ, fact_RJ, bits, shape, inverted)
-        n, d = first // channels, first % channels
-        for j in range(count):
-            grad_GJ[BY_Y, j], grad_GJ[BY_LOG, j] = grad_y_ND[n, d], grad_log_N[n]
-            d += 1
-            if d == channels:
-                n, d = n + 1, 0
+        read_gradients(grad_y_ND, grad_log_N, first, count, grad_GJ)
         if affine and inverted:
             _through_inverse_affine(fact_RJ, last, shape[0], grad_GJ, grad_PJ)
         back_to_bins(fact_RJ, last, shape[0], inverted, grad_GJ)

@@ -13,9 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from enigma.couplings.spline_gradient_kernels import (
-    BY_LOG,
     BY_VALUE,
-    BY_Y,
     GRADIENTS,
     LAST,
     LEFT,
@@ -26,6 +24,7 @@ from enigma.couplings.spline_gradient_kernels import (
     OF_Y,
     OWN,
     back_to_bins,
+    read_gradients,
 )
 from enigma.couplings.spline_kernels import (
     AFTER,
@@ -49,7 +48,7 @@ from enigma.couplings.vector_kernels import Array, Number, compiled, compiled_fo
 
 __all__ = ["look_up_and_bend", "look_up_and_bend_back"]
 
-_BUILT_ON = "ea5a540a6193"
+_BUILT_ON = "01fea4327dae"
 """Of the three files it imports from, see `spline_kernels.py`."""
 _INPUTS = "int64, float32[::1], boolean, float32[:, :], float32[:, ::1], "
 _THERE = f"void({_INPUTS} float32[:, ::1], float32[::1])"
@@ -156,7 +155,6 @@ def look_up_and_bend_back(
         grad_x_ND: see there.
         grad_table_DT: float64, gets the sum over vectors of the gradients by the table.
     """
-    channels = x_ND.shape[1]
     _, _, fact_RJ, bits = memory(bins)
     grad_GJ = np.zeros((GRADIENTS, BLOCK), np.float32)
     grad_table_DT[:] = 0.0
@@ -164,11 +162,6 @@ def look_up_and_bend_back(
         count = min(BLOCK, x_ND.size - first)
         _look_up(x_ND, table_DT, bins, first, count, fact_RJ, inverted)
         take_ratios(fact_RJ, bits, shape)
-        n, d = first // channels, first % channels
-        for j in range(count):
-            grad_GJ[BY_Y, j], grad_GJ[BY_LOG, j] = grad_y_ND[n, d], grad_log_N[n]
-            d += 1
-            if d == channels:
-                n, d = n + 1, 0
+        read_gradients(grad_y_ND, grad_log_N, first, count, grad_GJ)
         back_to_bins(fact_RJ, np.float32(bins - 1), shape[0], inverted, grad_GJ)
         _add(grad_GJ, fact_RJ, bins, first, count, grad_x_ND, grad_table_DT)

@@ -96,8 +96,9 @@ class ScoreStore:
 
     def values(self) -> npt.NDArray[np.float64]:
         """Return atypicality, and the deviations of state and loss, of every document, (N, 3)."""
-        columns = "atypicality, state_deviation, loss_deviation"
-        rows = self._database.execute(f"SELECT {columns} FROM documents")  # noqa: S608 - no input
+        rows = self._database.execute(
+            "SELECT atypicality, state_deviation, loss_deviation FROM documents"
+        )
         return np.fromiter(rows, np.dtype((np.float64, 3)))
 
 
