@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.base.artifacts import sha256_file
+from pipelines.base.artifacts import sha256_file, write_text
 
 # Made from the rest, so it is no part of the content.
 CARD = "card"
@@ -34,6 +34,22 @@ def enigma_package() -> Path:
     import enigma
 
     return Path(str(enigma.__file__)).resolve().parent
+
+
+def write_guards(version: Path) -> None:
+    """Keep compiled code out of a version: put a file where Python would make a `__pycache__`.
+
+    MLflow loads a version of a local store where it lies. Python and numba keep what they compile
+    beside the source, so the first load would add files that nobody signed. With a file of that
+    name in the way, Python keeps nothing and numba uses the user's own cache.
+
+    Args:
+        version: A directory with the layout of a version, to write the files into.
+    """
+    package = enigma_package()
+    below = {path.parent.relative_to(package) for path in package.rglob("*.py")}
+    for folder in (version, *(version / "code" / "enigma" / name for name in below)):
+        write_text(folder / "__pycache__", "No compiled code is kept here: nobody signed it.\n")
 
 
 def content_to_log(

@@ -37,6 +37,7 @@ from pipelines.registry.content import (
     content_to_log,
     enigma_package,
     hash_content,
+    write_guards,
 )
 from pipelines.registry.dvc_objects import read_lock
 from pipelines.registry.evidence.keys import own_key, trust
@@ -145,6 +146,9 @@ def _log(client: Any, material: Material, content: str, profile: str, key: Crypt
             # Named here, or MLflow would run the model to infer them.
             pip_requirements=[_pinned(name) for name in REQUIREMENTS],
         )
+        guards = Path(temporary, "guards")
+        write_guards(guards)
+        client.log_model_artifacts(info.model_id, str(guards))
         _sign(client, info, material, tags, key)
         # It prints what is logged here too, past every log level.
         with redirect_stderr(io.StringIO()):

@@ -1,6 +1,7 @@
 """Registration against a real SQLite store, with tiny real models."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pipelines.base.artifacts import sha256_file, write_json
 from pipelines.base.errors import GateError, UserError
 from pipelines.cli.terminal import generate
 from pipelines.params import load_params
+from pipelines.registry.evidence.version import WRITTEN_BY_A_DOWNLOAD
 from pipelines.registry.names import CHAMPION, FLOW, LM
 from pipelines.registry.promote import promote
 from pipelines.registry.register import register
@@ -58,9 +60,11 @@ def files_of(store: Path, name: str, version: str) -> Path:
 
 
 def predict(store: Path, cwd: Path, model: str, params: dict) -> dict:
+    # As on a user's machine: this variable hides what Python writes beside the source.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     run = subprocess.run(
         [sys.executable, "-c", PREDICT, tracking_uri(), model, json.dumps(params)],
-        cwd=cwd, capture_output=True, text=True, check=False,
+        cwd=cwd, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.strip().splitlines()[-1])
@@ -168,9 +172,20 @@ def test_a_fresh_process_and_the_command_line_print_the_same_text(
     assert Path(found["enigma"]).is_relative_to(store), "the version brings its own code"
 
 
-def test_the_flow_runs_in_a_fresh_process(store: Path, tmp_path: Path) -> None:
+def test_a_version_that_ran_in_a_fresh_process_is_still_as_signed(
+    store: Path, tmp_path: Path
+) -> None:
+    """MLflow runs the code of a local store where it lies; two compilers would write there."""
+    version = files_of(store, FLOW, "2")
+    before = _signed_files(version)
     found = predict(store, tmp_path, f"models:/{FLOW}/2", {"seed": 3})
     assert all(0 < value < 100 for value in found["rows"]["nll_nats_per_dim"])
+    assert _signed_files(version) == before
+
+
+def _signed_files(version: Path) -> dict[Path, bytes]:
+    files = (path for path in version.rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in files if path.name != WRITTEN_BY_A_DOWNLOAD}
 
 
 def test_damaged_weights_are_refused(finished: Path) -> None:
