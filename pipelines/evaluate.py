@@ -228,17 +228,18 @@ def _proofs(
     from enigma.bijections.round_trip import core_round_trip_error
     from enigma.causality import prove_causality
 
-    ids_L = test.gather(test_indices[:1])[0, : params.causality_length].astype(np.int64)
+    ids_BL = torch.from_numpy(test.gather(test_indices[: params.batch_size]).astype(np.int64))
+    ids_L = ids_BL[0, : params.causality_length]
     if len(ids_L) < params.causality_length:
         raise UserError(
             f"expected causality_length of at most {test.sequence_length}, "
             f"got {params.causality_length}",
             "lower evaluate.causality_length",
         )
-    causality = prove_causality(model, params.causality_length, ids=torch.from_numpy(ids_L))
+    causality = prove_causality(model, params.causality_length, ids=ids_L)
     return {
         "causality": causality.to_dict(),
-        "round_trip": core_round_trip_error(model.lm, test.sequence_length).to_dict(),
+        "round_trip": core_round_trip_error(model.lm, ids=ids_BL).to_dict(),
     }
 
 

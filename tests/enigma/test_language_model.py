@@ -199,6 +199,58 @@ def test_the_core_of_a_language_model_undoes_itself(make_lm):
     assert set(report.to_dict()) >= {"length", "float32", "float64"}
 
 
+def with_large_streams(lm):
+    """As training makes them: what the layers add before the machine, and its blocks in it."""
+    with torch.no_grad():
+        for layer in lm.layers[: (len(lm.layers) + 1) // 2]:
+            for matrix in (p for p in layer.parameters() if p.ndim > 1):
+                matrix.mul_(30)
+        for matrix in (p for p in lm.core.blocks.parameters() if p.ndim > 1):
+            matrix.mul_(8)
+    return lm
+
+
+def test_the_round_trip_is_measured_on_the_streams_of_text(make_lm):
+    lm = with_large_streams(make_lm())
+    standard_normal = core_round_trip_error(lm, length=20)
+    of_text = core_round_trip_error(lm, ids=IDS)
+    assert of_text.length == IDS.shape[1]
+    assert standard_normal.float32 > 1e-5
+    assert of_text.float32 < 1e-5
+    assert of_text.float32_reversed < 1e-5
+
+
+def test_a_machine_that_text_cannot_come_back_from_is_seen(make_lm):
+    lm = make_lm()
+    with torch.no_grad():
+        for matrix in (p for p in lm.core.blocks.parameters() if p.ndim > 1):
+            matrix.mul_(300)
+    report = core_round_trip_error(lm, ids=IDS)
+    assert min(report.float32, report.float32_reversed) > 1e-5
+
+
+def test_a_token_of_large_numbers_does_not_hide_the_others(make_lm):
+    """A stream of one token is a million times as large: its error is nothing beside it."""
+    lm = with_large_streams(make_lm())
+    with torch.no_grad():
+        lm.embedding.tokens.weight[5] = 1e6
+        for parameter in lm.layers.parameters():
+            parameter.zero_()  # so the machine reads the embeddings
+    ids = IDS.masked_fill(IDS == 5, 6)
+    alone = core_round_trip_error(lm, ids=ids).float32
+    ids = torch.cat((ids, torch.full_like(ids[:, :1], 5)), dim=1)
+    assert core_round_trip_error(lm, ids=ids).float32 >= alone > 1e-5
+
+
+def test_ids_need_a_model_that_reads_them(make_lm):
+    with pytest.raises(TypeError, match="which reads ids, got an Enigma"):
+        core_round_trip_error(make_lm().core, ids=IDS)
+    lm = make_lm()
+    lm.forward = lm.embedding.forward
+    with pytest.raises(TypeError, match="a model that calls its core, got one that does not"):
+        core_round_trip_error(lm, ids=IDS)
+
+
 def test_errors_say_what_was_expected():
     with pytest.raises(ValueError, match="vocab_size must be at least 1, got 0"):
         EnigmaLM(0)

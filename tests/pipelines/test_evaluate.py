@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from enigma.model import EnigmaLM
 from pipelines.base.artifacts import read_json, write_json, write_text
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.workspace import Workspace
@@ -150,7 +151,10 @@ def test_a_model_that_knows_the_answers_stops_the_stage(
     published_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The published leak in one line: the hidden state is the embedding of the next token.
-    def oracle(self: Any, ids_BL: torch.Tensor, **_: Any) -> torch.Tensor:
+    honest = EnigmaLM._hidden_states
+
+    def oracle(self: Any, ids_BL: torch.Tensor, **options: Any) -> torch.Tensor:
+        honest(self, ids_BL, **options)  # the machine is undone on what reaches it
         return 1e3 * self.embedding.tokens(ids_BL.roll(-1, dims=1))
 
     model = load_language_model(published_model)
@@ -159,7 +163,7 @@ def test_a_model_that_knows_the_answers_stops_the_stage(
         weight.copy_(torch.nn.functional.normalize(weight))
     model.save_pretrained(published_model)
 
-    monkeypatch.setattr("enigma.model.EnigmaLM._hidden_states", oracle)
+    monkeypatch.setattr(EnigmaLM, "_hidden_states", oracle)
     with pytest.raises(GateError, match="perplexity_near_1"):
         main()
     names = {
