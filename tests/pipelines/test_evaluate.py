@@ -154,7 +154,8 @@ def test_a_model_that_knows_the_answers_stops_the_stage(
     honest = EnigmaLM._hidden_states
 
     def oracle(self: Any, ids_BL: torch.Tensor, **options: Any) -> torch.Tensor:
-        honest(self, ids_BL, **options)  # the machine is undone on what reaches it
+        if not torch.is_grad_enabled():
+            honest(self, ids_BL, **options)  # or nothing would reach the machine
         return 1e3 * self.embedding.tokens(ids_BL.roll(-1, dims=1))
 
     model = load_language_model(published_model)
