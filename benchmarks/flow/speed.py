@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.flow.peers import OURS, SPLINES, Model, make, make_ours
+from benchmarks.flow.peers import OURS, SPLINES, Model, fitting, make_ours
 from benchmarks.peers import check_sizes
 from benchmarks.record import median_times_s, row, write
 from enigma.bijections.constant_weights import constant_weights
@@ -31,16 +31,6 @@ HIDDEN, FEWER_STEPS = 24, {2: {"num_rev_blocks": 1, "hidden_channels": 38}}
 def ours(dim: int) -> Model:
     """Make our flow."""
     return make_ours(dim, **FEWER_STEPS.get(dim, {"hidden_channels": HIDDEN}))
-
-
-def peer(name: str, dim: int, parameters: int) -> Model:
-    """Make a peer whose parameters are as close to so many as two hidden widths allow."""
-    width = 1
-    while make(name, dim, (width, width)).parameters < parameters:
-        width += 1
-    near = [(w, v) for w in (width - 1, width) for v in range(w - 3, w + 4) if min(w, v) > 0]
-    found = [make(name, dim, widths) for widths in near]
-    return min(found, key=lambda model: abs(model.parameters - parameters))
 
 
 def jobs(model: Model, x_BD: torch.Tensor) -> dict[str, Callable[[], object]]:
@@ -66,7 +56,7 @@ def measure(dim: int, batch: int) -> dict[str, dict[str, float]]:
     torch.manual_seed(0)
     models = {OURS: ours(dim)}
     size = models[OURS].parameters
-    models |= {name: peer(name, dim, size) for name in SPLINES}
+    models |= {name: fitting(name, dim, size) for name in SPLINES}
     check_sizes({name: model.parameters for name, model in models.items()}, "all", TOLERANCE)
     models[OURS].prepare(torch.randn(2000, dim))
     x_BD = torch.randn(batch, dim)
