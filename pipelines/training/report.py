@@ -1,5 +1,6 @@
 """What a finished training run publishes: the best model, its metrics and its curves."""
 
+import math
 import shutil
 from pathlib import Path
 from statistics import median
@@ -34,6 +35,8 @@ COLUMNS = (
     "data_wait_fraction",
     "peak_memory_mib",
 )
+FIRST_STEPS = 0.05
+"""The share of the steps whose losses need not all be on the picture."""
 CURVES = (
     ("loss.png", "loss (nats per token)", ("train_loss_nats", "validation_loss_nats")),
     ("bits_per_character.png", "bits per character", ("validation_bits_per_character",)),
@@ -159,5 +162,25 @@ def draw_curves(history: Records, directory: Path) -> None:
         axes.grid(alpha=0.3)
         if len(names) > 1:
             axes.legend()
+        if file_name == "loss.png":
+            axes.set_ylim(top=loss_limit(history))
         figure.savefig(directory / file_name, dpi=120)
         plt.close(figure)
+
+
+def loss_limit(history: Records) -> float | None:
+    """Return where the axis of losses ends; None to show all of them.
+
+    A model that knows nothing yet has more than twice the loss of the end, which would press the
+    rest of the curve flat. So of the first steps only what is no higher than later losses is shown.
+    """
+    later = [
+        record[name]
+        for record in history
+        for name in ("train_loss_nats", "validation_loss_nats")
+        if record["step"] > FIRST_STEPS * history[-1]["step"]
+        and math.isfinite(record.get(name, math.nan))
+    ]
+    if not later or min(later) == max(later):
+        return None
+    return max(later) + 0.05 * (max(later) - min(later))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.base.artifacts import write_csv
 from pipelines.tracking.metrics_file import TIME
-from pipelines.training.report import COLUMNS, summary, table
+from pipelines.training.report import COLUMNS, loss_limit, summary, table
 
 HISTORY = [
     {"step": 1, TIME: 1.0, "train_loss_nats": 6.0, "learning_rate": 0.1, "mfu": 0.5},
@@ -62,3 +62,19 @@ def test_a_figure_that_is_absent_is_an_empty_cell(tmp_path: Path) -> None:
     assert rows[0]["tokens_per_s"] == "25.0"
     assert [row["data_wait_fraction"] for row in rows] == ["", "0.2"]
     assert list(path.parent.iterdir()) == [path], "nothing half written is left"
+
+
+def test_the_first_losses_do_not_press_the_curve_flat_and_later_ones_are_all_shown() -> None:
+    falling = [{"step": step, "train_loss_nats": 5.0 - step / 100} for step in range(10, 101, 10)]
+    first = {"step": 1, "train_loss_nats": 13.6}
+    assert loss_limit([first, *falling]) == loss_limit(falling) < 5.0
+    exploded = {"step": 90, "validation_loss_nats": 30.0}
+    limit = loss_limit([first, *falling[:-1], exploded, falling[-1]])
+    assert limit is not None
+    assert limit > 30.0
+
+
+def test_losses_that_are_not_finite_or_all_equal_set_no_limit() -> None:
+    assert loss_limit([{"step": 1, "train_loss_nats": float("nan")}]) is None
+    assert loss_limit([{"step": 1, "train_loss_nats": 2.0}]) is None
+    assert loss_limit([{"step": 1, "gradient_norm": 2.0}]) is None
