@@ -7,6 +7,7 @@ from torch.nn import functional
 from enigma.attention import CausalSelfAttention, alibi_slopes
 from enigma.causality import prove_causality
 from enigma.language_model.training_loss import training_loss
+from enigma.layers import dropped_attention
 from enigma.layers.causal_conv import CausalConv
 from enigma.model import EnigmaLM
 
@@ -53,6 +54,28 @@ def test_symmetric_attention_is_caught(make_lm):
     assert report.real.future_gradient > 0
     assert report.real.suffix_change > 0
     assert "logit 0 has a derivative by the embedding of token 1" in report.real.leak
+
+
+def test_a_leak_behind_the_first_block_of_queries_is_caught_by_a_text_that_reaches_it(
+    make_lm, monkeypatch
+):
+    """Attention with dropout masks one block of queries after the other."""
+
+    def leaky_blocks(length):
+        first, *others = honest_blocks(length)
+        return [first, *(half for rows, seen in others for half in halves(rows, seen))]
+
+    def halves(rows, seen):  # the first half sees the keys of the second
+        middle = (rows.start + rows.stop) // 2
+        return (slice(rows.start, middle), seen), (slice(middle, rows.stop), seen)
+
+    honest_blocks = dropped_attention._blocks
+    lm = make_lm(attention_dropout=0.2)
+    length = dropped_attention._ROWS + 8
+    assert prove_causality(lm, length).is_causal
+    monkeypatch.setattr(dropped_attention, "_blocks", leaky_blocks)
+    assert prove_causality(lm, 32).is_causal, "a shorter text has one block"
+    assert "in training" in prove_causality(lm, length).real.leak
 
 
 class CentredConv(CausalConv):

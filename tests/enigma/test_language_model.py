@@ -220,6 +220,11 @@ def test_the_round_trip_is_measured_on_the_streams_of_text(make_lm):
     assert of_text.float32_reversed < 1e-5
 
 
+def test_in_exact_mode_text_comes_back_to_the_bit(make_lm):
+    report = core_round_trip_error(make_lm(exact=True, rotor_form="lifting"), ids=IDS)
+    assert report.float32 == report.float32_reversed == 0.0
+
+
 def test_a_machine_that_text_cannot_come_back_from_is_seen(make_lm):
     lm = make_lm()
     with torch.no_grad():
