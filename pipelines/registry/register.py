@@ -146,9 +146,6 @@ def _log(client: Any, material: Material, content: str, profile: str, key: Crypt
             # Named here, or MLflow would run the model to infer them.
             pip_requirements=[_pinned(name) for name in REQUIREMENTS],
         )
-        guards = Path(temporary, "guards")
-        write_guards(guards)
-        client.log_model_artifacts(info.model_id, str(guards))
         _sign(client, info, material, tags, key)
         # It prints what is logged here too, past every log level.
         with redirect_stderr(io.StringIO()):
@@ -188,9 +185,12 @@ def _stages(lock: Path) -> set[str]:
 def _sign(
     client: Any, info: Any, material: Material, tags: Mapping[str, str], key: CryptoSigner
 ) -> None:
-    """Sign the files as MLflow stored them, so that no version is ever without its evidence."""
+    """Close the files to compiled code and sign them as stored: no version lacks its evidence."""
     import mlflow
 
+    with tempfile.TemporaryDirectory() as temporary:
+        write_guards(Path(temporary))
+        client.log_model_artifacts(info.model_id, temporary)
     with tempfile.TemporaryDirectory() as temporary:
         stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=temporary))
         proof = Proof.read(stored, material.name)
