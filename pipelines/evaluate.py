@@ -228,7 +228,8 @@ def _proofs(
     from enigma.bijections.round_trip import core_round_trip_error
     from enigma.causality import prove_causality
 
-    ids_BL = torch.from_numpy(test.gather(test_indices[: params.batch_size]).astype(np.int64))
+    spread = test_indices[evenly_spaced(len(test_indices), params.batch_size)]
+    ids_BL = torch.from_numpy(test.gather(spread).astype(np.int64))
     ids_L = ids_BL[0, : params.causality_length]
     if len(ids_L) < params.causality_length:
         raise UserError(

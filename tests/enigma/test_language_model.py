@@ -251,7 +251,7 @@ def test_ids_need_a_model_that_reads_them(make_lm):
     with pytest.raises(TypeError, match="which reads ids, got an Enigma"):
         core_round_trip_error(make_lm().core, ids=IDS)
     lm = make_lm()
-    lm.forward = lambda ids: ids
+    lm.forward = lambda ids, head: ids
     with pytest.raises(TypeError, match="a model that calls its core, got one that does not"):
         core_round_trip_error(lm, ids=IDS)
 
