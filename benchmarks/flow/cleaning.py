@@ -2,12 +2,16 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.flow.cleaning data/wiki-zh/documents
 
-Every tenth clean document of train and of validation is made odd
-(`benchmarks/flow/planted_documents.py`, the kinds in turn). A language model learns from all of it,
-and a document flow is fitted to its states: neither knows what is clean. A tenth of the training
-documents is then removed, at random or by what one score calls the worst, and a new model learns
-from the rest. All are read on the clean test split. Model, recipe and flow are those of the profile
-in use; the number of epochs is its too, so whoever removes long documents trains on fewer tokens.
+A tenth of the clean documents of train and of validation, drawn at random, is made odd
+(`benchmarks/flow/planted_documents.py`, the kinds in turn). Nothing that follows knows which. A
+language model learns from one half of train, a document flow is fitted to its states, and both
+score the other half; then the halves change places, as a model says little of texts that it has
+seen. A tenth of the documents is removed, at random or by what one score calls the worst, and a new
+model learns from the rest. All are read on the clean test split.
+
+Model, n-grams, flow, optimiser, rates, batch and epochs are those of the profile in use, in one
+process, with the cosine schedule and the weights of the last step. Whoever removes long documents
+trains on fewer tokens.
 
 The scores: `enigma score`; the loss of the language model, the highest removed; token priors, the
 mean and the standard deviation of a document's log unigram probabilities, the farthest from both
@@ -15,9 +19,12 @@ medians removed (Seo et al., "Prior-based Noisy Text Data Filtering", arXiv 2509
 planted ones" knows them and is the best that any score could do.
 
 What is done is kept under `runs/cleaning/`: an interrupted benchmark resumes with the same command.
+The folder is named by documents and settings, not by the code: delete it if that changes.
 """
 
 import argparse
+import hashlib
+import json
 import random
 import tempfile
 from pathlib import Path
@@ -31,22 +38,21 @@ import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from benchmarks.flow.cleaning_table import LOSS, NOTHING, ORACLE, OURS, PRIORS, RANDOM, WAYS, table
+from benchmarks.flow.cleaning_table import LOSS, NOTHING, ORACLE, OURS, PRIORS, RANDOM, table
 from benchmarks.flow.planted_documents import KINDS, plant
 from benchmarks.record import write
-from enigma.language_model.memory.ngram_counts import count_ngrams
 from enigma.modeling_enigma import EnigmaForCausalLM
-from pipelines.base.artifacts import read_json, write_json, write_manifest
+from pipelines.base.artifacts import read_json, read_manifest, write_json, write_manifest
 from pipelines.base.run_stage import progress, run_stage
 from pipelines.base.workspace import SPLITS
+from pipelines.count_ngrams import count_ngrams
 from pipelines.data.order import BatchPlan, SequenceOrder, evenly_spaced
 from pipelines.data.shards import ShardReader
 from pipelines.data.text.shard_vocabulary import ShardVocabulary, shard_tokenizer
 from pipelines.flow.documents.document_flow import fit_document_flow
 from pipelines.flow.documents.passages import Floats, Passages, read_passages
 from pipelines.flow.documents.typical import Typical
-from pipelines.language_model.classes import TokenClasses
-from pipelines.language_model.published import model_config
+from pipelines.language_model.published import new_language_model
 from pipelines.language_model.scoring import Score, Span, batches, sequence_nll_nats
 from pipelines.params import Profile, load_params
 from pipelines.tokenize import tokenize
@@ -98,12 +104,21 @@ def write_shards(texts: dict[str, Texts], profile: Profile, place: Path) -> Path
     return place / "shards"
 
 
+def _count(shards: Path, profile: Profile) -> Path:
+    """Run the stage `count_ngrams`, which wants to hear that the shards have passed."""
+    certificate = shards.parent / "certificate.json"
+    write_json(certificate, {"passed": True, "shards_root": read_manifest(shards)["root"]})
+    count_ngrams(profile.count_ngrams, shards, certificate, shards.parent / "ngrams")
+    return shards.parent / "ngrams"
+
+
 def train(shards: Path, profile: Profile, seed: int, label: str) -> EnigmaForCausalLM:
     """Train a new language model as the profile does, in float32 on one process."""
     recipe = profile.train
     reader = ShardReader(shards, "train")
+    ngrams = _count(shards, profile)
     torch.manual_seed(seed)
-    model = _new_model(shards, reader, profile).train()
+    model = new_language_model(profile.model, shards, ngrams).train()
     plan = BatchPlan(SequenceOrder(len(reader), seed), recipe.batch_size, 1, 1)
     steps = plan.steps(recipe.epochs)
     optimiser = make_optimiser(
@@ -120,20 +135,6 @@ def train(shards: Path, profile: Profile, seed: int, label: str) -> EnigmaForCau
         schedule.step()
         optimiser.zero_grad()
     return model.eval()
-
-
-def _new_model(shards: Path, reader: ShardReader, profile: Profile) -> EnigmaForCausalLM:
-    model = EnigmaForCausalLM(model_config(profile.model, shards))
-    if profile.count_ngrams is not None:
-        classes = TokenClasses.of_shards(shards, profile.count_ngrams.min_token_count)
-        model.set_reachable(
-            torch.from_numpy(classes.reachable_R), torch.from_numpy(classes.possible_V)
-        )
-        ids_NL = reader.gather(np.arange(len(reader)))
-        classes_NL = torch.from_numpy(classes.class_of_id.astype(np.int64)[ids_NL])
-        counts = count_ngrams(classes_NL, classes.num_classes, profile.count_ngrams.order)
-        model.set_ngrams(counts, leave_one_out=True)
-    return model
 
 
 def bits_per_character(model: EnigmaForCausalLM, shards: Path, batch_size: int) -> float:
@@ -165,7 +166,7 @@ def token_priors(shards: Path, ids: list[list[int]]) -> Floats:
 def score(
     model: EnigmaForCausalLM, shards: Path, texts: Texts, profile: Profile
 ) -> dict[str, Floats]:
-    """Score the training documents; the higher, the worse."""
+    """Score documents that the model has not seen; the higher, the worse."""
     flow, _ = fit_document_flow(model, shards, profile.train_flow, lambda _: None)
     tokenizer = shard_tokenizer(shards)
     passages = Passages.of_texts(tokenizer, texts, model.config.max_len)
@@ -176,6 +177,22 @@ def score(
         LOSS: found.loss_nats,
         PRIORS: token_priors(shards, ids),
     }
+
+
+def cross_scores(texts: dict[str, Texts], profile: Profile, seed: int) -> dict[str, list[float]]:
+    """Score every training document by what the other half of them says."""
+    total = len(texts["train"])
+    found = {name: np.empty(total) for name in (OURS, LOSS, PRIORS)}
+    halves = [np.arange(first, total, 2) for first in (0, 1)]
+    for mine, others in (halves, halves[::-1]):
+        with tempfile.TemporaryDirectory() as temporary:
+            half = {**texts, "train": [texts["train"][i] for i in mine]}
+            shards = write_shards(half, profile, Path(temporary))
+            model = train(shards, profile, seed, f"half, seed {seed}")
+            scores = score(model, shards, [texts["train"][i] for i in others], profile)
+        for name, values in scores.items():
+            found[name][others] = values
+    return {name: values.tolist() for name, values in found.items()}
 
 
 def worst(scores: Floats) -> npt.NDArray[np.int64]:
@@ -200,6 +217,9 @@ def measure(texts: dict[str, Texts], profile: Profile, seed: int, place: Path) -
     train_texts, planted = pollute(texts["train"], seed)
     polluted = {**texts, "train": train_texts, "validation": pollute(texts["validation"], seed)[0]}
     scored = place / f"scores-{seed}.json"
+    if not scored.is_file():
+        write_json(scored, cross_scores(polluted, profile, seed))
+    scores = {name: np.array(values) for name, values in read_json(scored).items()}
 
     def run(way: str, removed: list[int]) -> dict[str, Any]:
         gone = set(removed)
@@ -207,9 +227,6 @@ def measure(texts: dict[str, Texts], profile: Profile, seed: int, place: Path) -
         with tempfile.TemporaryDirectory() as temporary:
             shards = write_shards({**polluted, "train": kept}, profile, Path(temporary))
             model = train(shards, profile, seed, f"{way}, seed {seed}")
-            if not removed:
-                found = score(model, shards, train_texts, profile)
-                write_json(scored, {name: values.tolist() for name, values in found.items()})
             return {
                 "way": way,
                 "seed": seed,
@@ -218,16 +235,25 @@ def measure(texts: dict[str, Texts], profile: Profile, seed: int, place: Path) -
                 "planted_removed": len(gone & set(planted)) / len(planted),
             }
 
-    def kept_run(way: str, removed: list[int]) -> dict[str, Any]:
+    found = []
+    for way, removed in removals(scores, planted, seed).items():
         path = place / f"{way.replace(' ', '-')}-{seed}.json"
         if not path.is_file():
             write_json(path, run(way, removed))
-        return read_json(path)
+        found.append(read_json(path))
+    return found
 
-    first = kept_run(NOTHING, [])
-    scores = {name: np.array(values) for name, values in read_json(scored).items()}
-    plan = removals(scores, planted, seed)
-    return [first, *(kept_run(way, plan[way]) for way in WAYS if way != NOTHING)]
+
+def folder(documents: Path, profile: Profile) -> Path:
+    """Name the folder of what is done by everything that decides it, except the code."""
+    what = {
+        "documents": read_manifest(documents)["root"],
+        "sizes": (DOCUMENTS, CHARACTERS, EVERY),
+        "kinds": list(KINDS),
+        "profile": profile.model_dump(mode="json"),
+    }
+    mark = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return RUNS / mark[:12]
 
 
 def main() -> None:
@@ -238,7 +264,7 @@ def main() -> None:
     arguments = parser.parse_args()
     profile = load_params().profile
     texts = read_texts(arguments.documents)
-    place = RUNS / read_json(arguments.documents / "manifest.json")["root"][:12]
+    place = folder(arguments.documents, profile)
     found = []
     for seed in arguments.seeds:
         found += measure(texts, profile, seed, place)

@@ -17,6 +17,7 @@ from pipelines.base.artifacts import read_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "flow_density"
 LEARNING_RATES, SEEDS = (1e-3, 3e-3, 9e-3), (0, 1, 2)
+MAX_STEPS = 12_000
 MAX_ROUND_TRIP, MAX_LOG_DET_NATS, MAX_GAP_NATS, MIN_BEST = 1e-5, 1e-5, 0.05, 10
 
 Run = dict[str, Any]
@@ -31,18 +32,27 @@ class Cell:
 
     @property
     def nll_nats(self) -> float:
-        """Mean test loss over seeds."""
-        return statistics.mean(run["test_nll_nats"] for run in self.runs)
+        """Mean test loss over seeds; infinite if one is not finite."""
+        return statistics.mean(self._values("test_nll_nats"))
 
     @property
     def error_nats(self) -> float:
-        """Standard error of the mean over seeds."""
-        spread = statistics.stdev(run["test_nll_nats"] for run in self.runs)
-        return spread / math.sqrt(len(self.runs))
+        """Standard error of the mean over seeds; 0 if one is not finite."""
+        values = self._values("test_nll_nats")
+        return statistics.stdev(values) / len(values) ** 0.5 if max(values) < math.inf else 0.0
+
+    @property
+    def is_at_an_edge(self) -> bool:
+        """Whether its rate is at an end of the sweep, or a run had no step left to improve."""
+        rate = self.runs[0]["lr"] in (LEARNING_RATES[0], LEARNING_RATES[-1])
+        return rate or any(run["steps"] >= MAX_STEPS for run in self.runs)
 
     def worst(self, key: str) -> float:
         """The largest value over seeds."""
-        return max(float(run[key]) for run in self.runs)
+        return max(self._values(key))
+
+    def _values(self, key: str) -> list[float]:
+        return [math.inf if run[key] is None else float(run[key]) for run in self.runs]
 
 
 def run_path(name: str, spec: dict[str, Any]) -> Path:
@@ -56,10 +66,10 @@ def read_runs() -> list[Run]:
     return [read_json(path) for path in sorted(RESULTS.glob("*/*.json"))]
 
 
-def best(swept: list[Run]) -> Run:
-    """Return the run of the lowest validation loss; None is a loss that is not finite."""
+def best(swept: list[Run]) -> Run | None:
+    """Return the run of the lowest validation loss; None if no loss is finite."""
     finite = [run for run in swept if run["validation_nll_nats"] is not None]
-    return min(finite, key=lambda run: float(run["validation_nll_nats"]))
+    return min(finite, key=lambda run: float(run["validation_nll_nats"]), default=None)
 
 
 def cells(runs: list[Run], name: str) -> dict[str, Cell]:
@@ -72,9 +82,9 @@ def cells(runs: list[Run], name: str) -> dict[str, Cell]:
         shapes = {run["shape"] for run in swept}
         if model != MIXTURE and (rates != set(LEARNING_RATES) or DEEPER not in shapes):
             continue
-        if not swept:
-            continue
         chosen = best(swept)
+        if chosen is None:
+            continue
         same = [r for r in mine if (r["shape"], r["lr"]) == (chosen["shape"], chosen["lr"])]
         if {run["seed"] for run in same} == set(SEEDS):
             found[model] = Cell(same)
@@ -83,33 +93,40 @@ def cells(runs: list[Run], name: str) -> dict[str, Cell]:
 
 def table(runs: list[Run]) -> Rows:
     """Return the test loss beside every peer's, then the targets."""
-    complete, rows, leads, unseen = 0, [], 0, 0
+    rows: Rows = []
+    leads: dict[str, bool] = {}
     for name in SETS:
         found = cells(runs, name)
         if len(found) < len(MODELS) + 1:
             rows.append(row(f"{name}: incomplete", len(found), f"of {len(MODELS) + 1} models"))
             continue
-        complete += 1
-        unseen += name not in DESIGNED_ON
         peers = sorted((m for m in found if m != OURS), key=lambda m: found[m].nll_nats)
-        leads += _is_best(found, peers[0])
+        leads[name] = all(_is_within(found[OURS], found[peer]) for peer in peers)
         rows += [_loss(name, found, peer, best_peer=peer == peers[0]) for peer in peers]
         rows += _limits(name, found[OURS])
-    rows.append(
+        edges = [m for m, cell in found.items() if m != MIXTURE and cell.is_at_an_edge]
+        if edges:
+            what = f"{name}: at an edge of the sweep, or not converged: {', '.join(edges)}"
+            rows.append(row(what, len(edges), "models"))
+    unseen = {name: lead for name, lead in leads.items() if name not in DESIGNED_ON}
+    what = "sets where it is the best, or within a standard error of it"
+    num_best = sum(leads.values())
+    return [
+        *rows,
+        row(f"unseen {what}", sum(unseen.values()), f"of {len(unseen)} complete"),
         row(
-            "sets where it is the best, or within a standard error of it",
-            leads,
-            f"of {complete} complete ({unseen} unseen)",
+            what,
+            num_best,
+            f"of {len(leads)} complete",
             target=f">= {MIN_BEST} of {len(SETS)}",
-            met=leads >= MIN_BEST,
-        )
-    )
-    return rows
+            met=num_best >= MIN_BEST,
+        ),
+    ]
 
 
-def _is_best(found: dict[str, Cell], peer: str) -> bool:
-    ours, theirs = found[OURS], found[peer]
-    return ours.nll_nats <= theirs.nll_nats + max(ours.error_nats, theirs.error_nats)
+def _is_within(ours: Cell, peer: Cell) -> bool:
+    """Whether ours is no worse than a peer by more than the peer's standard error."""
+    return ours.nll_nats <= peer.nll_nats + peer.error_nats
 
 
 def _loss(name: str, found: dict[str, Cell], peer: str, *, best_peer: bool) -> dict[str, Any]:
@@ -121,7 +138,7 @@ def _loss(name: str, found: dict[str, Cell], peer: str, *, best_peer: bool) -> d
         peer=f"{peer} (± {theirs.error_nats:.2g})",
         peer_value=theirs.nll_nats,
         target="lower or within a s.e." if best_peer else None,
-        met=_is_best(found, peer) if best_peer else None,
+        met=_is_within(ours, theirs) if best_peer else None,
     )
     return {**entry, "ratio": None}
 

@@ -1,12 +1,15 @@
 """The flows that are compared: EnigmaFlow, and peers from zuko, normflows and nflows.
 
 Settings are the packages' defaults except for the number of transforms, the hidden widths, random
-orders where the package offers them, and the domain of splines, [-5, 5] for all. Each has two
+orders where the package offers them, the domain of splines ([-5, 5] for all), the small networks of
+NAF (its own are larger than all other models) and RealNVP's start at the identity. Each has two
 shapes: its usual number of transforms, and half as many again with narrower networks. EnigmaFlow is
-told what its documentation asks for: whether the axes of the data have a meaning.
+told what its documentation asks for: whether the axes of the data have a meaning; and it is fitted
+to the marginals of the training data before the first step, which no peer offers.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -60,19 +63,18 @@ Maker = Callable[[int, Widths, int], Model]
 
 
 def make(name: str, dim: int, widths: Widths, shape: str = USUAL) -> Model:
-    """Make a peer over `dim` channels with two hidden layers in each network.
-
-    Where a package has one width for both (RQS + LU), the first is used.
-    """
+    """Make a peer over `dim` channels, with the first width alone where a package has but one."""
     maker, transforms = _PEERS[name]
     return maker(dim, widths, transforms if shape == USUAL else math.ceil(1.5 * transforms))
 
 
 def fitting(name: str, dim: int, parameters: int, shape: str = USUAL) -> Model:
     """Make a peer whose parameters are as close to so many as two hidden widths allow."""
-    width = 1
-    while make(name, dim, (width, width), shape).parameters < parameters:
-        width += 1
+
+    def size(width: int) -> int:
+        return make(name, dim, (width, width), shape).parameters
+
+    width = 1 + bisect_left(range(1, 4096), parameters, key=size)
     near = [(w, v) for w in (width - 1, width) for v in range(w - 3, w + 4) if min(w, v) > 0]
     found = [make(name, dim, widths, shape) for widths in near]
     return min(found, key=lambda model: abs(model.parameters - parameters))
@@ -148,7 +150,10 @@ def _rqs_lu(dim: int, widths: Widths, transforms: int) -> list[nn.Module]:
 
 
 def _nflows_rqs(dim: int, widths: Widths, transforms: int) -> Model:
-    """Make the RQ-NSF (C) of the nflows package: spline couplings between LU layers."""
+    """Make the RQ-NSF (C) of Durkan et al., "Neural Spline Flows", 2019, by the same authors.
+
+    A random permutation and an LU layer stand in front of every spline coupling and at the end.
+    """
     import nflows.distributions
     import nflows.flows
     import nflows.nn.nets
@@ -158,16 +163,18 @@ def _nflows_rqs(dim: int, widths: Widths, transforms: int) -> Model:
         found: nn.Module = nflows.nn.nets.ResidualNet(read, wanted, widths[0], num_blocks=2)
         return found
 
+    def linear() -> list[nn.Module]:
+        lu = nflows.transforms.LULinear(dim, identity_init=True)
+        return [nflows.transforms.RandomPermutation(dim), lu]
+
     steps: list[nn.Module] = []
     for number in range(transforms):
         mask = torch.arange(dim) % 2 == number % 2
-        steps += [
-            nflows.transforms.LULinear(dim, identity_init=True),
-            nflows.transforms.PiecewiseRationalQuadraticCouplingTransform(
-                mask, network, num_bins=8, tails="linear", tail_bound=5.0
-            ),
-        ]
-    transform = nflows.transforms.CompositeTransform(steps)
+        coupling = nflows.transforms.PiecewiseRationalQuadraticCouplingTransform(
+            mask, network, tails="linear", tail_bound=5.0
+        )
+        steps += [*linear(), coupling]
+    transform = nflows.transforms.CompositeTransform([*steps, *linear()])
     flow = nflows.flows.Flow(transform, nflows.distributions.StandardNormal([dim]))
     return Model(
         flow,
@@ -183,7 +190,6 @@ _PEERS: dict[str, tuple[Maker, int]] = {
     "zuko NSF coupling": (_zuko("NSF", passes=2, randperm=True), 8),
     "zuko MAF": (_zuko("MAF", randperm=True), 5),
     "zuko NAF": (
-        # Its defaults have more parameters than all others, whatever the width.
         _zuko("NAF", randperm=True, signal=8, network={"hidden_features": (16, 16)}),
         2,
     ),
@@ -192,6 +198,8 @@ _PEERS: dict[str, tuple[Maker, int]] = {
     "nflows RQ-NSF": (_nflows_rqs, 6),
 }
 """With the usual number of transforms."""
+LARGER = "zuko NAF"
+"""Its parameters may be more than all others' where no width of its networks has as few."""
 MODELS = (OURS, *(name for name in _PEERS if name != "zuko NSF coupling"))
 """Whose densities are compared. The coupling NSF of zuko is there for its speed: nflows has the
 same with LU layers."""

@@ -5,11 +5,15 @@ stored files, which reveals any change since to the proof, the weights or the co
 """
 
 import hashlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.base.artifacts import sha256_file, write_text
 
+# Where Python and numba keep what they compile.
+COMPILED = "__pycache__"
 # Made from the rest, so it is no part of the content.
 CARD = "card"
 # Signed statements about the rest.
@@ -41,7 +45,7 @@ def write_guards(version: Path) -> None:
 
     MLflow loads a version of a local store where it lies. Python and numba keep what they compile
     beside the source, so the first load would add files that nobody signed. With a file of that
-    name in the way, Python keeps nothing and numba uses the user's own cache.
+    name in the way, Python keeps nothing, and numba uses the user's own cache, if there is one.
 
     Args:
         version: A directory with the layout of a version, to write the files into.
@@ -49,7 +53,23 @@ def write_guards(version: Path) -> None:
     package = enigma_package()
     below = {path.parent.relative_to(package) for path in package.rglob("*.py")}
     for folder in (version, *(version / "code" / "enigma" / name for name in below)):
-        write_text(folder / "__pycache__", "No compiled code is kept here: nobody signed it.\n")
+        write_text(folder / COMPILED, "No compiled code is kept here: nobody signed it.\n")
+
+
+def is_guard(path: Path) -> bool:
+    """Whether a path of a version is a file of `write_guards`."""
+    return path.name == COMPILED and path.is_file()
+
+
+@contextmanager
+def no_compiled_code() -> Iterator[None]:
+    """Let Python keep no compiled code meanwhile."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def content_to_log(

