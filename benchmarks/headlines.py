@@ -132,7 +132,7 @@ HEADLINES = (
         Words("AUROC", "AUROC"),
         Words("Gaussian of the same states", "同样状态的高斯分布"),
         peer="Gaussian, same states",
-        target=Words(">= 0.95, above the Gaussian", ">= 0.95，且高于高斯分布"),
+        target=Words(">= 0.97, above the Gaussian", ">= 0.97，且高于高斯分布"),
     ),
     Headline(
         "data",

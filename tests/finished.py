@@ -240,7 +240,11 @@ def _write_flow(directory: Path) -> None:
     states = StateFlow(flow, whitening)
     states.save(directory)
     documents = DocumentFlow(
-        states, Typical([1], [0.0], [1.0]), Typical([1], [10.0], [1.0]), TypicalLength([1.0])
+        states,
+        Typical([1], [0.0], [1.0]),
+        Typical([1], [10.0], [1.0]),
+        Typical([1], [12.0], [1.0]),
+        TypicalLength([1.0]),
     )
     documents.save(directory / DIRECTORY)
 

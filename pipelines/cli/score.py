@@ -39,7 +39,13 @@ from pipelines.tracking.store import connect
 if TYPE_CHECKING:
     from enigma.modeling_enigma import EnigmaForCausalLM
 
-SHOWN_COLUMNS = ("atypicality", "state_deviation", "loss_deviation", "length_deviation")
+SHOWN_COLUMNS = (
+    "atypicality",
+    "state_deviation",
+    "loss_deviation",
+    "peak_deviation",
+    "length_deviation",
+)
 # A killed run loses at most the part that it was at.
 DOCUMENTS_PER_PART = 128
 # A part of fewer documents, where they are long.

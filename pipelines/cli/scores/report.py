@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 ENDING = ".jsonl"
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
-TYPICAL = 2.0
+TYPICAL = 3.0
 """Most normal documents have a lower atypicality."""
 NAME_CHARACTERS = 100
 COLOUR, MARK = "#40618f", "#c98a2b"

@@ -1,11 +1,12 @@
 """How typical a document is of the language model's training text.
 
 A likelihood alone misranks: text simpler than the training text is more likely than it (Nalisnick
-et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So two values of a document
+et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So three values of a document
 are compared with those of held-out passages, and both too high and too low are odd (as in
 Nalisnick et al., "Detecting Out-of-Distribution Inputs to Deep Generative Models Using
 Typicality", 2019): the density of its mean state under a flow, which depends on its topic and how
-much it varies, and the language model's loss, which depends on the order of its tokens. A document
+much it varies; the language model's loss, which depends on the order of its tokens; and the loss of
+the tokens that were least expected, which a misread character or a foreign one is. A document
 shorter than a passage is compared with beginnings of passages, and is as odd for its length as
 such documents are rare (`pipelines.flow.documents.typical`).
 
@@ -50,10 +51,12 @@ class Scores:
     """Scores of documents, one value per document.
 
     Args:
-        atypicality: How far from typical, in standard deviations of the three together; below 2
+        atypicality: How far from typical, in standard deviations of the four together; below 3
             for most normal documents, unbounded above.
         state_deviation: Deviation of -log density of the mean state, in standard deviations.
         loss_deviation: Deviation of the language model's loss, in standard deviations.
+        peak_deviation: Deviation of the loss of the least expected tenth of the tokens, in standard
+            deviations.
         length_deviation: How far shorter than a typical document, in standard deviations; 0 from
             a whole passage on.
         likelihood_ratio_nats_per_dim: Log density of the mean state under the flow less that
@@ -64,6 +67,7 @@ class Scores:
     atypicality: Floats
     state_deviation: Floats
     loss_deviation: Floats
+    peak_deviation: Floats
     length_deviation: Floats
     likelihood_ratio_nats_per_dim: Floats
     loss_nats: Floats
@@ -77,12 +81,14 @@ class DocumentFlow:
         flow: Fitted to states with `NOISE_STD` of noise; documents are scored without noise.
         state: Typical -log density in nats per dimension.
         loss: Typical loss of the language model in nats per token.
+        peak: Typical loss of the least expected tenth of the tokens.
         length: Typical number of tokens.
     """
 
     flow: StateFlow
     state: Typical
     loss: Typical
+    peak: Typical
     length: TypicalLength
 
     def score(self, passages: Passages, reading: Reading) -> Scores:
@@ -98,10 +104,11 @@ class DocumentFlow:
         tokens_P, mean = passages.num_tokens, passages.mean_by_document
         state = mean(self.state.deviations(-flow_P, tokens_P))
         loss = mean(self.loss.deviations(reading.loss_nats, tokens_P))
+        peak = mean(self.peak.deviations(reading.peak_nats, tokens_P))
         length = mean(self.length.deviations(tokens_P))
-        together = np.sqrt(state**2 + loss**2 + length**2)
+        together = np.sqrt(state**2 + loss**2 + peak**2 + length**2)
         ratio, loss_nats = mean(flow_P - gaussian_P), mean(reading.loss_nats)
-        return Scores(together, state, loss, length, ratio, loss_nats)
+        return Scores(together, state, loss, peak, length, ratio, loss_nats)
 
     def save(self, directory: Path) -> None:
         """Write the flow and the typical values."""
@@ -109,6 +116,7 @@ class DocumentFlow:
         typical = {
             "state": asdict(self.state),
             "loss": asdict(self.loss),
+            "peak": asdict(self.peak),
             "length": asdict(self.length),
         }
         write_json(directory / TYPICAL_FILE, typical)
@@ -118,20 +126,22 @@ class DocumentFlow:
         """Read what `save` wrote.
 
         Raises:
-            UserError: If a file of the flow is missing, or was made before lengths counted.
+            UserError: If a file of the flow is missing, or was made before all of this counted.
         """
         flow = StateFlow.load(directory, device)
         typical = read_json(directory / TYPICAL_FILE)
-        if "length" not in typical:
+        missing = {"state", "loss", "peak", "length"} - typical.keys()
+        if missing:
             raise UserError(
-                f"{directory / TYPICAL_FILE}: expected what is typical at every length, got it "
-                "for whole passages only",
+                f"{directory / TYPICAL_FILE}: expected what is typical of a document, got a file "
+                f"without {', '.join(sorted(missing))}, of an earlier version",
                 "run `dvc repro train_flow`, then register and promote it",
             )
         return cls(
             flow,
             Typical(**typical["state"]),
             Typical(**typical["loss"]),
+            Typical(**typical["peak"]),
             TypicalLength(**typical["length"]),
         )
 
@@ -180,6 +190,7 @@ def fit_document_flow(
         state_flow,
         Typical.of(lengths, nll_KP / train_PD.shape[1]),
         Typical.of(lengths, np.stack([read.loss_nats for read in held_out])),
+        Typical.of(lengths, np.stack([read.peak_nats for read in held_out])),
         TypicalLength.of(lengths[-1], readers["train"].document_lengths()),
     )
     return found, result

@@ -40,10 +40,12 @@ class Reading:
         states: (P, D) float32, the mean final hidden state.
         loss_nats: (P,) float64, the mean loss per token. A passage of one token predicts
             nothing; its loss is that of a uniform guess.
+        peak_nats: (P,) float64, the mean loss of the tenth of the tokens that were least expected.
     """
 
     states: Tensor
     loss_nats: Floats
+    peak_nats: Floats
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,11 @@ def read_passages(
         quiet: Whether to show no progress, for a caller that shows its own.
     """
     states_PD = torch.empty(len(passages.ids), model.config.d)
-    loss_P = torch.empty(len(passages.ids), dtype=torch.float64)
+    loss_P, peak_P = np.empty(len(passages.ids)), np.empty(len(passages.ids))
     for index, states_LD in _states(model, passages, quiet=quiet):
         states_PD[index] = _mean(states_LD)
-        loss_P[index] = _loss_nats(model, states_LD, passages.ids[index])
-    return Reading(states_PD, loss_P.numpy())
+        loss_P[index], peak_P[index] = _losses(_nats(model, states_LD, passages.ids[index]))
+    return Reading(states_PD, loss_P, peak_P)
 
 
 @torch.no_grad()
@@ -134,13 +136,13 @@ def read_beginnings(
         lengths: K numbers of tokens from 2 to the length of the shortest passage.
     """
     states_KPD = torch.empty(len(lengths), len(passages.ids), model.config.d)
-    loss_KP = np.empty(states_KPD.shape[:2])
+    loss_KP, peak_KP = np.empty(states_KPD.shape[:2]), np.empty(states_KPD.shape[:2])
     for index, states_LD in _states(model, passages):
         nats_L = _nats(model, states_LD, passages.ids[index])
         for k, length in enumerate(lengths):
             states_KPD[k, index] = _mean(states_LD[:length])
-            loss_KP[k, index] = float(nats_L[: length - 1].mean())
-    return [Reading(*both) for both in zip(states_KPD, loss_KP, strict=True)]
+            loss_KP[k, index], peak_KP[k, index] = _losses(nats_L[: length - 1])
+    return [Reading(*each) for each in zip(states_KPD, loss_KP, peak_KP, strict=True)]
 
 
 @torch.no_grad()
@@ -178,13 +180,15 @@ def _mean(states_LD: Tensor) -> Tensor:
     return states_LD.float().mean(dim=0).cpu()
 
 
-def _loss_nats(model: "EnigmaForCausalLM", states_LD: Tensor, ids: list[int]) -> float:
-    if len(ids) == 1:
-        return math.log(model.config.vocab_size)
-    return float(_nats(model, states_LD, ids).mean())
+def _losses(nats_L: Tensor) -> tuple[float, float]:
+    """Return the mean of losses, and that of the highest tenth."""
+    highest = nats_L.topk(max(1, len(nats_L) // 10)).values
+    return float(nats_L.mean()), float(highest.mean())
 
 
 def _nats(model: "EnigmaForCausalLM", states_LD: Tensor, ids: list[int]) -> Tensor:
-    """Return the losses of all tokens but the first."""
+    """Return the losses of all tokens but the first, or of a uniform guess at the only one."""
+    if len(ids) == 1:
+        return torch.full((1,), math.log(model.config.vocab_size))
     ids_L = torch.tensor(ids, device=model.device)
     return model.lm.nll_nats(states_LD[None], ids_L[None])[0]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,25 @@ def test_short_documents_are_odd_for_their_length_alone(models: Path) -> None:
     assert np.median(np.abs(as_if_whole)) > 2 * np.median(np.abs(found.state_deviation))
 
 
+def test_the_least_expected_tenth_counts_for_itself(models: Path) -> None:
+    """A few misread characters are lost in the mean over all tokens."""
+    scorer = Scorer.load(models / "lm", models / "flow")
+    rng = np.random.default_rng(1)
+    tokens_NL = rng.choice(NORMAL_IDS, size=(5, LENGTH))
+    passages = Passages(tokens_NL.tolist(), np.arange(5), 5)
+    reading = read_passages(scorer.model, passages)
+    with torch.no_grad():
+        ids_NL = torch.from_numpy(tokens_NL)
+        nats_NL = scorer.model.lm.nll_nats(scorer.model.lm.hidden_states(ids_NL), ids_NL).numpy()
+    highest_N = np.sort(nats_NL)[:, -((LENGTH - 1) // 10) :].mean(axis=1)
+    np.testing.assert_allclose(reading.peak_nats, highest_N, rtol=1e-4)
+    found = scorer.flow.score(passages, reading)
+    misread = scorer.flow.score(passages, replace(reading, peak_nats=reading.peak_nats + 3))
+    assert (misread.peak_deviation > found.peak_deviation + 3).all()
+    assert (misread.atypicality > found.atypicality).all()
+    assert np.array_equal(misread.loss_deviation, found.loss_deviation)
+
+
 def test_a_passage_gets_the_same_states_alone_and_beside_longer_ones(models: Path) -> None:
     model = EnigmaForCausalLM.from_pretrained(models / "lm").eval()
     ids = [[1000, 1001, 1002], [1003] * LENGTH, [1004]]
@@ -131,6 +151,7 @@ def test_a_passage_gets_the_same_states_alone_and_beside_longer_ones(models: Pat
         alone = read_passages(model, Passages([mine], np.arange(1), 1))
         torch.testing.assert_close(together.states[index], alone.states[0])
         assert together.loss_nats[index] == pytest.approx(alone.loss_nats[0])
+        assert together.peak_nats[index] == pytest.approx(alone.peak_nats[0])
     assert together.loss_nats[2] == pytest.approx(np.log(21128), rel=1e-6)
 
 
@@ -167,7 +188,7 @@ def test_a_flow_of_another_language_model_or_without_documents_is_refused(
     shutil.copytree(models / "flow" / DIRECTORY, bare / "flow" / DIRECTORY)
     made = read_json(bare / "flow" / DIRECTORY / TYPICAL_FILE)
     write_json(bare / "flow" / DIRECTORY / TYPICAL_FILE, {"state": made["state"]})
-    with pytest.raises(UserError, match=r"(?s)typical at every length.*dvc repro train_flow"):
+    with pytest.raises(UserError, match=r"(?s)without length, loss, peak.*dvc repro train_flow"):
         score(str(source), models=bare, output=None, top=1)
     write_json(bare / "flow" / "flow_training.json", {"lm_weights_sha256": "0" * 64})
     with pytest.raises(UserError, match="the language model that the flow was fitted to"):

@@ -23,6 +23,7 @@ def scores(name: str, atypicality: float, **others: Any) -> dict[str, Any]:
         "atypicality": atypicality,
         "state_deviation": atypicality,
         "loss_deviation": 0.0,
+        "peak_deviation": 0.0,
         "length_deviation": 0.0,
         "loss_nats": 5.0,
         "characters": 1000,
@@ -122,7 +123,7 @@ def test_the_page_shows_a_bounded_part_of_hostile_documents_and_executes_none(
     assert len(found.images) == 1
     assert found.images[0].startswith("data:image/png;base64,")
     assert found.text.count(HOSTILE) >= 3, "shown as text"
-    assert "3 documents; 66.7 % have an atypicality below 2.0" in found.text
+    assert "3 documents; 66.7 % have an atypicality below 3.0" in found.text
     assert ("乙" in page, "丙" in page) == (True, False)
     assert len(page) < len(found.images[0]) + 10 * TEXT_CHARACTERS + 10_000
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
