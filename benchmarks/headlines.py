@@ -128,7 +128,7 @@ HEADLINES = (
         "odd_documents",
         "mean AUROC",
         ODD_DOCUMENTS,
-        Words("Planted odd documents ranked above normal ones", "异常文档排在正常文档之前"),
+        Words("Planted odd documents ranked above normal ones", "植入的异常文档排在正常文档之前"),
         Words("AUROC", "AUROC"),
         Words("Gaussian of the same states", "同样状态的高斯分布"),
         peer="Gaussian, same states",
