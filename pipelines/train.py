@@ -36,6 +36,7 @@ CAUSALITY_LENGTH = 16
 # Code that launches a run, publishes its result, generates text or is the flow's alone affects no
 # weight of the language model.
 WITHOUT_EFFECT_ON_WEIGHTS = (
+    "enigma/bijections/round_trip.py",
     "enigma/causality.py",
     "enigma/density",
     "enigma/generation.py",
