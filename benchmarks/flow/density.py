@@ -7,10 +7,10 @@
 On each set all flows have the same number of parameters (within 10 %; zuko's NAF may have more),
 the same batch and optimiser, and train until validation stops improving: after `patience`
 evaluations without a better loss the rate falls and the best weights return, and after as many
-again training ends. At seed 0 each has the same sweep: three learning rates, and a deeper, narrower
-shape at the best of them. The best on validation is trained with two more seeds. A Gaussian
-mixture, its number of components chosen on validation, is the floor. Test is read with every run,
-and shown for the chosen ones alone.
+again training ends. At seed 0 each has the same sweep: learning rates by factors of three until the
+best is inside, and a deeper, narrower shape at the best of them. The best on validation is trained
+with two more seeds. A Gaussian mixture, its number of components chosen on validation, is the
+floor. Test is read with every run, and shown for the chosen ones alone.
 
 A finished run is one file under `benchmarks/results/flow_density/`: an interrupted benchmark
 resumes with the same command, on another machine too. Runs of other settings or other data are
@@ -34,6 +34,7 @@ from benchmarks.flow.density_table import (
     MAX_STEPS,
     SEEDS,
     best,
+    next_rate,
     read_runs,
     run_path,
     table,
@@ -263,7 +264,9 @@ def measure(name: str, data: FlowSet) -> None:
     for seed in SEEDS:
         run(model=MIXTURE, shape=USUAL, lr=0.0, seed=seed)
     for model in MODELS:
-        swept = [run(model=model, shape=USUAL, lr=lr, seed=SEEDS[0]) for lr in LEARNING_RATES]
+        swept: list[dict[str, Any]] = []
+        while (lr := next_rate(swept)) is not None:
+            swept.append(run(model=model, shape=USUAL, lr=lr, seed=SEEDS[0]))
         usual = best(swept)
         if usual is None:  # no rate has a finite loss: the set stays incomplete
             continue

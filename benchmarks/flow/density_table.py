@@ -17,6 +17,8 @@ from pipelines.base.artifacts import read_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "flow_density"
 LEARNING_RATES, SEEDS = (1e-3, 3e-3, 9e-3), (0, 1, 2)
+RATE_STEP, RATE_BOUNDS = 3.0, (1e-4, 3e-2)
+"""A sweep goes on by this factor, and not beyond these rates, until its best is inside."""
 MAX_STEPS = 12_000
 MAX_ROUND_TRIP, MAX_LOG_DET_NATS, MAX_GAP_NATS, MIN_BEST = 1e-5, 1e-5, 0.05, 10
 
@@ -42,10 +44,9 @@ class Cell:
         return statistics.stdev(values) / len(values) ** 0.5 if max(values) < math.inf else 0.0
 
     @property
-    def is_at_an_edge(self) -> bool:
-        """Whether its rate is at an end of the sweep, or a run had no step left to improve."""
-        rate = self.runs[0]["lr"] in (LEARNING_RATES[0], LEARNING_RATES[-1])
-        return rate or any(run["steps"] >= MAX_STEPS for run in self.runs)
+    def is_cut_off(self) -> bool:
+        """Whether a run had no step left to improve."""
+        return any(run["steps"] >= MAX_STEPS for run in self.runs)
 
     def worst(self, key: str) -> float:
         """The largest value over seeds."""
@@ -72,15 +73,29 @@ def best(swept: list[Run]) -> Run | None:
     return min(finite, key=lambda run: float(run["validation_nll_nats"]), default=None)
 
 
+def next_rate(swept: list[Run]) -> float | None:
+    """Return the rate to try next; None once the best of the usual shape is inside the sweep."""
+    usual = [run for run in swept if run["shape"] == USUAL]
+    tried = sorted({run["lr"] for run in usual})
+    waiting = [lr for lr in LEARNING_RATES if lr not in tried]
+    if waiting:
+        return waiting[0]
+    chosen = best(usual)
+    if chosen is None or chosen["lr"] not in (tried[0], tried[-1]):
+        return None
+    rate = tried[0] / RATE_STEP if chosen["lr"] == tried[0] else tried[-1] * RATE_STEP
+    rate = float(f"{rate:.2g}")
+    return rate if RATE_BOUNDS[0] <= rate <= RATE_BOUNDS[1] else None
+
+
 def cells(runs: list[Run], name: str) -> dict[str, Cell]:
     """Return the complete cells of a set by model: a whole sweep, and all seeds of the best."""
     found = {}
     for model in (*MODELS, MIXTURE):
         mine = [run for run in runs if (run["set"], run["model"]) == (name, model)]
         swept = [run for run in mine if run["seed"] == SEEDS[0]]
-        rates = {run["lr"] for run in swept if run["shape"] == USUAL}
         shapes = {run["shape"] for run in swept}
-        if model != MIXTURE and (rates != set(LEARNING_RATES) or DEEPER not in shapes):
+        if model != MIXTURE and (next_rate(swept) is not None or DEEPER not in shapes):
             continue
         chosen = best(swept)
         if chosen is None:
@@ -104,10 +119,10 @@ def table(runs: list[Run]) -> Rows:
         leads[name] = all(_is_within(found[OURS], found[peer]) for peer in peers)
         rows += [_loss(name, found, peer, best_peer=peer == peers[0]) for peer in peers]
         rows += _limits(name, found[OURS])
-        edges = [m for m, cell in found.items() if m != MIXTURE and cell.is_at_an_edge]
-        if edges:
-            what = f"{name}: at an edge of the sweep, or not converged: {', '.join(edges)}"
-            rows.append(row(what, len(edges), "models"))
+        cut_off = [m for m, cell in found.items() if m != MIXTURE and cell.is_cut_off]
+        if cut_off:
+            what = f"{name}: not converged after {MAX_STEPS:,} steps: {', '.join(cut_off)}"
+            rows.append(row(what, len(cut_off), "models"))
     unseen = {name: lead for name, lead in leads.items() if name not in DESIGNED_ON}
     what = "sets where it is the best, or within a standard error of it"
     num_best = sum(leads.values())

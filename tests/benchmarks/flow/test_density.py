@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.flow.density import check_parameters
-from benchmarks.flow.density_table import LEARNING_RATES, SEEDS, cells, run_path, table
+from benchmarks.flow.density_table import LEARNING_RATES, SEEDS, cells, next_rate, run_path, table
 from benchmarks.flow.peers import DEEPER, MIXTURE, MODELS, OURS, USUAL
 from benchmarks.flow.sets import SETS, FlowSet, _as_it_is, _log_mixture, _table, load
 
@@ -82,10 +82,26 @@ def test_a_noisy_peer_does_not_excuse_what_a_steady_one_shows():
     assert (last["value"], last["met"]) == (0, False)
 
 
-def test_what_did_not_converge_and_an_edge_of_the_sweep_are_named():
-    [first, *_] = [row for row in table(runs(AHEAD, steps=12_000)) if "edge" in row["name"]]
+def test_what_did_not_converge_is_named():
+    [first, *_] = [row for row in table(runs(AHEAD, steps=12_000)) if "converged" in row["name"]]
     assert first["value"] == len(MODELS)
-    assert not any("edge" in row["name"] for row in table(runs(AHEAD)))
+    assert not any("converged" in row["name"] for row in table(runs(AHEAD)))
+
+
+def test_a_sweep_goes_on_until_the_best_rate_is_inside_it():
+    def swept(losses):
+        return [
+            {"shape": USUAL, "lr": lr, "validation_nll_nats": nats} for lr, nats in losses.items()
+        ]
+
+    assert next_rate([]) == LEARNING_RATES[0]
+    assert next_rate(swept({1e-3: 1.0, 3e-3: None})) == 9e-3
+    assert next_rate(swept({1e-3: 2.0, 3e-3: 1.0, 9e-3: 2.0})) is None
+    assert next_rate(swept({1e-3: 1.0, 3e-3: 2.0, 9e-3: 3.0})) == 3.3e-4
+    assert next_rate(swept({3.3e-4: 1.5, 1e-3: 1.0, 3e-3: 2.0, 9e-3: 3.0})) is None
+    assert next_rate(swept({1e-3: 3.0, 3e-3: 2.0, 9e-3: 1.0})) == 2.7e-2
+    assert next_rate(swept({1e-3: 3.0, 3e-3: 2.0, 9e-3: 1.0, 2.7e-2: 0.5})) is None, "the bound"
+    assert next_rate(swept({1e-3: None, 3e-3: None, 9e-3: None})) is None
 
 
 def test_a_loss_that_is_not_finite_is_the_worst_and_breaks_nothing():
