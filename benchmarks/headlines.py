@@ -5,10 +5,6 @@ from typing import NamedTuple
 MEMORY = "python -m benchmarks.enigma.memory"
 ROUND_TRIP = "python -m benchmarks.enigma.round_trip"
 KILLS = "python -m benchmarks.training.kills"
-DENSITY = (
-    "python -m benchmarks.flow.density --language-model models/sanguo/lm"
-    " --shards data/sanguo/shards"
-)
 ODD_DOCUMENTS = (
     "python -m benchmarks.flow.odd_documents --language-model models/sanguo/lm"
     " --shards data/sanguo/shards --documents data/sanguo/documents/test.parquet"
@@ -112,17 +108,6 @@ HEADLINES = (
             "精确模式，训练 1,000 步后核心的往返相对误差",
         ),
         Words("", ""),
-    ),
-    Headline(
-        "flows",
-        "sets where the mean test loss is below every peer's",
-        DENSITY,
-        Words(
-            "Density: lowest test loss of seven flows, on the sets it was designed on",
-            "密度估计：七种流中测试损失最低（结构即在这些数据集上选定）",
-        ),
-        Words("of 5 sets", "/ 5 个数据集"),
-        target=Words(">= 4, within one s.e. on the rest", ">= 4，其余在一个标准误之内"),
     ),
     Headline(
         "odd_documents",
