@@ -157,7 +157,7 @@ def token_priors(shards: Path, ids: list[list[int]]) -> Floats:
     priors_V = np.log(np.maximum(counts_V, 1) / counts_V.sum())
     priors = [priors_V[document] for document in ids]
     values = np.array([[prior.mean() for prior in priors], [prior.std() for prior in priors]])
-    typical = [Typical.of([1, 2], np.stack([value, value])) for value in values]
+    typical = [Typical.of([1], value[None]) for value in values]
     ones = np.ones(len(ids), np.int64)
     deviations = [t.deviations(v, ones) for t, v in zip(typical, values, strict=True)]
     return np.sqrt(np.square(deviations).sum(axis=0))

@@ -1,7 +1,7 @@
 """The table of `benchmarks.flow.density`, from the runs that are there.
 
-For each set the best peer, then the targets. A set that lacks runs is reported with how many models
-are complete, and is not compared.
+For each set every peer, the best one first, and the targets. A set that lacks runs is reported with
+how many models are complete, and is not compared.
 """
 
 import math

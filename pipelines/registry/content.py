@@ -1,7 +1,8 @@
 """The content of a model version as one hash, before it is logged and after.
 
 The hash becomes a tag when the version is registered. Promotion computes it again from the
-stored files, which reveals any change since to the proof, the weights or the code.
+stored files, which reveals any change since to the proof, the weights or the code. What Python and
+numba compile from that code is kept out of a version.
 """
 
 import hashlib
@@ -54,11 +55,6 @@ def write_guards(version: Path) -> None:
     below = {path.parent.relative_to(package) for path in package.rglob("*.py")}
     for folder in (version, *(version / "code" / "enigma" / name for name in below)):
         write_text(folder / COMPILED, "No compiled code is kept here: nobody signed it.\n")
-
-
-def is_guard(path: Path) -> bool:
-    """Whether a path of a version is a file of `write_guards`."""
-    return path.name == COMPILED and path.is_file()
 
 
 @contextmanager

@@ -31,13 +31,13 @@ from pipelines.base.workspace import Workspace
 from pipelines.language_model.continuations import continuations_page
 from pipelines.params import load_params
 from pipelines.registry.content import (
+    COMPILED,
     ENVIRONMENT_FILE,
     LOCK_FILE,
     RECORDED,
     content_to_log,
     enigma_package,
     hash_content,
-    is_guard,
     no_compiled_code,
     write_guards,
 )
@@ -171,7 +171,7 @@ def _is_whole(client: Any, material: Material, version: str) -> bool:
     try:
         with downloaded(client, material.name, version) as stored:
             gates = evidence_gates(stored.directory, known, name=material.name, tags=stored.tags)
-            guarded = any(map(is_guard, stored.directory.iterdir()))
+            guarded = (stored.directory / COMPILED).is_file()
             stages = _stages(stored.artifacts / "proof" / LOCK_FILE)
     except UserError:
         return False

@@ -36,7 +36,7 @@ COLUMNS = (
     "peak_memory_mib",
 )
 FIRST_STEPS = 0.05
-"""The share of the steps whose losses need not all be on the picture."""
+"""The share of the steps, from the first on, whose losses need not all be in the picture."""
 CURVES = (
     ("loss.png", "loss (nats per token)", ("train_loss_nats", "validation_loss_nats")),
     ("bits_per_character.png", "bits per character", ("validation_bits_per_character",)),

@@ -154,7 +154,7 @@ def test_every_run_has_a_file_of_its_own():
 def test_the_density_of_a_funnel_is_that_of_its_parts():
     made = load("funnel", None, None)
     scale = made.entropy_nats - 10 * (0.5 + 0.5 * math.log(2 * math.pi))
-    # Before, the log scales have mean 0; a channel's standard deviation is e: 9 nats less.
+    # The log scales have mean 0; standardising then divides nine channels by about e.
     assert scale == pytest.approx(-9.0, abs=0.5)
 
 
