@@ -35,7 +35,7 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for way in WAYS
     ]
     rows += [
-        row(f"removed by {way}: share of the planted", mean(way, "planted_removed"), "")
+        row(f"share of the planted that is removed: {way}", mean(way, "planted_removed"), "")
         for way in (RANDOM, PRIORS, LOSS, OURS)
     ]
     ours = mean(OURS)

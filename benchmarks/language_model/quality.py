@@ -4,7 +4,8 @@
 
 All networks (`benchmarks.language_model.entrants`) have the same parameters without embeddings,
 the same sequences in the same order, batch, tokens, schedule and optimiser (Muon for the matrices,
-AdamW for the rest), no dropout, float32. The learning rate of each is swept at seed 0 and at the
+AdamW for the rest), no dropout, float32 (matrix products of 10 M in bfloat16 where the processor
+has them; sums stay float32). The learning rate of each is swept at seed 0 and at the
 final length, by factors of two until the best is inside the grid; two more seeds follow at the best
 rate. Kneser-Ney models count the same tokens. An entrant "..., memory", ours or a peer, has
 the 5-gram of them as a part of its prediction and is trained with it, as in the pipeline (ADR 18);
@@ -50,6 +51,7 @@ from benchmarks.language_model.entrants import (
 from benchmarks.language_model.quality_table import (
     COMPARED,
     COUNTED,
+    FULL,
     SETTINGS,
     Job,
     next_rate,
@@ -288,12 +290,12 @@ def weights_of(job: Job) -> Path:
     return (WEIGHTS / job.setting / path_of(job).name).with_suffix(".safetensors")
 
 
-def fingerprint(shards: Path) -> str:
+def fingerprint(shards: Path, products: str = FULL) -> str:
     """Name the data and the recipe of a result."""
-    what = {
-        "root": read_manifest(shards)["root"],
-        "recipe": {**RECIPE, "batch": BATCH, "betas": BETAS, "scored": SCORED_SEQUENCES},
-    }
+    recipe = {**RECIPE, "batch": BATCH, "betas": BETAS, "scored": SCORED_SEQUENCES}
+    if products != FULL:
+        recipe["products"] = products
+    what = {"root": read_manifest(shards)["root"], "recipe": recipe}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -363,7 +365,9 @@ def arguments_of() -> argparse.Namespace:
 def main() -> None:
     """Do the jobs that are not done yet."""
     arguments = arguments_of()
-    mark = fingerprint(arguments.shards)
+    products = SETTINGS[arguments.setting].products
+    torch.set_float32_matmul_precision(products)
+    mark = fingerprint(arguments.shards, products)
     check_kept(results(arguments.setting), mark)
     reachable = PredictedClasses.reachable(arguments.shards)
     counts = {
