@@ -6,9 +6,9 @@ EnigmaFlow with affine-spline couplings, two blocks each way and 24 hidden chann
 dimensions one block of 38), and flows of zuko and normflows with as many parameters, within 2 %,
 whose widths are searched for. A training step is the loss of a batch and its gradients. All scoring
 and sampling takes turns, and so do all training steps; a ratio is that of medians of processor
-time. Peers are those with splines: flows that only shift and scale are faster and fit worse. Our splines
-are compiled loops where numba is installed; peers run eagerly, as they come. Our weights are
-declared constant for scoring and sampling (`enigma.bijections.constant_weights`), which no peer
+time. Peers are those with splines: flows that only shift and scale are faster and fit worse. Our
+splines are compiled loops where numba is installed; peers run eagerly, as they come. Our weights
+are declared constant for scoring and sampling (`enigma.bijections.constant_weights`), which no peer
 offers.
 """
 
