@@ -74,6 +74,7 @@ class EnigmaPreTrainedModel(Publishing):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the token embedding."""
         self.lm.embedding.tokens = value
+        self.lm.use(self.lm.reachable)
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the output head."""
@@ -91,8 +92,8 @@ class EnigmaPreTrainedModel(Publishing):
         So tokens that a fine-tuning adds are learned.
 
         Raises:
-            ValueError: for fewer ids in a model with an n-gram memory, or for none that is
-                reachable.
+            ValueError: for fewer ids in a model with an n-gram memory, or so few that none is
+                reachable, or all are; the model is unchanged.
         """
         if new_num_tokens is not None and new_num_tokens < self.lm.vocab_size:
             self._check_fewer(new_num_tokens)
@@ -108,11 +109,14 @@ class EnigmaPreTrainedModel(Publishing):
                 f"expected at least {self.lm.vocab_size} ids in a model with an n-gram memory, got "
                 f"{num_ids}; to fix this: call set_ngrams(None) first, and count afterwards"
             )
-        first = 0 if self.lm.reachable is None else int(self.lm.reachable.class_ids[0])
+        if self.lm.reachable is None:
+            return
+        first = int(self.lm.reachable.class_ids[0])
         if num_ids <= first:
             raise ValueError(
                 f"expected more than {first} ids, as that is the first reachable one, got {num_ids}"
             )
+        self.lm.reachable.resized(num_ids)  # raises before anything is cut
 
     def set_reachable(self, reachable_ids: Tensor, possible: Tensor) -> None:
         """Say which ids training reaches, see `EnigmaLM.set_reachable`."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from enigma.language_model.memory.evidence import Evidence
 from enigma.language_model.memory.ngram_counts import NGramCounts
@@ -40,6 +41,7 @@ class Prediction(nn.Module):
     ngrams: NGramMemory | None
     pointer: Pointer | None
     num_key_slots: int
+    _reading: RemovableHandle | None = None
 
     def allocate(
         self,
@@ -55,12 +57,26 @@ class Prediction(nn.Module):
             pointer_channels: see `Pointer`; 0 for no pointer.
         """
         d = self.embedding.tokens.embedding_dim
-        self.reachable = self.ngrams = None
-        if num_reachable is not None:
-            self.reachable = ReachableVocabulary(self.vocab_size, num_reachable)
+        self.ngrams = None
+        self.use(
+            None if num_reachable is None else ReachableVocabulary(self.vocab_size, num_reachable)
+        )
         if ngram_sizes is not None:
             self.ngrams = NGramMemory(ngram_sizes, self.num_classes, d)
         self.pointer = Pointer(d, pointer_channels) if pointer_channels else None
+
+    def use(self, vocabulary: ReachableVocabulary | None) -> None:
+        """Take a vocabulary; None gives every id a class of its own.
+
+        The embedding reads as the model does, also if it is called by itself, as prompt tuning
+        does for its start and whoever passes embeddings in place of ids.
+        """
+        if self._reading is not None:
+            self._reading.remove()
+        self.reachable, self._reading = vocabulary, None
+        if vocabulary is not None:
+            tokens = self.embedding.tokens
+            self._reading = tokens.register_forward_pre_hook(vocabulary.read)
 
     @property
     def vocab_size(self) -> int:
@@ -88,8 +104,8 @@ class Prediction(nn.Module):
         return self.vocab_size if self.reachable is None else self.reachable.num_classes
 
     def classes(self, ids: Tensor) -> Tensor:
-        """Return the classes of ids, int64 of the same shape."""
-        return ids if self.reachable is None else self.reachable.class_of_id[ids]
+        """Return the classes of ids, int64 of the same shape; a negative one is kept: no token."""
+        return ids if self.reachable is None else self.reachable.classes(ids)
 
     def set_ngrams(self, counts: NGramCounts | None, *, leave_one_out: bool = False) -> None:
         """Give the model an n-gram memory, or take it away.
@@ -128,7 +144,7 @@ class Prediction(nn.Module):
     def resize_classes(self) -> None:
         """Follow an embedding that was resized: ids that were added are reachable."""
         if self.reachable is not None:
-            self.reachable = self.reachable.resized(self.vocab_size)
+            self.use(self.reachable.resized(self.vocab_size))
         if self.ngrams is not None:
             self.ngrams.renumber(self.num_classes, keep_last=self.reachable is not None)
 
@@ -291,4 +307,4 @@ class Prediction(nn.Module):
                 "this: call set_reachable before set_ngrams"
             )
         vocabulary = ReachableVocabulary.of(reachable_ids, possible)
-        self.reachable = vocabulary.to(self.embedding.tokens.weight.device)
+        self.use(vocabulary.to(self.embedding.tokens.weight.device))

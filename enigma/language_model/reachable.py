@@ -11,7 +11,7 @@ Legend: V ids, R reachable ids, C = R + 1 classes, U ids in the class "other", D
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -142,9 +142,20 @@ class ReachableVocabulary(FormsOnce):
         ids = torch.cat((self.class_ids[:-1], added))
         return ReachableVocabulary.of(ids[ids < vocab_size], possible)
 
+    def classes(self, ids: Tensor) -> Tensor:
+        """Return the classes of ids, int64 of the same shape; a negative one is kept: no token."""
+        return torch.where(ids < 0, ids, self.class_of_id[ids.clamp(min=0)])
+
     def rows(self, ids: Tensor) -> Tensor:
-        """Return the ids whose embeddings are read for `ids`: in "other" all have the same."""
-        return self.class_ids[self.class_of_id[ids]]
+        """Return the ids whose embeddings are read for `ids`: in "other" all have the same.
+
+        A negative one is kept, for the embedding to refuse.
+        """
+        return torch.where(ids < 0, ids, self.class_ids[self.class_of_id[ids.clamp(min=0)]])
+
+    def read(self, embedding: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ARG002
+        """Let an embedding look up `rows`, as a forward pre-hook of torch."""
+        return self.rows(arguments[0]), *arguments[1:]
 
     def class_weight(self, head: nn.Module) -> Tensor:
         """Return the rows `(C, D)` of a plain head; once while weights are constant."""
@@ -183,8 +194,7 @@ class ReachableVocabulary(FormsOnce):
         Returns:
             int64 `(N,)`, and `(N,)`: log U in "other", infinity for impossible ids, else 0.
         """
-        known = ids.clamp(min=0)
-        classes = self.class_of_id[known]
+        classes = self.classes(ids)
         cost = self.num_other.to(dtype).log() * (classes == self.num_classes - 1)
-        cost = cost.masked_fill(~self.possible[known], torch.inf)
-        return torch.where(ids < 0, ids, classes), cost.masked_fill(ids < 0, 0.0)
+        cost = cost.masked_fill(~self.possible[ids.clamp(min=0)], torch.inf)
+        return classes, cost.masked_fill(ids < 0, 0.0)

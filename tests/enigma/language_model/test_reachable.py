@@ -1,5 +1,6 @@
 """A reachable vocabulary: fewer logits, the same kind of model."""
 
+import copy
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, StaticCache
 
 from enigma.causality import prove_causality
 from enigma.configuration_enigma import EnigmaConfig
+from enigma.language_model.memory.ngram_counts import count_ngrams
 from enigma.language_model.presets import PRESETS, count_parameters
 from enigma.language_model.reachable import ReachableVocabulary
 
@@ -108,6 +110,40 @@ def test_ids_that_are_not_reachable_are_read_alike(make_reachable):
     assert not torch.equal(model(one).logits, model(other).logits)
 
 
+def with_new_ids(model):
+    model.resize_token_embeddings(VOCABULARY + 2)
+    return model
+
+
+def with_another_embedding(model):
+    model.set_input_embeddings(nn.Embedding(VOCABULARY, 32))
+    return model
+
+
+@pytest.mark.parametrize(
+    "change", [lambda model: model, copy.deepcopy, with_new_ids, with_another_embedding]
+)
+def test_the_embedding_alone_reads_as_the_model_does(make_reachable, change):
+    """Prompt tuning calls it, and so does whoever passes embeddings in place of ids."""
+    model = change(make_reachable(tie_word_embeddings=False))
+    rows = model.get_input_embeddings()(IDS)
+    assert torch.equal(model(inputs_embeds=rows).logits, model(IDS).logits)
+    model.set_reachable(REACHABLE[:20], torch.ones(model.lm.vocab_size, dtype=torch.bool))
+    rows = model.get_input_embeddings()(IDS)
+    assert torch.equal(model(inputs_embeds=rows).logits, model(IDS).logits)
+
+
+def test_a_negative_id_is_no_token(make_reachable):
+    model = make_reachable()
+    ids = torch.tensor([[7, 20, -1, -100]])
+    assert model.lm.classes(ids).tolist() == [[1, 2, -1, -100]]
+    counts = count_ngrams(model.lm.classes(ids), model.lm.num_classes, 1)
+    assert counts.totals[0].item() == 2
+    for read in (model, model.get_input_embeddings()):
+        with pytest.raises(IndexError):
+            read(ids)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_agrees_with_and_without_caches(make_reachable, beams):
     model = make_reachable()
@@ -199,6 +235,24 @@ def test_sizes_are_counted_and_wrong_ones_refused():
     assert (
         ReachableVocabulary.of(torch.arange(119), torch.ones(120, dtype=torch.bool)).num_other == 1
     )
+
+
+@pytest.mark.parametrize(
+    ("reachable", "num_ids", "expected"),
+    [
+        (range(2, 60), 2, "expected more than 2 ids"),
+        (range(60), 50, "expected a possible id that is not reachable"),
+    ],
+)
+def test_what_cannot_be_cut_leaves_the_model_as_it_was(
+    make_causal_lm, reachable, num_ids, expected
+):
+    model = make_causal_lm()
+    model.set_reachable(torch.tensor(reachable), torch.ones(VOCABULARY, dtype=torch.bool))
+    before = model(IDS).logits
+    with pytest.raises(ValueError, match=expected):
+        model.resize_token_embeddings(num_ids)
+    assert torch.equal(model(IDS).logits, before)
 
 
 def test_another_number_of_ids_is_refused(make_lm):
