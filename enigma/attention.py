@@ -7,8 +7,8 @@ the same two channels of the query hold the slope. So no (L, L) bias exists, the
 kernels apply unchanged, and keys can be cached with their position inside.
 
 Positions enter the scores relative to the last token of the call, so that a large index costs no
-precision. A single new token adds the biases to its scores instead: that spares it a copy of all
-keys.
+precision. A cache holds them from the start of the text: in bfloat16 they are exact up to 65,536.
+A single new token adds the biases to its scores instead: that spares it a copy of all keys.
 
 Legend: B batch, L queries, S keys, D channels, H heads, K channels per head.
 """
@@ -62,7 +62,7 @@ def alibi_slopes(
 
 
 class AttentionContext:
-    """What the attention layers share in one forward pass.
+    """What the attention layers share in one forward pass, on whatever device a layer is.
 
     Args:
         index: int64 `(L,)` or `(B, L)` token indices.
@@ -104,8 +104,10 @@ class AttentionContext:
             coarse = torch.where(real, digits[..., :1], _PADDING)
             digits = torch.cat((coarse, digits[..., 1:].expand_as(coarse)), dim=-1)
         self.digits = digits
-        self._bias: Tensor | None = None
-        self._positions: dict[tuple[int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._biases: dict[torch.device, Tensor] = {}
+        self._positions: dict[
+            tuple[int, int, torch.dtype, torch.device], tuple[Tensor, Tensor]
+        ] = {}
 
     def positions(self, q_BHLC: Tensor) -> tuple[Tensor, Tensor]:
         """Return the position channels of queries `(1, H, 1, 2)` and of new keys, in their dtype.
@@ -115,30 +117,32 @@ class AttentionContext:
         Args:
             q_BHLC: queries, without the position channels.
         """
-        key = (q_BHLC.shape[1], q_BHLC.shape[3], q_BHLC.dtype)
+        key = (q_BHLC.shape[1], q_BHLC.shape[3], q_BHLC.dtype, q_BHLC.device)
         if key not in self._positions:
-            num_heads, content, dtype = key
+            num_heads, content, dtype, device = key
             wide = torch.promote_types(dtype, torch.float32)
             # Undo the 1 / sqrt(K) of the attention kernel.
             unscaled = math.sqrt(content + _POSITION_CHANNELS)
-            slope_H = alibi_slopes(num_heads, wide, q_BHLC.device) * unscaled
+            slope_H = alibi_slopes(num_heads, wide, device) * unscaled
             slopes = torch.stack((_COARSE * slope_H, slope_H), dim=-1).view(1, -1, 1, 2)
-            self._positions[key] = slopes.to(dtype), self.digits.to(dtype)
+            self._positions[key] = slopes.to(dtype), self.digits.to(device, dtype)
         return self._positions[key]
 
     def relative_digits(self, k_BHSK: Tensor) -> Tensor:
         """Return the positions of cached keys relative to the last token, `(1 or B, 1, S, 2)`."""
         digits = k_BHSK[:, :1, :, -_POSITION_CHANNELS:]
-        return digits.to(torch.promote_types(digits.dtype, torch.float32)) - self._reference
+        wide = torch.promote_types(digits.dtype, torch.float32)
+        return digits.to(wide) - self._reference.to(digits.device)
 
     def bias(self, k_BHSK: Tensor, num_heads: int) -> Tensor:
         """Return what a single query adds to its scores, `(1 or B, H, 1, S)`."""
-        if self._bias is None:  # the keys of every layer stand at the same positions
+        device = k_BHSK.device
+        if device not in self._biases:  # the keys of every layer stand at the same positions
             digits = self.relative_digits(k_BHSK)
             distance = (_COARSE * digits[..., 0] + digits[..., 1]).unsqueeze(-2)
-            slope_H = alibi_slopes(num_heads, k_BHSK.dtype, k_BHSK.device)
-            self._bias = _hide(slope_H.view(-1, 1, 1) * distance, self.visible)
-        return self._bias
+            slope_H = alibi_slopes(num_heads, k_BHSK.dtype, device)
+            self._biases[device] = _hide(slope_H.view(-1, 1, 1) * distance, self.visible)
+        return self._biases[device]
 
     def seen(self, length: int, num_keys: int, device: torch.device) -> Tensor | None:
         """Return `visible`; None where a causal kernel, or a single token, needs no mask."""
@@ -146,7 +150,7 @@ class AttentionContext:
             # Several new tokens after cached ones: the fused causal mask would align at the top.
             ones_LS = torch.ones(length, num_keys, dtype=torch.bool, device=device)
             self.visible = ones_LS.tril(num_keys - length)
-        return self.visible
+        return None if self.visible is None else self.visible.to(device)
 
 
 def fitting_heads(d: int, num_heads: int | None) -> int:
@@ -291,9 +295,10 @@ def _hide(scores: Tensor, visible: Tensor | None) -> Tensor:
     """Apply `AttentionContext.visible` to scores; a query that sees no key stays finite."""
     if visible is None:
         return scores
+    least = torch.finfo(scores.dtype).min
     if visible.dtype == torch.bool:
-        return scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-    return scores + visible.to(scores.dtype)
+        return scores.masked_fill(~visible.to(scores.device), least)
+    return (scores + visible.to(scores)).clamp(min=least)
 
 
 class AttentionLayer(MixingLayer):

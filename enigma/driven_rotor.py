@@ -50,6 +50,8 @@ def turn(start_BHK: Tensor, directions_BHLRK: Tensor) -> Tensor:
         >>> turn(torch.tensor([[[3.0, 4.0]]]), swap.expand(1, 1, 2, 1, 2)).round().tolist()
         [[[[4.0, 3.0], [3.0, 4.0]]]]
     """
+    if not directions_BHLRK.numel():
+        return directions_BHLRK[:, :, :, 0]
     length = directions_BHLRK.shape[2]
     chunk = 1 if length == 1 else _CHUNK
     missing = -length % chunk

@@ -54,13 +54,17 @@ def find_places(
         given: their ids or embeddings, `(B, L, ...)`.
         packed: which keys are visible if `position_ids` are those of several packed texts.
         kernel_size: of the model's convolutions, which read earlier tokens whatever is visible.
-        num_driven_rotors: layers of the model that do so too.
-        reads_ids: the model has an n-gram memory or a pointer, which also do.
+        num_driven_rotors: layers of the model that read earlier tokens whatever is visible.
+        reads_ids: whether the model has an n-gram memory or a pointer, which need to know where a
+            text starts.
 
     Raises:
-        ValueError: for texts in a row that these would read across; for packed texts with a cache.
+        ValueError: for texts in a row that these would read across; for packed texts with a cache;
+            for a mask or positions of another shape than the tokens.
     """
     length = given.shape[1]
+    if not torch.compiler.is_compiling():  # an export has to hold for any length
+        _check_shapes(attention_mask, position_ids, cache, length)
     visible = packed
     if attention_mask is not None and attention_mask.ndim == 4:
         floating = attention_mask.is_floating_point()
@@ -89,6 +93,32 @@ def find_places(
     if cache is not None and position_ids is not None:
         position_ids = position_ids[..., position_ids.shape[-1] - length :]
     return Places(attention_mask, position_ids, visible, starts)
+
+
+def _check_shapes(
+    attention_mask: Tensor | None, position_ids: Tensor | None, cache: Any, length: int
+) -> None:
+    """Raise a ValueError for a mask that is not that of all tokens, or positions of too few."""
+    if position_ids is not None and not (
+        position_ids.ndim == 2 and position_ids.shape[1] >= length
+    ):
+        raise ValueError(
+            f"expected position_ids of shape (B, L) = (B, {length}), got "
+            f"{tuple(position_ids.shape)}"
+        )
+    if attention_mask is None or attention_mask.ndim == 4:
+        return
+    earlier = 0
+    if cache is not None:
+        if cache.layers[0].is_compileable:  # to ask it for its length, a GPU would have to wait
+            return
+        earlier = cache.get_seq_length()
+    if attention_mask.ndim != 2 or attention_mask.shape[1] != earlier + length:
+        raise ValueError(
+            f"expected attention_mask of shape (B, cached + L) = (B, {earlier + length}), got "
+            f"{tuple(attention_mask.shape)}; to fix this: give it a column for every token, those "
+            "in the cache included"
+        )
 
 
 def one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -143,6 +173,8 @@ def packed_texts(position_ids_BL: Tensor) -> Tensor | None:
                 [1, 1, 0],
                 [0, 0, 1]])
     """
+    if position_ids_BL.ndim != 2:  # `find_places` refuses them
+        return None
     starts_BL = _text_starts(position_ids_BL)
     if not torch.compiler.is_compiling() and not bool(starts_BL.any()):
         return None

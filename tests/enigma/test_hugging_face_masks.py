@@ -1,5 +1,7 @@
 """Padding, packing, masks of 4 dimensions, static caches, large indices and empty inputs."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -43,9 +45,14 @@ def test_positions_that_go_up_by_one_are_a_single_text(make_causal_lm):
     assert torch.equal(model(IDS, position_ids=places).logits, model(IDS).logits)
 
 
-@pytest.mark.parametrize("kind", ["bool", "int", "float"])
+LEAST = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize(
+    ("kind", "hidden"), [("bool", 0), ("int", 0), ("float", LEAST), ("float", -torch.inf)]
+)
 @pytest.mark.parametrize("eager", [False, True])
-def test_a_mask_of_four_dimensions_decides_what_is_seen(make_causal_lm, kind, eager):
+def test_a_mask_of_four_dimensions_decides_what_is_seen(make_causal_lm, kind, hidden, eager):
     model = make_causal_lm()
     block = torch.zeros(12, 12, dtype=torch.bool)
     block[:5, :5] = block[5:, 5:] = True
@@ -53,7 +60,7 @@ def test_a_mask_of_four_dimensions_decides_what_is_seen(make_causal_lm, kind, ea
     if kind == "int":
         mask = mask.long()
     if kind == "float":
-        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+        mask = torch.zeros(mask.shape).masked_fill(~mask, hidden)
     places = torch.cat((torch.arange(5), torch.arange(7))).expand(2, -1)
     output = model(IDS, attention_mask=mask, position_ids=places, output_attentions=eager)
     parts = [model(part).logits for part in IDS.split((5, 7), dim=1)]
@@ -63,9 +70,10 @@ def test_a_mask_of_four_dimensions_decides_what_is_seen(make_causal_lm, kind, ea
 def test_a_row_that_sees_nothing_spoils_no_other(make_causal_lm):
     model = make_causal_lm()
     batch, mask = left_padded()
-    whole = CAUSAL & mask.bool()[:, None, None, :]
+    seen = CAUSAL & mask.bool()[:, None, None, :]
+    added = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
     places = (mask.cumsum(-1) - 1).clamp(min=0)
-    for attentions in (False, True):
+    for attentions, whole in product((False, True), (seen, added)):
         logits = model(
             batch, attention_mask=whole, position_ids=places, output_attentions=attentions
         ).logits
@@ -84,6 +92,26 @@ def test_tokens_decoded_with_a_mask_of_four_dimensions(make_causal_lm):
             past_key_values=cache,
         )
         torch.testing.assert_close(new.logits, model(IDS).logits[:, first:last], **CLOSE)
+
+
+def test_a_mask_or_positions_of_other_tokens_are_refused(make_causal_lm):
+    """A mask is of all tokens; positions come from it, so a wrong one would move them."""
+    model = make_causal_lm()
+    cache = model(IDS[:, :8], use_cache=True).past_key_values
+    new, ones = {"input_ids": IDS[:, 8:], "past_key_values": cache}, torch.ones(2, 15).long()
+    for inputs, mask, expected in (
+        (new, ones[:, :4], r"\(B, 12\), got \(2, 4\).*those in the cache included"),
+        ({"input_ids": IDS}, ones, r"\(B, 12\), got \(2, 15\)"),
+        ({"input_ids": IDS, "use_cache": False}, ones, r"\(B, 12\), got \(2, 15\)"),
+        ({"input_ids": IDS}, ones[0, :12], r"\(B, 12\), got \(12,\)"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            model(**inputs, attention_mask=mask)
+    for positions in (torch.arange(12), torch.arange(4).expand(2, -1)):
+        with pytest.raises(ValueError, match=r"position_ids of shape \(B, L\) = \(B, 12\)"):
+            model(IDS, position_ids=positions, use_cache=False)
+    logits = model(**new, attention_mask=ones[:, :12]).logits  # the remedy
+    torch.testing.assert_close(logits, model(IDS).logits[:, 8:], **CLOSE)
 
 
 def test_texts_that_convolutions_would_mix_are_refused(make_causal_lm):
@@ -150,8 +178,23 @@ def test_the_bias_of_the_last_token_of_a_long_text_is_exact():
     torch.testing.assert_close(bias[0].double()[near], exact[near], rtol=0, atol=1e-5)
 
 
+def test_a_context_serves_layers_of_other_devices():
+    """As `device_map` spreads them; the meta device stands for a second GPU."""
+    context = AttentionContext(torch.arange(3), torch.ones(1, 3, 1), cache=Filled())
+    for device in ("cpu", "meta"):
+        q, keys = torch.ones(1, 2, 3, 6, device=device), torch.ones(1, 2, 9, 8, device=device)
+        found = (*context.positions(q), context.bias(keys, 2), context.seen(3, 9, q.device))
+        assert {tensor.device.type for tensor in found} == {device}
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
-@pytest.mark.parametrize("changes", [{}, {"use_alibi": False}, {"kernel_size": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"use_alibi": False}, {"kernel_size": 2}, {"num_driven_rotors": 1},
+        {"pointer_channels": 4},
+    ],
+)  # fmt: skip
 def test_empty_inputs_give_empty_logits(make_lm, make_causal_lm, shape, changes):
     ids = torch.zeros(shape, dtype=torch.long)
     assert make_lm(**changes)(ids).shape == (*shape, 120)

@@ -184,7 +184,7 @@ class Pointer(nn.Module):
     def _gate_logits(self, hidden: Tensor, pointed: Pointed) -> Tensor:
         """Return the logits of g, `(...)`: certain where the pointer has no place."""
         logits = gate_logits(self.gate, hidden, pointed.facts_BRF)
-        return logits.masked_fill(pointed.next_BRS.amax(-1) < 0, _CERTAIN)
+        return logits.masked_fill((pointed.next_BRS < 0).all(-1), _CERTAIN)
 
 
 def _joined(log_first: Tensor, p_pointer: Tensor, logits: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def _facts(weight_BRS: Tensor, usable_BRS: Tensor, one_BRS: Tensor, two_BRS: Ten
     facts = (
         (one_BRS & usable_BRS).any(-1).to(entropy_BR.dtype),
         (two_BRS & usable_BRS).any(-1).to(entropy_BR.dtype),
-        weight_BRS.amax(-1),
+        weight_BRS.amax(-1) if weight_BRS.shape[-1] else entropy_BR,  # of no place: 0
         entropy_BR,
         places_BR.log1p(),
     )

@@ -20,6 +20,8 @@ def last_facts(cache: Any, slot: int) -> Tensor | None:
         cache: of transformers, dynamic or static.
         slot: the layer of the cache that `keep_facts` fills.
     """
+    if slot >= len(cache.layers):  # a dynamic cache grows as its layers are filled
+        return None
     layer = cache.layers[slot]
     if not layer.is_initialized:
         return None

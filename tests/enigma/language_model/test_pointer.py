@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional
+from transformers import DynamicCache
 
 from enigma.causality import prove_causality
 from enigma.language_model.memory import pointer as module
@@ -169,3 +170,13 @@ def test_a_long_prompt_points_from_the_tokens_that_are_kept(make_causal_lm, monk
 def test_a_width_below_zero_is_refused(make_causal_lm):
     with pytest.raises(ValueError, match="pointer_channels must be 0 or more, got -1"):
         make_causal_lm(pointer_channels=-1)
+
+
+def test_a_dynamic_cache_is_enough(make_causal_lm):
+    """What `KeyValueCache` promises, also of the library without the adapter."""
+    lm = make_causal_lm(pointer_channels=4).lm
+    lm.set_ngrams(count_ngrams(IDS, VOCABULARY, 3))
+    lm.eval()
+    cache = DynamicCache()
+    parts = [lm(part, cache=cache) for part in IDS.split((5, 7), dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), lm(IDS), rtol=0, atol=1e-5)
