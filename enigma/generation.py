@@ -9,6 +9,7 @@ Shape legend: N texts, L tokens, T tokens that are added.
 import math
 from copy import copy
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 from enigma.language_model.word_pieces import join_word_pieces
@@ -60,14 +61,15 @@ class Sampling:
         return replace(self, seed=(self.seed + turn) % (int(LIMITS["seed"][1]) + 1))
 
 
-def _check_setting(name: str, value: float) -> None:
+def _check_setting(name: str, value: Any) -> None:
     low, high = LIMITS[name]
-    # A comparison with NaN is false, too.
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected {low} to {high}, got {value}")
-    if isinstance(low, int) and (isinstance(value, bool) or value != math.floor(value)):
-        raise ValueError(f"{name}: expected a whole number, got {value}")
-    if name == "temperature" and 0 < value < MIN_TEMPERATURE:
+    number = float(value) if isinstance(value, Real) else math.nan
+    if not low <= number <= high:  # a comparison with NaN is false, too
+        raise ValueError(f"{name}: expected {low} to {high}, got {value!r}")
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if isinstance(low, int) and not is_whole:
+        raise ValueError(f"{name}: expected a whole number, got {value!r}")
+    if name == "temperature" and 0 < number < MIN_TEMPERATURE:
         raise ValueError(
             f"temperature: expected 0, which always takes the most likely token, or "
             f"{MIN_TEMPERATURE} to {high:g}, got {value}"
@@ -152,12 +154,15 @@ def sample_ids(
         model: An `EnigmaForCausalLM` in evaluation mode.
         prompt_NL: int64 `(N, L)`, prompts of the same length.
         sampling: How tokens are drawn.
-        past_the_end: Go on with the next document where one ends, as packed training texts do.
+        past_the_end: Continue with the next document where one ends, as packed training texts do.
         streamer: See `generate`.
 
     Returns:
         int64 `(N, L + T)`, the prompts and what was added, which ends where learned positions do;
         on the model's device.
+
+    Raises:
+        ValueError: If the prompts leave no learned position for a new token.
     """
     import torch  # noqa: PLC0415 - see `generate`
 
@@ -166,6 +171,11 @@ def sample_ids(
     settings.max_new_tokens = sampling.max_new_tokens
     if not model.config.use_alibi:
         room = model.config.max_len - prompt_NL.shape[1]
+        if room < 1:
+            raise ValueError(
+                f"expected prompts of fewer than max_len={model.config.max_len} tokens with "
+                f"learned positions, got {prompt_NL.shape[1]}; to fix this: shorten them"
+            )
         settings.max_new_tokens = min(settings.max_new_tokens, room)
     settings.repetition_penalty = sampling.repetition_penalty
     settings.do_sample = sampling.temperature > 0

@@ -11,6 +11,7 @@ from enigma.generation import (
     continue_text,
     generate,
     prompt_ids,
+    sample_ids,
 )
 from enigma.modeling_enigma import EnigmaForCausalLM
 from pipelines.data.text.vocabulary import load_tokenizer
@@ -52,6 +53,8 @@ def test_learned_positions_end_a_text_and_leave_room_for_it(tokenizer, prompt, w
     read = prompt_ids(model, tokenizer, prompt, sampling)
     assert ids[: len(read)] == read
     assert len(read) < len(ids) <= LENGTH
+    with pytest.raises(ValueError, match=f"fewer than max_len={LENGTH} tokens.*got {LENGTH + 2}"):
+        sample_ids(model, torch.zeros(1, LENGTH + 2, dtype=torch.long), sampling)
 
 
 def test_the_seed_decides_and_greedy_ignores_it(model, tokenizer) -> None:
@@ -80,7 +83,8 @@ def test_a_latin_word_after_a_latin_word_is_separated(model, tokenizer, monkeypa
     [
         ("max_new_tokens", 0), ("max_new_tokens", 1025), ("max_new_tokens", 1.5),
         ("temperature", -1.0), ("temperature", 1e-300), ("temperature", float("nan")),
-        ("temperature", float("inf")), ("top_k", -1), ("top_k", True), ("top_p", 0.0),
+        ("temperature", float("inf")), ("temperature", "hot"), ("top_k", None),
+        ("top_k", 50.0), ("top_k", -1), ("top_k", True), ("top_p", 0.0),
         ("top_p", 1.1), ("repetition_penalty", 0.5), ("seed", -1), ("seed", 10**20),
     ],
 )  # fmt: skip

@@ -84,12 +84,13 @@ def count_ngrams(classes_NL: Tensor, num_classes: int, order: int = 5) -> NGramC
     """Count all n-grams of texts, in memory.
 
     Args:
-        classes_NL: int64 `(N, L)`, a text in each row; negative where there is no token.
+        classes_NL: integers `(N, L)`, a text in each row; negative where there is no token.
         num_classes: C. Ids are their own classes, unless the vocabulary has a reachable part.
         order: longest n-gram, n.
 
     Raises:
-        ValueError: for classes out of range, more than 65,536 of them, or no text of n tokens.
+        ValueError: for classes of another shape or out of range, more than 65,536 of them, an
+            order below 1, or no text of n tokens.
 
     Examples:
         >>> counts = count_ngrams(torch.tensor([[0, 1, 0, 1, 2]]), num_classes=3, order=2)
@@ -102,6 +103,13 @@ def count_ngrams(classes_NL: Tensor, num_classes: int, order: int = 5) -> NGramC
         raise ValueError(f"num_classes must be from 1 to {1 << CLASS_BITS}, got {num_classes}")
     if classes_NL.numel() and int(classes_NL.max()) >= num_classes:
         raise ValueError(f"expected classes below {num_classes}, got {int(classes_NL.max())}")
+    if order < 1:
+        raise ValueError(f"order must be at least 1, got {order}")
+    if classes_NL.ndim != 2:
+        raise ValueError(
+            f"expected classes of shape (N, L), a text in each row, got {tuple(classes_NL.shape)}"
+        )
+    classes_NL = classes_NL.long()
     keys: list[Tensor] = []
     counts: list[Tensor] = []
     # The rows of the n-grams of the order below that start at each position; -1 for none.
@@ -154,7 +162,7 @@ def _left_neighbours(row_NS: Tensor, longer_NS: Tensor, size: int, num_longer: i
 def _discounts(count: Tensor) -> Tensor:
     """Return the discounts of an order, `(3,)`: Chen and Goodman (1998), equation 26."""
     n = torch.bincount(count.clamp(max=5), minlength=6)[1:5].double()
-    kinds = torch.arange(1, _KINDS + 1, dtype=torch.float64)
+    kinds = torch.arange(1, _KINDS + 1, dtype=torch.float64, device=count.device)
     found = kinds - (kinds + 1) * n[0] / (n[0] + 2 * n[1]) * n[1:] / n[:-1]
     usable = bool((n > 0).all()) and bool((found >= 0).all())
-    return found if usable else torch.tensor(_FALLBACK, dtype=torch.float64)
+    return found if usable else found.new_tensor(_FALLBACK)

@@ -196,3 +196,15 @@ def test_what_cannot_be_counted_is_refused():
     with pytest.raises(ValueError, match=r"of at least 3 tokens, got none of 3; .* up to order 2"):
         count_ngrams(torch.tensor([[1, 2, -1, 1]]), 3, 3)
     count_ngrams(torch.tensor([[1, 2, -1, 1]]), 3, 2)  # the remedy
+    with pytest.raises(ValueError, match=r"shape \(N, L\), a text in each row, got \(2,\)"):
+        count_ngrams(torch.tensor([1, 2]), 3, 1)
+    with pytest.raises(ValueError, match="order must be at least 1, got 0"):
+        count_ngrams(torch.tensor([[1, 2]]), 3, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
+def test_classes_may_be_of_any_integer_type(dtype):
+    wide = torch.randint(9, (2, 40), generator=torch.Generator().manual_seed(0))
+    narrow = count_ngrams(wide.to(dtype), 9, 3)
+    for one, other in zip(count_ngrams(wide, 9, 3).keys, narrow.keys, strict=True):
+        assert torch.equal(one, other)
