@@ -126,7 +126,15 @@ def _document(name: str, raw: Row, workspace: Workspace, params: CleanParams) ->
         for row in _rows(workspace.documents / f"{split}.parquet", "id", name):
             cleaned.update(became="kept", split=split, **_cluster(row, split, workspace.documents))
             facts["tokenize"], facts["decontaminate"] = _packed(name, split, workspace)
-    return facts
+            return facts
+    raise _older(workspace.documents, name)
+
+
+def _older(output: Path, name: str) -> UserError:
+    return UserError(
+        f"expected {name!r} in {output}, got an output that is older than the stage before it",
+        "run `dvc repro decontaminate`",
+    )
 
 
 def _cluster(row: Row, split: str, documents: Path) -> Row:
@@ -148,7 +156,10 @@ def _packed(name: str, split: str, workspace: Workspace) -> tuple[Row, list[Row]
     """The sequences that a document lies in, and those of them that were removed."""
     length = int(read_manifest(workspace.tokens)["sequence_length"])
     sequences = int(read_manifest(workspace.tokens)["sequences"][split])
-    (row,) = _rows(workspace.tokens / f"{split}.documents.parquet", "id", name)
+    rows = _rows(workspace.tokens / f"{split}.documents.parquet", "id", name)
+    if not rows:
+        raise _older(workspace.tokens, name)
+    (row,) = rows
     first = row["start_token"] // length
     last = (row["start_token"] + max(row["num_tokens"], 1) - 1) // length
     numbers = [number for number in range(first, last + 1) if number < sequences]

@@ -1,6 +1,7 @@
 """`enigma why`: every fate of a document and of a sequence, with the evidence."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -110,6 +111,22 @@ def test_a_stage_that_has_not_run_is_an_error(data: Workspace, profile) -> None:
     with pytest.raises(UserError, match=r"found no .*removed\.parquet") as caught:
         why("train:0", data, profile.clean)
     assert "dvc repro" in caught.value.fix
+
+
+def test_an_output_older_than_the_stage_before_it_is_an_error(
+    data: Workspace, profile, write_corpus, prose
+) -> None:
+    """First only `ingest` has run again on more text, then `clean` too."""
+    later = write_corpus([prose(seed, 300) for seed in range(220)])
+    shutil.rmtree(data.raw)
+    ingest(profile.ingest.model_copy(update={"source": str(later)}), data.raw)
+    with pytest.raises(UserError, match="documents, got an output that is older") as caught:
+        why("d0210", data, profile.clean)
+    assert caught.value.fix == "run `dvc repro decontaminate`"
+    shutil.rmtree(data.documents)
+    clean(profile.clean, data.raw, data.documents)
+    with pytest.raises(UserError, match="tokens, got an output that is older"):
+        why("d0210", data, profile.clean)
 
 
 def test_a_damaged_file_is_an_error_that_names_it(data: Workspace, profile) -> None:
