@@ -85,8 +85,8 @@ def clean(
         workers: Processes; the output does not depend on it.
 
     Raises:
-        UserError: If nothing is left, a split would be empty, a document is neither kept nor
-            dropped, or an unfinished run has another number of parts.
+        UserError: If nothing is left, a split would be empty, or a document is neither kept nor
+            dropped.
     """
     files = sorted(raw.glob("part-*.parquet"))
     fingerprint = {
@@ -95,9 +95,7 @@ def clean(
         "rules": [NORMALISATION, LEFTOVERS, FOLDING],
     }
     with (
-        resumable(
-            output, work, stage="clean", fingerprint=fingerprint, parts=len(files)
-        ) as unfinished,
+        resumable(output, work, stage="clean", fingerprint=fingerprint) as unfinished,
         publish_directory(output) as building,
     ):
         raw_parts = [Part(path, params) for path in files]

@@ -83,8 +83,7 @@ def decontaminate(
         workers: Processes; the output does not depend on it.
 
     Raises:
-        UserError: If shards are missing or broken, or an unfinished run has another number of
-            parts.
+        UserError: If shards are missing or broken.
     """
     manifest = read_manifest(tokens)
     facts = {name: manifest[name] for name in KEPT_FACTS}
@@ -98,7 +97,6 @@ def decontaminate(
             work,
             stage="decontaminate",
             fingerprint={"tokens": manifest["root"], "params": params.model_dump()},
-            parts=sum(len(stream_parts(tokens, split, length)) for split in LATER_SPLITS),
         ) as unfinished,
         publish_directory(output) as building,
         pq.ParquetWriter(building / "removed.parquet", REMOVED_SCHEMA, compression="zstd") as table,

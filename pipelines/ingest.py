@@ -62,8 +62,7 @@ def ingest(params: IngestParams, output: Path, *, work: Path | None = None) -> N
             work,
             stage="ingest",
             fingerprint=settings,
-            parts=params.documents_per_file,
-            unit="documents per file",
+            cut={"documents per file": params.documents_per_file},
         ) as unfinished,
         publish_directory(output) as building,
     ):

@@ -77,8 +77,7 @@ def tokenize(
         workers: Processes; the output does not depend on it.
 
     Raises:
-        UserError: If the vocabulary cannot be found, a document is lost, or an unfinished run
-            has another number of parts.
+        UserError: If the vocabulary cannot be found, or a document is lost.
     """
     sha256 = sha256_file(vocabulary_file(params.vocabulary))
     parts = {split: document_parts(documents / f"{split}.parquet") for split in SPLITS}
@@ -92,7 +91,6 @@ def tokenize(
                 "params": params.model_dump(),
                 "vocabulary": sha256,
             },
-            parts=sum(map(len, parts.values())),
         ) as unfinished,
         publish_directory(output) as building,
     ):

@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -45,7 +46,8 @@ def map_parts(
         The directories of the parts, in the order of the items.
 
     Raises:
-        UserError: If the cluster cannot be reached or cannot make the parts of this process.
+        UserError: If a process is killed, or the cluster cannot be reached or cannot make the
+            parts of this process.
     """
     parts = [part_directory(work, label, number) for number in range(len(items))]
     todo = [(item, part) for item, part in zip(items, parts, strict=True) if not part.exists()]
@@ -114,8 +116,15 @@ def _check_worker(home: _Home, part: Path) -> None:
 def _processes(workers: int) -> Iterator[tuple[Executor, None]]:
     # Not fork: Arrow and the tokenizer run threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield pool, None
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            yield pool, None
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"expected {workers} processes to make the parts, got one that was killed",
+            "if memory ran out, lower `workers` of the profile, each of which holds a part; the "
+            "same command resumes",
+        ) from error
 
 
 @contextlib.contextmanager

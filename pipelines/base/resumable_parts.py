@@ -43,8 +43,7 @@ def resumable(
     *,
     stage: str,
     fingerprint: Mapping[str, Any],
-    parts: int,
-    unit: str = "parts",
+    cut: Mapping[str, int] | None = None,
 ) -> Iterator[Path]:
     """Begin the parts of a stage, or resume those of an unfinished run.
 
@@ -53,31 +52,30 @@ def resumable(
         work: Where parts are kept until then; by default beside `output`.
         stage: Name of the stage; its code is part of what decides the bytes.
         fingerprint: What else decides the bytes, as JSON.
-        parts: How many there are.
-        unit: What `parts` counts, where that is not parts.
+        cut: What decides, beside the fingerprint, where one part ends and the next begins.
 
     Yields:
         The directory for the parts. It is deleted at the end; after an exception, finished
         parts stay for the next run.
 
     Raises:
-        UserError: If an unfinished run has another number of parts.
+        UserError: If an unfinished run of the same fingerprint was cut in another way.
     """
     work = work or output.with_name(f".{output.name}-work")
     facts = {**fingerprint, "code": code_hash(stage)}
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
-    plan = {"parts": parts, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
+    plan = {"cut": dict(cut or {}), "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
     path = work / "plan.json"
     if path.is_file():
         before = read_json(path)
-        if before.get("parts", parts) != parts:
+        if before["fingerprint"] != plan["fingerprint"]:
+            shutil.rmtree(work)
+        elif before != plan:
             raise UserError(
-                f"{work} holds an unfinished run: expected {before['parts']} {unit}, got {parts}",
+                f"{work} holds an unfinished run: expected {before['cut']}, got {plan['cut']}",
                 "finish it with the settings it started with, or discard it: "
                 f"rm -r {shlex.quote(str(work))}",
             )
-        if before != plan:
-            shutil.rmtree(work)
     write_json(path, plan)
     try:
         yield work

@@ -19,7 +19,7 @@ from pipelines.base.part_workers import CLUSTER, map_parts
 from pipelines.clean import clean
 from pipelines.decontaminate import decontaminate
 from pipelines.tokenize import tokenize
-from tests.pipelines.base.cluster_parts import clean_or_die, refuse, write_worker
+from tests.pipelines.base.cluster_parts import clean_or_die, die_once, refuse, write_worker
 from tests.support import REPOSITORY, free_port
 
 pytestmark = pytest.mark.slow
@@ -125,6 +125,16 @@ def test_a_worker_killed_halfway_changes_nothing(
     clean(profile.clean, raw_parts, tmp_path / "here")
     assert content(tmp_path / "there") == content(tmp_path / "here")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_process_of_this_machine_that_is_killed_is_named(tmp_path: Path, monkeypatch) -> None:
+    """The remedy: the same command resumes, with fewer processes."""
+    monkeypatch.delenv(CLUSTER, raising=False)
+    work = tmp_path / "work"
+    with pytest.raises(UserError, match=r"expected 2 processes .* one that was killed") as caught:
+        map_parts(die_once, [tmp_path / "died"] * 2, work, label="part", workers=2)
+    assert "lower `workers`" in caught.value.fix
+    assert len(map_parts(die_once, [tmp_path / "died"] * 2, work, label="part", workers=1)) == 2
 
 
 def test_the_error_of_a_worker_arrives_unchanged(cluster: Cluster, tmp_path: Path) -> None:
