@@ -4,13 +4,16 @@
     python -m benchmarks.readme --check   # exit 1 if a table differs from the files
 
 A table stands between `<!-- results:NAME -->` and `<!-- end -->`, where NAME is the name
-of a results file, or `headlines` for the selection in `benchmarks/headlines.py`. A missed
-target stays in the table as missed.
+of a results file, or `headlines` for the selection in `benchmarks/headlines.py`. In
+`<!-- results:NAME PATTERN -->` a regular expression selects rows by their names. Rows that set one
+figure beside several peers, without a target, are one line. A missed target stays in the table as
+missed.
 """
 
 import json
 import re
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,9 @@ DOCUMENTS = (
     REPOSITORY / "docs" / "training.md",
 )
 CHINESE = "README.zh-CN.md"
-BLOCK = re.compile(r"(<!-- results:(?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- results:(?P<name>\w+)(?: (?P<rows>[^\n]+))? -->\n).*?(<!-- end -->)", re.DOTALL
+)
 HEADER = "| what | Enigma | peer | ratio | target | |\n|---|---|---|---|---|---|\n"
 MET, MISSED, COLON = Words("met", "达到"), Words("missed", "未达到"), Words(": ", "：")
 HEADLINES_HEADER = Words(
@@ -38,13 +43,19 @@ HEADLINES_HEADER = Words(
 )
 
 
-def table(name: str, document: str) -> str:
-    """Return the Markdown table of one results file, or of the headlines."""
+def table(name: str, document: str, rows: str = "") -> str:
+    """Return the Markdown table of the headlines, or of the matching rows of one results file."""
     if name == "headlines":
         language = 1 if document == CHINESE else 0
-        rows = "".join(_headline(headline, language) for headline in HEADLINES)
-        return HEADLINES_HEADER[language] + rows
-    return HEADER + "".join(_row(row) for row in _rows(name))
+        lines = "".join(_headline(headline, language) for headline in HEADLINES)
+        return HEADLINES_HEADER[language] + lines
+    found = [row for row in _rows(name) if re.search(rows, row["name"])]
+    return HEADER + "".join(_row(list(group)) for _, group in groupby(found, _measurement))
+
+
+def _measurement(row: dict[str, Any]) -> Any:
+    """Name what rows of one line have in common; a row with a target has a line of its own."""
+    return (row["name"], row["value"]) if row["target"] is None else id(row)
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
@@ -54,12 +65,14 @@ def _rows(name: str) -> list[dict[str, Any]]:
     return results["rows"]
 
 
-def _row(row: dict[str, Any]) -> str:
+def _row(group: list[dict[str, Any]]) -> str:
+    row = group[0]
+    peers = [f"{each['peer']}: {_figure(each['peer_value'])}" for each in group if each["peer"]]
     return _line(
         row["name"],
         f"{_figure(row['value'])} {row['unit']}",
-        "" if row["peer"] is None else f"{row['peer']}: {_figure(row['peer_value'])}",
-        "" if row["ratio"] is None else _figure(row["ratio"]),
+        "; ".join(peers),
+        "" if row["ratio"] is None or len(group) > 1 else _figure(row["ratio"]),
         row["target"] or "",
         "" if row["met"] is None else _verdict(row)[0],
     )
@@ -99,7 +112,11 @@ def _figure(value: float | None) -> str:
 
 def rewrite(text: str, document: str) -> str:
     """Return the document with every table written from the results files."""
-    return BLOCK.sub(lambda match: match[1] + table(match["name"], document) + match[3], text)
+
+    def fresh(match: re.Match[str]) -> str:
+        return match[1] + table(match["name"], document, match["rows"] or "") + match[4]
+
+    return BLOCK.sub(fresh, text)
 
 
 def main(arguments: list[str]) -> int:
