@@ -216,7 +216,8 @@ class EnigmaLM(Prediction):
                 without padding.
             index: int64 `(L,)` or `(B, L)`, the index of each token in its text; None counts from
                 the length of the cache.
-            cache: keys and values of earlier tokens; these L are appended.
+            cache: keys and values of earlier tokens; these L are appended. Nothing is then
+                recomputed in training, which would append them again.
             visible: which keys a query sees, see `AttentionContext`.
             weights: receives the attention weights `(B, H, L, S)` of every layer.
             states: receives what the head would read before every attention layer, `(B, L, D)`.
@@ -275,8 +276,10 @@ class EnigmaLM(Prediction):
                 for step in steps
                 for each in ((_Record(states), step) if step.stream_numbers == (0, 1) else (step,))
             ]
-        learns = self.training and torch.is_grad_enabled() and states is None and weights is None
-        mode = (memory or self.memory) if learns else "plain"
+        # A branch that fills a list or a cache must run once.
+        learns = self.training and torch.is_grad_enabled()
+        recomputes = learns and states is None and weights is None and cache is None
+        mode = (memory or self.memory) if recomputes else "plain"
         total_BLD = run_steps(steps, (x_BLD, x_BLD), mode, checkpoint_function)
         return rms_normalise(total_BLD)
 
