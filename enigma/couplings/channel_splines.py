@@ -37,11 +37,11 @@ class ChannelSplines(FormsOnce):
 
     Args:
         num_channels: D.
-        num_bins: bins of each spline, K, at least 2.
+        num_bins: bins of each spline, K, 2 to 999.
         bound: half the domain; outside it the map is the identity.
 
     Raises:
-        ValueError: for a spline of one bin.
+        ValueError: for a spline of one bin or of too many.
 
     Examples:
         >>> splines = ChannelSplines(2)

@@ -25,7 +25,7 @@ def transform_of(settings: CouplingSettings) -> Transform:
     outside its domain.
 
     Raises:
-        ValueError: for a spline of one bin.
+        ValueError: for a spline of one bin or of too many.
     """
     if settings.kind == "additive":
         return Shift(settings.exact)
@@ -44,7 +44,7 @@ class Coupling(nn.Module):
         settings: how it moves, and the network that decides it.
 
     Raises:
-        ValueError: for a spline of one bin, or a convolution of no tap.
+        ValueError: for a spline of one bin or of too many, or a convolution of no tap.
     """
 
     def __init__(self, moved_channels: int, read_channels: int, settings: CouplingSettings) -> None:

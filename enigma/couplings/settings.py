@@ -47,7 +47,7 @@ class CouplingSettings:
             harmless in a residual stream but not in a density.
         residual: add the output of every hidden layer after the first to its input (He et al.,
             "Identity Mappings in Deep Residual Networks", 2016): the activation then comes first.
-        num_bins: bins of a spline, at least 2.
+        num_bins: bins of a spline, 2 to 99.
         bound: half the domain of a spline; standardised data lies within 5.
         exact: round what an additive coupling adds to the grid of exact mode; the inverse is then
             bit-exact.

@@ -17,6 +17,7 @@ Legend: K bins, M values, P = 3 K - 1 raw parameters; a 2 in a shape is (x, y).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -51,14 +52,15 @@ class RationalQuadraticSpline(Transform):
     second derivative jumps at the knots.
 
     Attributes:
-        num_bins: K, at least 2.
+        num_bins: K, at least 2 and fewer than 1 / `min_bin`.
         bound: half the domain.
         min_bin: the smallest share of the domain that a bin takes.
         affine: shifts and scales before the spline bends, or None. A spline alone moves nothing
             outside its domain.
 
     Raises:
-        ValueError: for fewer than 2 bins.
+        ValueError: for fewer than 2 bins, more than fit the domain, or a domain that is empty or
+            not finite.
     """
 
     num_bins: int = 8
@@ -69,6 +71,13 @@ class RationalQuadraticSpline(Transform):
     def __post_init__(self) -> None:
         if self.num_bins < 2:
             raise ValueError(f"num_bins must be at least 2, got {self.num_bins}")
+        if not 0 < self.num_bins * self.min_bin < 1:
+            raise ValueError(
+                "num_bins * min_bin must be above 0 and below 1, as min_bin is the smallest share "
+                f"of a bin, got {self.num_bins} * {self.min_bin}; to fix this: take fewer bins"
+            )
+        if not 0 < self.bound < inf:
+            raise ValueError(f"bound must be above 0 and finite, got {self.bound}")
 
     @property
     def num_parameters(self) -> int:

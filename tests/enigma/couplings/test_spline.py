@@ -1,10 +1,17 @@
 """The spline's gradient is written by hand: it must be the gradient, and have one itself."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from enigma.bijections.machine import Enigma
+from enigma.couplings.channel_splines import ChannelSplines
+from enigma.couplings.settings import CouplingKind
 from enigma.couplings.spline import RationalQuadraticSpline
+from enigma.jacobian_logdet import EnigmaFlow
+from enigma.rev_block import RevBlock
 
 BOUND = 3.0
 
@@ -72,7 +79,7 @@ def test_fused_and_composed_are_the_same_map(direction: str) -> None:
         torch.testing.assert_close(batched[1], single, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("num_bins", [2, 3, 8])
+@pytest.mark.parametrize("num_bins", [2, 3, 8, 99])
 def test_the_inverse_undoes_the_spline(num_bins: int) -> None:
     spline = RationalQuadraticSpline(num_bins, BOUND)
     value_ND, raw_NP = values_and_raw(spline)
@@ -94,3 +101,46 @@ def test_zeros_are_the_identity_and_the_map_rises() -> None:
     uneven_NP = 3 * torch.randn(1, spline.num_parameters).expand(101, -1)
     moved_N1, _ = spline.forward(line_N1, uneven_NP)
     assert (moved_N1.diff(dim=0) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_bins": 100}, r"got 100 \* 0.01; to fix this: take fewer bins"),
+        ({"num_bins": 128}, r"got 128 \* 0.01"),
+        ({"num_bins": 4, "min_bin": 0.25}, r"got 4 \* 0.25"),
+        ({"min_bin": 0.0}, "min_bin must be above 0"),
+        ({"bound": 0.0}, "bound must be above 0 and finite, got 0.0"),
+        ({"bound": -5.0}, "bound must be above 0"),
+        ({"bound": float("nan")}, "bound must be above 0"),
+        ({"bound": float("inf")}, "bound must be above 0"),
+    ],
+)
+def test_bins_without_room_and_an_empty_domain_are_refused(
+    options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        RationalQuadraticSpline(**options)
+
+
+@pytest.mark.parametrize("kind", ["spline", "affine-spline"])
+def test_whatever_holds_such_a_spline_refuses_it(kind: CouplingKind) -> None:
+    for make in (
+        lambda: RevBlock(4, kind, num_bins=100),
+        lambda: EnigmaFlow.build(1, coupling=kind, num_bins=100),
+        lambda: EnigmaFlow(Enigma(4), marginal_bins=1000),
+    ):
+        with pytest.raises(ValueError, match="take fewer bins"):
+            make()
+    with pytest.raises(ValueError, match="bound must be above 0"):
+        RevBlock(4, kind, bound=0.0)
+
+
+@pytest.mark.parametrize("spline", [RationalQuadraticSpline(99), ChannelSplines(1, 999).spline])
+def test_as_many_bins_as_fit_rise(spline: RationalQuadraticSpline) -> None:
+    line_N1 = torch.linspace(-spline.bound, spline.bound, 4001, dtype=torch.float64)[:, None]
+    generator = torch.Generator().manual_seed(0)
+    raw_1P = torch.randn(1, spline.num_parameters, generator=generator, dtype=torch.float64)
+    moved_N1, log_slope_N = spline.forward(line_N1, 3 * raw_1P.expand(len(line_N1), -1))
+    assert (moved_N1.diff(dim=0) > 0).all()
+    assert log_slope_N.isfinite().all()
