@@ -164,6 +164,7 @@ class EnigmaFlow(nn.Module):
         )
         return cls(enigma, prior, marginal_bins=marginal_bins)
 
+    @torch.no_grad()
     def standardise(self, data_ND: Tensor, context_NC: Tensor | None = None) -> None:
         """Fit the flow's first step to training data: standardise and bend each channel.
 

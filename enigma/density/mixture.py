@@ -55,6 +55,7 @@ class GaussianMixture(nn.Module):
         self.register_buffer("factors", torch.eye(d).repeat(num_components, 1, 1))
 
     @classmethod
+    @torch.no_grad()
     def of(cls, weights_K: Tensor, means_KD: Tensor, covariances_KDD: Tensor) -> GaussianMixture:
         """Make a mixture, in the dtype and on the device of the means.
 

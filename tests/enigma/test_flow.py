@@ -1,5 +1,6 @@
 """The flow: a density that integrates to 1, sampling, files."""
 
+import copy
 import json
 from itertools import combinations
 
@@ -326,3 +327,24 @@ def test_onnx_runtime_gives_the_same_density_for_any_batch(tmp_path, stirred):
         torch.testing.assert_close(
             torch.from_numpy(log_prob), wrapped(*inputs).detach(), rtol=1e-5, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("d", [1, 3])
+@pytest.mark.parametrize("features", [0, 2])
+def test_data_with_a_graph_leaves_no_graph_in_the_flow(d, features):
+    """As when the data are the output of a network that is trained with the flow."""
+    encoder = torch.nn.Linear(4, d + features)
+    data_ND, context_NC = encoder(torch.randn(50, 4)).split((d, features), dim=-1)
+    context_NC = context_NC if features else None
+    flow = EnigmaFlow.build(d, 1, hidden_channels=8, context_features=features)
+    flow.standardise(data_ND, context_NC)
+    detached = EnigmaFlow.build(d, 1, hidden_channels=8, context_features=features)
+    detached.standardise(data_ND.detach(), context_NC.detach() if features else None)
+    for name, buffer in flow.named_buffers():
+        assert not buffer.requires_grad, name
+        assert torch.equal(buffer, detached.get_buffer(name)), name
+    copy.deepcopy(flow)
+    context_NC = torch.randn(9, features) if features else None
+    for _ in range(2):
+        flow.log_prob(torch.randn(9, d), context_NC).sum().backward()
+    assert encoder.weight.grad is None

@@ -1,5 +1,6 @@
 """A mixture of normal distributions: against torch and SciPy, by its moments, behind a flow."""
 
+import copy
 import math
 
 import numpy as np
@@ -132,3 +133,14 @@ def test_what_is_no_mixture_is_refused():
         GaussianMixture.of(torch.tensor([1.0, 1.0, 0.0]).double(), means_KD, covariances_KDD)
     with pytest.raises(ValueError, match=r"a prior over vectors of 4, got GaussianMixture.*d=2"):
         EnigmaFlow.build(4, 1, prior=GaussianMixture(3, 2))
+
+
+def test_parts_with_a_graph_leave_no_graph_in_it():
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    mixture = GaussianMixture.of(*(scale * part for part in parts(3, 2)))
+    assert not any(buffer.requires_grad for buffer in mixture.buffers())
+    copy.deepcopy(mixture)
+    flow = EnigmaFlow.build(2, 1, hidden_channels=8, prior=mixture).double()
+    for _ in range(2):
+        flow.log_prob(torch.zeros(1, 2, dtype=torch.float64)).sum().backward()
+    assert scale.grad is None
