@@ -22,7 +22,7 @@ from enigma.bijections.base import TokenContext
 from enigma.bijections.machine import Enigma
 from enigma.couplings.channel_splines import ChannelSplines
 from enigma.couplings.conditional_base import ConditionalBase
-from enigma.couplings.settings import CouplingKind, CouplingOptions, CouplingSettings
+from enigma.couplings.settings import CouplingKind, CouplingSettings
 from enigma.density.distribution import FlowDistribution
 from enigma.density.mixture import GaussianMixture
 from enigma.density.moments import moments
@@ -82,7 +82,7 @@ class EnigmaFlow(nn.Module):
     ) -> None:
         super().__init__()
         machine, settings = (
-            (enigma, _coupling_settings(enigma)) if isinstance(enigma, Enigma) else (None, enigma)
+            (enigma, enigma.coupling_settings) if isinstance(enigma, Enigma) else (None, enigma)
         )
         self.d = 1 if machine is None else machine.d
         self.context_features = settings.context_features
@@ -207,7 +207,7 @@ class EnigmaFlow(nn.Module):
         Args:
             x: the context `(..., C)` of a conditional flow. Otherwise data `(..., d)`, or None for
                 the distribution.
-            context: see `run`.
+            context: for `run` alone.
             run: called with `x` and `context` instead. `transform` and `inverse` are such calls,
                 so that hooks fire, and whatever gathers or loads weights by hooks finds every use.
 
@@ -216,6 +216,9 @@ class EnigmaFlow(nn.Module):
         """
         if run is not None and x is not None:
             return run(x, context)
+        if context is not None:
+            calls = "flow.log_prob(x, context), flow.transform(x, context) or flow(context)"
+            raise ValueError(f"expected one argument, got two; to fix this: call {calls}")
         if x is None or self.context_features:
             return FlowDistribution(self, x)
         return self._transform(x, None)
@@ -327,11 +330,6 @@ class EnigmaFlow(nn.Module):
         return x.expand(*shape, -1), features
 
 
-def _coupling_settings(machine: Enigma) -> CouplingSettings:
-    options = {name: machine.settings[name] for name in CouplingOptions.__annotations__}
-    return CouplingSettings.of(machine.settings["coupling"], **options)
-
-
 def jacobian_log_det(function: Callable[[Tensor], Tensor], x_D: Tensor) -> Tensor:
     """Return log |det df/dx| from the whole Jacobian: a slow reference for tests.
 
@@ -396,6 +394,5 @@ def load_flow(directory: str | Path, map_location: str | torch.device = "cpu") -
     core = Enigma(**machine) if "d" in machine else CouplingSettings.of(**machine)
     # Files written before flows had marginals do not name them.
     flow = EnigmaFlow(core, prior, marginal_bins=config.get("marginal_bins", 0))
-    weights = load_file(path / _WEIGHTS_FILE, device=str(map_location))
-    flow.load_state_dict(weights, assign=True)
+    flow.load_state_dict(load_file(path / _WEIGHTS_FILE, device=str(map_location)), assign=True)
     return flow

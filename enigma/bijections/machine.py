@@ -140,6 +140,7 @@ class Enigma(Bijection):
             del own[name]
         settings = CouplingSettings.of(coupling, **options)
         # Keyword arguments that make the same machine, for a JSON file.
+        self.coupling_settings = settings
         self.settings: dict[str, Any] = {**own, **settings.to_arguments()}
         if return_path not in get_args(ReturnPath):
             raise ValueError(

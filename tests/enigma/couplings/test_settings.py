@@ -34,6 +34,7 @@ def test_settings_given_whole_are_those_made_of_options(kind):
     machine = Enigma(8, 1, 1, 4, coupling=settings)
     assert machine.settings == Enigma(8, 1, 1, 4, coupling=kind, **OTHERS).settings
     assert Enigma(**machine.settings).settings == machine.settings
+    assert Enigma(**machine.settings).coupling_settings == settings
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,10 @@ def test_errors_say_what_was_expected(stirred):
         flow()
     with pytest.raises(ValueError, match="expected 3 context features, got 0"):
         flow(torch.tensor(1.0))
+    for one in (flow, EnigmaFlow.build(2, 1, hidden_channels=8)):
+        for x in (draw(5, 2), None):
+            with pytest.raises(ValueError, match=r"got two; .*flow.log_prob\(x, context\)"):
+                one(x, draw(5, 3))
     with pytest.raises(ValueError, match=r"expected \(..., 2\), got \(\)"):
         flow.log_prob(torch.tensor(1.0), draw(3))
     with pytest.raises(ValueError, match="expected at least 2 rows of 3"):
