@@ -128,7 +128,7 @@ class Prediction(nn.Module):
         if counts is not None:
             weight = self.embedding.tokens.weight
             self.ngrams = NGramMemory.of(counts, weight.shape[1]).to(weight.device, weight.dtype)
-            self.ngrams.leave_one_out = leave_one_out
+            self.ngrams.train(self.training).leave_one_out = leave_one_out
 
     def set_pointer(self, channels: int) -> None:
         """Give the model a pointer to earlier places of the text, to be trained; 0 takes it away.
@@ -138,7 +138,9 @@ class Prediction(nn.Module):
         """
         weight = self.embedding.tokens.weight
         self.pointer = (
-            Pointer(weight.shape[1], channels).to(weight.device, weight.dtype) if channels else None
+            Pointer(weight.shape[1], channels).to(weight.device, weight.dtype).train(self.training)
+            if channels
+            else None
         )
 
     def resize_classes(self) -> None:

@@ -117,6 +117,18 @@ def test_the_network_learns_from_both_parts_and_the_gate_reads_only(make_mixed):
     torch.testing.assert_close(torch.autograd.grad(expected, network), before)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_memory_is_in_the_mode_of_the_model_that_gets_it(make_causal_lm, training):
+    model = make_causal_lm().train(training)
+    model.set_pointer(4)
+    model.set_ngrams(count_ngrams(COUNTED, VOCABULARY, ORDER), leave_one_out=True)
+    assert all(module.training is training for module in model.modules())
+    hidden = model.lm.hidden_states(COUNTED)
+    at_once = model.lm.nll_nats(hidden, COUNTED)
+    model.train(training)
+    torch.testing.assert_close(at_once, model.lm.nll_nats(hidden, COUNTED), rtol=0, atol=0)
+
+
 def test_train_text_sees_the_memory_as_held_out_text_does(make_mixed):
     model = make_mixed(leave_one_out=True)
     plain = model(COUNTED, labels=COUNTED).loss
