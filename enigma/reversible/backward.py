@@ -13,7 +13,8 @@ What makes the gradients exact and not only close:
 
 * those of parameters are computed by `torch.autograd.grad` and returned, never accumulated by a
   nested `backward`: DDP sees each of them once, even if a parameter serves in two steps;
-* a recomputation sees the random numbers and the autocast of the first pass;
+* a recomputation sees the autocast of the first pass and the random numbers that it drew from
+  torch's default generators, of the CPU and of the device of the streams;
 * the vector-Jacobian product sees the autocast under which `backward` is called, as in ordinary
   autograd;
 * a branch reads a view of its stream, so that the contributions to a gradient are summed in the
@@ -70,7 +71,8 @@ def run_streams(
         memory: "plain" keeps all activations for the backward pass, "checkpoint" the streams
             before each step and "reversible" the streams at the end and before steps that store
             their input. The result is the same, the gradients up to rounding.
-        checkpoint_function: calls a function without storing its activations.
+        checkpoint_function: calls a function without storing its activations. That of torch
+            repeats no random numbers of MPS.
 
     Raises:
         RuntimeError: for "reversible" inside a transform of `torch.func` or forward-mode
@@ -132,6 +134,8 @@ class _FirstPass:
     def __init__(self, step: Step, device: torch.device, parameters: Sequence[Tensor]) -> None:
         self._step = step
         self._device = device
+        # The module of torch that knows the device's own generator.
+        self._accelerator: Any = None if device.type == "cpu" else getattr(torch, device.type, None)
         self._parameters = parameters
         self._settings = _settings(step.modules)
         self._autocast = _autocast_settings(device.type)
@@ -159,19 +163,24 @@ class _FirstPass:
         with torch.autocast(self._device.type, **self._autocast):
             if number not in self._states:
                 return branch(x)
-            on_gpu = self._device.type == "cuda"
-            with torch.random.fork_rng(devices=[self._device] if on_gpu else []):
-                torch.set_rng_state(self._states[number][0])
-                if on_gpu:
-                    torch.cuda.set_rng_state(self._states[number][1], self._device)
+            now = self._random_states()
+            try:
+                self._set_random_states(self._states[number])
                 return branch(x)
+            finally:
+                self._set_random_states(now)
 
     def _random_states(self) -> list[Tensor]:
         """Return the states of the generators, which are in host memory for a GPU too."""
         states = [torch.get_rng_state()]
-        if self._device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self._device))
+        if hasattr(self._accelerator, "get_rng_state"):
+            states.append(self._accelerator.get_rng_state(self._device))
         return states
+
+    def _set_random_states(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            self._accelerator.set_rng_state(state, self._device)
 
 
 class _Backtrack(torch.autograd.Function):

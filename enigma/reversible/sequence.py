@@ -20,9 +20,10 @@ class ReversibleSequence(nn.Module):
     The memory of training does not grow with the number of pairs. A network may serve in several
     pairs, also under `DistributedDataParallel`: its gradient is computed once.
 
-    A network must be a function of its one input, its parameters and its settings. What it draws
-    at random and its autocast are repeated in the backward pass; statistics that it updates when
-    called, like those of a batch norm in training, are updated twice per step.
+    A network must be a function of its one input, its parameters and its settings. Its autocast and
+    what it draws from torch's default generators are repeated in the backward pass. What it draws
+    from a generator of its own is not, and the gradients are then wrong; statistics that it updates
+    when called, like those of a batch norm in training, are updated twice per step.
 
     Args:
         pairs: the networks, first pair first. f maps the second stream to the shape of the first,

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from enigma.bijections.exact import round_to_grid
 from enigma.layers.norm import rms_normalise
-from enigma.reversible import run_steps, undo_steps
+from enigma.reversible import CouplingStep, run_steps, undo_steps
+from enigma.reversible.backward import _FirstPass
 
 IDS = torch.randint(1, 120, (2, 12), generator=torch.Generator().manual_seed(0))
 EXACT = {"exact": True, "rotor_form": "lifting"}
@@ -162,3 +163,24 @@ def test_the_norm_is_that_of_torch_with_its_derivatives():
     assert torch.autograd.gradgradcheck(rms_normalise, x)
     half = x.detach().bfloat16()
     assert rms_normalise(half).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "xpu", "mps"])
+def test_the_random_numbers_of_every_device_are_repeated(kind, monkeypatch):
+    generator = torch.default_generator
+    if kind != "cpu":  # stands in for the generator of a device that is not there
+        generator, module = torch.Generator(), torch.get_device_module(kind)
+        monkeypatch.setattr(module, "get_rng_state", lambda device: generator.get_state())
+        monkeypatch.setattr(module, "set_rng_state", lambda to, device: generator.set_state(to))
+
+    def drop(x):
+        return x * (torch.rand(x.shape, generator=generator) < 0.5)
+
+    step = CouplingStep((drop, ()), (drop, ()), (0, 1))
+    first_pass, x = _FirstPass(step, torch.device(kind), ()), torch.ones(40)
+    dropped = [first_pass.first(number, drop, x) for number in range(2)]
+    assert not torch.equal(*dropped)
+    after = generator.get_state()
+    for number in (1, 0):
+        assert torch.equal(first_pass.again(number, drop, x), dropped[number])
+        assert torch.equal(generator.get_state(), after)
