@@ -39,7 +39,6 @@ class RotorOptions(TypedDict, total=False):
     form: RotorForm
     start: Start
     first_seed: int
-    max_log_scale: float
     exact: bool
 
 
@@ -61,7 +60,6 @@ class InvertibleConv1x1(FormsOnce, Bijection):
             channels are separated once. "rotation" replaces P by a random orthogonal matrix that
             is not learned; L, U and s still start at the identity, which keeps the inverse exact.
         seed: of the rotation.
-        max_log_scale: bound of |log s| in nats.
 
     Raises:
         ValueError: for a width below 1 or an unknown start.
@@ -76,21 +74,13 @@ class InvertibleConv1x1(FormsOnce, Bijection):
     permutation: Tensor
     rotation: Tensor
 
-    def __init__(
-        self,
-        num_channels: int,
-        *,
-        start: Start = "identity",
-        seed: int = 0,
-        max_log_scale: float = 1.0,
-    ) -> None:
+    def __init__(self, num_channels: int, *, start: Start = "identity", seed: int = 0) -> None:
         super().__init__()
         if num_channels < 1:
             raise ValueError(f"num_channels must be at least 1, got {num_channels}")
         if start not in get_args(Start):
             raise ValueError(f"start must be one of {get_args(Start)}, got {start!r}")
         self.num_channels = num_channels
-        self.max_log_scale = max_log_scale
         self.start = start
         order = torch.arange(num_channels, device="cpu")
         if start == "permutation":
@@ -112,12 +102,11 @@ class InvertibleConv1x1(FormsOnce, Bijection):
         nn.init.zeros_(self.packed)
 
     def log_scale(self) -> Tensor:
-        """Return log s, `(D,)`, within `max_log_scale` of 0."""
+        """Return log s, `(D,)`, between -1 and 1 nats."""
         return self.formed_once("log_scale", self._form_log_scale, self.packed)
 
     def _form_log_scale(self) -> Tensor:
-        bound = self.max_log_scale
-        return bound * torch.tanh(self.packed.diagonal() / bound)
+        return torch.tanh(self.packed.diagonal())
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return the unit lower and the upper triangular factor, each `(D, D)`."""
@@ -245,7 +234,6 @@ class InvertibleConv1x1Stack(Bijection):
         form: "plu" is `InvertibleConv1x1`, "lifting" is `enigma.bijections.lifting.LiftingConv1x1`.
         start: the PLU form before training, see `InvertibleConv1x1`.
         first_seed: seed of the first convolution's rotation; each further one adds 1.
-        max_log_scale: bound of |log s| of the PLU form in nats.
         exact: round the lifting form to the grid of exact mode; its inverse is then bit-exact.
 
     Raises:
@@ -262,7 +250,6 @@ class InvertibleConv1x1Stack(Bijection):
         form: RotorForm = "plu",
         start: Start = "identity",
         first_seed: int = 0,
-        max_log_scale: float = 1.0,
         exact: bool = False,
     ) -> None:
         super().__init__()
@@ -280,9 +267,7 @@ class InvertibleConv1x1Stack(Bijection):
         self.layers = nn.ModuleList(
             LiftingConv1x1(num_channels, exact=exact)
             if form == "lifting"
-            else InvertibleConv1x1(
-                num_channels, start=start, seed=seed, max_log_scale=max_log_scale
-            )
+            else InvertibleConv1x1(num_channels, start=start, seed=seed)
             for seed in range(first_seed, first_seed + num_layers)
         )
 

@@ -19,21 +19,21 @@ __all__ = ["SimplePermutation", "sinkhorn"]
 
 _START_SCORE = 1.0
 _START_NOISE = 0.01
+_NUM_ITERATIONS = 20
 
 
-def sinkhorn(scores_DD: Tensor, num_iterations: int = 20) -> Tensor:
+def sinkhorn(scores_DD: Tensor) -> Tensor:
     """Return a nearly doubly stochastic matrix: rows and columns of exp(scores) made to sum to 1.
 
     Args:
         scores_DD: floating `(D, D)`, already divided by a temperature.
-        num_iterations: how many times rows and columns are normalised.
 
     Examples:
         >>> p = sinkhorn(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
         >>> torch.allclose(p.sum(0), torch.ones(2)), torch.allclose(p.sum(1), torch.ones(2))
         (True, True)
     """
-    for _ in range(num_iterations):
+    for _ in range(_NUM_ITERATIONS):
         scores_DD = scores_DD.log_softmax(dim=1).log_softmax(dim=0)
     return scores_DD.exp()
 
@@ -94,7 +94,6 @@ class SimplePermutation(FormsOnce, Bijection):
         num_channels: width D, at least 1.
         temperatures: temperatures of the relaxation at the start and at the end of training, both
             above 0.
-        num_iterations: see `sinkhorn`.
 
     Raises:
         ValueError: for a width below 1 or a temperature that is not above 0.
@@ -106,11 +105,7 @@ class SimplePermutation(FormsOnce, Bijection):
     """
 
     def __init__(
-        self,
-        num_channels: int,
-        *,
-        temperatures: tuple[float, float] = (1.0, 0.1),
-        num_iterations: int = 20,
+        self, num_channels: int, *, temperatures: tuple[float, float] = (1.0, 0.1)
     ) -> None:
         super().__init__()
         if num_channels < 1:
@@ -119,7 +114,6 @@ class SimplePermutation(FormsOnce, Bijection):
             raise ValueError(f"temperatures must be above 0, got {temperatures}")
         self.num_channels = num_channels
         self.temperatures = temperatures
-        self.num_iterations = num_iterations
         self.temperature = temperatures[0]
         self.scores = nn.Parameter(torch.empty(num_channels, num_channels))
         self._gumbel_DD: Tensor | None = None
@@ -175,7 +169,7 @@ class SimplePermutation(FormsOnce, Bijection):
         order = self.order()
         if not (torch.is_grad_enabled() and self.scores.requires_grad and self.training):
             return x.index_select(-1, order.argsort() if back else order)
-        soft_DD = sinkhorn(self._noisy_scores() / self.temperature, self.num_iterations)
+        soft_DD = sinkhorn(self._noisy_scores() / self.temperature)
         hard_DD = torch.zeros_like(soft_DD).scatter_(1, order.unsqueeze(1), 1.0)
         matrix_DD: Tensor = _StraightThrough.apply(soft_DD, hard_DD)  # type: ignore[no-untyped-call]
         with torch.autocast(x.device.type, enabled=False):

@@ -83,8 +83,5 @@ def rms_normalise(x: Tensor) -> Tensor:
         # To call an autograd function, or to switch autocast, costs more than one token's sum.
         return _RootMeanSquare.forward(wide)[0].to(x.dtype)
     with torch.autocast("cpu", enabled=False):
-        if torch.is_grad_enabled():
-            y: Tensor = _RootMeanSquare.apply(wide)[0]  # type: ignore[no-untyped-call]
-        else:  # the call of an autograd function costs more than one token's sum
-            y, _ = _RootMeanSquare.forward(wide)
+        y: Tensor = _RootMeanSquare.apply(wide)[0]  # type: ignore[no-untyped-call]
     return y.to(x.dtype)

@@ -1,6 +1,7 @@
 """Reversible training: the same function and gradients as ordinary autograd, without its memory."""
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -163,6 +164,10 @@ def test_the_norm_is_that_of_torch_with_its_derivatives():
     assert torch.autograd.gradgradcheck(rms_normalise, x)
     half = x.detach().bfloat16()
     assert rms_normalise(half).dtype == torch.bfloat16
+    single = x.detach().float()
+    for gradients, autocast in product((True, False), repeat=2):
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", enabled=autocast):
+            torch.testing.assert_close(rms_normalise(single), expected.float().detach())
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "xpu", "mps"])
