@@ -53,10 +53,9 @@ def core_round_trip_error(
 ) -> RoundTripReport:
     """Measure the round trip of a core.
 
-    With ids, x is what reaches the core when the model reads them, and y what leaves it. Training
-    may make these streams large, and the couplings, which normalise what they read, then add large
-    numbers to whatever comes. So without ids, on standard normal streams, such a model is judged by
-    numbers that it never sees.
+    With ids, x is what reaches the core when the model reads them, and y what leaves it. Trained
+    streams can be large. Standard normal streams are not, so without ids the error is measured on
+    inputs the model never sees.
 
     The core is copied and not changed.
 
@@ -108,13 +107,14 @@ def _streams_of_text(model: nn.Module, core: Enigma, ids: Tensor) -> Tensor:
     if model is core:
         raise TypeError("expected an EnigmaLM, which reads ids, got an Enigma")
     entering: list[Tensor] = []
-    was_training = model.training
+    trains = [(module, module.training) for module in model.modules()]  # a part may be frozen
     model.eval()
     try:
         with core.register_forward_pre_hook(lambda _, streams: entering.append(streams[0])):
             model(ids.to(next(core.parameters()).device), head=False)
     finally:
-        model.train(was_training)
+        for module, training in trains:
+            module.training = training
     if not entering:
         raise TypeError("expected a model that calls its core, got one that does not")
     return entering[0]

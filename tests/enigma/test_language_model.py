@@ -220,6 +220,16 @@ def test_the_round_trip_is_measured_on_the_streams_of_text(make_lm):
     assert of_text.float32_reversed < 1e-5
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_measurement_leaves_every_part_in_its_mode(make_lm, training):
+    lm = make_lm().train(training)
+    lm.layers[1].train(not training)
+    lm.core.blocks[0].g.training = not training
+    modes = [module.training for module in lm.modules()]
+    core_round_trip_error(lm, ids=IDS)
+    assert [module.training for module in lm.modules()] == modes
+
+
 def test_in_exact_mode_text_comes_back_to_the_bit(make_lm):
     report = core_round_trip_error(make_lm(exact=True, rotor_form="lifting"), ids=IDS)
     assert report.float32 == report.float32_reversed == 0.0
