@@ -103,6 +103,9 @@ class InvertibleConv1x1(FormsOnce, Bijection):
 
     def log_scale(self) -> Tensor:
         """Return log s, `(D,)`, between -1 and 1 nats."""
+        return self._kept_log_scale().clone()
+
+    def _kept_log_scale(self) -> Tensor:
         return self.formed_once("log_scale", self._form_log_scale, self.packed)
 
     def _form_log_scale(self) -> Tensor:
@@ -183,10 +186,10 @@ class InvertibleConv1x1(FormsOnce, Bijection):
         A rotor in bfloat16 would make the stream ten times less invertible.
         """
         with torch.autocast(x.device.type, enabled=False):
-            log_scale_D = self.log_scale()
+            log_scale_D = self._kept_log_scale()
             y = self._multiply_rows(x.reshape(-1, self.num_channels), log_scale_D).view(x.shape)
             log_det = self.formed_once("log_det", log_scale_D.sum, self.packed)
-        return y, log_det.expand(x.shape[:-1])
+        return y, log_det.expand(x.shape[:-1]).clone()  # the caller's to change
 
     def _inverse(
         self,
@@ -207,7 +210,7 @@ class InvertibleConv1x1(FormsOnce, Bijection):
                 self.packed,
             )
             x = rows @ inverse_DD
-            log_scale_D = self.log_scale()
+            log_scale_D = self._kept_log_scale()
             x = torch.addmm(x, rows - self._multiply_rows(x, log_scale_D), inverse_DD)
             log_det = self.formed_once("log_det", log_scale_D.sum, self.packed)
         return x.view(y.shape), -log_det.expand(y.shape[:-1])

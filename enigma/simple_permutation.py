@@ -152,6 +152,9 @@ class SimplePermutation(FormsOnce, Bijection):
 
     def order(self) -> Tensor:
         """Return the permutation, int64 `(D,)`: exact, by the Hungarian method."""
+        return self._kept_order().clone()
+
+    def _kept_order(self) -> Tensor:
         if self.training:  # temperature and noise decide it, too
             return self._form_order()
         return self.formed_once("order", self._form_order, self.scores)
@@ -166,7 +169,7 @@ class SimplePermutation(FormsOnce, Bijection):
         return self.scores + self.temperature * self._gumbel_DD.to(self.scores)
 
     def _permute(self, x: Tensor, *, back: bool) -> Tensor:
-        order = self.order()
+        order = self._kept_order()
         if not (torch.is_grad_enabled() and self.scores.requires_grad and self.training):
             return x.index_select(-1, order.argsort() if back else order)
         soft_DD = sinkhorn(self._noisy_scores() / self.temperature)

@@ -114,8 +114,6 @@ def total_log_det(x: Tensor, log_dets: Iterable[Tensor | None]) -> Tensor:
     """Return the sum per token of log-determinants `x.shape[:-1]`, of which None stands for 0."""
     found = [log_det for log_det in log_dets if log_det is not None]
     total = reduce(add, found) if found else x.new_zeros(x.shape[:-1])
-    if len(found) == 1:  # what a rotor returns may be kept for the next call
-        total = total.clone()
     return total.to(torch.promote_types(total.dtype, x.dtype))
 
 

@@ -215,6 +215,30 @@ def test_within_constant_weights_it_is_formed_once(name, monkeypatch):
     assert len(formed) == 3
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (2, 5)])
+@pytest.mark.parametrize("name", BIJECTIONS)
+def test_what_a_caller_does_to_results_changes_no_later_result(name, shape):
+    module = drawn(name, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*shape, module.num_channels, generator=generator)
+
+    def results():
+        yield from module.forward_with_log_det(x)
+        yield from module.inverse_with_log_det(x)
+        for each in module.modules():
+            if isinstance(each, InvertibleConv1x1):
+                yield from (each.log_scale(), each.weight(), *each.factors())
+            if isinstance(each, SimplePermutation):
+                yield each.order()
+
+    with torch.no_grad(), constant_weights():
+        expected = [result.clone() for result in results()]
+        for result in results():
+            result.add_(1)
+        for result, wanted in zip(results(), expected, strict=True):
+            torch.testing.assert_close(result, wanted, rtol=0, atol=0)
+
+
 def test_within_constant_weights_each_set_of_weights_and_each_thread_has_its_own():
     x = torch.randn(3, D)
     first, second = drawn("conv1x1", seed=0), drawn("conv1x1", seed=1)
