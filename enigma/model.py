@@ -218,7 +218,9 @@ class EnigmaLM(Prediction):
                 the length of the cache.
             cache: keys and values of earlier tokens; these L are appended. Nothing is then
                 recomputed in training, which would append them again.
-            visible: which keys a query sees, see `AttentionContext`.
+            visible: which keys a query sees, see `AttentionContext`. It masks attention and the
+                pointer only: convolutions, driven rotors and n-grams read earlier tokens whatever
+                is visible. The Hugging Face adapter refuses that mix.
             weights: receives the attention weights `(B, H, L, S)` of every layer.
             states: receives what the head would read before every attention layer, `(B, L, D)`.
                 Nothing is then recomputed in training, since the states are stored anyway.
@@ -227,6 +229,9 @@ class EnigmaLM(Prediction):
 
         Returns:
             floating `(B, L, D)`.
+
+        Raises:
+            ValueError: for a cache in a model without attention layers.
         """
         return self(
             ids_BL,
@@ -304,6 +309,12 @@ class EnigmaLM(Prediction):
             visible: see `hidden_states`.
             weights: see `hidden_states`.
         """
+        if cache is not None and not self.layers:
+            raise ValueError(
+                "expected no cache in a model without attention layers, as a cache is as long as "
+                "their keys, got one; to fix this: read the whole text without a cache, or build "
+                "the model with num_transformer_layers=1 or more"
+            )
         mask_BL1 = None if mask is None else mask.unsqueeze(-1).to(torch.float32)
         convolutions = (
             None if cache is None else ConvolutionCache(cache, first_slot=len(self.layers))

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from enigma.attention import AttentionContext, CausalSelfAttention, alibi_slopes
 from enigma.bijections.round_trip import core_round_trip_error
@@ -264,6 +264,24 @@ def test_ids_need_a_model_that_reads_them(make_lm):
     lm.forward = lambda ids, head: ids
     with pytest.raises(TypeError, match="a model that calls its core, got one that does not"):
         core_round_trip_error(lm, ids=IDS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kernel_size": 3},
+        {"num_driven_rotors": 1, "rotor_channels": 4, "rotor_reflections": 2},
+        {"pointer_channels": 4},
+    ],
+)
+def test_a_cache_without_attention_layers_is_refused(make_lm, changes):
+    """Its length is that of the keys: every token would be the first of its text."""
+    lm = make_lm(num_transformer_layers=0, **changes)
+    for run in (lm, lm.hidden_states):
+        with pytest.raises(ValueError, match=r"without attention layers.*without a cache"):
+            run(IDS, cache=DynamicCache())
+        assert run(IDS).shape[:2] == IDS.shape  # what the message says to do
 
 
 def test_errors_say_what_was_expected():
