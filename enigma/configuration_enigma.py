@@ -53,7 +53,8 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
         use_dynamic_conv1x1: step the rotors with the token index.
         conv1x1_positions: positions of a rotor; must divide `d`. None takes the largest up to 16
             that does.
-        attention_dropout: probability of dropping an attention weight in training.
+        attention_dropout: probability of dropping an attention weight in training; 0.15 by default,
+            where `EnigmaLM` has 0.
         hidden_dropout: probability of dropping a channel of a residual branch in training.
         return_path: "reversed", "untied" or "inverse", see `enigma.model.Enigma`.
         rotor_form: "plu" or "lifting", see `enigma.invertible_conv1x1`.
@@ -69,7 +70,8 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
         logits_in_training: return the logits in training too, and hold them whole, as TRL's
             trainers expect.
         memory: what training keeps, "plain", "checkpoint" or "reversible", see
-            `enigma.reversible.run_steps`; the result is the same.
+            `enigma.reversible.run_steps`; the result is the same. Read at construction: afterwards
+            set `model.lm.memory`.
         num_reachable: ids with a logit of their own, see `EnigmaForCausalLM.set_reachable`, which
             sets it; None for all.
         ngram_sizes: of an n-gram memory, see `EnigmaForCausalLM.set_ngrams`, which sets it; None
@@ -132,7 +134,7 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
     eos_token_id: int | list[int] | None = 102
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Refuse unknown keywords, go on as transformers does, then fit what is left open."""
+        """Refuse unknown keywords, continue as transformers does, then fit what is left open."""
         if unknown := [key for key in kwargs if not self._knows(key)]:
             known = {*self.__dataclass_fields__, *self.attribute_map}
             raise TypeError(unknown_keywords(unknown, known))

@@ -49,8 +49,9 @@ class EnigmaFlow(nn.Module):
             the channels: give the settings of its only transform.
         prior: "gaussian" is the standard normal. "uniform" squashes the machine's output by the
             logistic function into the unit cube, where the prior is uniform. A `GaussianMixture`
-            has clusters, and is saved with the flow. Or any distribution with event shape `(d,)`,
-            or a module that returns one: it may have parameters, and moves with the flow.
+            has clusters, and is saved with the flow. Or a distribution with event shape `(d,)`, or
+            a module that returns one; a module may have parameters and moves with the flow, a bare
+            distribution does not.
         marginal_bins: bins of the splines that first bend every channel by itself
             (`enigma.couplings.channel_splines`), 0 for none.
 

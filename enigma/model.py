@@ -54,7 +54,8 @@ class EnigmaLM(Prediction):
         use_alibi: linear attention biases; False takes a learned position embedding.
         use_dynamic_conv1x1: step the rotors with the token index.
         conv1x1_positions: positions of a rotor, P; None takes the largest up to 16 that divides D.
-        attention_dropout: probability of dropping an attention weight in training.
+        attention_dropout: probability of dropping an attention weight in training; 0 by default,
+            where `EnigmaConfig` has 0.15.
         hidden_dropout: probability of dropping a channel of a residual branch in training.
         return_path: "reversed", "untied" or "inverse", see `Enigma`.
         rotor_form: "plu" or "lifting", see `enigma.invertible_conv1x1`.

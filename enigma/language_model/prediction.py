@@ -178,7 +178,7 @@ class Prediction(nn.Module):
     def nll_nats(self, hidden_BLD: Tensor, ids_BL: Tensor) -> Tensor:
         """Return the negative log-likelihoods of tokens 1 ... L - 1, `(B, L - 1)`, for scoring.
 
-        What `logits` says of them, without the logits of the other ids, which cost most of it.
+        The same values as from `logits`, without computing a logit for every id.
 
         Args:
             hidden_BLD: final hidden states of these tokens.

@@ -30,14 +30,14 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Return the cross-entropy of softmax(W h) without ever holding all logits.
 
+    Uses `functional.linear_cross_entropy` from torch 2.13, which computes the gradients together
+    with the loss; on older versions each chunk is computed once more in the backward pass.
+
     Args:
         hidden_ND: floating `(N, D)`.
         weight_VD: the head, `(V, D)`, of the same dtype.
         target_N: int64 `(N,)`, -100 for tokens not to predict.
         reduction: "mean" over the targets, "sum", or "none" for `(N,)`.
-
-    torch has it from 2.13 on, with the gradients computed together with the loss. Before, each
-    chunk is computed once more in the backward pass.
     """
     chunk = chunk_tokens(hidden_ND.device)
     if hasattr(functional, "linear_cross_entropy"):
