@@ -1,14 +1,15 @@
 """How typical a document is of the language model's training text.
 
 A likelihood alone misranks: text simpler than the training text is more likely than it (Nalisnick
-et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So three values of a document
-are compared with those of held-out passages, and both too high and too low are odd (as in
-Nalisnick et al., "Detecting Out-of-Distribution Inputs to Deep Generative Models Using
-Typicality", 2019): the density of its mean state under a flow, which depends on its topic and how
-much it varies; the language model's loss, which depends on the order of its tokens; and the loss of
-the tokens that were least expected, which a misread character or a foreign one is. A document
-shorter than a passage is compared with beginnings of passages, and is as odd for its length as
-such documents are rare (`pipelines.flow.documents.typical`).
+et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So four deviations of a
+document count together. Three are from held-out passages, where both too high and too low are odd
+(as in Nalisnick et al., "Detecting Out-of-Distribution Inputs to Deep Generative Models Using
+Typicality", 2019): of the density of its mean state under a flow, which depends on its topic and
+how much it varies; of the language model's loss, which depends on the order of its tokens; and of
+its peak, the loss of the tenth of the tokens that were least expected, such as a misread character
+or a foreign one. The fourth is of its length: a document shorter than a passage is compared with
+beginnings of passages, and is as odd for its length as such documents are rare
+(`pipelines.flow.documents.typical`).
 
 Shape legend: P passages, D dimensions, K lengths.
 """

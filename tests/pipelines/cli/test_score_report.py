@@ -132,6 +132,20 @@ def test_the_page_shows_a_bounded_part_of_hostile_documents_and_executes_none(
     ]  # fmt: skip
 
 
+def test_the_page_shows_and_explains_every_deviation_that_counts(tmp_path: Path) -> None:
+    deviations = {
+        "state_deviation": 1.11, "loss_deviation": -2.22, "peak_deviation": 3.33,
+        "length_deviation": 4.44,
+    }  # fmt: skip
+    with open_store(None) as store:
+        store.add(1, "k", [scores("a", 6.07, **deviations)], ["甲"])
+        write_report(tmp_path / "scores.jsonl", "x", store, store.oddest(1))
+    found = Elements((tmp_path / "scores.html").read_text(encoding="utf-8"))
+    assert "atypicalitystatelosspeaklength" in found.text, "the columns"
+    assert "6.07+1.11-2.22+3.33+4.44" in found.text
+    assert "its peak, which is that of the loss of the least expected tenth" in found.text
+
+
 @pytest.mark.parametrize(
     "values", [[[0.0] * 3], [[2e9, 1e9, -1e9], [3.0, -3.0, 0.1]], [[2.1, 0.2, 2.0]] * 9]
 )
