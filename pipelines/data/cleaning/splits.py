@@ -19,8 +19,8 @@ TRAIN = SPLITS.index("train")
 def split_of(cluster: str, params: SplitParams) -> str:
     """Choose the split of a cluster by a stable hash.
 
-    The choice depends only on the seed and the cluster: a document keeps its split when the
-    corpus grows.
+    The choice depends only on the seed, the fractions and the cluster: when the corpus grows, it
+    stays the same unless a document with a smaller id joins the cluster.
 
     Args:
         cluster: The smallest document id of the cluster.
