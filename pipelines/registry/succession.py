@@ -56,7 +56,7 @@ def succession_gates(
         if found.worse
         else "train on more text or longer, or accept it with --allow-tie"
     )
-    bound = "below 0, or 0 in the interval" if allow_tie else "the interval below 0"
+    bound = "the interval below 0 or containing 0" if allow_tie else "the interval below 0"
     return [gate, Gate("successor", holds, str(found), bound, fix)]
 
 

@@ -82,7 +82,7 @@ def unseal(text: str, trust: Trust, kind: str, called: str, *, fix: str = PUT_BA
             SIGNATURE,
             f"{called}: expected a signature by one of the trusted keys {trust}, got one by "
             f"{', '.join(signers) or 'nobody'}",
-            "if the key's owner gave you this id on another way, trust its public key: "
+            "if the key's owner gave you this id through another channel, trust its public key: "
             "`signing.trusted_keys` in params.yaml, or `enigma verify --key FILE`",
         )
     try:

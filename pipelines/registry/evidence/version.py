@@ -165,8 +165,9 @@ def read_statement(version: Path, trust: Trust) -> Json:
         raise GateError(
             SIGNATURE,
             "the version is unsigned",
-            "run `enigma register` again, which signs it; if it is older than signatures and you "
-            "know it, `enigma promote --trust-unsigned` accepts it and says so in the ledger",
+            "if someone else published it, ask them for a signed one; if it is yours, run `enigma "
+            "register` again, which signs it; if it is older than signatures and you know it, "
+            "`enigma promote --trust-unsigned` accepts it and says so in the ledger",
         )
     text = (version / VERSION_FILE).read_text(encoding="utf-8")
     return unseal(text, trust, VERSION_KIND, "version.dsse.json")

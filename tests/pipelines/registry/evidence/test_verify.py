@@ -28,6 +28,7 @@ from pipelines.registry.evidence.verify import _has_shards, _losses_gate, verify
 from pipelines.registry.evidence.version import (
     KEY_FILE,
     LINK_KIND,
+    VERSION_FILE,
     evidence_gates,
     is_signed,
     sign_version,
@@ -85,6 +86,7 @@ def test_a_stranger_trusts_a_key_and_nothing_else(
     assert all(gate.holds for gate in gates)
     assert {"causality_again", "signed_gates", "perplexity"} < {gate.name for gate in gates}
     assert not key_path().exists(), "a verification makes no key"
+    assert "through another channel" in refusal.value.fix
     # The other half of the advice: the key is trusted wherever a version is used.
     assert "`signing.trusted_keys` in params.yaml" in refusal.value.fix
     params = tmp_path / "params.yaml"
@@ -96,6 +98,15 @@ def test_a_stranger_trusts_a_key_and_nothing_else(
             gate.holds
             for gate in evidence_gates(stored.directory, trust(), name=stored.name, tags={})
         )
+
+
+def test_an_unsigned_bundle_of_someone_else_comes_back_signed(bundle: Path) -> None:
+    version = unpacked(bundle)
+    (version / VERSION_FILE).unlink()
+    with pytest.raises(GateError, match="the version is unsigned") as refusal:
+        verify_version(str(version), [])
+    assert refusal.value.fix.startswith("if someone else published it, ask them for a signed one")
+    verify_version(str(bundle), [])
 
 
 def test_a_stranger_needs_python_and_openssl_alone(bundle: Path) -> None:
