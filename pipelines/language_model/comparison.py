@@ -68,7 +68,7 @@ def compare(champion: Losses, candidate: Losses, *, unit: str, nats_per_unit: fl
         The difference and its interval; deterministic.
 
     Raises:
-        ValueError: If the items differ.
+        ValueError: If the items differ, or a loss is not finite.
     """
     from scipy.stats import bootstrap
 
@@ -76,6 +76,14 @@ def compare(champion: Losses, candidate: Losses, *, unit: str, nats_per_unit: fl
     if not (same and np.array_equal(champion.units, candidate.units)):
         msg = "expected losses of the same items, got different ones"
         raise ValueError(msg)
+    for name, losses in (("champion", champion), ("candidate", candidate)):
+        bad = len(losses.loss_nats) - int(np.isfinite(losses.loss_nats).sum())
+        if bad:
+            # Infinite for the champion, it would make any candidate better.
+            msg = (
+                f"expected finite losses of the {name}, got {bad} that are not"
+            )
+            raise ValueError(msg)
     delta_N = (candidate.loss_nats - champion.loss_nats) / nats_per_unit
     kind, delta_N, units_N = _clusters(candidate, delta_N)
 

@@ -57,6 +57,15 @@ def test_different_items_are_refused() -> None:
         compare(losses(0), losses(0, documents=50), **BITS)
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_loss_that_is_not_finite_decides_nothing(value: float) -> None:
+    broken = losses(0)
+    broken.loss_nats[3] = value
+    for one, other, name in ((broken, losses(1), "champion"), (losses(1), broken, "candidate")):
+        with pytest.raises(ValueError, match=f"finite losses of the {name}, got 1 that are not"):
+            compare(one, other, **BITS)
+
+
 def test_the_result_is_the_same_every_time() -> None:
     assert compare(losses(0), losses(1), **BITS) == compare(losses(0), losses(1), **BITS)
     assert isinstance(compare(losses(0), losses(1), **BITS), Comparison)
