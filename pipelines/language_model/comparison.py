@@ -80,9 +80,7 @@ def compare(champion: Losses, candidate: Losses, *, unit: str, nats_per_unit: fl
         bad = len(losses.loss_nats) - int(np.isfinite(losses.loss_nats).sum())
         if bad:
             # Infinite for the champion, it would make any candidate better.
-            msg = (
-                f"expected finite losses of the {name}, got {bad} that are not"
-            )
+            msg = f"expected finite losses of the {name}, got {bad} that are not"
             raise ValueError(msg)
     delta_N = (candidate.loss_nats - champion.loss_nats) / nats_per_unit
     kind, delta_N, units_N = _clusters(candidate, delta_N)

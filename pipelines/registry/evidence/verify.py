@@ -63,7 +63,7 @@ def verify(stored: Stored, trust: Trust) -> list[Gate]:
         version / "artifacts" / ("language_model" if stored.name == FLOW else "model")
     )
     gates.append(_causality_gate(model, proof))
-    if stored.name != FLOW and _has_shards(proof):
+    if stored.name != FLOW and has_shards(proof):
         gates.append(_losses_gate(model, proof))
     return gates
 
@@ -92,7 +92,7 @@ def _causality_gate(model: "EnigmaLM", proof: Proof) -> Gate:
     return Gate("causality_again", holds, f"is_causal is {holds} over {length} tokens", "True")
 
 
-def _has_shards(proof: Proof) -> bool:
+def has_shards(proof: Proof) -> bool:
     """Whether the shards on which the version was judged are in the working directory."""
     try:
         root = read_manifest(Workspace(proof.params.name).shards)["root"]

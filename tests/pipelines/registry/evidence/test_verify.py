@@ -24,7 +24,7 @@ from pipelines.registry.evidence.keys import (
 )
 from pipelines.registry.evidence.links import stage_links
 from pipelines.registry.evidence.stored import opened
-from pipelines.registry.evidence.verify import _has_shards, _losses_gate, verify
+from pipelines.registry.evidence.verify import _losses_gate, has_shards, verify
 from pipelines.registry.evidence.version import (
     KEY_FILE,
     LINK_KIND,
@@ -130,10 +130,10 @@ def test_losses_are_computed_again_where_the_shards_are(
     version = unpacked(bundle)
     proof = Proof.read(version, LM)
     monkeypatch.chdir(tmp_path)
-    assert not _has_shards(proof)
+    assert not has_shards(proof)
     root = read_manifest(make_tiny_shards())["root"]
     proof = replace(proof, certificate={**proof.certificate, "shards_root": root})
-    assert _has_shards(proof)
+    assert has_shards(proof)
     artifacts = version / "artifacts"
     _, losses = _lm_losses(artifacts, Workspace("sanguo"), proof.params.profile)
     model = load_network(artifacts / "model")
