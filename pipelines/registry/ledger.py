@@ -61,18 +61,22 @@ def head_path() -> Path:
     return local_state("promotions.head.json")
 
 
-def prepare(entry: Mapping[str, Any], *, trust_unsigned: bool = False) -> Line:
+def prepare(client: Any, entry: Mapping[str, Any], *, trust_unsigned: bool = False) -> Line:
     """Build and sign a line with the time and the user, before anything moves.
 
     Args:
+        client: MLflow's.
         entry: `action`, `model`, `from`, `to`, `why`, `evidence_sha256`. The caller holds
             the lock of promotions.
         trust_unsigned: Accept a ledger that is older than signatures.
 
     Raises:
         UserError: If the ledger is damaged, or the entry cannot be written as a line.
+        GateError: `ledger`, if MLflow's heads are over lines that are not in this ledger, as in
+            a fresh clone: a new ledger would replace the one that they sign.
     """
     lines = _lines(trust_unsigned=trust_unsigned)
+    _check_heads(_heads(client, trust()), lines)
     stamped = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "who": _user(),
@@ -142,17 +146,8 @@ def recorded(client: Any, name: str) -> dict[str, Any] | None:
     Raises:
         GateError: `ledger` or `signature`, if the ledger is not the one that was signed.
     """
-    tags = {
-        model.name: model.tags[HEAD_TAG]
-        for known in MODELS
-        for model in client.search_registered_models(f"name = '{known}'")
-        if HEAD_TAG in model.tags
-    }
     known = trust()
-    heads = {
-        model: _open_head(tag, known, f"tag {HEAD_TAG} of {model}", RESTORE_TAG)
-        for model, tag in tags.items()
-    }
+    heads = _heads(client, known)
     # Looked for without making the directory of a machine that only serves.
     if not (tracking_directory() / ".enigma" / "promotions.jsonl").is_file():
         found: dict[str, Any] | None = heads.get(name, {}).get("champions", {}).get(name)
@@ -161,16 +156,7 @@ def recorded(client: Any, name: str) -> dict[str, Any] | None:
             found = newest["champions"].get(name)
         return found
     lines = _lines(known=known)
-    for model, head in heads.items():
-        number = head["lines"]
-        got = _hash(lines[number - 1]) if number <= len(lines) else f"{len(lines)} lines"
-        if got != head["sha256"]:
-            raise GateError(
-                LEDGER,
-                f"{ledger_path()}: MLflow has a signed head of {model} over line {number}, "
-                f"{head['sha256']}, the ledger has {got}: lines were cut off or replaced",
-                RESTORE,
-            )
+    _check_heads(heads, lines)
     return _champions_of(_parse(lines)).get(name)
 
 
@@ -200,6 +186,33 @@ def check_alias(client: Any, name: str) -> dict[str, Any] | None:
 def tag_head(client: Any, name: str, head: str) -> None:
     """Keep a signed head in MLflow, out of reach of someone who can write only here."""
     client.set_registered_model_tag(name, HEAD_TAG, head)
+
+
+def _heads(client: Any, known: Trust) -> dict[str, dict[str, Any]]:
+    """Return the heads that MLflow keeps, by model."""
+    return {
+        model.name: _open_head(
+            model.tags[HEAD_TAG], known, f"tag {HEAD_TAG} of {model.name}", RESTORE_TAG
+        )
+        for name in MODELS
+        for model in client.search_registered_models(f"name = '{name}'")
+        if HEAD_TAG in model.tags
+    }
+
+
+def _check_heads(heads: Mapping[str, Mapping[str, Any]], lines: Sequence[str]) -> None:
+    for model, head in heads.items():
+        number = head["lines"]
+        got = _hash(lines[number - 1]) if number <= len(lines) else f"{len(lines)} lines"
+        if got != head["sha256"]:
+            raise GateError(
+                LEDGER,
+                f"{ledger_path()}: MLflow has a signed head of {model} over line {number}, "
+                f"{head['sha256']}, the ledger has {got}: lines were cut off or replaced, or are "
+                "on another machine",
+                f"copy {ledger_path().name} and {head_path().name} into {ledger_path().parent} "
+                "from the machine that promotes, or from a backup",
+            )
 
 
 def _exists(client: Any, name: str, number: str) -> bool:

@@ -106,7 +106,8 @@ def promote(
     Raises:
         UserError: If there is no such version.
         RefusalError: At the first gate that refuses.
-        GateError: `ledger` or `signature`, if the alias or the ledger was changed by hand.
+        GateError: `ledger` or `signature`, if the alias or the ledger was changed by hand, or the
+            ledger is on another machine.
     """
     client = connect()
     with downloaded(client, name, version or aliased(client, name, CANDIDATE)) as candidate:
@@ -286,7 +287,7 @@ def _move(
         "why": {**why, "trust_unsigned": "yes"} if trust_unsigned else dict(why),
         "evidence_sha256": version.evidence_sha256,
     }
-    line = ledger.prepare(entry, trust_unsigned=trust_unsigned)
+    line = ledger.prepare(client, entry, trust_unsigned=trust_unsigned)
     client.set_registered_model_alias(version.name, CHAMPION, version.number)
     ledger.append(line)
     ledger.tag_head(client, version.name, line.head)

@@ -4,19 +4,25 @@ import json
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from pipelines.base.errors import GateError, UserError
 from pipelines.registry import ledger
 from pipelines.registry.names import LM
+from pipelines.tracking.store import tracking_uri
 
 
-def move(to: str, **why: str) -> None:
+def prepare(to: str, **why: object) -> ledger.Line:
     entry = {"action": "promote", "model": LM, "from": None, "to": to, "why": why}
-    ledger.append(ledger.prepare(entry))
+    return ledger.prepare(MlflowClient(tracking_uri()), entry)
+
+
+def move(to: str, **why: object) -> None:
+    ledger.append(prepare(to, **why))
 
 
 @pytest.fixture
-def three(workspace: Path) -> Path:
+def three(workspace: Path, tables: None) -> Path:
     """A ledger of three moves; its reasons hold what other readers take for the end of a line."""
     move("1")
     move("2", reason="worse\u2028see\u2029chat\x85\x0b\x0c\x1c\r\nand more")
@@ -34,7 +40,7 @@ def test_what_cannot_be_a_line_moves_nothing(three: Path) -> None:
     before = three.read_bytes()
     for bad in (float("nan"), "\ud800"):
         with pytest.raises(ValueError, match=r"JSON compliant|surrogates"):
-            ledger.prepare({"action": "promote", "model": LM, "to": "4", "why": {"reason": bad}})
+            prepare("4", reason=bad)
     assert three.read_bytes() == before
 
 

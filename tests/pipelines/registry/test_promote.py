@@ -272,6 +272,28 @@ def test_the_alias_is_restored_from_the_ledger(store: Path) -> None:
     show_history(FLOW)
 
 
+@pytest.mark.parametrize("trust_unsigned", [False, True])
+def test_without_the_ledger_that_mlflow_has_a_head_of_nothing_is_promoted(
+    copied_store: Path, tmp_path: Path, trust_unsigned: bool
+) -> None:
+    """As in a fresh clone, which would begin a ledger, and sign it over the one of the others."""
+    heads = [MlflowClient(tracking_uri()).get_registered_model(n).tags for n in (LM, FLOW)]
+    files, before = (ledger.ledger_path(), ledger.head_path()), len(ledger.read())
+    for path in files:
+        path.rename(tmp_path / path.name)
+    with pytest.raises(GateError, match="or are on another machine") as refusal:
+        promote(LM, trust_unsigned=trust_unsigned)
+    assert refusal.value.gate == "ledger"
+    assert champion(LM) == "1"
+    assert heads == [MlflowClient(tracking_uri()).get_registered_model(n).tags for n in (LM, FLOW)]
+    _, name, _, head, folder, *_ = refusal.value.fix.replace(" into", "").split()
+    assert [Path(folder, name), Path(folder, head)] == list(files)
+    for path in files:
+        shutil.copy(tmp_path / path.name, folder)
+    assert promote(LM).outcome == "promoted"
+    assert len(ledger.read()) == before + 1
+
+
 def test_a_store_from_before_signatures_is_trusted_once_and_in_the_ledger(
     copied_store: Path,
 ) -> None:

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -227,7 +228,9 @@ def forge_the_head(_version: Path, number: str) -> None:
             ledger.ledger_path().unlink()
             ledger.head_path().unlink()
             entry = {"action": "promote", "model": LM, "to": "2", "why": {}}
-            ledger.append(ledger.prepare(entry))
+            # A forger does not look at the heads in MLflow.
+            blind = SimpleNamespace(search_registered_models=lambda _: [])
+            ledger.append(ledger.prepare(blind, entry))
 
 
 def delete_the_head(_version: Path, number: str) -> None:
@@ -310,7 +313,7 @@ CASES: dict[str, tuple[Damage, set[str]]] = {
 # What only MLflow knows; a verification does not ask it.
 ONLY_WITH_MLFLOW = {"head in MLflow forged", "ledger rolled back"}
 # It moves to a version that its own gates vouch for, wherever the alias is now.
-WAYS_BACK = {"alias moved by hand", "ledger rolled back", "head in MLflow forged"}
+WAYS_BACK = {"alias moved by hand", "ledger rolled back"}
 
 
 @pytest.mark.slow
