@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ruamel.yaml import YAML
 
 from pipelines.base.artifacts import sha256_file, write_json, write_manifest
 from pipelines.data.text.documents import RAW_SCHEMA
@@ -51,9 +52,26 @@ CONTINUATIONS = {
 def write_finished_project(directory: Path, run_id: str | None) -> None:
     """Write models, reports and parameters of the profile `sanguo` that pass every gate."""
     (directory / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
-    (directory / "dvc.lock").write_text("schema: '2.0'\n", encoding="utf-8")
+    _write_lock(directory)
     commit(directory)
     write_outputs(directory, run_id)
+
+
+def _write_lock(directory: Path) -> None:
+    """Write the lock of the stages that decide a version, with the parameters as they are."""
+    yaml = YAML(typ="safe")
+    profile = yaml.load((directory / "params.yaml").read_text(encoding="utf-8"))["profiles"][
+        "sanguo"
+    ]
+    stages = {
+        stage: {
+            "cmd": f"python -m pipelines.{stage}",
+            "params": {"params.yaml": {f"profiles.sanguo.{stage}": profile[stage]}},
+        }
+        for stage in ("train", "evaluate", "sample_flow")
+    }
+    with (directory / "dvc.lock").open("w", encoding="utf-8") as stream:
+        yaml.dump({"schema": "2.0", "stages": stages}, stream)
 
 
 def copy_project(project: Path, there: Path) -> Path:

@@ -37,9 +37,14 @@ def make_tiny(clone: Path) -> None:
             ],
             "deps": code, "params": seeds, "outs": ["practice"],
         },
+        # A version must name the stage that judged it.
+        "evaluate": {
+            "cmd": "cp params.yaml judged",
+            "deps": ["practice"], "params": ["profiles.${profile}.evaluate"], "outs": ["judged"],
+        },
         "sample_flow": {
             "cmd": f'python -c "{FINISH}"',
-            "deps": ["practice"], "params": seeds,
+            "deps": ["judged"], "params": seeds,
             "outs": outs,
             "metrics": [f"{sampled}/metrics.json"],
         },

@@ -276,7 +276,12 @@ def commit_gate(tags: Mapping[str, str]) -> Gate:
 
 def recorded_gates(proof: Proof, tags: Mapping[str, str]) -> list[Gate]:
     """Return the gates that compare what is stored with what was registered."""
-    files = {file: (tags.get(tag), proof.sha256.get(file)) for file, tag in RECORDED.items()}
+    # A version of an earlier release may have had no lock: it is not counted as compared.
+    files = {
+        file: (tags.get(tag), proof.sha256.get(file))
+        for file, tag in RECORDED.items()
+        if tag in tags or file in proof.sha256
+    }
     changed = [
         f"{file}: registered as {expected}, stored as {got}"
         for file, (expected, got) in files.items()

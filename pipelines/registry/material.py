@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import distributions
 from pathlib import Path
@@ -18,6 +18,9 @@ from pipelines.language_model.losses import LOSSES_FILE
 from pipelines.params import load_params
 from pipelines.registry.content import ENVIRONMENT_FILE, LOCK_FILE
 from pipelines.registry.names import FLOW, LM, find_lm
+
+STAGES = {LM: ("train", "evaluate"), FLOW: ("train", "evaluate", "sample_flow")}
+"""The stages that a version's parameters and links must be about."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,10 @@ def collect(client: Any, name: str, workspace: Workspace, made: Path) -> Materia
     write_profile(made / "params.yaml")
     write_environment(made / ENVIRONMENT_FILE)
     proof = {**material.proof, **{path.name: path for path in made.iterdir()}}
-    if Path(LOCK_FILE).is_file():
-        # A copy, as a run of DVC may replace the file at any moment.
-        proof[LOCK_FILE] = Path(shutil.copyfile(LOCK_FILE, made / LOCK_FILE))
-        check_parameters(proof[LOCK_FILE], made / "params.yaml")
+    # A copy, as a run of DVC may replace the file at any moment.
+    proof[LOCK_FILE] = Path(shutil.copyfile(_existing(Path(LOCK_FILE)), made / LOCK_FILE))
+    check_stages(proof[LOCK_FILE], workspace.profile, STAGES[name])
+    check_parameters(proof[LOCK_FILE], made / "params.yaml")
     return replace(material, proof=proof)
 
 
@@ -77,6 +80,31 @@ def write_profile(path: Path) -> None:
     yaml = YAML()
     with path.open("w", encoding="utf-8") as stream:
         yaml.dump({"profile": params.name, "profiles": {params.name: profile}}, stream)
+
+
+def check_stages(lock: Path, profile: str, stages: Sequence[str]) -> None:
+    """Refuse a lock that does not say how the model was made: nothing could be checked by it.
+
+    Args:
+        lock: A `dvc.lock`, which holds one profile's run of each stage.
+        profile: The profile that would be registered.
+        stages: The stages that made the model and judged it.
+
+    Raises:
+        UserError: If the lock lacks one of them, or has it of another profile alone.
+    """
+    sections = _sections(lock)
+    missing = [
+        stage
+        for stage in stages
+        if not any(name.startswith(f"profiles.{profile}.") for name in sections.get(stage, ()))
+    ]
+    if missing:
+        raise UserError(
+            f"{LOCK_FILE}: expected the stages {', '.join(stages)} of the profile {profile}, "
+            f"found no {', '.join(missing)}",
+            "run `dvc repro`, which records every stage that it runs",
+        )
 
 
 def check_parameters(lock: Path, params: Path) -> None:

@@ -174,7 +174,7 @@ def rollback(name: str, *, to: str | None = None, reason: str, trust_unsigned: b
             # It passed the gates of its day. Those of today may ask for what was not known
             # then, and must not bar the way back.
             gates = [*data_gates(version.proof), *recorded_gates(version.proof, version.tags)]
-            gates += _evidence_gates(version, unsigned=unsigned)
+            gates += _evidence_gates(version, unsigned=unsigned, needs_stages=False)
             gates.append(version.record_gate(_last_move(moves, name, target)))
             why = {"reason": reason}
             why |= {gate.name: gate.comparison for gate in check(version, gates)}
@@ -253,12 +253,14 @@ def _absolute_gates(client: Any, version: Version, *, unsigned: bool) -> list[Ga
     return [*own, *recorded, *_evidence_gates(version, unsigned=unsigned)]
 
 
-def _evidence_gates(version: Version, *, unsigned: bool) -> list[Gate]:
+def _evidence_gates(version: Version, *, unsigned: bool, needs_stages: bool = True) -> list[Gate]:
     """Return the gates on the evidence; the last ones only where the signature holds."""
     if unsigned:
         return [Gate(SIGNATURE, True, "unsigned, accepted by --trust-unsigned", "a trusted key")]
     gates = version.evidence_gates()
-    return gates + (full_evidence_gates(version.directory, version.trust) if gates[1:] else [])
+    if gates[1:]:
+        gates += full_evidence_gates(version.directory, version.trust, needs_stages=needs_stages)
+    return gates
 
 
 def _last_move(moves: Sequence[Mapping[str, Any]], name: str, to: str) -> Mapping[str, Any]:

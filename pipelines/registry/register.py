@@ -175,7 +175,7 @@ def _is_whole(client: Any, material: Material, version: str) -> bool:
             stages = _stages(stored.artifacts / "proof" / LOCK_FILE)
     except UserError:
         return False
-    made = _stages(material.proof.get(LOCK_FILE, Path(LOCK_FILE)))
+    made = _stages(material.proof[LOCK_FILE])
     return (
         guarded
         and made <= stages
@@ -212,8 +212,7 @@ def _sign(
         }
         environment = {name: tags[name] for name in ("git_commit", "git_dirty")}
         lock = stored / "artifacts" / "proof" / LOCK_FILE
-        links = stage_links(lock, environment) if lock.is_file() else {}
-        evidence = sign_version(stored, facts, links, key)
+        evidence = sign_version(stored, facts, stage_links(lock, environment), key)
         client.log_model_artifacts(info.model_id, str(evidence), FOLDER)
 
 
@@ -275,11 +274,7 @@ def _tags(material: Material, content: str, profile: str, key_id: str) -> dict[s
         "content_sha256": content,
         "signed_by": key_id,
         **material.facts,
-        **{
-            tag: sha256_file(material.proof[file])
-            for file, tag in RECORDED.items()
-            if file in material.proof
-        },
+        **{tag: sha256_file(material.proof[file]) for file, tag in RECORDED.items()},
     }
     return flatten(tags)
 

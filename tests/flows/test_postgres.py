@@ -22,10 +22,24 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 USER = "enigma"
-# One stage that logs a run to MLflow and writes what the whole graph would.
+# The stages that a version must name; the last one logs a run to MLflow and writes what the whole
+# graph would.
 FINISHED = {
+    "train": {
+        "cmd": "cp params.yaml trained",
+        "params": ["profiles.${profile}.train"],
+        "outs": ["trained"],
+    },
+    "evaluate": {
+        "cmd": "cp params.yaml judged",
+        "deps": ["trained"],
+        "params": ["profiles.${profile}.evaluate"],
+        "outs": ["judged"],
+    },
     "sample_flow": {
         "cmd": "python -m tests.finished",
+        "deps": ["judged"],
+        "params": ["profiles.${profile}.sample_flow"],
         "outs": [
             "models/${profile}",
             *(f"reports/${{profile}}/{stage}" for stage in ("validate", "train", "evaluate")),
@@ -33,7 +47,7 @@ FINISHED = {
             "reports/${profile}/sample_flow/losses.parquet",
         ],
         "metrics": ["reports/${profile}/sample_flow/metrics.json"],
-    }
+    },
 }
 
 

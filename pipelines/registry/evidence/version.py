@@ -147,12 +147,17 @@ def evidence_gates(
     ]
 
 
-def full_evidence_gates(version: Path, trust: Trust) -> list[Gate]:
+def full_evidence_gates(version: Path, trust: Trust, *, needs_stages: bool = True) -> list[Gate]:
     """Return the gates that also read the stages' statements and the model's own signature.
 
     The caller has found the `signature` of the version to hold.
+
+    Args:
+        version: Its files.
+        trust: The keys that count.
+        needs_stages: Refuse a version that states no stage, as earlier releases could make one.
     """
-    return [_model_signature_gate(version), *_link_gates(version, trust)]
+    return [_model_signature_gate(version), _stages_gate(version, trust, needed=needs_stages)]
 
 
 def read_statement(version: Path, trust: Trust) -> Json:
@@ -234,7 +239,7 @@ def _model_signature_gate(version: Path) -> Gate:
     return _gate("model_signature", check, "OpenSSF Model Signing verifies")
 
 
-def _link_gates(version: Path, trust: Trust) -> list[Gate]:
+def _stages_gate(version: Path, trust: Trust, *, needed: bool) -> Gate:
     """Check that each stage read what another one made, down to what the version carries."""
     links = {}
     for path in sorted((version / FOLDER).glob("stage.*.dsse.json")):
@@ -242,7 +247,7 @@ def _link_gates(version: Path, trust: Trust) -> list[Gate]:
             text = path.read_text(encoding="utf-8")
             links[path.name] = unseal(text, trust, LINK_KIND, path.name)
         except GateError as error:
-            return [Gate("stages", False, error.args[1], "signed statements", error.fix)]
+            return Gate("stages", False, error.args[1], "signed statements", error.fix)
     made = {entry["name"]: entry["digest"] for link in links.values() for entry in link["subject"]}
     broken = [
         f"{link['predicate']['name']} read {entry['name']} {entry['digest']}, made was "
@@ -258,15 +263,13 @@ def _link_gates(version: Path, trust: Trust) -> list[Gate]:
         if re.fullmatch(place, name)
         and digest.get("sha256") not in {None, sha256_file(version / "artifacts" / file)}
     ]
-    return [
-        Gate(
-            "stages",
-            not broken,
-            "; ".join(broken) or f"{len(links)} stages, each with what the one before made",
-            "materials are products of the stage before",
-            PUT_BACK,
-        )
-    ]
+    return Gate(
+        "stages",
+        not broken and (len(links) > 0 or not needed),
+        "; ".join(broken) or f"{len(links)} stages, each with what the one before made",
+        "stages whose materials are products of the stage before",
+        PUT_BACK,
+    )
 
 
 def _carried(version: Path) -> dict[str, str]:

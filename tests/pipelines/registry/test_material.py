@@ -11,7 +11,14 @@ from ruamel.yaml import YAML
 
 from pipelines.base.errors import UserError
 from pipelines.params import load_params
-from pipelines.registry.material import check_parameters, write_environment, write_profile
+from pipelines.registry.material import (
+    STAGES,
+    check_parameters,
+    check_stages,
+    write_environment,
+    write_profile,
+)
+from pipelines.registry.names import FLOW, LM
 from tests.support import change_params
 
 
@@ -26,11 +33,11 @@ def read(path: Path) -> Any:
     return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
 
 
-def write_lock(directory: Path, params: dict[str, Any]) -> Path:
+def write_lock(directory: Path, params: dict[str, Any], *others: str) -> Path:
     stages = {
         "ingest": {"cmd": "a stage without parameters"},
         "other": {"params": {"other.yaml": {"x": 1}}},
-        "train": {"params": {"params.yaml": params}},
+        **{stage: {"params": {"params.yaml": params}} for stage in ("train", *others)},
     }
     path = directory / "dvc.lock"
     with path.open("w", encoding="utf-8") as stream:
@@ -86,6 +93,27 @@ def test_a_section_that_is_gone_is_refused_and_other_parameters_are_not(register
 
 def test_another_profile_may_have_been_made_with_anything(registered: Path) -> None:
     check_parameters(write_lock(registered.parent, {"profiles.wiki.train": {}}), registered)
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "stages", "missing"),
+    [
+        (LM, "sanguo", [], "evaluate"),
+        (LM, "wiki", ["evaluate"], "train, evaluate"),
+        (LM, "sanguo-small", ["evaluate"], "train, evaluate"),
+        (FLOW, "sanguo", ["evaluate"], "sample_flow"),
+        (FLOW, "sanguo", ["sample_flow"], "evaluate"),
+    ],
+)
+def test_a_lock_without_the_stages_of_the_profile_is_refused(
+    workspace: Path, name: str, profile: str, stages: list[str], missing: str
+) -> None:
+    lock = write_lock(workspace, {f"profiles.{profile}.train": {}}, *stages)
+    with pytest.raises(UserError, match=f"of the profile sanguo, found no {missing}\n") as refusal:
+        check_stages(lock, "sanguo", STAGES[name])
+    assert "`dvc repro`" in refusal.value.fix
+    every = write_lock(workspace, {"profiles.sanguo.train": {}}, *STAGES[name])
+    check_stages(every, "sanguo", STAGES[name])
 
 
 @pytest.mark.parametrize("content", ["", "schema: '2.0'\n", "stages:\n"])

@@ -13,11 +13,13 @@ from mlflow.tracking import MlflowClient
 from pipelines.base.errors import GateError, UserError
 from pipelines.cli.history import show_history
 from pipelines.registry import ledger
+from pipelines.registry.evidence.keys import own_key, trust
+from pipelines.registry.evidence.version import read_statement, sign_version
 from pipelines.registry.gates import Proof, language_model_gate, lm_gates
 from pipelines.registry.names import FLOW, LM
 from pipelines.registry.promote import RefusalError, promote, restore, rollback
 from pipelines.registry.register import register
-from pipelines.registry.versions import champion_version, load_champion
+from pipelines.registry.versions import Version, champion_version, load_champion
 from pipelines.tracking.store import tracking_uri
 from tests.finished import change_json
 from tests.support import change_params
@@ -320,6 +322,36 @@ def test_a_store_from_before_signatures_is_trusted_once_and_in_the_ledger(
     (stored(copied_store, LM, "1") / "model" / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(GateError, match="gate `content`"):
         load_champion()
+
+
+@pytest.mark.slow
+def test_a_version_that_states_no_stages_is_registered_again_or_gone_back_to(
+    copied_store: Path,
+) -> None:
+    """Earlier releases registered one without a lock, and the gate passed on nothing."""
+    client, files = MlflowClient(tracking_uri()), stored(copied_store, LM).parent
+    stated = read_statement(files, trust())["predicate"]
+    del stated["tags"]["dvc_lock_sha256"]
+    client.delete_model_version_tag(LM, "2", "dvc_lock_sha256")
+    (files / "artifacts" / "proof" / "dvc.lock").unlink()
+    shutil.rmtree(files / "artifacts" / "evidence")
+    sign_version(files, stated, {}, own_key())
+    with pytest.raises(RefusalError, match="0 stages") as refusal:
+        promote(LM)
+    assert refusal.value.gate == "stages"
+    passed = {gate.name: gate.figures for gate in refusal.value.decision.gates}
+    assert passed["recorded"] == "4 files as registered"
+    assert "run `enigma register`" in refusal.value.fix
+    # As a promotion of that release left it.
+    version = Version(LM, "2", files, client.get_model_version(LM, "2").tags)
+    entry = {"action": "promote", "model": LM, "from": "1", "to": "2", "why": {}}
+    line = ledger.prepare(client, {**entry, "evidence_sha256": version.evidence_sha256})
+    client.set_registered_model_alias(LM, "champion", "2")
+    ledger.append(line)
+    ledger.tag_head(client, LM, line.head)
+    assert register(LM) == "3"
+    assert promote(LM, allow_tie=True).outcome == "promoted"
+    assert rollback(LM, reason="3 is no better") == "2"
 
 
 def _lines() -> list[bytes]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from ruamel.yaml import YAML
 
 from pipelines.base.artifacts import sha256_file, write_json
 from pipelines.base.errors import GateError, UserError
@@ -241,11 +242,36 @@ def test_a_flow_needs_its_language_model_and_its_own_samples(
 
 
 def test_parameters_that_the_outputs_were_not_made_with_are_refused(finished: Path) -> None:
-    stage = {"params": {"params.yaml": {"profiles.sanguo.promote": {"baseline": "5-gram"}}}}
-    lock = {"schema": "2.0", "stages": {"train": stage}}
+    lock = YAML(typ="safe").load((finished / "dvc.lock").read_text(encoding="utf-8"))
+    made_with = lock["stages"]["train"]["params"]["params.yaml"]
+    made_with["profiles.sanguo.promote"] = {"baseline": "5-gram"}
     (finished / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
     with pytest.raises(UserError, match=r"expected profiles\.sanguo\.promote as in stage train"):
         register(LM)
+
+
+def test_a_model_is_registered_with_the_lock_that_made_it(finished: Path) -> None:
+    """Without one nothing said which parameters made it, and every check of them passed."""
+    lock = finished / "dvc.lock"
+    text = lock.read_text(encoding="utf-8")
+    for profile, said in (("wiki-zh", "found no train, evaluate"), (None, "found no such file")):
+        lock.unlink()
+        if profile is not None:
+            lock.write_text(text.replace("sanguo", profile), encoding="utf-8")
+        with pytest.raises(UserError, match=f"expected .*{said}") as refusal:
+            register(LM)
+        assert not MlflowClient(tracking_uri()).search_registered_models()
+    command = refusal.value.fix.split("`")[1].split()
+    assert command == ["dvc", "repro"]
+    stages = {
+        stage: {"cmd": "true", "params": [f"profiles.sanguo.{stage}"]}
+        for stage in ("train", "evaluate", "sample_flow")
+    }
+    (finished / "dvc.yaml").write_text(json.dumps({"stages": stages}), encoding="utf-8")
+    for arguments in (["init", "--quiet"], command[1:]):
+        subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True, capture_output=True)
+    assert register(LM) == "1"
+    assert register(FLOW) == "1"
 
 
 @pytest.mark.parametrize("missing", ["validate", "evaluate", "train"])
