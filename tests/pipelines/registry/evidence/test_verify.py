@@ -26,11 +26,14 @@ from pipelines.registry.evidence.links import stage_links
 from pipelines.registry.evidence.stored import opened
 from pipelines.registry.evidence.verify import _losses_gate, has_shards, verify
 from pipelines.registry.evidence.version import (
+    FOLDER,
     KEY_FILE,
     LINK_KIND,
     VERSION_FILE,
     evidence_gates,
+    full_evidence_gates,
     is_signed,
+    read_statement,
     sign_version,
 )
 from pipelines.registry.gates import Proof
@@ -239,6 +242,34 @@ def test_a_stage_is_stated_with_its_materials_and_products(workspace: Path) -> N
     assert set(report["digest"]) == {"md5", "sha256"}
     assert links["clean"]["predicateType"] == LINK_KIND
     assert links["clean"]["predicate"]["environment"]["parameters"] == {"params.yaml": {"x": 1}}
+
+
+def test_stages_that_do_not_fit_one_another_or_the_version_are_refused(
+    bundle: Path, workspace: Path
+) -> None:
+    version = unpacked(bundle)
+    stated = read_statement(version, trust())["predicate"]
+    weights = "models/sanguo/lm/model.safetensors"
+    made = {"name": weights, "digest": {"md5": "1" * 32}}
+    (workspace / "dvc.lock").write_text(
+        json.dumps({"stages": {"train": {"cmd": "a"}, "evaluate": {"cmd": "b"}}}), encoding="utf-8"
+    )
+    for read, sha256, refused in (
+        ("1", None, None),
+        ("2", None, f"evaluate read {weights}"),
+        ("1", "3" * 64, "model/model.safetensors: a stage made sha256 3333"),
+    ):
+        links = stage_links(workspace / "dvc.lock", {"git_commit": "c"})
+        digest = made["digest"] | ({} if sha256 is None else {"sha256": sha256})
+        links["train"]["subject"] = [made | {"digest": digest}]
+        links["evaluate"]["predicate"]["materials"] = [
+            {"name": weights, "digest": {"md5": read * 32}}
+        ]
+        shutil.rmtree(version / FOLDER)
+        sign_version(version, stated, links, own_key())
+        [_, gate] = full_evidence_gates(version, trust())
+        assert (gate.name, gate.holds) == ("stages", refused is None)
+        assert (refused or "2 stages") in gate.figures
 
 
 def test_without_a_network_sigstore_is_refused_in_words(
