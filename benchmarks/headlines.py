@@ -93,9 +93,9 @@ HEADLINES = (
     ),
     Headline(
         "memory",
-        "peak, reversible, depth 32",
+        "peak, reversible, depth 64",
         MEMORY,
-        Words("Peak memory, 32 layers", "32 层时的内存峰值"),
+        Words("Peak memory, 64 layers", "64 层时的内存峰值"),
         MIB,
         Words("4 layers", "4 层"),
     ),
