@@ -26,6 +26,7 @@ from uuid import UUID
 import psutil
 
 from flows.running.checkout import tracking_store
+from flows.running.command import reason_of
 from flows.running.only_server import DATABASE, database_url, only_server
 from flows.running.record import MLFLOW_URL
 from flows.running.supervisor import read_lines, start_supervised, stop
@@ -99,9 +100,11 @@ class Services:
             check=False,
         )
         if done.returncode != 0:
+            reason, explained = reason_of(done.stdout.splitlines(), done.returncode)
+            problem, _, fix = (reason if explained else "").partition("\n  to fix this: ")
             raise UserError(
-                f"`{' '.join(command)}` failed:\n{done.stdout.strip()}",
-                "correct what its output names, and start again",
+                problem or f"`{' '.join(command)}` failed:\n{done.stdout.strip()}",
+                fix or "correct what its output names, and start again",
             )
 
     def check(self) -> None:
@@ -264,7 +267,11 @@ def _reconcile(ports: Ports, only: set[UUID] | None = None) -> set[UUID]:
 
 
 # The store is made under a lock, before several processes can try to make it.
-INITIALISE_MLFLOW = "from pipelines.tracking.store import initialise_store; initialise_store()"
+INITIALISE_MLFLOW = """
+from pipelines.base.run_stage import run_stage
+from pipelines.tracking.store import connect
+run_stage(connect)
+"""
 
 
 def service_environment(repository: Path, ports: Ports) -> dict[str, str]:

@@ -58,6 +58,23 @@ def test_the_address_of_another_mlflow_server_is_no_database(
         serve(clone, Ports(free_port(), free_port()))
 
 
+@pytest.mark.parametrize("store", ["./mlruns", "nothing://li:secret@127.0.0.1/mlflow"])
+def test_a_store_that_cannot_be_opened_is_named_as_elsewhere(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    words = ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.serve", *words],
+        cwd=clone, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: expected a usable MLflow store at ")
+    assert "secret" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert "set MLFLOW_TRACKING_URI to another store" in done.stderr
+
+
 @pytest.mark.parametrize("option", ["--prefect-port", "--mlflow-port"])
 def test_a_port_in_use_is_named_and_nothing_starts(clone: Path, option: str) -> None:
     ports = {"--prefect-port": free_port(), "--mlflow-port": free_port()}
