@@ -278,8 +278,12 @@ def service_environment(repository: Path, ports: Ports) -> dict[str, str]:
     """Return the environment of the services, and so of the flow runs that the worker starts."""
     local = ",".join(filter(None, [os.environ.get("NO_PROXY"), HOST, "localhost"]))
     binaries = str(Path(sys.executable).parent)
+    own = [f"http://{name}:{ports.prefect}" for name in (HOST, "localhost")]
     return {
         **QUIET_ENVIRONMENT,
+        # Otherwise a page of any site in a browser on this machine could start and read runs.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(own),
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         **os.environ,
         "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         # The flows of this repository, whatever else is installed.

@@ -127,6 +127,29 @@ def test_mlflow_answers_only_to_its_own_name(
     assert connect().get_experiment_by_name(EXPERIMENT) is not None
 
 
+def test_a_page_of_another_site_cannot_use_the_api(server: Any) -> None:
+    own = f"http://localhost:{server.ports[0]}"
+    asks = {"Access-Control-Request-Method": "POST"}
+    allowed = {}
+    for origin in (own, "https://evil.example"):
+        status, headers = ask(server, "OPTIONS", {"Origin": origin, **asks})
+        allowed[origin] = (status, headers.get("access-control-allow-origin"))
+    assert allowed == {own: (200, own), "https://evil.example": (400, None)}
+    # A form is sent without asking first; a client of Prefect's own fetches a token for it.
+    assert ask(server, "POST", {"Origin": "https://evil.example"})[0] == 403
+    with server.client() as client:
+        assert client.read_deployments()
+
+
+def ask(server: Any, method: str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
+    connection = http.client.HTTPConnection(HOST, server.ports[0], timeout=30)
+    connection.request(method, "/api/deployments/filter", headers=headers)
+    answer = connection.getresponse()
+    found = {name.lower(): value for name, value in answer.getheaders()}
+    connection.close()
+    return answer.status, found
+
+
 TINY_SHARDS = {
     "cmd": "python -c 'from tests.support import make_tiny_shards; make_tiny_shards()'",
     "deps": ["tests/support.py"],
