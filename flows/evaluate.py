@@ -14,6 +14,7 @@ from flows.running.stages import run_until
 def evaluate(
     profile: Profile = "sanguo",
     source: Source | None = None,
+    refresh: bool = False,
     ranks: Ranks | None = None,
     steps: Steps | None = None,
 ) -> State[Any]:
@@ -23,10 +24,14 @@ def evaluate(
         profile: A profile of `params.yaml`.
         source: Documents instead of the profile's source, as for `ingest.source`; a relative path
             starts at the repository.
+        refresh: Read the source again even if DVC sees no change, as in files outside `sources/`.
         ranks: Number of training processes, instead of the profile's.
         steps: Stop training after this many optimiser steps.
 
     Returns:
         Completed, with the DVC experiment that has the result; or Failed, with the reason.
     """
-    return run_until("evaluate", Settings(profile=profile, source=source, ranks=ranks, steps=steps))
+    return run_until(
+        "evaluate",
+        Settings(profile=profile, source=source, refresh=refresh, ranks=ranks, steps=steps),
+    )

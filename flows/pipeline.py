@@ -15,6 +15,8 @@ from flows.running.stages import run_until
 def pipeline(
     profile: Profile = "sanguo",
     source: Source | None = None,
+    refresh: bool = False,
+    *,
     ranks: Ranks | None = None,
     steps: Steps | None = None,
     allow_tie: bool = False,
@@ -25,6 +27,7 @@ def pipeline(
         profile: A profile of `params.yaml`.
         source: Documents instead of the profile's source, as for `ingest.source`; a relative path
             starts at the repository.
+        refresh: Read the source again even if DVC sees no change, as in files outside `sources/`.
         ranks: Number of training processes, instead of the profile's.
         steps: Stop training after this many optimiser steps.
         allow_tie: Accept a candidate that is not worse than the champion.
@@ -32,5 +35,5 @@ def pipeline(
     Returns:
         Completed, with the outcome of each model; or Failed, with the gate and its figures.
     """
-    settings = Settings(profile=profile, source=source, ranks=ranks, steps=steps)
+    settings = Settings(profile=profile, source=source, refresh=refresh, ranks=ranks, steps=steps)
     return run_until("sample_flow", settings, Promotion(allow_tie=allow_tie))

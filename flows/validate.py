@@ -14,6 +14,7 @@ from flows.running.stages import run_until
 def validate(
     profile: Profile = "sanguo",
     source: Source | None = None,
+    refresh: bool = False,
 ) -> State[Any]:
     """Make the shards of a profile and check them; a refusal fails the run.
 
@@ -21,8 +22,9 @@ def validate(
         profile: A profile of `params.yaml`.
         source: Documents instead of the profile's source, as for `ingest.source`; a relative path
             starts at the repository.
+        refresh: Read the source again even if DVC sees no change, as in files outside `sources/`.
 
     Returns:
         Completed, with the DVC experiment that has the result; or Failed, with the reason.
     """
-    return run_until("validate", Settings(profile=profile, source=source))
+    return run_until("validate", Settings(profile=profile, source=source, refresh=refresh))

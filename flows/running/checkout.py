@@ -15,13 +15,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import escape, has_magic
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ruamel.yaml import YAML
 
+from flows.running.local_files import SOURCES, anchored_source, link_sources
 from pipelines.base.errors import UserError
 from pipelines.base.locks import held_lock
 from pipelines.base.run_stage import QUIET_ENVIRONMENT
@@ -34,8 +34,6 @@ from pipelines.params import (
 )
 
 NULL_TAG = "tag:yaml.org,2002:null"
-NOT_A_PATH = ("packaged:", "hf:")
-SOURCES = "sources"
 
 Profile = Annotated[str, Field(pattern=PROFILE_PATTERN, max_length=64)]
 Source = Annotated[
@@ -55,6 +53,8 @@ class Settings(BaseModel):
 
     profile: Profile
     source: Source | None = None
+    # Read the source again even if DVC sees no change: of files elsewhere it knows the name only.
+    refresh: bool = False
     ranks: Ranks | None = None
     steps: Steps | None = None
 
@@ -141,7 +141,9 @@ def open_checkout(repository: Path, settings: Settings, say: Say) -> Iterator[Ch
         # DVC starts. The profile's lock is held, so no DVC is using the list.
         (path / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
         _share_cache(repository, path)
-        _link_sources(repository / SOURCES, path / SOURCES)
+        # What the user has removed must go. Only a second --force removes a repository of texts.
+        _git(path, "clean", "-d", "-x", "--force", "--force", "--quiet", "--", SOURCES)
+        link_sources(repository, path)
         _warn_of_untracked(repository, say)
         write_params(path / PARAMS_FILE, settings, repository)
         yield Checkout(repository=repository, path=path, baseline=baseline, lock=lock)
@@ -165,7 +167,7 @@ def write_params(path: Path, settings: Settings, repository: Path) -> None:
     for name, value in settings.overrides().items():
         section, key = name.split(".")
         profile[section][key] = value
-    profile["ingest"]["source"] = absolute_source(profile["ingest"]["source"], repository)
+    profile["ingest"]["source"] = anchored_source(profile["ingest"]["source"], repository)
     with path.open("w", encoding="utf-8") as stream:
         yaml.dump(params, stream)
     load_params(path)
@@ -191,22 +193,6 @@ def _same_style() -> YAML:
         type(None), lambda representer, _: representer.represent_scalar(NULL_TAG, "null")
     )
     return yaml
-
-
-def absolute_source(source: str, repository: Path) -> str:
-    """Anchor a local path or glob in the repository; other sources stay as they are.
-
-    Example:
-        >>> absolute_source("texts/*.parquet", Path("/home/li/enigma"))
-        '/home/li/enigma/texts/*.parquet'
-        >>> absolute_source("packaged:sanguo", Path("/home/li/enigma"))
-        'packaged:sanguo'
-    """
-    if source.startswith(NOT_A_PATH):
-        return source
-    # In a glob, a directory named "a?b" must not match others.
-    start = escape(str(repository)) if has_magic(source) else repository
-    return os.path.normpath(Path(start, Path(source).expanduser()))
 
 
 def tracking_store(repository: Path) -> str:
@@ -268,15 +254,6 @@ def _share_cache(repository: Path, path: Path) -> None:
     # A relative path: DVC cannot write one with Chinese characters into its settings.
     relative = os.path.relpath(cache, path)
     _run([*dvc, "config", "--local", "cache.dir", relative], path)
-
-
-def _link_sources(here: Path, there: Path) -> None:
-    """Link texts that git does not track into the checkout, where DVC watches them too."""
-    for link in [path for path in there.glob("*") if path.is_symlink()]:
-        link.unlink()
-    for path in here.glob("*"):
-        if not (there / path.name).exists():
-            (there / path.name).symlink_to(path)
 
 
 def _warn_of_untracked(repository: Path, say: Say) -> None:

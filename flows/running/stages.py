@@ -43,7 +43,11 @@ def run_until(target: str, settings: Settings, promotion: Promotion | None = Non
         get_run_logger().info("profile %s, stages %s", settings.profile, " -> ".join(stages))
         for stage in stages:
             state = run_stage.with_options(name=stage)(
-                stage, settings.profile, checkout, return_state=True
+                stage,
+                settings.profile,
+                checkout,
+                force=settings.refresh and stage == "ingest",
+                return_state=True,
             )
             if not state.is_completed():
                 return Failed(message=state.message)
@@ -93,13 +97,14 @@ def _may_help(_task: object, _run: TaskRun, state: State[Any]) -> bool:
     retry_condition_fn=_may_help,
     persist_result=False,
 )
-def run_stage(stage: str, profile: str, checkout: Checkout) -> State[Any]:
+def run_stage(stage: str, profile: str, checkout: Checkout, *, force: bool = False) -> State[Any]:
     """Run one stage; a killed training resumes from its newest checkpoint.
 
     Args:
         stage: Its name in `dvc.yaml`.
         profile: For the names of artifacts.
         checkout: Where it runs.
+        force: Run it even if DVC sees no change.
 
     Returns:
         Completed; or Failed, under the name "Refused" if the stage itself said
@@ -107,21 +112,26 @@ def run_stage(stage: str, profile: str, checkout: Checkout) -> State[Any]:
     """
     progress = StageProgress(stage, profile)
     ended = run_command(
-        repro_command(stage), checkout, on_line=progress.hear, keep_open=[checkout.lock]
+        repro_command(stage, force=force),
+        checkout,
+        on_line=progress.hear,
+        keep_open=[checkout.lock],
     )
     # Paths in the reason start at the checkout, which is not where the user is.
     where = checkout.path.relative_to(checkout.repository)
     return state_of(f"stage `{stage}` in {where}", ended)
 
 
-def repro_command(stage: str) -> list[str]:
+def repro_command(stage: str, *, force: bool = False) -> list[str]:
     """Return the command that brings one stage up to date after its dependencies.
 
     Example:
         >>> repro_command("train")
         ['dvc', 'repro', '--single-item', 'train']
+        >>> repro_command("ingest", force=True)
+        ['dvc', 'repro', '--single-item', '--force', 'ingest']
     """
-    return ["dvc", "repro", "--single-item", stage]
+    return ["dvc", "repro", "--single-item", *["--force"] * force, stage]
 
 
 def stages_until(target: str, checkout: Checkout) -> list[str]:

@@ -56,6 +56,8 @@ def test_parameters_have_types_and_descriptions_in_the_ui(name: str) -> None:
         assert parameter.get("description"), parameter
         assert parameter.get("type") or parameter.get("anyOf"), parameter
     assert flow.parameters.properties["profile"]["pattern"]
+    # Of a source outside `sources/` DVC knows only the name; `promote` runs no stage.
+    assert ("refresh" in flow.parameters.properties) == (name != "promote")
 
 
 @pytest.mark.parametrize("name", FLOWS)

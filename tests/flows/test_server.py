@@ -63,6 +63,23 @@ def test_a_second_shell_runs_deployments_and_sees_how_they_end(server: Any) -> N
     assert "data/sanguo/raw" in git(clone, "show", f"{experiment}:dvc.lock")
 
 
+def test_a_refresh_reads_a_source_that_dvc_does_not_watch(server: Any, tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    raw = server.clone / ".enigma" / "worktrees" / "sanguo" / "data" / "sanguo" / "raw"
+
+    def ingested(*options: str) -> str:
+        run = server.run("ingest/sanguo", "-p", f"source={text}", *options)
+        output = run.communicate()[0]
+        assert run.returncode == 0, output
+        return json.loads((raw / "manifest.json").read_text())["sources"][0]["sha256"]
+
+    text.write_text('{"id": "1", "text": "分久必合"}', encoding="utf-8")
+    old = ingested()
+    text.write_text('{"id": "1", "text": "合久必分"}', encoding="utf-8")
+    assert ingested() == old, "otherwise nobody needs to ask"
+    assert ingested("-p", "refresh=true") != old
+
+
 STAGE = """
 import os, pathlib, signal, sys
 tries = pathlib.Path("tries")

@@ -10,40 +10,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from flows.running.checkout import Settings, absolute_source, open_checkout, tracking_store
+from flows.running.checkout import Settings, open_checkout, tracking_store
 from pipelines.base.errors import UserError
 from pipelines.base.sqlite_urls import sqlite_path
 from pipelines.params import load_params
+from tests.flows.running.conftest import git
 from tests.support import REPOSITORY
 
 pytestmark = pytest.mark.slow
-
-
-def git(directory: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    command = ["git", *identity, *arguments]
-    return subprocess.run(
-        command, cwd=directory, check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template")
-    for name in ("params.yaml", ".gitignore", ".dvcignore"):
-        shutil.copyfile(REPOSITORY / name, path / name)
-    (path / "stage.py").write_text("committed\n")
-    shutil.copytree(REPOSITORY / "sources", path / "sources")
-    git(path, "init", "--quiet")
-    subprocess.run(["dvc", "init", "--quiet"], cwd=path, check=True)
-    git(path, "add", "--all")
-    git(path, "commit", "--quiet", "--message", "all")
-    return path
-
-
-@pytest.fixture
-def repository(template: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(template, tmp_path / "仓库 with space")
 
 
 @pytest.mark.parametrize(
@@ -73,20 +47,6 @@ def test_only_what_was_asked_for_is_overridden() -> None:
         "train.ranks": 2,
         "train.max_steps": 20,
     }
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("packaged:sanguo", "packaged:sanguo"),
-        ("hf:owner/name/config", "hf:owner/name/config"),
-        ("/data/甲.parquet", "/data/甲.parquet"),
-        ("data/*.parquet", "/home/repo[[]s]itory/data/*.parquet"),
-        ("data", "/home/repo[s]itory/data"),
-    ],
-)
-def test_relative_sources_start_at_the_repository(source: str, expected: str) -> None:
-    assert absolute_source(source, Path("/home/repo[s]itory")) == expected
 
 
 def test_the_tracking_store_is_the_repositorys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,20 +163,6 @@ def test_no_commit_is_an_error_with_a_remedy(repository: Path) -> None:
     git(repository, "commit", "--quiet", "--message", "first")
     with open_checkout(repository, Settings(profile="sanguo"), print) as checkout:
         assert (checkout.path / "params.yaml").is_file()
-
-
-def test_texts_that_git_does_not_know_are_in_the_checkout(repository: Path) -> None:
-    text = repository / "sources" / "三国.jsonl"
-    text.write_text("{}\n", encoding="utf-8")
-    settings = Settings(profile="sanguo")
-    with open_checkout(repository, settings, lambda _: None) as checkout:
-        link = checkout.path / "sources" / text.name
-        assert link.samefile(text)
-        assert (checkout.path / "sources" / "README.md").is_file()
-        assert git(checkout.path, "status", "--porcelain", "sources") == ""
-    text.unlink()
-    with open_checkout(repository, settings, lambda _: None):
-        assert not link.is_symlink()
 
 
 def test_the_documented_gc_keeps_what_flow_runs_made(repository: Path) -> None:
