@@ -21,7 +21,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ruamel.yaml import YAML
 
-from flows.running.local_files import SOURCES, anchored_source, link_sources
+from flows.running.local_files import SOURCES, anchor_files, anchored_source, link_sources
 from pipelines.base.errors import UserError
 from pipelines.base.locks import held_lock
 from pipelines.base.run_stage import QUIET_ENVIRONMENT
@@ -168,6 +168,7 @@ def write_params(path: Path, settings: Settings, repository: Path) -> None:
         section, key = name.split(".")
         profile[section][key] = value
     profile["ingest"]["source"] = anchored_source(profile["ingest"]["source"], repository)
+    anchor_files(params, path.parent, repository)
     with path.open("w", encoding="utf-8") as stream:
         yaml.dump(params, stream)
     load_params(path)

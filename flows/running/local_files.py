@@ -1,12 +1,13 @@
-"""Files of the user's that git does not track and a flow run needs: texts.
+"""Files of the user's that git does not track and a flow run needs: texts, keys, a vocabulary.
 
-A checkout has tracked files only. So texts in `sources/` are linked into it, and other relative
-paths of sources are anchored in the repository.
+A checkout has tracked files only, and what a run makes in it may be gone with the next one. So
+texts in `sources/` are linked into it, and other relative paths are anchored in the repository.
 """
 
 import os
 from glob import escape, has_magic
 from pathlib import Path
+from typing import Any
 
 from pipelines.base.errors import UserError
 
@@ -33,6 +34,32 @@ def anchored_source(source: str, repository: Path) -> str:
     start = Path(escape(str(repository))) if has_magic(source) else repository
     found = Path(os.path.normpath(start / Path(source).expanduser()))
     return str(found.relative_to(start) if found.is_relative_to(start / SOURCES) else found)
+
+
+def anchor_files(params: Any, checkout: Path, repository: Path) -> None:
+    """Anchor the relative paths of keys, and of a vocabulary that the checkout does not have.
+
+    No stage depends on the keys. `tokenize` depends on the name of its vocabulary, so a tracked
+    one keeps it.
+
+    Args:
+        params: The content of `params.yaml`, which the schema has accepted; changed in place.
+        checkout: Where the run works.
+        repository: Where relative paths start.
+    """
+    if signing := params.get("signing"):
+        if signing["key"]:
+            signing["key"] = _anchored(signing["key"], repository)
+        for number, name in enumerate(signing["trusted_keys"]):
+            signing["trusted_keys"][number] = _anchored(name, repository)
+    tokenize = params["profiles"][params["profile"]]["tokenize"]
+    name = tokenize["vocabulary"]
+    if not (checkout / name).is_file() and (repository / name).is_file():
+        tokenize["vocabulary"] = str(repository / name)
+
+
+def _anchored(name: str, repository: Path) -> str:
+    return name if name.startswith("~") else str(repository / name)
 
 
 def link_sources(repository: Path, checkout: Path) -> None:

@@ -1,4 +1,4 @@
-"""Texts that git does not track, in the checkout of a flow run."""
+"""Texts, keys and a vocabulary that git does not track, in the checkout of a flow run."""
 
 import json
 import shutil
@@ -12,6 +12,8 @@ from flows.running.checkout import Settings, open_checkout
 from flows.running.local_files import anchored_source
 from flows.running.stages import repro_command
 from pipelines.base.errors import UserError
+from pipelines.params import load_params
+from pipelines.registry.evidence.keys import own_key, trust
 from tests.flows.running.conftest import git
 from tests.support import REPOSITORY, change_params
 
@@ -163,3 +165,37 @@ def test_a_run_that_puts_a_bad_file_aside_ends_and_leaves_the_users_alone(
     assert not (repository / "sources" / "quarantine").exists()
     bad.write_text(json.dumps({"id": "2", "text": "合久必分"}), encoding="utf-8")
     assert run() == []
+
+
+def test_keys_and_a_vocabulary_are_the_repositorys(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("own.txt", "shared.txt"):
+        (repository / name).write_text("[PAD]\n")
+    git(repository, "add", "shared.txt")
+    values = {".signing.key": "keys/mine.pem", "tokenize.vocabulary": "own.txt"}
+    change_params(repository / "params.yaml", values)
+    with open_checkout(repository, SANGUO, print) as checkout:
+        monkeypatch.chdir(checkout.path)
+        made = own_key().public_key.keyid
+        assert (repository / "keys" / "mine.pem").is_file()
+        assert load_params().profile.tokenize.vocabulary == str(repository / "own.txt")
+    public = subprocess.run(
+        ["openssl", "pkey", "-pubout", "-in", "keys/mine.pem"],
+        cwd=repository, check=True, capture_output=True,
+    )  # fmt: skip
+    (repository / "keys" / "friend.pem").write_bytes(public.stdout)
+    values = {
+        ".signing.key": None,
+        ".signing.trusted_keys": ["keys/friend.pem", "~/friend.pem"],
+        "tokenize.vocabulary": "shared.txt",
+    }
+    change_params(repository / "params.yaml", values)
+    monkeypatch.setenv("HOME", str(repository / "keys"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(repository / "none"))
+    with open_checkout(repository, SANGUO, print):
+        assert list(trust().keys) == [made]
+        params = load_params()
+        assert params.signing.key is None
+        assert params.signing.trusted_keys[1] == "~/friend.pem"
+        assert params.profile.tokenize.vocabulary == "shared.txt", "`tokenize` depends on the name"
