@@ -16,6 +16,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_AUTH_STRING
 from prefect.states import Crashed
 
 from flows.running.notify import notify
@@ -58,7 +59,7 @@ def reconcile(api: str, pool: str, worker: str, only: set[UUID] | None = None) -
         What was marked, and what still runs.
     """
     crashed, alive = [], set()
-    with SyncPrefectClient(api) as client:
+    with _client(api) as client:
         found = [run for run in _unfinished(client, pool) if only is None or run.id in only]
         here = _runs_of_this_machine() if found else set()
         elsewhere = bool(found) and _has_other_worker(client, pool, worker)
@@ -69,6 +70,11 @@ def reconcile(api: str, pool: str, worker: str, only: set[UUID] | None = None) -
                 crashed.append(run.name)
                 _mark(client, run)
     return Reconciled(crashed, alive)
+
+
+def _client(api: str) -> SyncPrefectClient:
+    """Open a client, with the password of the server if the user has set one."""
+    return SyncPrefectClient(api, auth_string=PREFECT_API_AUTH_STRING.value())
 
 
 def _unfinished(client: SyncPrefectClient, pool: str) -> Iterator[FlowRun]:
@@ -119,7 +125,7 @@ def _mark(client: SyncPrefectClient, run: FlowRun) -> None:
 
 def pool_exists(api: str, name: str) -> bool:
     """Return whether the server has a work pool."""
-    with SyncPrefectClient(api) as client:
+    with _client(api) as client:
         try:
             client.read_work_pool(name)
         except ObjectNotFound:

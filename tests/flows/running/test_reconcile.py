@@ -13,7 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectAlreadyExists
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Completed, Failed, Pending, Running, Scheduled
 from prefect.testing.utilities import prefect_test_harness
 
@@ -21,6 +21,7 @@ from flows.running.reconcile import RUN_ID, Reconciled, pool_exists, reconcile
 
 # The server answers in pages of 3.
 PAGE = 3
+PASSWORD = "enigma:geheim"
 
 
 @flow
@@ -30,10 +31,12 @@ def work() -> None:
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[str]:
-    """A server of this test alone, with a database of its own."""
+    """A server of this test alone, with a password and a database of its own."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_SERVER_API_AUTH_STRING", PASSWORD)
         patch.setenv("PREFECT_SERVER_API_DEFAULT_LIMIT", str(PAGE))
-        with prefect_test_harness(server_startup_timeout=120):
+        password = temporary_settings({PREFECT_API_AUTH_STRING: PASSWORD})
+        with password, prefect_test_harness(server_startup_timeout=120):
             yield str(PREFECT_API_URL.value())
 
 
@@ -61,7 +64,7 @@ def test_what_was_interrupted_is_crashed_and_the_rest_stays(
     api: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     interrupted = [Running, Pending, Cancelling, Running, Running, Running, Running]
-    with SyncPrefectClient(api) as client:
+    with SyncPrefectClient(api, auth_string=PASSWORD) as client:
         runs = in_pool(client, POOL, interrupted)
         others = in_pool(client, POOL, [Scheduled, Completed, Failed])
         others += in_pool(client, "somebody-elses", [Running])
