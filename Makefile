@@ -99,5 +99,6 @@ lock: setup ## Write the installed versions into constraints.txt
 gc: repository setup ## Delete cached results that no branch, tag, experiment or flow run has
 	dvc gc --workspace --all-branches --all-tags --all-experiments --projects $(wildcard .enigma/worktrees/*/)
 
-clean: ## Remove what the pipeline made here (the DVC cache stays)
-	rm -rf data models reports runs
+# A training in progress is in runs/, which the cache does not have.
+clean: ## Remove outputs and reports here (the DVC cache and runs/ stay)
+	rm -rf data models reports

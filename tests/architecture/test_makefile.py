@@ -1,4 +1,4 @@
-"""`make lock` writes the lock whole or not at all."""
+"""`make lock` writes the lock whole or not at all, and `make clean` spares runs in progress."""
 
 import shutil
 import subprocess
@@ -34,3 +34,12 @@ def test_a_lock_is_written_whole_or_not_at_all(tmp_path: Path, pip: str, lock: s
     )
     assert constraints.read_text(encoding="utf-8") == lock
     assert (done.returncode == 0) == (lock != LOCK), done.stderr
+
+
+def test_a_clean_removes_only_what_the_cache_has(tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    made = ("data", "models", "reports", "runs")
+    for name in made:
+        (tmp_path / name / "sanguo").mkdir(parents=True)
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    assert [name for name in made if (tmp_path / name).exists()] == ["runs"]
