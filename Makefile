@@ -78,13 +78,13 @@ quick: setup ## Only the quick tests
 unit: setup ## Every test, slow ones included
 	pytest --numprocesses 2 --durations=30
 
-audit: setup ## Look for known holes in the pinned packages
-	@echo "== known holes of the pinned packages, by PyPI's advisories (a minute)"
+audit: setup ## Look for known vulnerabilities of the pinned packages
+	@echo "== known vulnerabilities of the pinned packages, by PyPI's advisories (a minute)"
 	@found=$$(pip-audit --strict --requirement constraints.txt --no-deps --disable-pip \
 	  --progress-spinner off 2>&1) && code=0 || code=$$?; \
 	echo "$$found" | grep -v '^WARNING'; \
 	case "$$found" in *ERROR:pip_audit*) \
-	  echo "error: expected PyPI's advisories of every pinned package, and they cannot be read here (see above): nothing is known of holes; to fix this: run \`make audit\` where https://pypi.org/pypi/torch/json answers" >&2;; \
+	  echo "error: expected PyPI's advisories of every pinned package, and they cannot be read here (see above), so vulnerabilities would not be found; to fix this: run \`make audit\` where https://pypi.org/pypi/torch/json answers" >&2;; \
 	esac; exit $$code
 
 format: setup ## Format and fix what can be fixed

@@ -262,7 +262,7 @@ def _reconcile(ports: Ports, only: set[UUID] | None = None) -> set[UUID]:
     for run in found.crashed:
         _say(f"flow run {run} was interrupted: it is marked as crashed now, start it again")
     if found.alive and only is None:
-        _say(f"{len(found.alive)} flow runs of another worker are alive, and go on")
+        _say(f"{len(found.alive)} flow runs of another worker are still running")
     return found.alive
 
 
