@@ -28,6 +28,7 @@ from pipelines.base.artifacts import (
 from pipelines.base.errors import GateError
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import Workspace
+from pipelines.data.shards import ShardReader
 from pipelines.flow.clouds import Cloud, CloudReader
 from pipelines.flow.decoding import draw_tokens, token_table
 from pipelines.flow.documents.document_flow import DIRECTORY, DocumentFlow
@@ -83,7 +84,9 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
     tokenizer = AutoTokenizer.from_pretrained(workspace.language_model)
     state_flow = StateFlow.load(workspace.flow, model.device)
     document_flow = DocumentFlow.load(workspace.flow / DIRECTORY, model.device)
-    test = read_evaluation_set(model, workspace.shards, params, noise_std=facts["noise_std"])
+    test = read_evaluation_set(
+        model, ShardReader(workspace.shards, "test"), params, noise_std=facts["noise_std"]
+    )
 
     reader = CloudReader(model, state_flow)
     clouds = {

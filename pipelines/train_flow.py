@@ -28,6 +28,7 @@ from pipelines.base.code_hash import code_hash
 from pipelines.base.errors import GateError
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import Workspace
+from pipelines.data.shards import ShardReader
 from pipelines.flow.documents.document_flow import DIRECTORY, fit_document_flow
 from pipelines.flow.figures import draw_history
 from pipelines.flow.fit import Evaluation, Fit, fit_state_flow
@@ -151,8 +152,7 @@ def fit_states(
     clean = {
         split: collect_states(
             model,
-            workspace.shards,
-            split,
+            ShardReader(workspace.shards, split),
             states=count,
             states_per_sequence=params.states_per_sequence,
             seed=params.seed,

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipelines.data.shards import ShardReader
 from pipelines.flow.hidden_states import collect_states
 from pipelines.language_model.published import load_language_model
 
@@ -257,8 +258,7 @@ def _read_states(language_model: Path, shards: Path) -> list[Tensor]:
     return [
         collect_states(
             model,
-            shards,
-            split,
+            ShardReader(shards, split),
             states=count,
             states_per_sequence=STATES_PER_SEQUENCE,
             seed=0,

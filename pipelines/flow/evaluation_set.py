@@ -6,7 +6,6 @@ Shape legend: N states, S sequences, D dimensions.
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,20 +78,25 @@ class EvaluationSet:
 
 
 def read_evaluation_set(
-    model: "EnigmaForCausalLM", shards: Path, params: SampleFlowParams, *, noise_std: float
+    model: "EnigmaForCausalLM",
+    reader: ShardReader,
+    params: SampleFlowParams,
+    *,
+    noise_std: float,
+    read_as: ShardReader | None = None,
 ) -> EvaluationSet:
     """Collect the test states that the parameters ask for.
 
     Args:
         model: The language model in evaluation mode.
-        shards: The directory of the final shards.
+        reader: The split `test` of the final shards.
         params: Number of states, and the seed.
         noise_std: The noise that the flow was fitted with.
+        read_as: The same split in the ids of the model, if these are others.
     """
     collected = collect_states(
         model,
-        shards,
-        "test",
+        read_as or reader,
         states=params.samples // SAMPLES_PER_STATE,
         states_per_sequence=params.states_per_sequence,
         seed=params.seed,
@@ -101,6 +105,6 @@ def read_evaluation_set(
         with_noise(collected.states, noise_std=noise_std, split="test", seed=params.seed),
         collected.next_tokens,
         collected.positions,
-        ShardReader(shards, "test"),
+        reader,
         {"noise_std": noise_std, "seed": params.seed},
     )

@@ -14,7 +14,6 @@ D dimensions.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -67,8 +66,7 @@ class HiddenStates:
 
 def collect_states(
     model: "EnigmaForCausalLM",
-    shards: Path,
-    split: str,
+    reader: ShardReader,
     *,
     states: int,
     states_per_sequence: int,
@@ -78,15 +76,13 @@ def collect_states(
 
     Args:
         model: The language model in evaluation mode.
-        shards: The directory of the final shards.
-        split: Name of the split.
+        reader: A split of the final shards, in the ids of the model.
         states: Number of states to collect; a small split has fewer.
         states_per_sequence: Number of states to read from one sequence.
         seed: Seed of the choice of positions.
     """
-    reader = ShardReader(shards, split)
     positions = choose_positions(
-        seed=_seed_for(f"{split} positions", seed),
+        seed=_seed_for(f"{reader.split} positions", seed),
         num_sequences=len(reader),
         sequence_length=reader.sequence_length,
         states=states,

@@ -121,12 +121,6 @@ class Buckets:
         for path in self._paths:
             yield count(np.fromfile(path, np.uint16).reshape(-1, self.order + 1))
 
-    def select(self, windows_PW: Classes) -> Iterator[npt.NDArray[np.int64]]:
-        """Yield for each bucket the positions of those windows that would belong to it."""
-        bucket_P = self._bucket_of_class[windows_PW[:, 0]]
-        for bucket in range(len(self)):
-            yield (bucket_P == bucket).nonzero()[0]
-
 
 @contextmanager
 def bucketed(

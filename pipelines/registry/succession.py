@@ -1,8 +1,8 @@
 """The gates of a successor: better than the champion on the same items, beyond chance.
 
-The champion is scored again on the candidate's items if its own are others. A language model reads
-them in its own ids: with `tokenize.learn_characters` the id of a rare character in one corpus is
-that of another one, or of none, in the next. What its vocabulary lacks is [UNK] to it, as in its
+The champion is scored again on the candidate's items if its own are others. It reads them in the
+ids of its language model: with `tokenize.learn_characters` the id of a rare character in one corpus
+is that of another one, or of none, in the next. What its vocabulary lacks is [UNK] to it, as in its
 own shards, and is charged as such, which the candidate's shards do for what the candidate lacks.
 
 Shape legend: N sequences, L length, V ids of the candidate.
@@ -167,15 +167,12 @@ def _flow_losses(artifacts: Path, workspace: Workspace, profile: Profile) -> tup
     model = load_language_model(artifacts / "language_model")
     vocabulary = ShardVocabulary.read(workspace.shards)
     ids_V = _champion_ids(model, artifacts / "language_model", vocabulary)
-    differ = vocabulary.possible_V & (ids_V != np.arange(len(ids_V)))
-    if differ.any():
-        msg = (
-            f"expected the vocabulary of its language model in {workspace.shards}, got another one "
-            f"({differ.sum()} of {vocabulary.possible_V.sum()} tokens)"
-        )
-        raise ValueError(msg)
     state_flow = StateFlow.load(artifacts / "model", model.device)
     judged = read_evaluation_set(
-        model, workspace.shards, profile.sample_flow, noise_std=profile.train_flow.noise_std
+        model,
+        ShardReader(workspace.shards, "test"),
+        profile.sample_flow,
+        noise_std=profile.train_flow.noise_std,
+        read_as=_Translated(workspace.shards, ids_V),
     )
     return judged.sha256, judged.losses_of(*judged.log_likelihoods(state_flow))
