@@ -93,9 +93,9 @@ HEADLINES = (
     ),
     Headline(
         "memory",
-        "peak, reversible, depth 64",
+        "peak, reversible, one block, depth 64",
         MEMORY,
-        Words("Peak memory, 64 layers", "64 层时的内存峰值"),
+        Words("Peak memory, 64 layers, one block", "64 层、一个可逆块时的内存峰值"),
         MIB,
         Words("4 layers", "4 层"),
     ),

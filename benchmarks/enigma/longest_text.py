@@ -1,15 +1,15 @@
-"""The longest text that can be trained in 1 GiB, by Enigma in reversible mode and by plain GPT-2.
+"""How long a text can be trained in 1 GiB, by plain GPT-2 and by Enigma in reversible mode.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.enigma.longest_text    # about a quarter of an hour
+    OMP_NUM_THREADS=1 python -m benchmarks.enigma.longest_text    # about ten minutes
 
 The models of `benchmarks.enigma.memory` at depth 16, without dropout: 256 wide, vocabulary 21,128,
 float32, one text. GPT-2 is that of transformers with as many layers as bring its parameters closest
 to Enigma's. What counts is the peak of a whole training step, loss included, beyond parameters and
-their gradients. It grows in proportion to the text: the length is estimated from two short texts,
-and then measured.
+their gradients. GPT-2's longest text is found; Enigma then trains one that is 16 times as long.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +19,9 @@ from benchmarks.enigma.memory import HEADS, VOCABULARY, WIDTH, make, peak_bytes,
 from benchmarks.peers import gpt2_config
 from benchmarks.record import row, write
 
-DEPTH, LIMIT_BYTES = 16, 1 << 30
-SHORT, CUT = (512, 1024), 64
-"""Texts that the estimate is made from, and what every length is a multiple of."""
-MIN_RATIO = 16.0
+DEPTH, LIMIT_BYTES, TIMES_LONGER = 16, 1 << 30, 16
+SHORT = (512, 1024)
+"""Texts that the estimate is made from."""
 GPT2_LAYERS, GPT2_POSITIONS = range(16, 29), 4096
 
 
@@ -53,45 +52,38 @@ def longest(peak_of: Callable[[int], int]) -> tuple[int, int]:
     few, many = (peak_of(length) for length in SHORT)
     per_token = (many - few) / (SHORT[1] - SHORT[0])
     length = SHORT[1] + int((LIMIT_BYTES - many) / per_token)
-    length -= length % CUT
     while (peak := peak_of(length)) > LIMIT_BYTES:
-        length -= max(CUT, int(1.1 * (peak - LIMIT_BYTES) / per_token) // CUT * CUT)
+        length -= 1 + int((peak - LIMIT_BYTES) / per_token)
     return length, peak
 
 
 def main() -> None:
-    """Find both lengths."""
+    """Find the one length, and measure the other."""
     ours = make(DEPTH, "reversible", attention_dropout=0.0)
     peer = gpt2_like(parameters(ours))
-    found = {}
-    for name, model in (("Enigma, reversible", ours), ("GPT-2, plain", peer)):
 
-        def peak_of(length: int, model: Any = model) -> int:
-            ids_BL = torch.randint(VOCABULARY, (1, length))
-            return peak_bytes(lambda: step(model, ids_BL))
+    def peak_of(model: Any, length: int) -> int:
+        ids_BL = torch.randint(VOCABULARY, (1, length))
+        return peak_bytes(lambda: step(model, ids_BL))
 
-        found[name] = longest(peak_of)
-        print(f"{name}, {parameters(model):,}: {found[name][0]:,} tokens", flush=True)
-    (our_length, our_peak), (their_length, their_peak) = found.values()
-    rows = [
-        row(
-            "longest text trained in 1 GiB, reversible",
-            our_length,
-            "tokens",
-            peer=f"GPT-2, {peer.config.n_layer} layers",
-            peer_value=their_length,
-            target=f">= {MIN_RATIO:g}x",
-            met=our_length >= MIN_RATIO * their_length,
-        ),
-        row(
-            "peak with that text",
-            our_peak / 2**20,
-            "MiB",
-            peer="GPT-2 with its text",
-            peer_value=their_peak / 2**20,
-        ),
-    ]
-    write("longest_text", rows)
+    their_length, their_peak = longest(partial(peak_of, peer))
+    our_peak = peak_of(ours, TIMES_LONGER * their_length)
+    name = f"GPT-2, {peer.config.n_layer} layers, plain"
+    write(
+        "longest_text",
+        [
+            row(f"longest text in 1 GiB, {name}", their_length, "tokens"),
+            row(
+                f"peak of a text {TIMES_LONGER} times as long, reversible",
+                our_peak / 2**20,
+                "MiB",
+                peer=f"{name}, its longest text",
+                peer_value=their_peak / 2**20,
+                target="<= 1,024 MiB",
+                met=our_peak <= LIMIT_BYTES,
+            ),
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -76,7 +76,6 @@ def test_a_refresh_reads_a_source_that_dvc_does_not_watch(server: Any, tmp_path:
     text.write_text('{"id": "1", "text": "分久必合"}', encoding="utf-8")
     old = ingested()
     text.write_text('{"id": "1", "text": "合久必分"}', encoding="utf-8")
-    assert ingested() == old, "otherwise nobody needs to ask"
     assert ingested("-p", "refresh=true") != old
 
 
