@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, cast
+
 import torch
 from torch import Tensor, nn
 
 from enigma.layers.linear import Embedding
 from enigma.layers.norm import rms_normalise
 
-__all__ = ["TokenEmbedding"]
+if TYPE_CHECKING:
+    from enigma.language_model.reachable import ReachableVocabulary
+
+__all__ = ["TokenEmbedding", "read_through"]
+
+
+def read_through(embedding: nn.Embedding, vocabulary: ReachableVocabulary | None) -> None:
+    """Let an embedding read ids as a vocabulary does, whoever calls it; None ends that.
+
+    A copy of the embedding does the same, with a copy of the vocabulary.
+    """
+    if not hasattr(embedding, "read_as"):
+        embedding.register_forward_pre_hook(_look_up_rows, with_kwargs=True)
+    # In a tuple: as a part of the embedding its tensors would be in every file twice.
+    embedding.read_as = (vocabulary,)  # type: ignore[assignment]  # torch: tensors, modules
+
+
+def _look_up_rows(
+    embedding: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    (vocabulary,) = cast("tuple[ReachableVocabulary | None]", embedding.read_as)
+    if vocabulary is None:
+        return arguments, keywords
+    if not arguments:
+        return (), {**keywords, "input": vocabulary.rows(keywords["input"])}
+    return (vocabulary.rows(arguments[0]), *arguments[1:]), keywords
 
 
 class TokenEmbedding(nn.Module):

@@ -99,13 +99,13 @@ def _check_shapes(
     attention_mask: Tensor | None, position_ids: Tensor | None, cache: Any, length: int
 ) -> None:
     """Raise a ValueError for a mask that is not that of all tokens, or positions of too few."""
-    if position_ids is not None and not (
-        position_ids.ndim == 2 and position_ids.shape[1] >= length
-    ):
-        raise ValueError(
-            f"expected position_ids of shape (B, L) = (B, {length}), got "
-            f"{tuple(position_ids.shape)}"
-        )
+    if position_ids is not None:
+        surplus = position_ids.shape[-1] - length  # with a cache that of earlier tokens is cut off
+        if position_ids.ndim != 2 or surplus < 0 or (surplus and cache is None):
+            raise ValueError(
+                f"expected position_ids of shape (B, L) = (B, {length}), got "
+                f"{tuple(position_ids.shape)}"
+            )
     if attention_mask is None or attention_mask.ndim == 4:
         return
     earlier = 0

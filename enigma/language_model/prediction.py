@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
 from enigma.language_model.memory.evidence import Evidence
 from enigma.language_model.memory.ngram_counts import NGramCounts
@@ -18,7 +17,7 @@ from enigma.language_model.memory.ngram_memory import NGramMemory
 from enigma.language_model.memory.pointer import Pointer
 from enigma.language_model.memory.token_facts import keep_facts, last_facts
 from enigma.language_model.reachable import ReachableVocabulary
-from enigma.token_embedding import TokenEmbedding
+from enigma.token_embedding import TokenEmbedding, read_through
 
 __all__ = ["Prediction"]
 
@@ -41,7 +40,6 @@ class Prediction(nn.Module):
     ngrams: NGramMemory | None
     pointer: Pointer | None
     num_key_slots: int
-    _reading: RemovableHandle | None = None
 
     def allocate(
         self,
@@ -69,14 +67,13 @@ class Prediction(nn.Module):
         """Take a vocabulary; None gives every id a class of its own.
 
         The embedding reads as the model does, also if it is called by itself, as prompt tuning
-        does for its start and whoever passes embeddings in place of ids.
+        does for its start and whoever passes embeddings in place of ids. So do copies that PEFT
+        has made of it; a LoRA layer on it adds what it has for the ids as they are.
         """
-        if self._reading is not None:
-            self._reading.remove()
-        self.reachable, self._reading = vocabulary, None
-        if vocabulary is not None:
-            tokens = self.embedding.tokens
-            self._reading = tokens.register_forward_pre_hook(vocabulary.read)
+        self.reachable = vocabulary
+        for module in self.embedding.tokens.modules():
+            if isinstance(module, nn.Embedding):
+                read_through(module, vocabulary)
 
     @property
     def vocab_size(self) -> int:

@@ -11,7 +11,7 @@ Legend: V ids, R reachable ids, C = R + 1 classes, U ids in the class "other", D
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -144,18 +144,18 @@ class ReachableVocabulary(FormsOnce):
 
     def classes(self, ids: Tensor) -> Tensor:
         """Return the classes of ids, int64 of the same shape; a negative one is kept: no token."""
-        return torch.where(ids < 0, ids, self.class_of_id[ids.clamp(min=0)])
+        # A copy of an embedding, as PEFT and DataParallel make, may be on another device.
+        class_of_id = self.class_of_id.to(ids.device)
+        return torch.where(ids < 0, ids, class_of_id[ids.clamp(min=0)])
 
     def rows(self, ids: Tensor) -> Tensor:
         """Return the ids whose embeddings are read for `ids`: in "other" all have the same.
 
         A negative one is kept, for the embedding to refuse.
         """
-        return torch.where(ids < 0, ids, self.class_ids[self.class_of_id[ids.clamp(min=0)]])
-
-    def read(self, embedding: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ARG002
-        """Let an embedding look up `rows`, as a forward pre-hook of torch."""
-        return self.rows(arguments[0]), *arguments[1:]
+        classes = self.classes(ids)
+        rows = self.class_ids.to(ids.device)[classes.clamp(min=0)]
+        return torch.where(ids < 0, ids, rows)
 
     def class_weight(self, head: nn.Module) -> Tensor:
         """Return the rows `(C, D)` of a plain head; once while weights are constant."""

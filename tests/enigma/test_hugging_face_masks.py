@@ -107,7 +107,8 @@ def test_a_mask_or_positions_of_other_tokens_are_refused(make_causal_lm):
     ):
         with pytest.raises(ValueError, match=expected):
             model(**inputs, attention_mask=mask)
-    for positions in (torch.arange(12), torch.arange(4).expand(2, -1)):
+    wrong = (torch.arange(12), torch.arange(4).expand(2, -1), torch.arange(15).expand(2, -1))
+    for positions in wrong:
         with pytest.raises(ValueError, match=r"position_ids of shape \(B, L\) = \(B, 12\)"):
             model(IDS, position_ids=positions, use_cache=False)
     logits = model(**new, attention_mask=ones[:, :12]).logits  # the remedy

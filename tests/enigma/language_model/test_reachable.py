@@ -129,8 +129,24 @@ def test_the_embedding_alone_reads_as_the_model_does(make_reachable, change):
     rows = model.get_input_embeddings()(IDS)
     assert torch.equal(model(inputs_embeds=rows).logits, model(IDS).logits)
     model.set_reachable(REACHABLE[:20], torch.ones(model.lm.vocab_size, dtype=torch.bool))
-    rows = model.get_input_embeddings()(IDS)
+    rows = model.get_input_embeddings()(input=IDS)
     assert torch.equal(model(inputs_embeds=rows).logits, model(IDS).logits)
+
+
+# PEFT asks transformers by the old name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_a_copy_of_the_embedding_follows_the_model(make_reachable):
+    """PEFT trains a copy, which it makes before the model moves or gets another vocabulary."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules="all-linear", modules_to_save=["tokens"])
+    model = peft.get_peft_model(make_reachable(), config).eval()
+    whole = torch.ones(VOCABULARY, dtype=torch.bool)
+    model.base_model.model.set_reachable(torch.tensor([70, 71, *REACHABLE.tolist()]), whole)
+    one, other = (torch.full((1, 3), last) for last in (70, 71))
+    assert not torch.equal(model(one).logits, model(other).logits)
+    moved = model.to("meta").get_input_embeddings()
+    assert moved(one.to("meta")).shape == (1, 3, 32)
 
 
 def test_a_negative_id_is_no_token(make_reachable):
