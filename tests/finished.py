@@ -68,7 +68,7 @@ def _write_lock(directory: Path) -> None:
             "cmd": f"python -m pipelines.{stage}",
             "params": {"params.yaml": {f"profiles.sanguo.{stage}": profile[stage]}},
         }
-        for stage in ("train", "evaluate", "sample_flow")
+        for stage in ("train", "evaluate", "train_flow", "sample_flow")
     }
     with (directory / "dvc.lock").open("w", encoding="utf-8") as stream:
         yaml.dump({"schema": "2.0", "stages": stages}, stream)

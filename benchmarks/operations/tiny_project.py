@@ -37,14 +37,18 @@ def make_tiny(clone: Path) -> None:
             ],
             "deps": code, "params": seeds, "outs": ["practice"],
         },
-        # A version must name the stage that judged it.
+        # A version must name the stages that made and judged it.
         "evaluate": {
             "cmd": "cp params.yaml judged",
             "deps": ["practice"], "params": ["profiles.${profile}.evaluate"], "outs": ["judged"],
         },
+        "train_flow": {
+            "cmd": "cp params.yaml fitted",
+            "deps": ["judged"], "params": ["profiles.${profile}.train_flow"], "outs": ["fitted"],
+        },
         "sample_flow": {
             "cmd": f'python -c "{FINISH}"',
-            "deps": ["judged"], "params": seeds,
+            "deps": ["fitted"], "params": seeds,
             "outs": outs,
             "metrics": [f"{sampled}/metrics.json"],
         },

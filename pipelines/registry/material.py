@@ -19,7 +19,7 @@ from pipelines.params import load_params
 from pipelines.registry.content import ENVIRONMENT_FILE, LOCK_FILE
 from pipelines.registry.names import FLOW, LM, find_lm
 
-STAGES = {LM: ("train", "evaluate"), FLOW: ("train", "evaluate", "sample_flow")}
+STAGES = {LM: ("train", "evaluate"), FLOW: ("train", "evaluate", "train_flow", "sample_flow")}
 """The stages that a version's parameters and links must be about."""
 
 

@@ -38,6 +38,8 @@ REPLACE = (
     "then asks for the other gates alone"
 )
 
+AGAIN = "free what this machine lacks, or promote on one that has more of it"
+
 logger = logging.getLogger(__name__)
 
 
@@ -99,6 +101,8 @@ def _score_again(name: str, champion: Path, candidate: Proof) -> tuple[Losses | 
     if not has_shards(candidate):
         problem = f"{workspace.shards} has not the candidate's shards"
         return None, f"the champion could not be scored again: {problem}", SHARDS
+    from torch import OutOfMemoryError
+
     score = _flow_losses if name == FLOW else _lm_losses
     try:
         evaluation_set, losses = score(champion / "artifacts", workspace, candidate.params.profile)
@@ -106,8 +110,11 @@ def _score_again(name: str, champion: Path, candidate: Proof) -> tuple[Losses | 
         fix = f"{error.fix}; {REPLACE}"
         return None, f"the champion could not be scored again: {error.problem}", fix
     except (OSError, RuntimeError, ValueError) as error:
-        # What transformers and torch raise of a model that was made by other code.
-        return None, f"the champion could not be scored again: {error}", REPLACE
+        # What transformers and torch raise of a model that was made by other code; or a fault of
+        # this machine, which is no reason to delete anything.
+        passing = isinstance(error, OutOfMemoryError) or getattr(error, "errno", None)
+        fix = AGAIN if passing else REPLACE
+        return None, f"the champion could not be scored again: {error}", fix
     if evaluation_set != candidate.evaluation_set:
         return None, f"{workspace.shards} has another one, {evaluation_set}", SHARDS
     logger.info("%s: scored the champion on the candidate's evaluation set", name)

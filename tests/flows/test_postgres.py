@@ -36,9 +36,15 @@ FINISHED = {
         "params": ["profiles.${profile}.evaluate"],
         "outs": ["judged"],
     },
+    "train_flow": {
+        "cmd": "cp params.yaml fitted",
+        "deps": ["judged"],
+        "params": ["profiles.${profile}.train_flow"],
+        "outs": ["fitted"],
+    },
     "sample_flow": {
         "cmd": "python -m tests.finished",
-        "deps": ["judged"],
+        "deps": ["fitted"],
         "params": ["profiles.${profile}.sample_flow"],
         "outs": [
             "models/${profile}",

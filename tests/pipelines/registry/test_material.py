@@ -101,8 +101,9 @@ def test_another_profile_may_have_been_made_with_anything(registered: Path) -> N
         (LM, "sanguo", [], "evaluate"),
         (LM, "wiki", ["evaluate"], "train, evaluate"),
         (LM, "sanguo-small", ["evaluate"], "train, evaluate"),
-        (FLOW, "sanguo", ["evaluate"], "sample_flow"),
-        (FLOW, "sanguo", ["sample_flow"], "evaluate"),
+        (FLOW, "sanguo", ["evaluate", "train_flow"], "sample_flow"),
+        (FLOW, "sanguo", ["evaluate", "sample_flow"], "train_flow"),
+        (FLOW, "sanguo", ["train_flow", "sample_flow"], "evaluate"),
     ],
 )
 def test_a_lock_without_the_stages_of_the_profile_is_refused(

@@ -265,7 +265,7 @@ def test_a_model_is_registered_with_the_lock_that_made_it(finished: Path) -> Non
     assert command == ["dvc", "repro"]
     stages = {
         stage: {"cmd": "true", "params": [f"profiles.sanguo.{stage}"]}
-        for stage in ("train", "evaluate", "sample_flow")
+        for stage in ("train", "evaluate", "train_flow", "sample_flow")
     }
     (finished / "dvc.yaml").write_text(json.dumps({"stages": stages}), encoding="utf-8")
     for arguments in (["init", "--quiet"], command[1:]):

@@ -22,6 +22,7 @@ from pipelines.flow.gaussian import Gaussian
 from pipelines.flow.state_flow import StateFlow
 from pipelines.language_model.losses import Losses, evaluation_set_sha256
 from pipelines.language_model.scoring import UNK_CHARGE_BITS
+from pipelines.registry import succession
 from pipelines.registry.gates import Gate, Proof
 from pipelines.registry.names import FLOW, LM
 from pipelines.registry.promote import RefusalError, promote, rollback
@@ -252,6 +253,24 @@ def test_a_flow_reads_another_corpus_in_the_ids_of_its_language_model(
     (reader.directory / "test-00000.bin").write_bytes(swapped_NL.astype(TOKEN_DTYPE).tobytes())
     _, found = _flow_losses(learner, workspace, profile)
     assert found.loss_nats == pytest.approx(own.loss_nats)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("out of memory"), OSError(24, "Too many open files")]
+)
+def test_a_fault_of_the_machine_is_no_reason_to_delete_a_champion(
+    champion, directory, tmp_path, monkeypatch, error
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    write_shards_with({}, [])
+    monkeypatch.setattr(succession, "_lm_losses", fail)
+    reigning = dataclasses.replace(champion, losses=None)
+    gate = last(succession_gates(LM, reigning, champion, directory, allow_tie=True))
+    assert (gate.name, gate.holds) == ("evaluation_set", False)
+    assert "delete" not in gate.fix
 
 
 def test_a_champion_that_cannot_be_scored_can_be_replaced(copied_store: Path) -> None:
