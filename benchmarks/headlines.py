@@ -77,7 +77,10 @@ HEADLINES = (
         "memory",
         "peak, reversible, depth 16",
         MEMORY,
-        Words("Peak memory of a training step, 16 layers", "16 层模型单步训练的内存峰值"),
+        Words(
+            "Peak memory of a training step, 16 layers, 8 blocks",
+            "16 层、8 个可逆块：单步训练的内存峰值",
+        ),
         MIB,
         Words("plain", "普通反向传播"),
         peer="plain",
@@ -98,6 +101,14 @@ HEADLINES = (
         Words("Peak memory, 64 layers, one block", "64 层、一个可逆块时的内存峰值"),
         MIB,
         Words("4 layers", "4 层"),
+    ),
+    Headline(
+        "memory",
+        "peak, reversible, depth 64",
+        MEMORY,
+        Words("Peak memory, 64 layers, 32 blocks", "64 层、32 个可逆块时的内存峰值"),
+        MIB,
+        Words("4 layers, 2 blocks", "4 层、2 个可逆块"),
     ),
     Headline(
         "round_trip",
