@@ -40,6 +40,9 @@ COLOURS = {
     AS_IT_COMES: "#8fb0d9",
 }
 
+STYLES = (":", "-", "--", "-.", (0, (1, 3)))
+"""Of the lines, in the order of the settings."""
+
 Result = dict[str, Any]
 
 
@@ -312,13 +315,14 @@ def draw(found: dict[str, list[Result]]) -> None:
     panels = figure.subplots(1, 2, sharey=True)
     units = (("tokens", 1000, "thousand training tokens"), ("processor_s", 1, "processor seconds"))
     for axes, (key, unit, label) in zip(panels, units, strict=True):
-        for setting, results_of in found.items():
+        for (setting, results_of), style in zip(found.items(), STYLES, strict=False):
             for entrant, colour in COLOURS.items():
                 for result in chosen(results_of, entrant)[:1]:
                     axes.plot(
                         [point[key] / unit for point in result["curve"]],
                         [point["validation_nats"] for point in result["curve"]],
                         color=colour,
+                        linestyle=style,
                         label=f"{entrant}, {setting}",
                     )
         axes.set(xlabel=label, xlim=0)
