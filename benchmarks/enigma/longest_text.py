@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import GPT2LMHeadModel
 
+from benchmarks.enigma.decoding import size
 from benchmarks.enigma.memory import HEADS, VOCABULARY, WIDTH, make, peak_bytes, step
 from benchmarks.peers import gpt2_config
 from benchmarks.record import row, write
@@ -25,19 +26,13 @@ SHORT = (512, 1024)
 GPT2_LAYERS, GPT2_POSITIONS = range(16, 29), 4096
 
 
-def parameters(model: Any) -> int:
-    """Count the parameters beside the embeddings of tokens and positions."""
-    embeddings = sum(p.numel() for name, p in model.named_parameters() if "wpe" in name)
-    return sum(p.numel() for p in model.parameters()) - embeddings - VOCABULARY * WIDTH
-
-
 def gpt2_like(count: int) -> GPT2LMHeadModel:
     """Make the GPT-2 whose size is closest to `count`, in training mode, with gradients."""
     models = [
         GPT2LMHeadModel(gpt2_config(VOCABULARY, WIDTH, HEADS, layers, GPT2_POSITIONS))
         for layers in GPT2_LAYERS
     ]
-    model = min(models, key=lambda model: abs(parameters(model) - count))
+    model = min(models, key=lambda model: abs(size(model) - count))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     return model.train()
@@ -60,7 +55,7 @@ def longest(peak_of: Callable[[int], int]) -> tuple[int, int]:
 def main() -> None:
     """Find the one length, and measure the other."""
     ours = make(DEPTH, "reversible", attention_dropout=0.0)
-    peer = gpt2_like(parameters(ours))
+    peer = gpt2_like(size(ours))
 
     def peak_of(model: Any, length: int) -> int:
         ids_BL = torch.randint(VOCABULARY, (1, length))

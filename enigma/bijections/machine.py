@@ -139,8 +139,8 @@ class Enigma(Bijection):
         for name in ("self", "__class__", "coupling", "options"):
             del own[name]
         settings = CouplingSettings.of(coupling, **options)
-        # Keyword arguments that make the same machine, for a JSON file.
         self.coupling_settings = settings
+        # Keyword arguments that make the same machine, for a JSON file.
         self.settings: dict[str, Any] = {**own, **settings.to_arguments()}
         if return_path not in get_args(ReturnPath):
             raise ValueError(
