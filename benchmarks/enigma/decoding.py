@@ -32,14 +32,14 @@ def size(model: torch.nn.Module) -> int:
     return parameters(model)["without embeddings"]
 
 
-def peer_of(width: int, count: int, ids: int) -> GPT2LMHeadModel:
+def peer_of(count: int, ids: int, width: int, heads: int, positions: int) -> GPT2LMHeadModel:
     """Make the GPT-2 over `ids` ids whose size is closest to `count` parameters."""
-    configs = [
-        gpt2_config(ids, width, width // CHANNELS_PER_HEAD, layers, PROMPT + NEW_TOKENS)
-        for layers in range(LAYERS, 2 * LAYERS)
-    ]
-    models = [GPT2LMHeadModel(config) for config in configs]
-    return min(models, key=lambda model: abs(size(model) - count)).eval()
+
+    def made(layers: int) -> GPT2LMHeadModel:
+        return GPT2LMHeadModel(gpt2_config(ids, width, heads, layers, positions))
+
+    without = size(made(0))
+    return made(round((count - without) / (size(made(1)) - without)))
 
 
 def static() -> dict[str, Any]:
@@ -67,10 +67,11 @@ def generate(
 def rows_of(width: int) -> list[dict[str, Any]]:
     """Measure one width."""
     torch.manual_seed(0)
+    heads = width // CHANNELS_PER_HEAD
     config = EnigmaConfig(
         vocab_size=CLASSES,
         d=width,
-        num_heads=width // CHANNELS_PER_HEAD,
+        num_heads=heads,
         num_transformer_layers=LAYERS,
         max_len=PROMPT + NEW_TOKENS,
     )
@@ -80,7 +81,7 @@ def rows_of(width: int) -> list[dict[str, Any]]:
             parameter.add_(STIR * torch.randn_like(parameter))
     models: dict[str, Any] = {"Enigma": model}
     for head, count in HEADS.items():
-        models[head] = peer_of(width, size(model), count)
+        models[head] = peer_of(size(model), count, width, heads, PROMPT + NEW_TOKENS).eval()
     ids = torch.randint(200, CLASSES, (1, PROMPT))
     runs = [
         partial(generate, which, ids, **how) for which in models.values() for how in ({}, static())

@@ -13,29 +13,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import GPT2LMHeadModel
 
-from benchmarks.enigma.decoding import size
+from benchmarks.enigma.decoding import peer_of, size
 from benchmarks.enigma.memory import HEADS, VOCABULARY, WIDTH, make, peak_bytes, step
-from benchmarks.peers import gpt2_config
 from benchmarks.record import row, write
 
 DEPTH, LIMIT_BYTES, TIMES_LONGER = 16, 1 << 30, 16
 SHORT = (512, 1024)
 """Texts that the estimate is made from."""
-GPT2_LAYERS, GPT2_POSITIONS = range(16, 29), 4096
-
-
-def gpt2_like(count: int) -> GPT2LMHeadModel:
-    """Make the GPT-2 whose size is closest to `count`, in training mode, with gradients."""
-    models = [
-        GPT2LMHeadModel(gpt2_config(VOCABULARY, WIDTH, HEADS, layers, GPT2_POSITIONS))
-        for layers in GPT2_LAYERS
-    ]
-    model = min(models, key=lambda model: abs(size(model) - count))
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    return model.train()
+POSITIONS = 4096
+"""That GPT-2 has."""
 
 
 def longest(peak_of: Callable[[int], int]) -> tuple[int, int]:
@@ -55,7 +42,9 @@ def longest(peak_of: Callable[[int], int]) -> tuple[int, int]:
 def main() -> None:
     """Find the one length, and measure the other."""
     ours = make(DEPTH, "reversible", attention_dropout=0.0)
-    peer = gpt2_like(size(ours))
+    peer = peer_of(size(ours), VOCABULARY, WIDTH, HEADS, POSITIONS).train()
+    for parameter in peer.parameters():  # what a step adds to is not its peak
+        parameter.grad = torch.zeros_like(parameter)
 
     def peak_of(model: Any, length: int) -> int:
         ids_BL = torch.randint(VOCABULARY, (1, length))
