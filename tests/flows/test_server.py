@@ -21,6 +21,7 @@ from prefect.states import Cancelling, Completed
 from flows.running.checkout import Checkout
 from flows.running.stages import run_stage
 from flows.serve import HOST
+from pipelines.base.artifacts import sha256_file
 from pipelines.tracking.store import EXPERIMENT, connect
 from tests.flows.conftest import set_graph
 from tests.support import TINY_RUN, change_params
@@ -37,22 +38,29 @@ ENDLESS = {
 }
 
 
-def test_a_second_shell_runs_deployments_and_sees_how_they_end(server: Any) -> None:
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source outside the repository."""
+    path = tmp_path_factory.mktemp("source") / "text.jsonl"
+    path.write_text('{"id": "1", "text": "分久必合"}', encoding="utf-8")
+    return path
+
+
+def test_a_second_shell_runs_deployments_and_sees_how_they_end(server: Any, text: Path) -> None:
     clone = server.clone
     status = git_status(clone)
-    good = server.run("ingest/sanguo")
+    good = server.run("ingest/sanguo", "-p", f"source={text}")
     bad = server.run("ingest/wiki-zh", "-p", f"source={clone}/没有.parquet")
     good_output, bad_output = good.communicate()[0], bad.communicate()[0]
     assert good.returncode == 0, good_output
-    assert "120 documents" in good_output
+    assert "1 documents" in good_output
     assert bad.returncode == 1, bad_output
     # The terminal's width breaks lines, also within the reason.
     assert "没有.parquet" in re.sub(r"\s+", "", bad_output)
     assert "Failed" in bad_output
     assert "notification: ingest/wiki-zh" in server.log.read_text() + bad_output
-    checkouts = clone / ".enigma" / "worktrees"
-    assert (checkouts / "sanguo" / "data" / "sanguo" / "raw" / "manifest.json").is_file()
-    assert not (checkouts / "wiki-zh" / "data" / "wiki-zh" / "raw").exists()
+    assert ingested(clone) == sha256_file(text)
+    assert not (clone / ".enigma" / "worktrees" / "wiki-zh" / "data" / "wiki-zh" / "raw").exists()
     assert git_status(clone) == status, "the developer's working tree must stay as it was"
     # The run is a commit on top of the developer's, with its parameters and outputs.
     references = git(clone, "for-each-ref", "--format=%(refname)", "refs/exps").split()
@@ -63,20 +71,19 @@ def test_a_second_shell_runs_deployments_and_sees_how_they_end(server: Any) -> N
     assert "data/sanguo/raw" in git(clone, "show", f"{experiment}:dvc.lock")
 
 
-def test_a_refresh_reads_a_source_that_dvc_does_not_watch(server: Any, tmp_path: Path) -> None:
-    text = tmp_path / "text.jsonl"
-    raw = server.clone / ".enigma" / "worktrees" / "sanguo" / "data" / "sanguo" / "raw"
-
-    def ingested(*options: str) -> str:
-        run = server.run("ingest/sanguo", "-p", f"source={text}", *options)
-        output = run.communicate()[0]
-        assert run.returncode == 0, output
-        return json.loads((raw / "manifest.json").read_text())["sources"][0]["sha256"]
-
-    text.write_text('{"id": "1", "text": "分久必合"}', encoding="utf-8")
-    old = ingested()
+def test_a_refresh_reads_a_source_that_dvc_does_not_watch(server: Any, text: Path) -> None:
+    """The text that the test before has ingested has another content now."""
     text.write_text('{"id": "1", "text": "合久必分"}', encoding="utf-8")
-    assert ingested("-p", "refresh=true") != old
+    run = server.run("ingest/sanguo", "-p", f"source={text}", "-p", "refresh=true")
+    output = run.communicate()[0]
+    assert run.returncode == 0, output
+    assert ingested(server.clone) == sha256_file(text)
+
+
+def ingested(clone: Path) -> str:
+    """The digest of the source that the checkout of `sanguo` has read."""
+    raw = clone / ".enigma" / "worktrees" / "sanguo" / "data" / "sanguo" / "raw"
+    return json.loads((raw / "manifest.json").read_text())["sources"][0]["sha256"]
 
 
 STAGE = """
