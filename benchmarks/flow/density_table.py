@@ -1,17 +1,18 @@
-"""The table of `benchmarks.flow.density`, from the runs that are there.
+"""The tables of `benchmarks.flow.density`, from the runs that are there.
 
 For each set every peer, the best one first, and the targets. A set that lacks runs is reported with
 how many models are complete, and is not compared.
 """
 
 import math
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.flow.peers import DEEPER, MIXTURE, MODELS, OURS, USUAL
 from benchmarks.flow.sets import DESIGNED_ON, SETS
+from benchmarks.machine_parts import PARTS
 from benchmarks.record import row
 from pipelines.base.artifacts import read_json
 
@@ -20,6 +21,8 @@ LEARNING_RATES, SEEDS = (1e-3, 3e-3, 9e-3), (0, 1, 2)
 RATE_STEP, RATE_BOUNDS = 3.0, (1e-4, 3e-2)
 """A sweep goes on by this factor, and not beyond these rates, until its best is inside."""
 MAX_STEPS = 12_000
+VARIANTS = {f"{OURS}, no {part}": part for part in PARTS}
+"""Ours without a part of the machine, which `--parts` compares with it."""
 MAX_ROUND_TRIP, MAX_LOG_DET_NATS, MAX_GAP_NATS, MIN_BEST = 1e-5, 1e-5, 0.05, 10
 
 Run = dict[str, Any]
@@ -35,13 +38,13 @@ class Cell:
     @property
     def nll_nats(self) -> float:
         """Mean test loss over seeds; infinite if one is not finite."""
-        return statistics.mean(self._values("test_nll_nats"))
+        return mean(self._values("test_nll_nats"))
 
     @property
     def error_nats(self) -> float:
         """Standard error of the mean over seeds; 0 if one is not finite."""
         values = self._values("test_nll_nats")
-        return statistics.stdev(values) / len(values) ** 0.5 if max(values) < math.inf else 0.0
+        return stdev(values) / len(values) ** 0.5 if max(values) < math.inf else 0.0
 
     @property
     def is_cut_off(self) -> bool:
@@ -139,6 +142,37 @@ def table(runs: list[Run]) -> Rows:
             met=num_best >= MIN_BEST if decided else None,
         ),
     ]
+
+
+def part_rows(runs: list[Run]) -> Rows:
+    """Return what taking away each part of the machine costs, seed by seed, at the usual shape.
+
+    Ours and each variant have the rate that was best for them on validation at the first seed.
+    """
+    rows: Rows = []
+    for name in SETS:
+        found = {model: _usual(runs, name, model) for model in (OURS, *VARIANTS)}
+        ours = found.pop(OURS)
+        for variant, theirs in found.items():
+            if len(ours) < len(SEEDS) or len(theirs) < len(SEEDS):
+                continue
+            costs = [theirs[seed] - ours[seed] for seed in SEEDS]
+            title = f"{name}: no {VARIANTS[variant]}"
+            rows.append(row(f"{title}, test loss less that of the whole", mean(costs), "nats"))
+            rows.append(row(f"{title}, smallest of the seeds", min(costs), "nats"))
+            rows.append(row(f"{title}, largest of the seeds", max(costs), "nats"))
+    return rows
+
+
+def _usual(runs: list[Run], name: str, model: str) -> dict[int, float]:
+    """Return a model's test losses by seed at its best rate; none before its sweep is over."""
+    mine = [r for r in runs if (r["set"], r["model"], r["shape"]) == (name, model, USUAL)]
+    swept = [run for run in mine if run["seed"] == SEEDS[0]]
+    chosen = best(swept)
+    if chosen is None or next_rate(swept) is not None:
+        return {}
+    same = [run for run in mine if run["lr"] == chosen["lr"]]
+    return {run["seed"]: math.inf if (x := run["test_nll_nats"]) is None else x for run in same}
 
 
 def _is_within(ours: Cell, peer: Cell) -> bool:

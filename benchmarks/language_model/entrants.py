@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
+from benchmarks.machine_parts import PLUGBOARD, REFLECTOR, WAY_BACK, take_away
 from benchmarks.modern import ModernConfig, ModernGPT
 from benchmarks.peers import SPECIAL, THEIR_STD, gpt2_config, llama_config
 from enigma.configuration_enigma import EnigmaConfig
-from enigma.invertible_conv1x1 import InvertibleConv1x1Stack
 from enigma.modeling_enigma import EnigmaForCausalLM
 
 LENGTH, HEADS, TOLERANCE = 256, 4, 0.02
@@ -60,8 +60,7 @@ class Entrant:
         std: Standard deviation of the initial weights times sqrt(width); None for that of
             transformers. Of GPT-2 and Llama only.
         options: Of the network's configuration.
-        without: Parts of Enigma's machine that no setting removes: "plugboard", "reflector" or
-            "way back".
+        without: Of `benchmarks.machine_parts.PARTS`, those that no setting removes.
         more_layers: Attention layers that Enigma has instead of what it lacks.
         memory: Whether the n-grams of its training text are part of its prediction, as in the
             pipeline (ADR 18).
@@ -81,7 +80,7 @@ class Entrant:
 NO_MACHINE = Entrant(
     "enigma",
     options={"num_rev_blocks": 0, "num_rotors": 0},
-    without=("plugboard", "reflector"),
+    without=(PLUGBOARD, REFLECTOR),
     more_layers=1,
 )
 DRIVEN = {"num_driven_rotors": 1}
@@ -101,10 +100,10 @@ WITH_POINTER = {
     f"{name} and pointer": replace(made, pointer=32) for name, made in WITH_MEMORY.items()
 }
 OF_ENIGMA = {
-    "no plugboard": Entrant("enigma", without=("plugboard",)),
+    "no plugboard": Entrant("enigma", without=(PLUGBOARD,)),
     "no rotors": Entrant("enigma", options={"num_rotors": 0}),
-    "no reflector": Entrant("enigma", without=("reflector",)),
-    "no way back": Entrant("enigma", without=("way back",)),
+    "no reflector": Entrant("enigma", without=(REFLECTOR,)),
+    "no way back": Entrant("enigma", without=(WAY_BACK,)),
     "no blocks": Entrant("enigma", options={"num_rev_blocks": 0}, more_layers=1),
     "driven rotor": Entrant("enigma", options=DRIVEN | {"rotor_reflections": 2}, more_layers=-1),
     "driven rotor, no machine": replace(
@@ -149,15 +148,8 @@ def _enigma(entrant: Entrant, size: Size, classes: int) -> EnigmaForCausalLM:
             **SPECIAL,
         )
     )
-    core: Any = model.lm.core
     for part in entrant.without:
-        if part == "way back":
-            way_back = slice(-1 - len(core.blocks), -1)  # between the reflector and the plugboard
-            passes = core.passes()
-            del passes[way_back]
-            core.passes = passes.copy
-        else:
-            setattr(core, part, InvertibleConv1x1Stack(size.width, 0))
+        take_away(model.lm.core, part)
     return model
 
 

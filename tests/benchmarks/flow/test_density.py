@@ -5,8 +5,17 @@ import math
 import pytest
 import torch
 
-from benchmarks.flow.density import check_parameters
-from benchmarks.flow.density_table import LEARNING_RATES, SEEDS, cells, next_rate, run_path, table
+from benchmarks.flow.density import check_parameters, exactness, make
+from benchmarks.flow.density_table import (
+    LEARNING_RATES,
+    SEEDS,
+    VARIANTS,
+    cells,
+    next_rate,
+    part_rows,
+    run_path,
+    table,
+)
 from benchmarks.flow.peers import DEEPER, MIXTURE, MODELS, OURS, USUAL
 from benchmarks.flow.sets import SETS, FlowSet, _as_it_is, _log_mixture, _table, load
 
@@ -36,7 +45,7 @@ def runs(test_nll_nats, *, entropy_nats=None, **errors):
             **errors,
         }
         for name in SETS
-        for model in (*MODELS, MIXTURE)
+        for model in test_nll_nats
         for shape, lr, seed in sweep + seeds
     ]
 
@@ -131,6 +140,38 @@ def test_all_flows_of_a_set_have_one_size(dim, of_states):
     x_ND = torch.randn(4, dim)
     data = FlowSet(x_ND, x_ND, x_ND, _as_it_is, axes_matter=not of_states, of_states=of_states)
     check_parameters("set", data)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_flow_without_a_part_has_the_size_of_the_whole_and_its_exactness(variant):
+    x_ND = torch.randn(64, 4)
+    data = FlowSet(x_ND, x_ND, x_ND, _as_it_is)
+    check_parameters("set", data, [OURS, variant], [USUAL])
+    whole, cut = (make(data, model, USUAL) for model in (OURS, variant))
+    kinds = [
+        [type(part) for each in model.module.enigma.passes() for part in each.part.modules()]
+        for model in (whole, cut)
+    ]
+    assert kinds[0] != kinds[1]
+    cut.prepare(x_ND)
+    assert max(exactness(cut, x_ND).values()) < 1e-4
+
+
+def of_parts(test_nll_nats):
+    """Runs of ours and its variants at the usual shape."""
+    made = runs(dict.fromkeys((OURS, *VARIANTS), 1.0) | test_nll_nats)
+    return [run for run in made if run["shape"] == USUAL]
+
+
+def test_a_part_is_worth_what_its_absence_costs_with_the_same_seed():
+    [variant, *_] = VARIANTS
+    found = {r["name"]: r["value"] for r in part_rows(of_parts({variant: 1.25}))}
+    for what in ("test loss less that of the whole", "smallest of the seeds"):
+        assert found[f"phoneme: no plugboard, {what}"] == pytest.approx(0.25)
+        assert found[f"phoneme: no reflector, {what}"] == pytest.approx(0.0)
+    lacking = [r for r in of_parts({}) if (r["model"], r["seed"]) != (variant, 2)]
+    assert not any("no plugboard" in row["name"] for row in part_rows(lacking))
+    assert not part_rows([r for r in of_parts({}) if r["lr"] != LEARNING_RATES[2]])
 
 
 def test_a_set_that_lacks_a_run_is_incomplete_and_decides_nothing():
