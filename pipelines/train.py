@@ -170,8 +170,9 @@ def check_sizes(recipe: TrainParams, *, num_sequences: int, nodes: int) -> None:
     if torch.cuda.is_available() and here > torch.cuda.device_count():
         raise UserError(
             f"expected a GPU for each of {here} ranks, got {torch.cuda.device_count()}",
-            "set train.ranks to the number of GPUs, or hide them (CUDA_VISIBLE_DEVICES=) "
-            "to train on CPU",
+            f"set train.ranks to the number of GPUs, and train.batch_size or "
+            f"gradient_accumulation_steps so that their product stays {needed} (then a run that "
+            "has begun resumes); or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on CPU",
         )
 
 

@@ -229,7 +229,7 @@ def check(operation: Operation, runs: list[FlowRun], last: FlowRun | None) -> di
     """
     clone = operation.clone
     started = [run for run in runs if run.state_type != StateType.SCHEDULED]
-    wrong: dict[str, list[str]] = {"flow runs in a final state": [
+    wrong: dict[str, list[str]] = {"Flow runs not in a final state": [
         f"{run.name}: {run.state_name}" for run in started if run.state_type not in FINAL
     ]}  # fmt: skip
     references = run_text(["git", "for-each-ref", "--format=%(refname)", "refs/exps"], operation)
@@ -238,18 +238,20 @@ def check(operation: Operation, runs: list[FlowRun], last: FlowRun | None) -> di
     wrong["the run after the last fault"] = [] if is_healthy else [
         "none" if last is None else f"{last.name}: {last.state_name}"
     ]  # fmt: skip
-    wrong["notices of failed and crashed runs"] = unnoticed(operation, started)
-    wrong["results of completed runs"] = []
+    wrong["Failed or crashed runs without a notice"] = unnoticed(operation, started)
+    wrong["Results that completed runs lack"] = []
     for one in started:
         if one.state_type == StateType.COMPLETED:
             name = f"sample-flow-sanguo-{one.name}"
             lost = missing_outputs(clone, names[name]) if name in names else ["no experiment"]
-            wrong["results of completed runs"] += [f"{one.name}: {what}" for what in lost]
+            wrong["Results that completed runs lack"] += [f"{one.name}: {what}" for what in lost]
     history = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", "history"], cwd=clone, env=operation.environment,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    wrong["promotions in the ledger"] = [] if history.returncode == 0 else [history.stderr]
+    wrong["Promotions that the ledger does not explain"] = (
+        [] if history.returncode == 0 else [history.stderr]
+    )
     return wrong
 
 
@@ -343,7 +345,7 @@ def main() -> None:
         wrong = check(operation, runs, last)
     finally:
         operation.stop()
-    wrong["processes that are left"] = left_processes(faults)
+    wrong["Processes left over"] = left_processes(faults)
     for name, found in wrong.items():
         say(f"{name}: {'; '.join(found) or 'as it must be'}")
     states = Counter(str(one.state_name) for one in runs)
@@ -367,7 +369,7 @@ def report(
         row("Flow runs completed", completed, "", target=">= 1", met=completed > 0),
     ]
     for name, found in wrong.items():
-        rows.append(row(f"Wrong: {name}", len(found), "", target="0", met=not found))
+        rows.append(row(name, len(found), "", target="0", met=not found))
     for name, mib in memory_growth(operation.memory_mib).items():
         rows.append(row(f"Memory growth of {name}", mib, "MiB", target="<= 50", met=mib <= 50))
     write("soak_tiny" if tiny else "soak", rows, ("prefect", "dvc", "mlflow"))

@@ -22,6 +22,10 @@ from pipelines.registry.names import CODE, FLOW, find_lm
 from pipelines.tracking.git import is_commit
 
 RETRAIN = "run `dvc repro` and `enigma register` again"
+CHANGE = (
+    "read reports/<profile>/evaluate/evaluation.json and change `model` or `train` in params.yaml "
+    "(unchanged they give the same model), then run `dvc repro` and `enigma register` again"
+)
 SAMPLE_MEASURES = {
     "two_sample_auc": "two-sample AUC",
     "energy_distance": "energy distance",
@@ -159,18 +163,20 @@ def lm_gates(proof: Proof) -> list[Gate]:
     alarms = _get(evaluation, "alarms")
     return [
         *data_gates(proof),
-        Gate("causality", causal is True, f"is_causal is {causal}", "True"),
+        Gate("causality", causal is True, f"is_causal is {causal}", "True", CHANGE),
         Gate(
             "round_trip",
             all(error <= bounds["max_round_trip_error"] for error in round_trips),
             "relative errors " + " and ".join(f"{error:.2e}" for error in round_trips),
             f"at most {bounds['max_round_trip_error']:.2e}",
+            CHANGE,
         ),
         Gate(
             "baseline",
             ours < theirs,
             f"{ours:.4f} bits per character",
             f"below {baseline} {theirs:.4f}",
+            CHANGE,
         ),
         Gate(
             "perplexity",
@@ -181,7 +187,7 @@ def lm_gates(proof: Proof) -> list[Gate]:
             "promote.max_perplexity in params.yaml are the bounds (then `enigma register` again)",
         ),
         _losses_gate(proof, _number(evaluation, "test", "loss_nats"), tokens / characters),
-        Gate("alarms", alarms == [], _named(alarms), "none"),
+        Gate("alarms", alarms == [], _named(alarms), "none", CHANGE),
     ]
 
 
@@ -216,7 +222,8 @@ def flow_gates(proof: Proof) -> list[Gate]:
             -math.inf < ours < theirs,
             f"negative log-likelihood {ours:.4f} nats per dimension",
             f"below the Gaussian's {theirs:.4f}",
-            "train the flow longer, or on more states",
+            "fit the flow to more states (train_flow.train_states) or longer (train_flow.steps in "
+            "params.yaml), then run `dvc repro` and `enigma register` again",
         ),
         _samples_gate(sampled),
         _equal(

@@ -43,6 +43,9 @@ def _hosts(world: torch.distributed.ProcessGroup) -> torch.distributed.ProcessGr
     return made
 
 
+ANOTHER_RUN = ": that is another run, from step 0; the last checkpoint of this one is kept"
+
+
 class TrainingFailure(UserError):  # noqa: N818 - the outcome of the run is "failed"
     """A failure that another attempt would repeat. The last checkpoint is kept."""
 
@@ -53,7 +56,7 @@ class NotFiniteError(TrainingFailure):
     def __init__(self, what: str, step: int) -> None:
         super().__init__(
             f"step {step}: expected a finite {what}, got one that is not",
-            "lower train.learning_rate; the last checkpoint before this is kept",
+            f"lower train.learning_rate{ANOTHER_RUN}",
         )
 
 
@@ -63,8 +66,7 @@ class OutOfGridError(TrainingFailure):
     def __init__(self, problem: str, step: int) -> None:
         super().__init__(
             f"step {step}: {problem}",
-            "lower train.learning_rate or set model.exact: false; "
-            "the last checkpoint before this is kept",
+            f"lower train.learning_rate or set model.exact: false{ANOTHER_RUN}",
         )
 
 
@@ -75,7 +77,7 @@ class ExplodedError(TrainingFailure):
         super().__init__(
             f"step {step}: expected a loss at most {limit_nats:g} nats above the lowest so far "
             f"(train.max_loss_rise_nats), got one {rise_nats:.2f} nats above it",
-            "lower train.learning_rate; the last checkpoint before this is kept",
+            f"lower train.learning_rate{ANOTHER_RUN}",
         )
 
 

@@ -39,8 +39,8 @@ def test_a_kubernetes_job_gets_its_gpus_and_shared_memory() -> None:
     assert {mount["name"] for mount in container["volumeMounts"]} == names
     assert pod["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
     assert container["resources"]["requests"]["memory"] == "32Gi"
-    # 420 MB of checkpoint at 2 MB/s, and the end of a step.
-    assert pod["terminationGracePeriodSeconds"] >= 420 / 2 + 60
+    # 1.1 GB of checkpoint at 5 MB/s, and the end of a step.
+    assert pod["terminationGracePeriodSeconds"] >= 1100 / 5 + 60
 
 
 # The oldest and the newest release whose schemas the validator carries and people still run.
