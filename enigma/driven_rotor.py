@@ -142,7 +142,7 @@ class DrivenRotor(nn.Module):
         # Rounding adds up over a text: bf16 would lose the state after a few dozen tokens.
         with torch.autocast(x_BLD.device.type, enabled=False):
             wide = torch.promote_types(self.start.dtype, torch.float32)
-            u_BHLRK = self._directions(x_BLD, context.mask).to(wide)
+            u_BHLRK = self._directions(x_BLD, context.mask, wide)
             state_BHLK = turn(self._start(context, x_BLD.shape[0]).to(wide), u_BHLRK)
         state_BLD = state_BHLK.transpose(1, 2).flatten(2).to(x_BLD.dtype)
         if context.cache is not None:
@@ -150,12 +150,13 @@ class DrivenRotor(nn.Module):
         y_BLD: Tensor = self.out(state_BLD)
         return y_BLD
 
-    def _directions(self, x_BLD: Tensor, mask_BL1: Tensor | None) -> Tensor:
-        driven_BLE = self.drive(x_BLD.to(self.drive.weight.dtype))
+    def _directions(self, x_BLD: Tensor, mask_BL1: Tensor | None, dtype: torch.dtype) -> Tensor:
+        # Of length 1 in that dtype: a map along any other is no reflection.
+        driven_BLE = self.drive(x_BLD.to(self.drive.weight.dtype)).to(dtype)
         sizes = (*x_BLD.shape[:2], self.start.shape[0], self.reflections, self.channels)
         u_BLHRK = functional.normalize(driven_BLE.view(sizes), dim=-1)
         if mask_BL1 is not None:
-            u_BLHRK = u_BLHRK * mask_BL1[..., None, None].to(u_BLHRK.dtype)
+            u_BLHRK = u_BLHRK * mask_BL1[..., None, None].to(dtype)
         return u_BLHRK.transpose(1, 2)
 
     def _start(self, context: TokenContext, batch: int) -> Tensor:

@@ -47,6 +47,7 @@ class ConditionalBase(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Map `x` `(..., D)` by `features` `(..., C)`; see `Transform` for what is returned."""
         raw: Tensor = self.raw if self.network is None else self.network(features)  # type: ignore[assignment]
-        raw = raw.expand(*x.shape[:-1], -1)
+        # The network may run in bf16 under autocast, in which exp(s) exp(-s) is not 1.
+        raw = raw.to(x.dtype).expand(*x.shape[:-1], -1)
         y, log_det = (self.transform.inverse if inverse else self.transform.forward)(x, raw)
         return y, x.new_zeros(x.shape[:-1]) if log_det is None else log_det

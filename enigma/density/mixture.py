@@ -100,6 +100,10 @@ class GaussianMixture(nn.Module):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density in nats, `(...)`, at `x` `(..., d)`."""
+        with torch.autocast(x.device.type, enabled=False):  # in bf16 it is nats off
+            return self._log_prob(x)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
         shifts_KD = torch.einsum("kij,kj->ki", self.factors, self.means)
         chunks = []
         for factors_CDD, shifts_CD in zip(

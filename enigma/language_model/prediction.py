@@ -175,7 +175,8 @@ class Prediction(nn.Module):
     def nll_nats(self, hidden_BLD: Tensor, ids_BL: Tensor) -> Tensor:
         """Return the negative log-likelihoods of tokens 1 ... L - 1, `(B, L - 1)`, for scoring.
 
-        The same values as from `logits`, without computing a logit for every id.
+        The same values as from `logits`, without computing a logit for every id; in float32, or
+        float64 if the model is.
 
         Args:
             hidden_BLD: final hidden states of these tokens.
@@ -183,10 +184,11 @@ class Prediction(nn.Module):
         """
         evidence = self.evidence(hidden_BLD, ids_BL)
         hidden_ND, target_N = hidden_BLD[:, :-1].flatten(0, 1), ids_BL[:, 1:].flatten()
-        class_N, cost_N = target_N, hidden_ND.new_zeros(len(target_N))
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        class_N, cost_N = target_N, hidden_ND.new_zeros(len(target_N), dtype=wide)
         if self.reachable is not None:
-            class_N, cost_N = self.reachable.targets(target_N, torch.float32)
-        scores_NC = self.class_logits(hidden_ND).float()
+            class_N, cost_N = self.reachable.targets(target_N, wide)
+        scores_NC = self.class_logits(hidden_ND).to(wide)
         nll_N = functional.cross_entropy(scores_NC, class_N, reduction="none")
         if evidence is None:
             nll_N = nll_N + cost_N
@@ -195,7 +197,7 @@ class Prediction(nn.Module):
             nll_N = self.mixed_nats(
                 nll_N, hidden_ND, evidence, class_N=class_N, target_N=target_N, cost_N=cost_N
             )
-        return nll_N.view(len(ids_BL), -1)
+        return nll_N.view(len(ids_BL), ids_BL.shape[1] - 1)
 
     def mixed_nats(
         self,

@@ -43,8 +43,8 @@ def training_loss(
         evidence: see `Prediction.evidence`; None without a memory.
 
     Returns:
-        0-d, nats per token, in the dtype of the head. With a memory half of it is the loss of the
-        network alone, and half that of the mixture.
+        0-d, nats per token, float32; float64 if the head is. With a memory half of it is the loss
+        of the network alone, and half that of the mixture.
 
     With a plain head and no memory, the gradients are computed together with the loss, a chunk of
     tokens at a time, so there is no second derivative. Autocast is off here: in bf16 the loss
@@ -71,7 +71,6 @@ def training_loss(
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
             return loss if cost_N is None else loss + cost_N.sum() / count
         loss_N = _network_loss(wide_ND, model, class_N, "none")
-        loss_N = loss_N.to(torch.promote_types(loss_N.dtype, torch.float32))
         found = evidence.at(lambda each: each.flatten(0, 1))
         mixed_N = model.mixed_nats(
             loss_N,

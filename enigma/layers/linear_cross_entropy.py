@@ -34,12 +34,15 @@ def linear_cross_entropy(
     with the loss; on older versions each chunk is computed once more in the backward pass.
 
     Args:
-        hidden_ND: floating `(N, D)`.
+        hidden_ND: floating `(N, D)`; computed in float32 at least, as sums in half precision stop
+            growing after a few hundred chunks.
         weight_VD: the head, `(V, D)`, of the same dtype.
         target_N: int64 `(N,)`, -100 for tokens not to predict.
         reduction: "mean" over the targets, "sum", or "none" for `(N,)`.
     """
     chunk = chunk_tokens(hidden_ND.device)
+    wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+    hidden_ND, weight_VD = hidden_ND.to(wide), weight_VD.to(wide)
     if hasattr(functional, "linear_cross_entropy"):
         loss: Tensor = functional.linear_cross_entropy(
             hidden_ND,
@@ -62,5 +65,4 @@ def linear_cross_entropy(
 
 def _chunk_loss(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
     logits_NV = functional.linear(hidden_ND, weight_VD)
-    wide = torch.promote_types(logits_NV.dtype, torch.float32)
-    return functional.cross_entropy(logits_NV.to(wide), target_N, reduction="none")
+    return functional.cross_entropy(logits_NV, target_N, reduction="none")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from enigma import driven_rotor
 from enigma.bijections.base import TokenContext
 from enigma.causality import prove_causality
 from enigma.driven_rotor import DrivenRotor, turn
@@ -56,11 +57,26 @@ def test_a_long_text_keeps_the_length_of_the_state():
     assert (rounded - exact).abs().max() < 1e-2
 
 
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_in_bf16_the_state_keeps_its_length_however_it_is_read(monkeypatch, chunk):
+    states = []
+    monkeypatch.setattr(driven_rotor, "_CHUNK", chunk)
+    monkeypatch.setattr(
+        driven_rotor, "turn", lambda *given: states.append(turn(*given)) or states[0]
+    )
+    torch.manual_seed(0)
+    rotor = DrivenRotor(10, channels=5, reflections=2).bfloat16()
+    rotor(torch.randn(1, 400, 10, dtype=torch.bfloat16))
+    lengths = states[0].norm(dim=-1)
+    start = (functional.normalize(rotor.start, dim=-1) * 5**0.5).float().norm(dim=-1)
+    torch.testing.assert_close(lengths, start.view(1, 2, 1).expand_as(lengths), rtol=1e-4, atol=0)
+
+
 def test_a_fresh_rotor_stands_nearly_still():
     torch.manual_seed(0)
     rotor = DrivenRotor(16, channels=4, reflections=2)
     x = torch.randn(1, 8, 16)
-    state = turn(rotor.start[None], rotor._directions(x, None))
+    state = turn(rotor.start[None], rotor._directions(x, None, x.dtype))
     assert (state - rotor.start[None, :, None]).abs().max() < 2.0
     assert not rotor(x, TokenContext.of(x)).any()
 

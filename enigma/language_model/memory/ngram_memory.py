@@ -357,7 +357,10 @@ def interpolate(discount_K: Tensor, count: Tensor, context: Context) -> tuple[Te
 
 
 def _facts(context: Context, rest_N: Tensor) -> Tensor:
-    """Return what the gate reads of contexts, `(N, 4)`; nothing of it depends on the target."""
+    """Return what the gate reads of contexts, `(N, 4)`.
+
+    Nothing of it depends on the target, except that `leave_one_out` has taken it out of the counts.
+    """
     total = context.total.to(rest_N.dtype)
     types = context.kinds.sum(-1) / total.clamp(min=1)
     return torch.stack((total.clamp(max=1), total.log1p(), types, rest_N), dim=-1)

@@ -9,6 +9,7 @@ from torch.distributions import constraints
 
 from enigma.bijections.base import TokenContext
 from enigma.bijections.machine import Enigma
+from enigma.couplings.conditional_base import ConditionalBase
 from enigma.couplings.settings import CouplingSettings
 from enigma.density.distribution import FlowDistribution
 from enigma.jacobian_logdet import EnigmaFlow, jacobian_log_det, load_flow, save_flow
@@ -47,6 +48,21 @@ def test_round_trip_and_log_det_given_a_context(d, coupling, prior, stirred):
     assert abs(reference - log_det[0]).item() <= 1e-8
     other = flow.log_prob(x, context.roll(1, 0))
     assert not torch.isclose(other, flow.log_prob(x, context)).any()
+
+
+@pytest.mark.parametrize("coupling", ["additive", "affine", "spline", "affine-spline"])
+def test_under_autocast_the_base_of_a_context_is_inverted_and_its_log_det_right(coupling, stirred):
+    settings = CouplingSettings(kind=coupling, hidden_channels=8, context_features=3)
+    base = stirred(ConditionalBase(4, settings), std=0.5)
+    x, features = draw(64, 4).float(), draw(64, 3).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        z, log_det = base(x, features)
+        again, log_det_back = base(z, features, inverse=True)
+        reference = jacobian_log_det(lambda v: base(v, features[0])[0], x[0])
+    assert log_det.dtype == z.dtype == torch.float32
+    torch.testing.assert_close(again, x, rtol=0, atol=1e-3)
+    torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-3)
+    assert abs(reference - log_det[0]).item() <= 1e-4
 
 
 @pytest.mark.parametrize("d", WIDTHS)

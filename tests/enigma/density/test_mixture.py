@@ -119,6 +119,14 @@ def test_behind_a_flow_it_is_drawn_scored_and_saved(d, stirred, tmp_path):
     torch.testing.assert_close(*drawn, rtol=0, atol=1e-9)
 
 
+def test_autocast_changes_no_density():
+    mixture = GaussianMixture.of(*parts(40, 5)).float()
+    x = 3 * torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        log_prob = mixture.log_prob(x)
+    assert torch.equal(log_prob, mixture.log_prob(x))
+
+
 def test_what_is_no_mixture_is_refused():
     weights_K, means_KD, covariances_KDD = parts(3, 2)
     with pytest.raises(ValueError, match=r"expected weights \(K,\).*got \(2,\), \(3, 2\)"):

@@ -36,6 +36,23 @@ def test_older_versions_of_torch_get_the_same(monkeypatch, reduction, chunk):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_in_half_precision_a_long_text_costs_what_it_costs(dtype, reduction):
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(shape, generator=generator) for shape in ((20_000, 8), (40, 8))]
+    hidden, weight = (part.to(dtype).requires_grad_() for part in made)
+    wide = [part.detach().double().requires_grad_() for part in (hidden, weight)]
+    target = torch.randint(40, (20_000,), generator=generator)
+    loss = linear_cross_entropy(hidden, weight, target, reduction=reduction)
+    expected = functional.cross_entropy(wide[0] @ wide[1].T, target, reduction=reduction)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    gradients = torch.autograd.grad(loss, [hidden, weight])
+    for got, right in zip(gradients, torch.autograd.grad(expected, wide), strict=True):
+        assert got.dtype == dtype
+        assert (got.double() - right).norm() < 0.01 * right.norm()
+
+
 def test_a_gpu_gets_larger_chunks():
     assert chunk_tokens(torch.device("cuda")) == 4096
     assert chunk_tokens(torch.device("cpu")) == 256
