@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import wraps
 from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
@@ -37,9 +38,31 @@ def unknown_keywords(unknown: Iterable[str], known: Iterable[str]) -> str:
     return f"expected only known keywords, got {', '.join(hints)}"
 
 
+class _OwnNamesFirst(PretrainedConfig):  # type: ignore[misc]  # transformers ships no types
+    """A configuration whose settings win over their aliases: a dictionary may hold both."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        takes_both = cls.__init__
+
+        @wraps(takes_both)
+        def init(self: Any, *args: Any, **settings: Any) -> None:
+            chosen = {
+                key: value
+                for key, value in settings.items()
+                if cls.attribute_map.get(key) not in settings
+            }
+            takes_both(self, *args, **chosen)
+
+        cls.__init__ = init  # type: ignore[method-assign]
+
+
 @strict
-class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ships no types
+class EnigmaConfig(_OwnNamesFirst):
     """Sizes and switches of the language model.
+
+    transformers' names (`hidden_size`, `num_hidden_layers`, `num_attention_heads`,
+    `max_position_embeddings`) are taken too. Beside one, the setting's own name decides.
 
     Attributes:
         vocab_size: number of token ids.
@@ -160,7 +183,10 @@ class EnigmaConfig(PretrainedConfig):  # type: ignore[misc]  # transformers ship
         return made  # type: ignore[no-any-return]  # a pair, if unused keywords are asked for
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings, by transformers' names too: PEFT looks for `hidden_size` here."""
+        """Return all settings, by transformers' names too: PEFT looks for `hidden_size` here.
+
+        To change a setting in this dictionary, change it under its own name, which decides.
+        """
         settings: dict[str, Any] = super().to_dict()
         return settings | {name: getattr(self, name) for name in self.attribute_map}
 

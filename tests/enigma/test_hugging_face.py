@@ -132,6 +132,37 @@ def test_keywords_of_transformers_pass_and_old_files_load(make_causal_lm, tmp_pa
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config.my_note == "kept"
 
 
+@pytest.mark.parametrize(
+    ("alias", "name", "value"),
+    [
+        ("hidden_size", "d", 64),
+        ("num_hidden_layers", "num_transformer_layers", 5),
+        ("num_attention_heads", "num_heads", 2),
+        ("max_position_embeddings", "max_len", 256),  # the default, given in so many words
+    ],
+)
+def test_a_changed_setting_wins_over_its_alias(tmp_path, alias, name, value):
+    config = EnigmaConfig(d=32, max_len=99)
+    written = {**config.to_dict(), name: value}
+    assert written[alias] != value
+
+    class Derived(EnigmaConfig):
+        pass
+
+    for made in (
+        EnigmaConfig(**written),
+        EnigmaConfig(**dict(reversed(written.items()))),
+        EnigmaConfig.from_dict(written),
+        Derived.from_dict(written),
+        EnigmaConfig.from_dict(config.to_dict(), **{alias: value}),
+    ):
+        assert getattr(made, name) == getattr(made, alias) == value
+        made.save_pretrained(tmp_path)
+        again = EnigmaConfig.from_pretrained(tmp_path)
+        assert getattr(again, name) == getattr(again, alias) == value
+    assert getattr(EnigmaConfig.from_dict({alias: value}), name) == value, "alone, it is the value"
+
+
 def test_embeddings_take_the_place_of_ids(make_causal_lm):
     model = make_causal_lm()
     rows = model.get_input_embeddings()(IDS)
