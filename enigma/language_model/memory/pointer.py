@@ -106,6 +106,9 @@ class Pointer(nn.Module):
             cache: holds earlier tokens; these L are appended.
             slot: the first of the two layers of the cache that are the pointer's.
             rows: int64 `(R,)`, which tokens point; None for all L.
+
+        Raises:
+            ValueError: for a `visible` that is floating or differs between heads.
         """
         with torch.autocast(hidden_BLD.device.type, enabled=False):
             wide = torch.promote_types(hidden_BLD.dtype, torch.float32)
@@ -203,6 +206,11 @@ def _followed(
         own_L = place_S[num_places - ids_BL.shape[1] :]
         own_R = own_L if rows is None else own_L[rows]
         return (place_S < own_R.unsqueeze(1)).unsqueeze(0)
+    if visible.dtype != torch.bool or visible.ndim != 4 or visible.shape[1] != 1:
+        raise ValueError(
+            "expected visible of dtype torch.bool and shape (1 or B, 1, L, S) in a model with a "
+            f"pointer, which has no heads, got {visible.dtype} of shape {tuple(visible.shape)}"
+        )
     seen = visible[:, 0] if rows is None else visible[:, 0, rows]
     return seen & seen.roll(-1, dims=-1) & (place_S < num_places - 1)
 

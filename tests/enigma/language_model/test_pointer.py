@@ -172,6 +172,21 @@ def test_a_width_below_zero_is_refused(make_causal_lm):
         make_causal_lm(pointer_channels=-1)
 
 
+def test_what_a_token_sees_must_be_one_answer(make_lm):
+    """The pointer has no heads, and nothing that scores are added to."""
+    lm = make_lm(pointer_channels=4)
+    causal = torch.ones(12, 12, dtype=torch.bool).tril()
+    for wrong in (
+        torch.stack((causal, torch.eye(12) > 0, causal, causal))[None],
+        torch.zeros(1, 1, 12, 12).masked_fill(~causal, -torch.inf),
+        causal[None],
+    ):
+        got = rf"got {wrong.dtype} of shape \({', '.join(map(str, wrong.shape))}\)"
+        with pytest.raises(ValueError, match=rf"expected visible of dtype torch.bool.*{got}"):
+            lm(IDS, visible=wrong)
+    assert torch.allclose(lm(IDS, visible=causal[None, None]), lm(IDS), atol=1e-5)
+
+
 def test_a_dynamic_cache_is_enough(make_causal_lm):
     """What `KeyValueCache` promises, also of the library without the adapter."""
     lm = make_causal_lm(pointer_channels=4).lm
