@@ -96,42 +96,36 @@ class EnigmaPreTrainedModel(Publishing):
                 reachable, or all are; the model is unchanged.
         """
         if new_num_tokens is not None and new_num_tokens < self.lm.vocab_size:
-            self._check_fewer(new_num_tokens)
+            self.lm.check_fewer(new_num_tokens)
         embedding: nn.Embedding = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         self.lm.resize_classes()
+        self._keep_parts()
         if self.lm.reachable is not None:
             self.config.num_reachable = self.lm.num_classes - 1
         return embedding
 
-    def _check_fewer(self, num_ids: int) -> None:
-        if self.lm.ngrams is not None:
-            raise ValueError(
-                f"expected at least {self.lm.vocab_size} ids in a model with an n-gram memory, got "
-                f"{num_ids}; to fix this: call set_ngrams(None) first, and count afterwards"
-            )
-        if self.lm.reachable is None:
-            return
-        first = int(self.lm.reachable.class_ids[0])
-        if num_ids <= first:
-            raise ValueError(
-                f"expected more than {first} ids, as that is the first reachable one, got {num_ids}"
-            )
-        self.lm.reachable.resized(num_ids)  # raises before anything is cut
-
     def set_reachable(self, reachable_ids: Tensor, possible: Tensor) -> None:
         """Say which ids training reaches, see `EnigmaLM.set_reachable`."""
         self.lm.set_reachable(reachable_ids, possible)
+        self._keep_parts()
         self.config.num_reachable = len(reachable_ids)
 
     def set_ngrams(self, counts: NGramCounts | None, *, leave_one_out: bool = False) -> None:
         """Give the model an n-gram memory or take it away, see `EnigmaLM.set_ngrams`."""
         self.lm.set_ngrams(counts, leave_one_out=leave_one_out)
+        self._keep_parts()
         self.config.ngram_sizes = None if counts is None else sizes_of(counts)
 
     def set_pointer(self, channels: int) -> None:
         """Give the model a pointer or take it away, see `EnigmaLM.set_pointer`."""
         self.lm.set_pointer(channels)
+        self._keep_parts()
         self.config.pointer_channels = channels
+
+    def _keep_parts(self) -> None:
+        """Let `init_weights` keep what was set after construction, as it keeps all else."""
+        for part in self.modules():
+            part._is_hf_initialized = True  # noqa: SLF001
 
     @staticmethod
     def create_masks_for_generate(

@@ -140,6 +140,22 @@ class Prediction(nn.Module):
             else None
         )
 
+    def check_fewer(self, num_ids: int) -> None:
+        """Raise a ValueError if the vocabulary cannot be cut to its first `num_ids` ids."""
+        if self.ngrams is not None:
+            raise ValueError(
+                f"expected at least {self.vocab_size} ids in a model with an n-gram memory, got "
+                f"{num_ids}; to fix this: call set_ngrams(None) first, and count afterwards"
+            )
+        if self.reachable is None:
+            return
+        first = int(self.reachable.class_ids[0])
+        if num_ids <= first:
+            raise ValueError(
+                f"expected more than {first} ids, as that is the first reachable one, got {num_ids}"
+            )
+        self.reachable.resized(num_ids)  # raises before anything is cut
+
     def resize_classes(self) -> None:
         """Follow an embedding that was resized: ids that were added are reachable."""
         if self.reachable is not None:

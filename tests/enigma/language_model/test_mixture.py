@@ -1,5 +1,7 @@
 """A language model with memories: one normalised prediction, whatever path computes it."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional
@@ -223,6 +225,26 @@ def test_files_restore_it(make_mixed, tmp_path):
     half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert torch.equal(half.lm.ngrams.discount_bits, model.lm.ngrams.discount_bits)
     assert bool(half(IDS).logits.isfinite().any())
+
+
+def test_parts_that_were_set_survive_init_weights(make_causal_lm, stirred):
+    """Tools call it again after they have added a part of their own."""
+    model = make_causal_lm()
+
+    def set_ngrams():
+        model.set_ngrams(count_ngrams(model.lm.classes(COUNTED), model.lm.num_classes, ORDER))
+
+    for change in (
+        lambda: model.set_reachable(REACHABLE, POSSIBLE),
+        lambda: model.resize_token_embeddings(VOCABULARY + 10),
+        set_ngrams,
+        lambda: model.set_pointer(4),
+    ):
+        change()
+        before = copy.deepcopy(stirred(model).state_dict())
+        model.init_weights()
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize("reachable", [True, False])
