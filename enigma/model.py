@@ -181,7 +181,12 @@ class EnigmaLM(Prediction):
         Returns:
             floating `(B, L, V)` or `(L, V)`: row t scores the token after t and depends on ids
             0 ... t only.
+
+        Raises:
+            ValueError: for logits in training while `leave_one_out` is set.
         """
+        if head:
+            self.refuse_counted_targets()
         single = ids_BL is not None and ids_BL.ndim == 1
         if single:
             ids_BL = cast("Tensor", ids_BL).unsqueeze(0)

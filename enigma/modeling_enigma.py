@@ -306,12 +306,14 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # 
 
         Raises:
             TypeError: for an unknown keyword.
-            ValueError: for neither or both of ids and embeddings, ids that are not `(B, L)`, and
+            ValueError: for neither or both of ids and embeddings, ids that are not `(B, L)`,
                 packed texts or a mask of 4 dimensions in a model with convolutions or rotors that
-                the text drives.
+                the text drives, and see `EnigmaLM.refuse_counted_targets`.
         """
         _refuse_unknown(unknown, type(self).forward)
         has_targets = labels is not None or shift_labels is not None
+        if not has_targets:
+            self.lm.refuse_counted_targets()
         if use_cache is None and has_targets:
             use_cache = False
         output, places = self._hidden_states(

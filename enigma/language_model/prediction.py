@@ -188,6 +188,20 @@ class Prediction(nn.Module):
         scores: Tensor = self.head(hidden)
         return scores
 
+    def refuse_counted_targets(self) -> None:
+        """Raise a ValueError if training would find every target among the counts.
+
+        A training loss takes each target out of them; logits alone do not say what it is.
+        """
+        counted = self.ngrams is not None and self.ngrams.leave_one_out
+        if counted and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "expected labels in training with n-grams of the same text (leave_one_out=True), "
+                "got none, so the logits know every target; to fix this: pass labels to "
+                "EnigmaForCausalLM (label smoothing in Trainer passes none), or set "
+                "model.lm.ngrams.leave_one_out = False"
+            )
+
     def nll_nats(self, hidden_BLD: Tensor, ids_BL: Tensor) -> Tensor:
         """Return the negative log-likelihoods of tokens 1 ... L - 1, `(B, L - 1)`, for scoring.
 

@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArgum
 
 from enigma.causality import prove_causality
 from enigma.configuration_enigma import EnigmaConfig
+from enigma.language_model.memory.ngram_counts import count_ngrams
 from enigma.modeling_enigma import EnigmaForCausalLM, EnigmaModel
 
 IDS = torch.randint(1, 120, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -42,6 +43,26 @@ def test_label_smoothing_trains_the_shifted_target(make_causal_lm, tmp_path):
     assert trained_loss(model, tmp_path, label_smoothing_factor=0.1) == pytest.approx(
         expected, abs=1e-3
     )
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_logits_that_know_their_targets_are_not_trained(make_causal_lm, tmp_path):
+    """Only a loss of labels can take its own target out of the counts."""
+    model = make_causal_lm(attention_dropout=0.0)
+    model.set_ngrams(count_ngrams(IDS, 120, 3), leave_one_out=True)
+    refused = pytest.raises(ValueError, match=r"expected labels in training.*leave_one_out = False")
+    with refused:
+        trained_loss(model, tmp_path, label_smoothing_factor=0.1)
+    model.train()
+    for reads_logits in (model, model.lm):
+        with refused:
+            reads_logits(IDS)
+        with torch.no_grad():  # nothing learns
+            reads_logits(IDS)
+    model.eval()(IDS)
+    assert trained_loss(model, tmp_path) > 0
+    model.lm.ngrams.leave_one_out = False  # the remedy
+    assert trained_loss(model, tmp_path, label_smoothing_factor=0.1) > 0
 
 
 class Adapted(nn.Module):
