@@ -20,6 +20,7 @@ from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
 from enigma.bijections.step_groups import StepGroup
 from enigma.driven_rotor import RotorLayer
 from enigma.invertible_conv1x1 import RotorForm
+from enigma.language_model.inputs import index_of
 from enigma.language_model.prediction import Prediction
 from enigma.layers.causal_conv import CausalConv
 from enigma.layers.linear import Linear
@@ -220,8 +221,8 @@ class EnigmaLM(Prediction):
             rows: floating `(B, L, D)`, token embeddings to use instead of those of ids.
             mask: `(B, L)`, or `(L,)` with ids of that shape; 0 at padding and 1 elsewhere; None
                 without padding.
-            index: int64 `(L,)` or `(B, L)`, the index of each token in its text; None counts from
-                the length of the cache.
+            index: int64 `(L,)` or `(B, L)`, the index of each token in its text; None counts the
+                tokens that the mask leaves or, with a cache, all tokens from its length.
             cache: keys and values of earlier tokens; these L are appended. Nothing is then
                 recomputed in training, which would append them again.
             visible: which keys a query sees, see `AttentionContext`. It masks attention and the
@@ -237,7 +238,7 @@ class EnigmaLM(Prediction):
             floating `(B, L, D)`.
 
         Raises:
-            ValueError: for a cache in a model without attention layers.
+            ValueError: for a mask of another shape, or a cache in a model without attention layers.
         """
         return self(
             ids_BL,
@@ -270,8 +271,12 @@ class EnigmaLM(Prediction):
         given = ids_BL if rows is None else rows
         if given is None:
             raise ValueError("expected ids or rows of token embeddings, got None for both")
-        if mask is not None and mask.ndim != 2:
-            raise ValueError(f"mask must have the shape (B, L), got {tuple(mask.shape)}")
+        shape = given.shape[:2]
+        # An export has to hold for any length.
+        if mask is not None and not torch.compiler.is_compiling() and mask.shape != shape:
+            raise ValueError(f"mask must have the shape {tuple(shape)}, got {tuple(mask.shape)}")
+        if index is None and mask is not None and cache is None:
+            index = index_of(mask)
         if index is None:
             start = cache.get_seq_length() if cache is not None else 0
             index = torch.arange(given.shape[1], device=given.device) + start

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Places", "find_places", "kept", "one_of", "packed_texts"]
+__all__ = ["Places", "find_places", "index_of", "kept", "one_of", "packed_texts"]
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,23 @@ def find_places(
         visible = _filled_keys(cache, length, given.device)
     starts = None if packed is None or position_ids is None else _text_starts(position_ids)
     if attention_mask is not None and position_ids is None:
-        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        position_ids = index_of(attention_mask)
     # Without a cache all tokens are new, and a slice would fix sizes in an export.
     if cache is not None and attention_mask is not None:
         attention_mask = attention_mask[:, attention_mask.shape[1] - length :]
     if cache is not None and position_ids is not None:
         position_ids = position_ids[..., position_ids.shape[-1] - length :]
     return Places(attention_mask, position_ids, visible, starts)
+
+
+def index_of(mask_BS: Tensor) -> Tensor:
+    """Return the index of each token in its text, int64 `(B, S)`: padding does not count.
+
+    Examples:
+        >>> index_of(torch.tensor([[0, 0, 1, 1, 1]]))
+        tensor([[0, 0, 0, 1, 2]])
+    """
+    return (mask_BS.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def _check_shapes(

@@ -212,10 +212,33 @@ def test_a_single_text_needs_no_batch_dimension(make_lm, make_causal_lm):
     mask = torch.ones_like(few)
     mask[0] = 0
     assert torch.equal(lm(few, mask=mask), lm(few[None], mask=mask[None])[0])
-    with pytest.raises(ValueError, match=r"mask must have the shape \(B, L\), got \(12,\)"):
-        lm(IDS, mask=torch.ones_like(IDS[0]))
+    for ids, wrong in (
+        (IDS, torch.ones(12)),
+        (IDS, torch.ones(2, 1)),
+        (IDS, torch.ones(2, 13)),
+        (IDS, torch.ones(1, 12)),
+        (IDS[:1, :4], torch.ones(4, 4)),
+        (IDS[0], torch.ones(13)),
+    ):
+        with pytest.raises(ValueError, match=r"mask must have the shape \(\d, \d+\), got \("):
+            lm(ids, mask=wrong)
     with pytest.raises(ValueError, match=r"shape \(B, L\), got \(12,\).*input_ids.unsqueeze\(0\)"):
         make_causal_lm()(IDS[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"use_alibi": False, "max_len": 12}, {"num_driven_rotors": 1}, {"pointer_channels": 4}],
+)
+def test_a_mask_says_where_texts_start_without_the_adapter_too(make_lm, make_causal_lm, changes):
+    batch, mask = left_padded()
+    lm = make_lm(**changes)
+    padded, whole = lm(batch, mask=mask)
+    torch.testing.assert_close(padded[4:], lm(IDS[0, :8]), **CLOSE)
+    torch.testing.assert_close(whole, lm(IDS[1]), **CLOSE)
+    torch.testing.assert_close(lm(batch[0], mask=mask[0]), padded, **CLOSE)
+    adapter = make_causal_lm(attention_dropout=0.0, **changes)
+    assert torch.equal(adapter(batch, attention_mask=mask).logits, adapter.lm(batch, mask=mask))
 
 
 def test_a_mask_makes_no_gpu_wait(make_causal_lm):
