@@ -20,7 +20,7 @@ from enigma.bijections.round_trip import RoundTripReport, core_round_trip_error
 from enigma.bijections.step_groups import StepGroup
 from enigma.driven_rotor import RotorLayer
 from enigma.invertible_conv1x1 import RotorForm
-from enigma.language_model.inputs import index_of
+from enigma.language_model.inputs import index_of, refuse_padding_inside
 from enigma.language_model.prediction import Prediction
 from enigma.layers.causal_conv import CausalConv
 from enigma.layers.linear import Linear
@@ -132,6 +132,7 @@ class EnigmaLM(Prediction):
         self.d = d
         self.memory = memory
         self.exact = exact
+        self.kernel_size = kernel_size
         self.max_len = max_len
         self.use_alibi = use_alibi
         self.embedding = TokenEmbedding(vocab_size, d, 0 if use_alibi else max_len)
@@ -160,8 +161,7 @@ class EnigmaLM(Prediction):
         if tie_word_embeddings:
             self.head.weight = self.embedding.tokens.weight
         self.allocate(num_reachable, ngram_sizes, pointer_channels)
-        # Layers that a decoding cache needs: one per attention layer, driven rotor and pass of a
-        # convolution.
+        # Layers of a decoding cache: one per attention layer, driven rotor, pass of a convolution.
         passes = 1 if return_path == "untied" else 2
         convolutions = sum(isinstance(module, CausalConv) for module in self.core.modules())
         self.num_key_slots = num_transformer_layers + num_driven_rotors + passes * convolutions
@@ -220,7 +220,8 @@ class EnigmaLM(Prediction):
             ids_BL: int64 `(B, L)` in [0, V); None with `rows`.
             rows: floating `(B, L, D)`, token embeddings to use instead of those of ids.
             mask: `(B, L)`, or `(L,)` with ids of that shape; 0 at padding and 1 elsewhere; None
-                without padding.
+                without padding. With n-grams, a pointer or a kernel of more than one tap there may
+                be none between tokens of a text, nor between these and those of the cache.
             index: int64 `(L,)` or `(B, L)`, the index of each token in its text; None counts the
                 tokens that the mask leaves or, with a cache, all tokens from its length.
             cache: keys and values of earlier tokens; these L are appended. Nothing is then
@@ -238,7 +239,8 @@ class EnigmaLM(Prediction):
             floating `(B, L, D)`.
 
         Raises:
-            ValueError: for a mask of another shape, or a cache in a model without attention layers.
+            ValueError: for a mask of another shape or with padding inside a text, see
+                `refuse_padding_inside`, or a cache in a model without attention layers.
         """
         return self(
             ids_BL,
@@ -275,6 +277,8 @@ class EnigmaLM(Prediction):
         # An export has to hold for any length.
         if mask is not None and not torch.compiler.is_compiling() and mask.shape != shape:
             raise ValueError(f"mask must have the shape {tuple(shape)}, got {tuple(mask.shape)}")
+        if mask is not None and (self.reads_ids or self.kernel_size > 1):
+            refuse_padding_inside(mask)
         if index is None and mask is not None and cache is None:
             index = index_of(mask)
         if index is None:

@@ -308,7 +308,8 @@ class EnigmaForCausalLM(EnigmaPreTrainedModel, Generating, GenerationMixin):  # 
             TypeError: for an unknown keyword.
             ValueError: for neither or both of ids and embeddings, ids that are not `(B, L)`,
                 packed texts or a mask of 4 dimensions in a model with convolutions or rotors that
-                the text drives, and see `EnigmaLM.refuse_counted_targets`.
+                the text drives; and see `EnigmaLM.refuse_counted_targets` and
+                `enigma.language_model.inputs.refuse_padding_inside`.
         """
         _refuse_unknown(unknown, type(self).forward)
         has_targets = labels is not None or shift_labels is not None

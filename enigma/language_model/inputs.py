@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Places", "find_places", "index_of", "kept", "one_of", "packed_texts"]
+__all__ = [
+    "Places",
+    "find_places",
+    "index_of",
+    "kept",
+    "one_of",
+    "packed_texts",
+    "refuse_padding_inside",
+]
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def find_places(
 
     Raises:
         ValueError: for texts in a row that these would read across; for packed texts with a cache;
-            for a mask or positions of another shape than the tokens.
+            for a mask or positions of another shape than the tokens; see `refuse_padding_inside`.
     """
     length = given.shape[1]
     if not torch.compiler.is_compiling():  # an export has to hold for any length
@@ -85,14 +93,18 @@ def find_places(
     elif cache is not None and cache.layers[0].is_compileable:
         visible = _filled_keys(cache, length, given.device)
     starts = None if packed is None or position_ids is None else _text_starts(position_ids)
+    if attention_mask is not None and (reads_ids or kernel_size > 1):
+        refuse_padding_inside(attention_mask)
     if attention_mask is not None and position_ids is None:
         position_ids = index_of(attention_mask)
     # Without a cache all tokens are new, and a slice would fix sizes in an export.
-    if cache is not None and attention_mask is not None:
-        attention_mask = attention_mask[:, attention_mask.shape[1] - length :]
-    if cache is not None and position_ids is not None:
-        position_ids = position_ids[..., position_ids.shape[-1] - length :]
+    if cache is not None:
+        attention_mask, position_ids = _last(attention_mask, length), _last(position_ids, length)
     return Places(attention_mask, position_ids, visible, starts)
+
+
+def _last(per_token: Tensor | None, length: int) -> Tensor | None:
+    return None if per_token is None else per_token[..., per_token.shape[-1] - length :]
 
 
 def index_of(mask_BS: Tensor) -> Tensor:
@@ -103,6 +115,28 @@ def index_of(mask_BS: Tensor) -> Tensor:
         tensor([[0, 0, 0, 1, 2]])
     """
     return (mask_BS.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def refuse_padding_inside(mask_BS: Tensor) -> None:
+    """Raise a ValueError for padding between tokens of a text.
+
+    For models that read the tokens just before each one where they stand. Not on a GPU, which the
+    check would make wait, nor in a compiled program.
+
+    Args:
+        mask_BS: 0 at padding, of all tokens, those in a cache included.
+    """
+    if mask_BS.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    real_BS = (mask_BS != 0).long()
+    starts_B = (real_BS.diff(prepend=torch.zeros_like(real_BS[:, :1])) > 0).sum(-1)
+    if bool((starts_B > 1).any()):
+        raise ValueError(
+            "expected padding before or after each text in a model with kernel_size above 1, an "
+            "n-gram memory or a pointer, got padding inside the text of row "
+            f"{int(starts_B.argmax())}, behind which they forget what comes before; to fix this: "
+            "pad prompts on the left, as with tokenizer.padding_side = 'left'"
+        )
 
 
 def _check_shapes(

@@ -8,8 +8,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.nn import functional
 from transformers import StaticCache
 
+import enigma.model as model_module
 from enigma.attention import AttentionContext, alibi_slopes
 from enigma.bijections.base import KeyValueCache
+from enigma.language_model import inputs as inputs_module
+from enigma.language_model.memory.ngram_counts import count_ngrams
 from enigma.modeling_enigma import EnigmaForCausalLM
 
 IDS = torch.randint(1, 120, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -241,8 +244,49 @@ def test_a_mask_says_where_texts_start_without_the_adapter_too(make_lm, make_cau
     assert torch.equal(adapter(batch, attention_mask=mask).logits, adapter.lm(batch, mask=mask))
 
 
-def test_a_mask_makes_no_gpu_wait(make_causal_lm):
+@pytest.mark.parametrize("part", ["kernel_size", "pointer_channels", "n-grams"])
+def test_padding_inside_a_text_is_refused_where_it_hides_what_comes_before(make_causal_lm, part):
+    """Right-padded prompts that are continued: attention alone reads across the padding."""
+    model = make_causal_lm(**({} if part == "n-grams" else {part: 4}))
+    if part == "n-grams":
+        model.set_ngrams(count_ngrams(IDS, 120, 3))
+    mask = torch.tensor([[1] * 12, [1] * 5 + [0] * 4 + [1] * 3])
+    refused = pytest.raises(ValueError, match=r"padding inside the text of row 1, .*on the left")
+    on_the_right, on_the_left = mask.sort(descending=True).values, mask.sort().values
+    for logits in (
+        lambda mask: model(IDS, attention_mask=mask).logits[1],
+        lambda mask: model.lm(IDS, mask=mask)[1],
+    ):
+        with refused:
+            logits(mask)
+        text = model(IDS[1:, :8]).logits[0]
+        torch.testing.assert_close(logits(on_the_right)[:8], text, **CLOSE)
+        text = model(IDS[1:, 4:]).logits[0]
+        torch.testing.assert_close(logits(on_the_left)[4:], text, **CLOSE)  # the remedy
+    cache = model(IDS[:, :9], attention_mask=mask[:, :9], use_cache=True).past_key_values
+    with refused:
+        model(IDS[:, 9:], attention_mask=mask, past_key_values=cache)
+    prompt = {"attention_mask": mask[:, :9], "max_new_tokens": 2, **GREEDY}
+    with refused:
+        model.generate(IDS[:, :9], **prompt)
+    prompt["attention_mask"] = mask[:, :9].sort().values
+    expected = model.generate(IDS[:, :9], use_cache=False, **prompt)
+    for settings in ({"cache_implementation": "static"}, {"prefill_chunk_size": 3}):
+        assert torch.equal(model.generate(IDS[:, :9], **prompt, **settings), expected)
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_driven_rotors": 1}])
+def test_other_models_read_across_padding(make_causal_lm, changes):
+    model = make_causal_lm(**changes)
+    mask = torch.tensor([[1] * 5 + [0] * 4 + [1] * 3])
+    together = model(IDS[:1], attention_mask=mask).logits[mask.bool()]
+    torch.testing.assert_close(together, model(IDS[:1, mask[0].bool()]).logits[0], **CLOSE)
+
+
+def test_a_mask_makes_no_gpu_wait(make_causal_lm, monkeypatch):
     """On a GPU, to read a tensor's value is to wait for it; a fake tensor cannot be read."""
+    for module in (inputs_module, model_module):  # a check for the CPU, see the next test
+        monkeypatch.setattr(module, "refuse_padding_inside", lambda _: None)
     config = make_causal_lm(kernel_size=3, attention_dropout=0.0).config
     with FakeTensorMode(), torch.no_grad():
         model = EnigmaForCausalLM(config)
@@ -253,3 +297,13 @@ def test_a_mask_makes_no_gpu_wait(make_causal_lm):
         assert new.logits.shape == (2, 1, 120)
         with pytest.raises(DataDependentOutputException):
             bool(mask.all())
+
+
+def test_where_padding_stands_is_read_on_a_cpu_only():
+    mask = torch.tensor([[1, 0, 1]])
+    with pytest.raises(ValueError, match="padding inside the text"):
+        inputs_module.refuse_padding_inside(mask)
+    elsewhere = mask.to("meta")
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(elsewhere.all())
+    inputs_module.refuse_padding_inside(elsewhere)
