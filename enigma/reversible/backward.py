@@ -12,7 +12,8 @@ Activations" (2017), algorithm 1.
 What makes the gradients exact and not only close:
 
 * those of parameters are computed by `torch.autograd.grad` and returned, never accumulated by a
-  nested `backward`: DDP sees each of them once, even if a parameter serves in two steps;
+  nested `backward`: DDP and tensor hooks see each of them once, even if a parameter serves in two
+  steps;
 * a recomputation sees the autocast of the first pass and the random numbers that it drew from
   torch's default generators, of the CPU and of the device of the streams;
 * the vector-Jacobian product sees the autocast under which `backward` is called, as in ordinary

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -219,12 +220,27 @@ def _branch_gradients(
         value = branch(view(leaf)).to(grad.dtype)
     known = [leaf, *parameters]
     _refuse_captured(value, known)
-    grad_x, *of_parameters = (
-        torch.autograd.grad(value, known, grad, allow_unused=True)
-        if value.requires_grad
-        else [None] * len(known)
-    )
+    with _without_hooks(parameters):
+        grad_x, *of_parameters = (
+            torch.autograd.grad(value, known, grad, allow_unused=True)
+            if value.requires_grad
+            else [None] * len(known)
+        )
     return value.detach(), torch.zeros_like(x) if grad_x is None else grad_x, of_parameters
+
+
+@contextmanager
+def _without_hooks(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Set the tensor hooks of parameters aside: autograd runs them on the sum of all uses."""
+    # torch has no public name for them. One parameter may be given twice.
+    found = {p: p._backward_hooks for p in parameters if p._backward_hooks}  # noqa: SLF001
+    try:
+        for parameter in found:
+            parameter._backward_hooks = None  # noqa: SLF001
+        yield
+    finally:
+        for parameter, hooks in found.items():
+            parameter._backward_hooks = hooks  # noqa: SLF001
 
 
 def _refuse_captured(value: Tensor, known: list[Tensor]) -> None:

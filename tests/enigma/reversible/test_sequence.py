@@ -105,3 +105,57 @@ def test_a_network_that_would_be_broadcast_is_refused(memory, narrow):
     for run in (model, model.inverse):
         with pytest.raises(ValueError, match=r"expected a branch that returns \(3, 4\).*\(3, 1\)"):
             run(torch.ones(3, 4), torch.ones(3, 4))
+
+
+def halve(parameter, calls):
+    return parameter.register_hook(lambda grad: (calls.append(parameter), 0.5 * grad)[1])
+
+
+def clip(parameter, calls):
+    return parameter.register_hook(
+        lambda grad: (calls.append(parameter), grad.clamp(-0.01, 0.01))[1]
+    )
+
+
+def halve_when_summed(parameter, calls):
+    def hook(parameter):
+        calls.append(parameter)
+        parameter.grad.mul_(0.5)
+
+    return parameter.register_post_accumulate_grad_hook(hook)
+
+
+@pytest.mark.parametrize("register", [halve, clip, halve_when_summed])
+@pytest.mark.parametrize("tied", [False, True])
+def test_hooks_of_parameters_run_once_on_the_whole_gradient(register, tied, streams):
+    grads = {}
+    for memory in ("plain", "reversible"):
+        model, calls = sequence(tied=tied), []
+        model.memory = memory
+        handles = [register(parameter, calls) for parameter in model.parameters()]
+        for _ in range(2):  # the hooks are still there the second time
+            calls.clear()
+            model.zero_grad()
+            sum(y.sin().sum() for y in model(*streams)).backward()
+            assert sorted(map(id, calls)) == sorted(map(id, model.parameters()))
+        grads[memory] = [parameter.grad for parameter in model.parameters()]
+        for handle in handles:
+            handle.remove()
+        calls.clear()
+        sum(y.sum() for y in model(*streams)).backward()
+        assert not calls
+    torch.testing.assert_close(grads["reversible"], grads["plain"], rtol=0, atol=1e-12)
+
+
+def test_hooks_of_parameters_outlive_a_failed_backward_pass(streams):
+    model, calls = sequence(), []
+    handle = halve(next(model.parameters()), calls)
+    broken = model(*streams)[0].sum()
+    failing = model.pairs[0][0][0].register_full_backward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        broken.backward()
+    failing.remove()
+    calls.clear()
+    sum(y.sum() for y in model(*streams)).backward()
+    assert len(calls) == 1
+    handle.remove()
