@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from enigma.bijections.base import KeyValueCache
+from enigma.bijections.step_groups import StepGroup
 from enigma.layers.dropped_attention import dropped_attention
 from enigma.layers.linear import Linear
 from enigma.layers.mixing_layer import MixingLayer
 from enigma.layers.norm import rms_normalise
-from enigma.reversible import CouplingStep
 
 __all__ = [
     "AttentionContext",
@@ -328,7 +328,7 @@ class AttentionLayer(MixingLayer):
             d, num_heads, use_alibi=use_alibi, attention_dropout=attention_dropout
         )
 
-    def step(self, context: AttentionContext, layer_index: int = 0) -> CouplingStep:
+    def step(self, context: AttentionContext, layer_index: int = 0) -> StepGroup:
         """Return the layer as a step over two streams `(B, L, D)`.
 
         Args:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from enigma.bijections.base import TokenContext
+from enigma.bijections.step_groups import StepGroup
 from enigma.layers.linear import Linear
 from enigma.layers.mixing_layer import MixingLayer
-from enigma.reversible import CouplingStep
 
 __all__ = ["DrivenRotor", "RotorLayer", "turn"]
 
@@ -191,7 +191,7 @@ class RotorLayer(MixingLayer):
         super().__init__(d, hidden_dropout=hidden_dropout, exact=exact)
         self.rotor = DrivenRotor(d, channels, reflections)
 
-    def step(self, context: TokenContext) -> CouplingStep:
+    def step(self, context: TokenContext) -> StepGroup:
         """Return the layer as a step over two streams `(B, L, D)`.
 
         Args:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from enigma.bijections.base import Bijection, TokenContext, total_log_det
+from enigma.bijections.step_groups import StepGroup
 from enigma.couplings.coupling import Coupling
 from enigma.couplings.settings import CouplingKind, CouplingOptions, CouplingSettings
 from enigma.reversible import CouplingStep
@@ -70,18 +71,18 @@ class RevBlock(Bijection):
         x1, log_det_f = self.f.move_back(y1, x2, context)
         return torch.cat((x1, x2), dim=-1), total_log_det(y, (log_det_f, log_det_g))
 
-    def step(self, context: TokenContext, stream: int) -> CouplingStep:
-        """Return an additive block as a step over the halves of one stream.
+    def step(self, context: TokenContext, stream: int) -> StepGroup:
+        """Return an additive block as a step over the halves of one stream, in a call of it.
 
         Args:
             context: which tokens the stream holds.
             stream: the number of the stream.
         """
-        return CouplingStep(
+        step = CouplingStep(
             (partial(self.f, context=context), (self.f,)),
             (partial(self.g, context=context), (self.g,)),
             stream_numbers=(stream,),
             widths=self.widths,
             exact=self.exact,
-            module=partial(self, context=context),
         )
+        return StepGroup([step], step.stream_numbers, partial(self, context=context))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from enigma.bijections.base import Bijection, TokenContext, total_log_det
 from enigma.bijections.exact import round_to_grid
+from enigma.bijections.step_groups import StepGroup
 from enigma.couplings.settings import CouplingKind, CouplingOptions, CouplingSettings
 from enigma.invertible_conv1x1 import (
     DynamicInvertibleConv1x1Stack,
@@ -62,7 +63,7 @@ class Pass:
     def _map(self, x: Tensor, context: TokenContext, *, inverted: bool) -> tuple[Tensor, Tensor]:
         return self.part(x, context.advanced(self.turns), inverse=inverted, log_det=True)
 
-    def step(self, context: TokenContext, stream: int) -> Step:
+    def step(self, context: TokenContext, stream: int) -> Step | StepGroup:
         """Return the pass as a step over one of several streams, see `enigma.reversible`."""
         part, context = self.part, context.advanced(self.turns)
         if isinstance(part, RevBlock) and part.coupling == "additive" and not self.inverted:
@@ -180,7 +181,7 @@ class Enigma(Bijection):
         back = [each.inverse_with_log_det for each in reversed(self.passes())]
         return self._run(back, y, context)
 
-    def steps(self, context: TokenContext, stream: int) -> list[Step]:
+    def steps(self, context: TokenContext, stream: int) -> list[Step | StepGroup]:
         """Return the machine as steps over one of several streams, see `enigma.reversible`.
 
         In exact mode the stream must lie on the grid already.

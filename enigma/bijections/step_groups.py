@@ -8,16 +8,16 @@ function `run` that runs them, and returns what that returns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
-
-from enigma.bijections.base import Run
 
 if TYPE_CHECKING:
     from enigma.reversible import Step, Streams
 
-__all__ = ["StepGroup", "call_around", "each_step", "put", "take"]
+__all__ = ["StepGroup", "each_step", "put", "take"]
+
+Receive: TypeAlias = Callable[["Streams"], "Streams"]
 
 
 class StepGroup:
@@ -26,29 +26,19 @@ class StepGroup:
     Args:
         steps: in the order of the signal.
         stream_numbers: their streams.
-        module: see `call_around`.
+        module: called as `module(*streams, run=run)`, it returns what `run(*streams)` returns; a
+            lone stream without its tuple, as bijections do.
     """
 
     def __init__(
-        self, steps: Sequence[Step], stream_numbers: tuple[int, ...], module: Callable[..., Any]
+        self,
+        steps: Sequence[Step | StepGroup],
+        stream_numbers: tuple[int, ...],
+        module: Callable[..., Any],
     ) -> None:
         self.steps = steps
         self.stream_numbers = stream_numbers
         self.module = module
-
-
-def call_around(module: Callable[..., Any] | None, run: Run, x: Streams) -> Streams:
-    """Return `run(*x)`, inside a call `module(*x, run=run)` if there is a module.
-
-    Args:
-        module: returns what `run` returns; a lone stream without its tuple, as bijections do.
-        run: maps the streams.
-        x: the streams.
-    """
-    if module is None:
-        return run(*x)
-    y = module(*x, run=run)
-    return y if isinstance(y, tuple) else (y,)
 
 
 def each_step(
@@ -57,6 +47,7 @@ def each_step(
     act: Callable[[Step, Streams], Streams],
     *,
     backwards: bool = False,
+    hand_over: Callable[[Streams], Receive] = lambda _: lambda streams: streams,
 ) -> Streams:
     """Let every step act on the streams, those of a group inside a call of its module.
 
@@ -65,20 +56,26 @@ def each_step(
         streams: all of them.
         act: returns all streams after a step.
         backwards: take the steps in the opposite order.
+        hand_over: given all streams before the hooks of a module see theirs, returns a function
+            that is given all streams after them and returns those to go on with.
     """
     for step in reversed(steps) if backwards else steps:
         if not isinstance(step, StepGroup):
             streams = act(step, streams)
             continue
 
+        receive = hand_over(streams)
+
         def run(*x: Tensor, group: StepGroup = step) -> Streams:
-            nonlocal streams  # of all streams, as `act` may replace the others too
-            streams = put(streams, group.stream_numbers, x)
-            streams = each_step(group.steps, streams, act, backwards=backwards)
+            nonlocal streams, receive  # of all streams, as `act` may replace the others too
+            streams = receive(put(streams, group.stream_numbers, x))
+            streams = each_step(group.steps, streams, act, backwards=backwards, hand_over=hand_over)
+            receive = hand_over(streams)
             return take(streams, group.stream_numbers)
 
-        y = call_around(step.module, run, take(streams, step.stream_numbers))
-        streams = put(streams, step.stream_numbers, y)
+        y = step.module(*take(streams, step.stream_numbers), run=run)
+        y = y if isinstance(y, tuple) else (y,)
+        streams = receive(put(streams, step.stream_numbers, y))
     return streams
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-__all__ = ["Embedding", "Linear", "only_multiplies"]
+__all__ = ["Embedding", "Linear", "has_hooks", "only_multiplies"]
 
 _Layer = TypeVar("_Layer", nn.Linear, nn.Embedding)
 
@@ -83,12 +83,16 @@ def _made(kind: type[_Layer], std: float, *sizes: int, **options: Any) -> _Layer
     return layer
 
 
-def only_multiplies(head: nn.Module) -> bool:
-    """Whether calling the head is multiplying by its weight, and nobody watches the call."""
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module runs hooks, its own or those of all modules."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     # torch has no public name for the hooks of all modules, by which profilers count.
     of_all = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]  # noqa: SLF001
-    watched = of_all or any(getattr(head, name) for name in names)
+    return bool(of_all) or any(getattr(module, name) for name in names)
+
+
+def only_multiplies(head: nn.Module) -> bool:
+    """Whether calling the head is multiplying by its weight, and nobody watches the call."""
     # Offloading replaces `forward` in the instance.
     own = type(head).forward is nn.Linear.forward and "forward" not in vars(head)
-    return own and getattr(head, "bias", None) is None and not watched
+    return own and getattr(head, "bias", None) is None and not has_hooks(head)

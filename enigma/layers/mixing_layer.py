@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from enigma.bijections.base import Run
+from enigma.bijections.step_groups import StepGroup
 from enigma.layers.linear import Linear
 from enigma.layers.norm import rms_normalise
 from enigma.layers.squared_relu import squared_relu
@@ -45,8 +46,8 @@ class MixingLayer(nn.Module):
         """
         return run(x1_BLD, x2_BLD)
 
-    def step_with(self, mix: Branch, owner: nn.Module) -> CouplingStep:
-        """Return the layer as a step over two streams `(B, L, D)`.
+    def step_with(self, mix: Branch, owner: nn.Module) -> StepGroup:
+        """Return the layer as a step over two streams `(B, L, D)`, in a call of the layer.
 
         Args:
             mix: maps normalised tokens to what the first stream gets.
@@ -56,13 +57,14 @@ class MixingLayer(nn.Module):
         def mixed(x_BLD: Tensor) -> Tensor:
             return self._drop(mix(rms_normalise(x_BLD)))
 
-        return CouplingStep(
+        step = CouplingStep(
             (mixed, (owner,)),
             (self._transform, (self.mlp_up, self.mlp_down)),
             stream_numbers=(0, 1),
             exact=self.exact,
-            module=self,
+            owner=self,
         )
+        return StepGroup([step], step.stream_numbers, self)
 
     def _transform(self, x_BLD: Tensor) -> Tensor:
         hidden = squared_relu(self.mlp_up(rms_normalise(x_BLD)))

@@ -25,6 +25,7 @@ What makes the gradients exact and not only close:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -33,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from enigma.bijections.step_groups import StepGroup, each_step, put, take
+from enigma.bijections.step_groups import Receive, StepGroup, each_step, put, take
 from enigma.layers.transforms import transforms_active
 from enigma.reversible.steps import Branch, Step, Streams, view
 
@@ -70,16 +71,17 @@ def run_streams(
         steps: in the order of the signal.
         streams: floating tensors, for `run_steps` of one shape `(..., D)`.
         memory: "plain" keeps all activations for the backward pass, "checkpoint" the streams
-            before each step and "reversible" the streams at the end and before steps that store
-            their input. The result is the same, the gradients up to rounding.
+            before each step and "reversible" the streams at the end, before steps that store
+            their input, and where hooks replace them. The result is the same, the gradients up to
+            rounding.
         checkpoint_function: calls a function without storing its activations. That of torch
             repeats no random numbers of MPS.
 
     Raises:
         RuntimeError: for "reversible" inside a transform of `torch.func` or forward-mode
-            differentiation, or where its backward pass is to be differentiated; in the backward
-            pass of "checkpoint" and "reversible", if a module was switched, say from training to
-            evaluation, since the forward pass.
+            differentiation, for a hook that writes into a stream, or where its backward pass is
+            to be differentiated; in the backward pass of "checkpoint" and "reversible", if a module
+            was switched, say from training to evaluation, since the forward pass.
     """
     reversible = memory == "reversible"
     if reversible and transforms_active():
@@ -95,10 +97,11 @@ def run_streams(
     device_type = streams[0].device.type
 
     def run(step: Step, streams: Streams) -> Streams:
-        if reversible and step.stores_input:
-            streams = _Mark.apply(tape, *streams)  # type: ignore[no-untyped-call]
+        stores_input = reversible and (step.stores_input or step.hooked)
+        if stores_input:
+            streams = tape.mark(streams, streams)
         x = take(streams, step.stream_numbers)
-        if reversible and not step.stores_input:
+        if reversible and not stores_input:
             y = _Backtrack.apply(step, tape, *x, *step.parameters)  # type: ignore[no-untyped-call]
         elif memory != "plain":
             y = checkpoint_function(partial(_run_unchanged, step, _settings(step.modules)), *x)
@@ -107,10 +110,10 @@ def run_streams(
         return put(streams, step.stream_numbers, y)
 
     with torch.autocast(device_type, **_autocast_settings(device_type)):
-        streams = each_step(steps, streams, run)
-    if reversible:
-        streams = _Mark.apply(tape, *streams)  # type: ignore[no-untyped-call]
-    return streams
+        if not reversible:
+            return each_step(steps, streams, run)
+        streams = each_step(steps, streams, run, hand_over=tape.hand_over)
+    return tape.mark(streams, streams)
 
 
 def undo_steps(steps: Sequence[Step | StepGroup], streams: Streams) -> Streams:
@@ -127,6 +130,28 @@ class _Tape:
     """The streams as they were after the step whose backward pass is due."""
 
     streams: Streams = ()
+
+    def mark(self, stored: Streams, streams: Streams) -> Streams:
+        """Return the streams; the backward pass goes on from the stored ones."""
+        marked: Streams = _Mark.apply(self, stored, *streams)  # type: ignore[no-untyped-call]
+        return marked
+
+    def hand_over(self, streams: Streams) -> Receive:
+        """Store the streams if the hooks of a module replace them: hooks cannot be undone."""
+        versions = [stream._version for stream in streams]  # noqa: SLF001 - no public name
+
+        def receive(after_hooks: Streams) -> Streams:
+            if versions != [stream._version for stream in streams]:  # noqa: SLF001
+                raise RuntimeError(
+                    "expected hooks that leave the streams of a module as they are or return other "
+                    "tensors, got one that writes into a stream, which reversible mode could not "
+                    "undo; to fix this: return a new tensor from the hook, or use memory='plain'"
+                )
+            if all(map(operator.is_, streams, after_hooks)):
+                return streams
+            return self.mark(streams, after_hooks)
+
+        return receive
 
 
 class _FirstPass:
@@ -209,12 +234,12 @@ class _Backtrack(torch.autograd.Function):
 
 
 class _Mark(torch.autograd.Function):
-    """Stores the streams, from which the backward pass through the earlier steps starts."""
+    """Stores streams, from which the backward pass through the earlier steps starts."""
 
     @staticmethod
-    def forward(ctx: Any, tape: _Tape, *streams: Tensor) -> Streams:
+    def forward(ctx: Any, tape: _Tape, stored: Streams, *streams: Tensor) -> Streams:
         ctx.tape = tape
-        ctx.save_for_backward(*streams)
+        ctx.save_for_backward(*stored)
         return tuple(view(stream) for stream in streams)
 
     @staticmethod
@@ -224,7 +249,7 @@ class _Mark(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(f"expected first derivatives, got create_graph=True; {_REMEDY}")
         ctx.tape.streams = tuple(stream.detach() for stream in ctx.saved_tensors)
-        return None, *grads
+        return None, None, *grads
 
 
 def _settings(modules: Sequence[nn.Module]) -> _Settings:

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from enigma.bijections.step_groups import call_around
 from enigma.couplings.transforms import Shift
+from enigma.layers.linear import has_hooks
 
 __all__ = ["BijectionStep", "Branch", "Call", "CouplingStep", "Step", "Streams", "view"]
 
@@ -32,6 +32,11 @@ class Step(ABC):
 
     stream_numbers: tuple[int, ...]
     stores_input: bool = False
+
+    @property
+    def hooked(self) -> bool:
+        """Whether hooks may change its map so that it cannot be undone; then too it stores."""
+        return False
 
     @property
     @abstractmethod
@@ -71,8 +76,7 @@ class CouplingStep(Step):
         stream_numbers: two streams, or one that is split.
         widths: of the halves of a single stream.
         exact: add on the grid of exact mode.
-        module: whose step it is, if a module: the step runs inside a call of it, see
-            `enigma.bijections.step_groups.call_around`, and its settings belong to the branches'.
+        owner: the module whose settings belong to the branches', if not among theirs.
     """
 
     def __init__(
@@ -83,19 +87,19 @@ class CouplingStep(Step):
         *,
         widths: list[int] | None = None,
         exact: bool = False,
-        module: Callable[..., Any] | None = None,
+        owner: nn.Module | None = None,
     ) -> None:
         self.stream_numbers = stream_numbers
         self._f, self._f_modules = f
         self._g, self._g_modules = g
         self._widths = widths
         self._shift = Shift(exact)
-        self._module = module
+        self._owner = owner
 
     @property
     def modules(self) -> list[nn.Module]:
-        """Those of both branches, and that of the step; see the base class."""
-        own = [self._module] if isinstance(self._module, nn.Module) else []
+        """Those of both branches, and their owner; see the base class."""
+        own = [] if self._owner is None else [self._owner]
         return [*own, *self._f_modules, *self._g_modules]
 
     @property
@@ -105,9 +109,6 @@ class CouplingStep(Step):
 
     def run(self, x: Streams, call: Call) -> Streams:
         """Move the first, then the second; see the base class."""
-        return call_around(self._module, partial(self._move, call=call), x)
-
-    def _move(self, *x: Tensor, call: Call) -> Streams:
         x1, x2 = self._parts(x)
         y1, _ = self._shift.forward(x1, _fitting(call(0, self._f, view(x2)), x1))
         y2, _ = self._shift.forward(x2, _fitting(call(1, self._g, view(y1)), x2))
@@ -115,9 +116,6 @@ class CouplingStep(Step):
 
     def undo(self, y: Streams) -> Streams:
         """Move the second back, then the first; see the base class."""
-        return call_around(self._module, self._move_back, y)
-
-    def _move_back(self, *y: Tensor) -> Streams:
         y1, y2 = self._parts(y)
         x2, _ = self._shift.inverse(y2, _fitting(self._g(y1), y2))
         x1, _ = self._shift.inverse(y1, _fitting(self._f(x2), y1))
@@ -172,6 +170,11 @@ class BijectionStep(Step):
         self._forward = forward
         self._inverse = inverse
         self._module = module
+
+    @property
+    def hooked(self) -> bool:
+        """Whether the bijection or a part of it has hooks; see the base class."""
+        return any(map(has_hooks, self._module.modules()))
 
     @property
     def modules(self) -> list[nn.Module]:
