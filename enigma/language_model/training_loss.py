@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from enigma.language_model.memory.evidence import Evidence
 from enigma.language_model.prediction import Prediction
 from enigma.layers.linear import only_multiplies
 from enigma.layers.linear_cross_entropy import chunk_tokens, linear_cross_entropy
+from enigma.layers.transforms import recomputed
 
 __all__ = ["training_loss"]
 
@@ -100,9 +100,7 @@ def _network_loss(hidden_ND: Tensor, model: Prediction, target_N: Tensor, reduct
     in_part = "none" if reduction == "none" else "sum"
     chunk = chunk_tokens(hidden_ND.device)
     parts = zip(torch.split(hidden_ND, chunk), torch.split(target_N, chunk), strict=True)
-    losses = [
-        checkpoint(_called_loss, model, *part, in_part, use_reentrant=False) for part in parts
-    ]
+    losses = [recomputed(_called_loss, model, *part, in_part) for part in parts]
     if reduction == "none":
         return torch.cat(losses)
     total = torch.stack(losses).sum()

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+
+from enigma.layers.transforms import recomputed, transforms_active
 
 __all__ = ["chunk_tokens", "linear_cross_entropy"]
 
@@ -31,7 +32,8 @@ def linear_cross_entropy(
     """Return the cross-entropy of softmax(W h) without ever holding all logits.
 
     Uses `functional.linear_cross_entropy` from torch 2.13, which computes the gradients together
-    with the loss; on older versions each chunk is computed once more in the backward pass.
+    with the loss; on older versions each chunk is computed once more in the backward pass. Neither
+    goes with transforms of `torch.func`, inside which all logits are held.
 
     Args:
         hidden_ND: floating `(N, D)`; computed in float32 at least, as sums in half precision stop
@@ -43,7 +45,7 @@ def linear_cross_entropy(
     chunk = chunk_tokens(hidden_ND.device)
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
     hidden_ND, weight_VD = hidden_ND.to(wide), weight_VD.to(wide)
-    if hasattr(functional, "linear_cross_entropy"):
+    if hasattr(functional, "linear_cross_entropy") and not transforms_active():
         loss: Tensor = functional.linear_cross_entropy(
             hidden_ND,
             weight_VD,
@@ -53,10 +55,7 @@ def linear_cross_entropy(
         )
         return loss
     parts = zip(torch.split(hidden_ND, chunk), torch.split(target_N, chunk), strict=True)
-    losses = [
-        checkpoint(_chunk_loss, hidden, weight_VD, target, use_reentrant=False)
-        for hidden, target in parts
-    ]
+    losses = [recomputed(_chunk_loss, hidden, weight_VD, target) for hidden, target in parts]
     loss_N = torch.cat(losses)
     if reduction == "none":
         return loss_N

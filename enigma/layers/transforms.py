@@ -7,12 +7,16 @@ and forward-mode derivatives look through the operations instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
-__all__ = ["gradient_by_operations", "transforms_active"]
+__all__ = ["gradient_by_operations", "recomputed", "transforms_active"]
+
+_Result = TypeVar("_Result")
 
 
 def transforms_active() -> bool:
@@ -25,6 +29,17 @@ def transforms_active() -> bool:
     # torch has no public name for either.
     functional: bool = torch._C._are_functorch_transforms_active()  # noqa: SLF001
     return functional or forward_ad._current_level >= 0  # noqa: SLF001
+
+
+def recomputed(function: Callable[..., _Result], *inputs: object) -> _Result:
+    """Call a function that is computed once more in the backward pass, instead of its activations.
+
+    Inside the transforms above, where torch cannot do that, the activations are kept.
+    """
+    if transforms_active():
+        return function(*inputs)
+    result: _Result = checkpoint(function, *inputs, use_reentrant=False)
+    return result
 
 
 def gradient_by_operations(

@@ -74,6 +74,31 @@ def test_second_derivatives_forward_over_reverse(name, stirred):
     torch.testing.assert_close(jacfwd(jacrev(value))(x), expected)
 
 
+# The kernel of attention has no rule for vmap.
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize(
+    "changes", [{}, {"pointer_channels": 4}, {"num_driven_rotors": 1, "kernel_size": 3}]
+)
+@pytest.mark.parametrize("called_head", [False, True])
+def test_the_training_loss_has_a_gradient_per_text(make_causal_lm, changes, called_head):
+    model = make_causal_lm(attention_dropout=0.0, **changes).double().train()
+    if called_head:
+        model.lm.head.register_forward_hook(lambda *_: None)
+    texts = IDS.repeat(2, 1).roll(1, 1)
+
+    def loss(parameters, ids):
+        return functional_call(model, parameters, (ids[None],), {"labels": ids[None]}).loss
+
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    found = vmap(grad(loss), (None, 0))(parameters, texts)
+    for number, ids in enumerate(texts):
+        model.zero_grad()
+        model(ids[None], labels=ids[None]).loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            torch.testing.assert_close(found[name][number], parameter.grad, rtol=0, atol=1e-10)
+
+
 @pytest.mark.filterwarnings(
     "ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor"
 )

@@ -53,6 +53,28 @@ def test_in_half_precision_a_long_text_costs_what_it_costs(dtype, reduction):
         assert (got.double() - right).norm() < 0.01 * right.norm()
 
 
+# torch 2.13 scripts its own formulas for `jacfwd`.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("old", [False, True])
+def test_it_has_derivatives_inside_transforms(monkeypatch, transform, reduction, old):
+    monkeypatch.setattr(module, "_CHUNK", 4)
+    if old:
+        monkeypatch.delattr(functional, "linear_cross_entropy", raising=False)
+    hidden, weight = torch.randn(2, 7, 5, dtype=torch.float64)
+    target = torch.tensor([1, 4, -100, 0, 6, 6, -100])
+    found = transform(
+        lambda h, w: linear_cross_entropy(h, w, target, reduction=reduction), argnums=(0, 1)
+    )(hidden, weight)
+    expected = torch.autograd.functional.jacobian(
+        lambda h, w: functional.cross_entropy(h @ w.T, target, reduction=reduction),
+        (hidden, weight),
+    )
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
 def test_a_gpu_gets_larger_chunks():
     assert chunk_tokens(torch.device("cuda")) == 4096
     assert chunk_tokens(torch.device("cpu")) == 256
