@@ -69,11 +69,17 @@ def own_key(params: SigningParams | None = None) -> CryptoSigner:
         params: Those of `params.yaml`, if they have been read.
 
     Raises:
-        UserError: If the file is no such key, or others may read it.
+        UserError: If it is no file of such a key, or others may read it.
     """
     path = key_path(params)
     if not path.exists():
         _make(path)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: expected a private key, got "
+            f"{'a directory' if path.is_dir() else 'no regular file'}",
+            "name a file: `signing.key` in params.yaml; where there is none yet, a key is made",
+        )
     if path.stat().st_mode & 0o077:
         raise UserError(
             f"{path}: expected a private key that only its owner can read, got mode "

@@ -1,6 +1,7 @@
 """A version is verified offline: in the store, as a directory, as a bundle, and by strangers."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -218,6 +219,25 @@ def test_a_key_is_made_once_for_its_owner_alone(
     kept = [text for text in lines if not text.startswith("signing:")]
     (workspace / "params.yaml").write_text("\n".join([*kept, line, ""]), encoding="utf-8")
     assert not signing_params().sigstore
+
+
+@pytest.mark.parametrize(
+    ("named", "got"), [("folder", "a directory"), ("/dev/null", "no regular file")]
+)
+def test_a_key_that_is_no_file_is_named_and_left_as_it_is(
+    workspace: Path, tmp_path: Path, named: str, got: str
+) -> None:
+    """The advice for a key that others can read, `chmod` or delete it, would break a directory."""
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o755)
+    change_params(workspace / "params.yaml", {".signing.key": str(tmp_path / named)})
+    for read in (own_key, trust):
+        with pytest.raises(UserError, match=f"expected a private key, got {got}") as refusal:
+            read()
+        assert not {"chmod", "delete"} & set(re.findall(r"\w+", refusal.value.fix))
+    assert "name a file: `signing.key` in params.yaml" in refusal.value.fix
+    change_params(workspace / "params.yaml", {".signing.key": str(folder / "mine.pem")})
+    assert own_key().public_key.keyid in trust().keys
 
 
 def test_a_stage_is_stated_with_its_materials_and_products(workspace: Path) -> None:
