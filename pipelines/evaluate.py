@@ -21,8 +21,8 @@ from enigma.generation import Sampling, generate
 from enigma.language_model.word_pieces import join_word_pieces
 from pipelines.base.artifacts import (
     publish_directory,
-    read_manifest,
     sha256_file,
+    verify_manifest,
     write_json,
     write_text,
 )
@@ -110,10 +110,11 @@ def evaluate(
         What `evaluation.json` holds, and the loss of each test sequence.
 
     Raises:
-        UserError: If shards or model are missing.
+        UserError: If shards or model are missing, or the shards are not as they were made.
     """
     from transformers import AutoTokenizer
 
+    shards_root = verify_manifest(workspace.shards)["root"]
     model = load_language_model(workspace.language_model)
     readers = {split: ShardReader(workspace.shards, split) for split in ("validation", "test")}
     chosen = {name: evenly_spaced(len(r), params.max_sequences) for name, r in readers.items()}
@@ -134,7 +135,7 @@ def evaluate(
     report["generation"] = _generation(model, tokenizer, params)
     report["continuations"] = _continuations(model, tokenizer, readers, params)
     report["evaluation_set"] = {
-        "shards_root": read_manifest(workspace.shards)["root"],
+        "shards_root": shards_root,
         "sequences": {split: len(indices) for split, indices in chosen.items()},
         "sha256": evaluation_set_sha256(readers["test"], chosen["test"]),
     }

@@ -22,6 +22,7 @@ from pipelines.base.artifacts import (
     publish_directory,
     read_json,
     sha256_file,
+    verify_manifest,
     write_json,
     write_text,
 )
@@ -74,10 +75,12 @@ def sample_flow(workspace: Workspace, params: SampleFlowParams) -> None:
 
     Raises:
         GateError: `flow_samples`; `flow_round_trip`, after the report is written.
-        UserError: If the flow belongs to another language model, or a file is missing.
+        UserError: If the flow belongs to another language model, a file is missing, or the shards
+            are not as they were made.
     """
     from transformers import AutoTokenizer
 
+    verify_manifest(workspace.shards)
     facts = read_json(workspace.flow / "flow_training.json")
     check_language_model(workspace.language_model, facts["lm_weights_sha256"])
     model = load_language_model(workspace.language_model)

@@ -21,6 +21,7 @@ from pipelines.base.artifacts import (
     publish_directory,
     read_json,
     sha256_file,
+    verify_manifest,
     write_csv,
     write_json,
 )
@@ -86,7 +87,8 @@ def train_flow(workspace: Workspace, params: TrainFlowParams) -> None:
 
     Raises:
         GateError: `evaluation`, `finite_flow_loss`; nothing is published.
-        UserError: If there are too few states for a covariance.
+        UserError: If the shards are not as they were made, or there are too few states for a
+            covariance.
     """
     started_s = time.monotonic()
     facts = lineage(workspace)
@@ -125,12 +127,16 @@ def train_flow(workspace: Workspace, params: TrainFlowParams) -> None:
 
 
 def lineage(workspace: Workspace) -> dict[str, str]:
-    """Return which language model and which data the flow is fitted to."""
+    """Return which language model and which data the flow is fitted to.
+
+    Raises:
+        UserError: If the shards are not as they were made.
+    """
     training = read_json(workspace.language_model / "training.json")
     return {
         "lm_fingerprint": training["fingerprint"],
         "lm_weights_sha256": sha256_file(workspace.language_model / "model.safetensors"),
-        "shards_root": training["shards_root"],
+        "shards_root": verify_manifest(workspace.shards)["root"],
     }
 
 

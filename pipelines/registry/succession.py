@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.base.artifacts import verify_manifest
 from pipelines.base.errors import UserError
 from pipelines.base.workspace import Workspace
 from pipelines.data.order import Indices, evenly_spaced
@@ -101,6 +102,10 @@ def _score_again(name: str, champion: Path, candidate: Proof) -> tuple[Losses | 
     if not has_shards(candidate):
         problem = f"{workspace.shards} has not the candidate's shards"
         return None, f"the champion could not be scored again: {problem}", SHARDS
+    try:
+        verify_manifest(workspace.shards)
+    except UserError as error:
+        return None, f"the champion could not be scored again: {error.problem}", error.fix
     from torch import OutOfMemoryError
 
     score = _flow_losses if name == FLOW else _lm_losses

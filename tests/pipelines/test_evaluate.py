@@ -173,6 +173,17 @@ def test_a_model_that_knows_the_answers_stops_the_stage(
     assert {"perplexity_near_1", "not_causal"} <= names
 
 
+def test_a_test_split_of_train_text_is_not_judged_on(published_model: Path) -> None:
+    """Its manifest still names the shards that were certified, so no later gate could see it."""
+    shards = Workspace("sanguo").shards
+    test = shards / "test-00000.bin"
+    test.write_bytes((shards / "train-00000.bin").read_bytes()[: test.stat().st_size])
+    with pytest.raises(UserError, match=r"test-00000\.bin: expected sha256") as refusal:
+        main()
+    assert f"`dvc checkout --force {shards}`" in refusal.value.fix
+    assert not Path("reports/sanguo/evaluate").exists()
+
+
 @pytest.mark.parametrize("load", [load_language_model, load_network])
 def test_a_model_that_is_missing_or_of_other_code_is_named(
     workspace: Path, published_model: Path, load: Any

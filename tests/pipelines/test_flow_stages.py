@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file, save_file
 
-from pipelines.base.artifacts import read_json, sha256_file, write_json
+from pipelines.base.artifacts import read_json, read_manifest, sha256_file, write_json
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.workspace import Workspace
 from pipelines.count_ngrams import main as count_ngrams
@@ -22,7 +23,7 @@ from pipelines.sample_flow import PARENT_RUN, check_round_trip
 from pipelines.sample_flow import main as sample_flow
 from pipelines.tracking.store import initialise_store, tracking_uri
 from pipelines.train_flow import main as train_flow
-from tests.support import REPOSITORY, TINY_NGRAMS, TINY_RUN, change_params, make_tiny_shards
+from tests.support import LENGTH, REPOSITORY, TINY_NGRAMS, TINY_RUN, change_params, make_tiny_shards
 
 SMALL_FLOW = {
     "train_flow.train_states": 640,
@@ -180,6 +181,32 @@ def test_an_evaluation_with_alarms_or_of_another_model_is_refused(
         train_flow()
     assert not evaluated.flow.exists()
     assert not evaluated.report("train_flow").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "split"), [(train_flow, "train"), (train_flow, "validation"), (sample_flow, "test")]
+)
+def test_shards_that_are_not_as_they_were_made_are_refused(
+    evaluated: Workspace, template: Path, stage: Callable[[], None], split: str
+) -> None:
+    if stage is sample_flow:
+        shutil.copytree(template / evaluated.flow, evaluated.flow)
+    shard = evaluated.shards / f"{split}-00000.bin"
+    tokens = shard.read_bytes()
+    shard.write_bytes(tokens[LENGTH:] + tokens[:LENGTH])
+    with pytest.raises(UserError, match=rf"{split}-00000\.bin: expected sha256") as refusal:
+        stage()
+    assert f"`dvc checkout --force {evaluated.shards}`" in refusal.value.fix
+    assert not evaluated.runs.exists()
+    assert not evaluated.report("train_flow").exists()
+    assert not evaluated.report("sample_flow").exists()
+    shard.write_bytes(tokens)
+    stage()
+
+
+def test_a_flow_names_the_shards_that_it_was_fitted_to(fitted: Workspace) -> None:
+    facts = read_json(fitted.flow / "flow_training.json")
+    assert facts["shards_root"] == read_manifest(fitted.shards)["root"]
 
 
 def test_a_loss_that_is_not_finite_publishes_nothing(evaluated: Workspace, set_params: Any) -> None:

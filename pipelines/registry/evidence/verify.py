@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.base.artifacts import read_manifest
+from pipelines.base.artifacts import read_manifest, verify_manifest
 from pipelines.base.errors import UserError
 from pipelines.base.workspace import Workspace
 from pipelines.registry.evidence.envelopes import PUT_BACK, Json
@@ -93,7 +93,7 @@ def _causality_gate(model: "EnigmaLM", proof: Proof) -> Gate:
 
 
 def has_shards(proof: Proof) -> bool:
-    """Whether the shards on which the version was judged are in the working directory."""
+    """Whether the working directory has the manifest of the shards on which it was judged."""
     try:
         root = read_manifest(Workspace(proof.params.name).shards)["root"]
     except (UserError, KeyError):
@@ -107,8 +107,12 @@ def _losses_gate(model: "EnigmaLM", proof: Proof) -> Gate:
     from pipelines.data.shards import ShardReader
     from pipelines.language_model.scoring import batches, sequence_nll_nats
 
-    params = proof.params.profile.evaluation
-    reader = ShardReader(Workspace(proof.params.name).shards, "test")
+    params, shards = proof.params.profile.evaluation, Workspace(proof.params.name).shards
+    try:
+        verify_manifest(shards)
+    except UserError as changed:
+        return Gate("losses_again", False, changed.problem, "the shards as made", changed.fix)
+    reader = ShardReader(shards, "test")
     chosen = evenly_spaced(len(reader), params.max_sequences)
     if proof.losses is None or len(proof.losses.loss_nats) != len(chosen):
         return Gate("losses_again", False, "no losses of these items", f"{len(chosen)} items")

@@ -13,6 +13,7 @@ from mlflow.tracking import MlflowClient
 from enigma.configuration_enigma import EnigmaConfig
 from enigma.jacobian_logdet import EnigmaFlow
 from enigma.modeling_enigma import EnigmaForCausalLM
+from pipelines.base.artifacts import read_manifest, write_manifest
 from pipelines.base.errors import GateError
 from pipelines.base.workspace import Workspace
 from pipelines.data.shards import TOKEN_DTYPE, ShardReader
@@ -29,7 +30,7 @@ from pipelines.registry.promote import RefusalError, promote, rollback
 from pipelines.registry.register import register
 from pipelines.registry.succession import _flow_losses, _lm_losses, succession_gates
 from pipelines.tracking.store import tracking_uri
-from tests.finished import SHARDS_ROOT, change_json
+from tests.finished import change_json
 from tests.support import LENGTH, SEQUENCES, make_tiny_shards
 
 # Characters that entries which no text uses were given to.
@@ -73,14 +74,22 @@ def write_shards_with(characters: dict[int, str], rows: Sequence[Sequence[int]])
     """Make the project's shards: with this vocabulary, and test sequences that end in `rows`."""
     shards = Workspace("sanguo").shards
     shards = shards if shards.is_dir() else make_tiny_shards()
-    change_json(shards / "manifest.json", "root", SHARDS_ROOT)
     vocabulary = ShardVocabulary.read(shards)
     dataclasses.replace(vocabulary, tokens=learned(characters)).write(shards)
     tokens_NL = np.random.default_rng(0).integers(1000, 1040, (SEQUENCES["test"], LENGTH))
     for row, ids in enumerate(rows):
         tokens_NL[row, -len(ids) :] = ids
     (shards / "test-00000.bin").write_bytes(tokens_NL.astype(TOKEN_DTYPE).tobytes())
+    made = read_manifest(shards)
+    facts = {name: value for name, value in made.items() if name not in {"stage", "root", "files"}}
+    write_manifest(shards, stage=made["stage"], facts=facts)
     return ShardReader(shards, "test")
+
+
+def certified(proof: Proof, root: str | None = None) -> Proof:
+    """The proof with a certificate of the project's shards, or of another root."""
+    root = root or read_manifest(Workspace("sanguo").shards)["root"]
+    return dataclasses.replace(proof, certificate={**proof.certificate, "shards_root": root})
 
 
 @pytest.fixture
@@ -135,12 +144,12 @@ def test_other_shards_than_the_candidates_are_not_scored(
     champion, directory, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shards = write_shards_with({}, []).directory
+    write_shards_with({}, [])
     evaluation = {**champion.evaluation, "evaluation_set": {"sha256": "7" * 64}}
     proof = dataclasses.replace(champion, evaluation=evaluation)
-    for root, said in ((SHARDS_ROOT, "has another one"), ("6" * 64, "has not the candidate's")):
-        change_json(shards / "manifest.json", "root", root)
-        gate = last(succession_gates(LM, champion, proof, directory, allow_tie=True))
+    for root, said in ((None, "has another one"), ("6" * 64, "has not the candidate's")):
+        judged = certified(proof, root)
+        gate = last(succession_gates(LM, champion, judged, directory, allow_tie=True))
         assert (gate.name, gate.holds) == ("evaluation_set", False)
         assert said in gate.figures
         assert gate.fix.startswith("run `enigma promote` where the candidate's shards are")
@@ -157,11 +166,28 @@ def test_the_champion_is_scored_on_the_candidates_set_where_its_shards_are(
     units = np.full(len(reader), 15.0)
     for loss, holds in ((0.5, True), (30.0, False)):
         losses = Losses(items, units, loss * units)
-        proof = dataclasses.replace(champion, losses=losses, evaluation=evaluation)
+        proof = certified(dataclasses.replace(champion, losses=losses, evaluation=evaluation))
         gates = succession_gates(LM, champion, proof, directory, allow_tie=False)
         assert "the champion was scored on the candidate's" in gates[0].figures
         assert last(gates).name == "successor"
         assert last(gates).holds is holds
+
+
+@pytest.mark.parametrize("name", [LM, FLOW])
+def test_a_champion_is_not_scored_on_shards_that_have_changed(
+    champion, directory, tmp_path, monkeypatch, name
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shards = write_shards_with({}, []).directory
+    proof = certified(champion)
+    test = shards / "test-00000.bin"
+    test.write_bytes((shards / "train-00000.bin").read_bytes()[-test.stat().st_size :])
+    reigning = dataclasses.replace(champion, losses=None)
+    gate = last(succession_gates(name, reigning, proof, directory, allow_tie=True))
+    assert (gate.name, gate.holds) == ("evaluation_set", False)
+    assert "could not be scored again: data/sanguo/shards/test-00000.bin: expected" in gate.figures
+    assert gate.fix.startswith(f"restore it with `dvc checkout --force {shards}`")
+    assert "delete" not in gate.fix
 
 
 def test_a_champion_reads_another_corpus_in_its_own_ids(learner: Path, profile) -> None:
@@ -192,7 +218,7 @@ def test_a_worse_candidate_from_another_corpus_is_refused(learner, champion, pro
     evaluation = {**champion.evaluation, "evaluation_set": {"sha256": name}}
     for shift, holds in ((3.0, False), (-3.0, True)):
         losses = dataclasses.replace(scored, loss_nats=scored.loss_nats + shift * LENGTH)
-        proof = dataclasses.replace(champion, losses=losses, evaluation=evaluation)
+        proof = certified(dataclasses.replace(champion, losses=losses, evaluation=evaluation))
         gates = succession_gates(LM, champion, proof, learner.parent, allow_tie=False)
         assert [gate.name for gate in gates] == ["evaluation_set", "successor"]
         assert last(gates).holds is holds
@@ -218,7 +244,7 @@ def test_a_champion_of_other_code_is_refused_in_words(
     write_shards_with({}, [])
     files = tmp_path / "version" / "artifacts" / model
     shutil.copytree(directory / "artifacts" / "model", files)
-    reigning = dataclasses.replace(Proof.read(directory, LM), losses=None)
+    reigning = certified(dataclasses.replace(Proof.read(directory, LM), losses=None))
     for change, said in (
         (lambda: change_json(files / "config.json", "d", 32), "mismatch"),
         ((files / "model.safetensors").unlink, "found no model.safetensors"),
@@ -268,8 +294,9 @@ def test_a_fault_of_the_machine_is_no_reason_to_delete_a_champion(
     write_shards_with({}, [])
     monkeypatch.setattr(succession, "_lm_losses", fail)
     reigning = dataclasses.replace(champion, losses=None)
-    gate = last(succession_gates(LM, reigning, champion, directory, allow_tie=True))
+    gate = last(succession_gates(LM, reigning, certified(champion), directory, allow_tie=True))
     assert (gate.name, gate.holds) == ("evaluation_set", False)
+    assert str(error) in gate.figures
     assert "delete" not in gate.fix
 
 

@@ -145,6 +145,13 @@ def test_losses_are_computed_again_where_the_shards_are(
     other = replace(proof, losses=replace(losses, loss_nats=losses.loss_nats * 0.99))
     assert not _losses_gate(model, other).holds
     assert not _losses_gate(model, replace(proof, losses=None)).holds
+    shards = Workspace("sanguo").shards
+    test = shards / "test-00000.bin"
+    test.write_bytes((shards / "train-00000.bin").read_bytes()[: test.stat().st_size])
+    gate = _losses_gate(model, replace(proof, losses=losses))
+    assert (gate.name, gate.holds) == ("losses_again", False)
+    assert "test-00000.bin: expected sha256" in gate.figures
+    assert f"`dvc checkout --force {shards}`" in gate.fix
 
 
 def test_what_is_no_version_is_refused(store: Path, tmp_path: Path) -> None:
