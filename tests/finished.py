@@ -23,6 +23,7 @@ from ruamel.yaml import YAML
 from pipelines.base.artifacts import sha256_file, write_json, write_manifest
 from pipelines.data.text.documents import RAW_SCHEMA
 from pipelines.language_model.losses import Losses
+from pipelines.language_model.scoring import Score, Span
 from pipelines.tracking.relocate import relocate
 from pipelines.tracking.run_log import RunLog
 from tests.support import REPOSITORY
@@ -31,13 +32,7 @@ SHARDS_ROOT = "5" * 64
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-SCORE = {
-    "loss_nats": 4.6,
-    "perplexity": 100.0,
-    "bits_per_character": 7.0,
-    "tokens": 4000,
-    "characters": 4000,
-}
+SPAN = Span(tokens=4000, characters=4000, unk_characters=4)
 DOCUMENTS = 40
 TEXT_FIGURES = {"repetition_rate": 0.1, "distinct_2": 0.8, "word_share": 0.5}
 CONTINUATIONS = {
@@ -172,9 +167,14 @@ def write_losses(directory: Path, *, better_by: float, noise: float = 0.0) -> No
         reports / "sample_flow" / "metrics.json",
     )
     if evaluation.is_file():
-        change_json(evaluation, "test.loss_nats", 4.6 - better_by)
+        change_json(evaluation, "test", score(4.6 - better_by))
     if sampled.is_file():
         change_json(sampled, "test_nll_nats_per_dim", 0.5 - better_by)
+
+
+def score(loss_nats: float) -> dict[str, Any]:
+    """What a report states of a model with this loss per token."""
+    return Score(SPAN, loss_nats * SPAN.tokens).to_dict()
 
 
 def change_json(path: Path, dotted: str, value: Any) -> None:
@@ -203,12 +203,9 @@ def _certificate() -> dict[str, Any]:
 def _evaluation(weights_sha256: str) -> dict[str, Any]:
     return {
         "weights_sha256": weights_sha256,
-        "validation": SCORE,
-        "test": SCORE,
-        "baselines": {
-            "unigram": {"perplexity": 900.0, "bits_per_character": 9.0},
-            "5-gram": {"perplexity": 200.0, "bits_per_character": 7.5},
-        },
+        "validation": score(4.6),
+        "test": score(4.6),
+        "baselines": {"unigram": score(6.2), "5-gram": score(5.2)},
         "round_trip": {"float32": 1e-7, "float32_reversed": 2e-7},
         "causality": {"is_causal": True},
         "generation": {"repetition_rate": 0.1, "samples": ["却说曹操<b>|大喜"]},

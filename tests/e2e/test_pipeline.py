@@ -209,6 +209,26 @@ def test_the_remedy_of_the_registry_needs_no_later_stage(project: Project) -> No
     assert project.run("python", "-c", REGISTRY + SAY).stdout == ""
 
 
+def test_figures_that_dvc_was_told_to_believe_are_computed_again(project: Project) -> None:
+    """By the remedy of the gate `baseline`: DVC has no doubt about this file any more."""
+    path = project.path / "reports" / "sanguo" / "evaluate" / "evaluation.json"
+    honest = path.read_bytes()
+    evaluation = json.loads(honest)
+    evaluation["test"]["bits_per_character"] *= 0.9
+    replace(path, json.dumps(evaluation).encode())
+    project.run("dvc", "commit", "--force", "evaluate")
+    project.run("enigma", "register", "--model", "enigma-lm")
+    run = project.run("enigma", "promote", "--model", "enigma-lm", check=False)
+    assert run.returncode == 1
+    assert "by its nats and counts" in " ".join(run.stdout.split())
+    [remedy] = set(re.findall("`(dvc repro --force [^`]+)`", " ".join(run.stdout.split())))
+    project.run(*remedy.split())
+    assert path.read_bytes() == honest
+    project.run("dvc", "repro")
+    project.run("enigma", "register", "--model", "enigma-lm")
+    assert "champion already" in project.run("enigma", "promote", "--model", "enigma-lm").stdout
+
+
 REPORTS = """
 from pipelines.base.artifacts import read_manifest
 from pipelines.base.certificate import check_certificate

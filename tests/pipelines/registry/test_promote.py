@@ -21,7 +21,7 @@ from pipelines.registry.promote import RefusalError, promote, restore, rollback
 from pipelines.registry.register import register
 from pipelines.registry.versions import Version, champion_version, load_champion
 from pipelines.tracking.store import tracking_uri
-from tests.finished import change_json
+from tests.finished import change_json, score
 from tests.support import change_params
 
 LM_CASES = [
@@ -42,13 +42,19 @@ LM_CASES = [
     ("round_trip", "evaluation.json", "round_trip.float32", 1e-4),
     ("round_trip", "evaluation.json", "round_trip.float32", None),
     ("round_trip", "evaluation.json", "round_trip.float32_reversed", 1e-4),
-    ("baseline", "evaluation.json", "test", {"perplexity": 100.0, "bits_per_character": 9.0}),
+    ("baseline", "evaluation.json", "test", score(5.3)),
     ("baseline", "evaluation.json", "baselines", {}),
+    # Better than its own nats and counts say, and a baseline that is worse than its nats.
+    ("baseline", "evaluation.json", "test.bits_per_character", 6.0),
+    ("baseline", "evaluation.json", "test.unk_characters", 3),
+    ("baseline", "evaluation.json", "test.unk_characters", None),
+    ("baseline", "evaluation.json", "baselines.5-gram.bits_per_character", 8.0),
+    ("baseline", "evaluation.json", "baselines.5-gram.loss_nats", None),
     ("perplexity", "evaluation.json", "validation", {"perplexity": 1.0}),
     ("perplexity", "evaluation.json", "validation", {"perplexity": None}),
     # Better than it was: no bound is broken, but it is not what was registered.
-    ("content", "evaluation.json", "test.bits_per_character", 1.0),
-    ("losses", "evaluation.json", "test.loss_nats", 4.0),
+    ("content", "evaluation.json", "validation.bits_per_character", 1.0),
+    ("losses", "evaluation.json", "test", score(4.0)),
     ("perplexity", "evaluation.json", "test.perplexity", 1001.0),
     ("perplexity", "evaluation.json", "test.perplexity", 7.9),
     ("alarms", "evaluation.json", "alarms", [{"name": "not_causal", "message": "it looks ahead"}]),
@@ -116,9 +122,17 @@ def test_a_gate_refuses_and_the_champion_stays(proof, name, case) -> None:
 
 def test_the_baseline_is_the_one_of_the_versions_own_parameters(proof) -> None:
     change_params(proof[LM] / "params.yaml", {"promote.baseline": "5-gram"})
-    change_json(proof[LM] / "evaluation.json", "baselines.5-gram.bits_per_character", 6.0)
-    with pytest.raises(GateError, match="5-gram 6"):
+    change_json(proof[LM] / "evaluation.json", "baselines.5-gram", score(4.0))
+    with pytest.raises(GateError, match=r"5-gram 5\.78"):
         promote(LM)
+
+
+def test_figures_that_do_not_follow_from_the_nats_are_said_and_computed_again(proof) -> None:
+    change_json(proof[LM] / "evaluation.json", "test.bits_per_character", 6.0)
+    with pytest.raises(GateError, match=r"6\.0000 .*; test has 6\.6\d+ by its nats") as refusal:
+        promote(LM)
+    # The command itself runs in tests/e2e.
+    assert "`dvc repro --force --single-item evaluate`" in refusal.value.fix
 
 
 def test_weights_changed_in_the_store_are_refused(store: Path) -> None:
@@ -229,7 +243,7 @@ def test_what_a_refusal_advises_leads_on(copied_store: Path) -> None:
     client = MlflowClient(tracking_uri())
     tag = client.get_model_version(LM, "2").tags["perplexity"]
     client.set_model_version_tag(LM, "2", "perplexity", "1.0")
-    with pytest.raises(RefusalError, match=r"perplexity: signed 100\.0, stored 1\.0") as refusal:
+    with pytest.raises(RefusalError, match=r"perplexity: signed 97\.\d+, stored 1\.0") as refusal:
         promote(LM)
     assert "restore the tags of the version in MLflow" in refusal.value.fix
     client.set_model_version_tag(LM, "2", "perplexity", tag)

@@ -281,7 +281,7 @@ CASES: dict[str, tuple[Damage, set[str]]] = {
     ),
     "a better evaluation": (
         set_json("proof/evaluation.json", "test.bits_per_character", 1.0),
-        {"content", "signed_files"},
+        {"content", "signed_files", "baseline"},
     ),
     "certificate of other data": (
         set_json("proof/certificate.json", "shards_root", "6" * 64),
