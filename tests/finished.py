@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dvc_data.hashfile.build import build
+from dvc_data.hashfile.db import HashFileDB
+from dvc_objects.fs.local import LocalFileSystem
 from ruamel.yaml import YAML
 
 from pipelines.base.artifacts import sha256_file, write_json, write_manifest
@@ -47,26 +51,40 @@ CONTINUATIONS = {
 def write_finished_project(directory: Path, run_id: str | None) -> None:
     """Write models, reports and parameters of the profile `sanguo` that pass every gate."""
     (directory / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
-    _write_lock(directory)
-    commit(directory)
     write_outputs(directory, run_id)
+    write_lock(directory)
+    commit(directory)
 
 
-def _write_lock(directory: Path) -> None:
-    """Write the lock of the stages that decide a version, with the parameters as they are."""
+def write_lock(directory: Path) -> None:
+    """Write the lock of the stages that decide a version: parameters and outputs as they are."""
     yaml = YAML(typ="safe")
     profile = yaml.load((directory / "params.yaml").read_text(encoding="utf-8"))["profiles"][
         "sanguo"
     ]
+    graph = yaml.load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     stages = {
         stage: {
-            "cmd": f"python -m pipelines.{stage}",
+            "cmd": graph[stage]["cmd"],
             "params": {"params.yaml": {f"profiles.sanguo.{stage}": profile[stage]}},
+            "outs": [*_outputs(directory, graph[stage])],
         }
-        for stage in ("train", "evaluate", "train_flow", "sample_flow")
+        for stage in ("validate", "train", "evaluate", "train_flow", "sample_flow")
     }
     with (directory / "dvc.lock").open("w", encoding="utf-8") as stream:
         yaml.dump({"schema": "2.0", "stages": stages}, stream)
+
+
+def _outputs(directory: Path, stage: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """What a stage of the real graph left here, by the hashes of DVC's own code."""
+    files = LocalFileSystem()
+    # Of a dry run, which stores nothing there.
+    store = HashFileDB(files, str(directory / "cache"))
+    for entry in [*stage["outs"], *stage.get("metrics", [])]:
+        path = entry.replace("${profile}", "sanguo")
+        if (directory / path).exists():
+            made = build(store, str(directory / path), files, "md5", dry_run=True)[2]
+            yield {"path": path, "md5": made.hash_info.value}
 
 
 def copy_project(project: Path, there: Path) -> Path:

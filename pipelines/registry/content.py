@@ -7,11 +7,14 @@ numba compile from that code is kept out of a version.
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.base.artifacts import sha256_file, write_text
+from pipelines.base.workspace import Workspace
+from pipelines.language_model.losses import LOSSES_FILE
+from pipelines.registry.names import FLOW
 
 # Where Python and numba keep what they compile.
 COMPILED = "__pycache__"
@@ -32,6 +35,55 @@ RECORDED = {
     LOCK_FILE: "dvc_lock_sha256",
     ENVIRONMENT_FILE: "environment_sha256",
 }
+
+
+def origins(name: str, profile: str) -> dict[str, Path]:
+    """Say where the stages made what a version carries.
+
+    Args:
+        name: `enigma-lm` or `enigma-flow`.
+        profile: The profile that made it.
+
+    Returns:
+        The path in the repository of each directory or file below the version's `artifacts/`.
+    """
+    workspace = Workspace(profile)
+    judged = workspace.report("sample_flow" if name == FLOW else "evaluate")
+    found = {
+        "model": workspace.language_model,
+        "proof/certificate.json": workspace.report("validate") / "certificate.json",
+        "proof/evaluation.json": workspace.report("evaluate") / "evaluation.json",
+        "proof/training.json": workspace.language_model / "training.json",
+        f"proof/{LOSSES_FILE}": judged / LOSSES_FILE,
+    }
+    if name == FLOW:
+        found |= {
+            "model": workspace.flow,
+            "language_model": workspace.language_model,
+            "proof/flow_training.json": workspace.flow / "flow_training.json",
+            "proof/sample_flow.json": judged / "metrics.json",
+        }
+    return found
+
+
+def origins_of(files: Iterable[str], name: str, profile: str) -> dict[str, str]:
+    """Say where the stages made each file of a version.
+
+    Args:
+        files: Their paths below `artifacts/`.
+        name: `enigma-lm` or `enigma-flow`.
+        profile: The profile that made it.
+
+    Returns:
+        The path in the repository of each file that a stage made; the registration wrote the rest.
+    """
+    known, found = origins(name, profile), {}
+    for file in files:
+        top, _, rest = file.partition("/")
+        place = known.get(file) or (known[top] / rest if top in known else None)
+        if place is not None:
+            found[file] = place.as_posix()
+    return found
 
 
 def enigma_package() -> Path:

@@ -10,7 +10,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipelines.base.artifacts import MANIFEST_NAME, manifest_root, read_json, sha256_file
 from pipelines.base.errors import GateError, UserError
+from pipelines.registry.content import LOCK_FILE
 
 DIRECTORY = ".dir"
 LINEAGE = "lineage"
@@ -125,6 +126,60 @@ def check_working_copy(output: Output, files: Mapping[str, Path]) -> None:
                 LINEAGE, f"{here}: expected sha256 {expected}, got {got}",
                 f"restore it with `dvc checkout --force {output.path}`",
             )  # fmt: skip
+
+
+def hash_made(outputs: Iterable[Output]) -> dict[str, str]:
+    """Hash outputs in the working directory, each as its stage left it.
+
+    DVC's cache plays no part: the MD5 of a directory is computed as DVC does.
+
+    Returns:
+        The SHA-256 of every file by its path.
+
+    Raises:
+        UserError: At the first output that DVC would call modified.
+    """
+    found: dict[str, str] = {}
+    for output in outputs:
+        path = Path(output.path)
+        files = [path] if path.is_file() else _files_below(path)
+        hashes = {file.as_posix(): _hash_twice(file) for file in files}
+        got = _md5_of_output(path, {file: md5 for file, (md5, _) in hashes.items()})
+        if got != output.md5:
+            raise UserError(
+                f"{path}: expected md5 {output.md5}, as {LOCK_FILE} has it, got {got}",
+                f"restore it with `dvc checkout --force {path}`, or run `dvc repro`, which makes "
+                "it again",
+            )
+        found |= {file: sha256 for file, (_, sha256) in hashes.items()}
+    return found
+
+
+def _files_below(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+def _hash_twice(path: Path) -> tuple[str, str]:
+    """Return the MD5 and the SHA-256 of what one reading of a file gives."""
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            md5.update(block)
+            sha256.update(block)
+    return md5.hexdigest(), sha256.hexdigest()
+
+
+def _md5_of_output(path: Path, md5s: Mapping[str, str]) -> str:
+    """Return the hash by which DVC names an output with these files."""
+    if not path.is_dir():
+        return md5s.get(path.as_posix(), "no such file")
+    listing = [
+        {"md5": md5, "relpath": Path(file).relative_to(path).as_posix()}
+        for file, md5 in md5s.items()
+    ]
+    listing.sort(key=lambda entry: entry["relpath"])
+    text = json.dumps(listing, sort_keys=True).encode()
+    return hashlib.md5(text, usedforsecurity=False).hexdigest() + DIRECTORY
 
 
 def md5_file(path: Path) -> str:

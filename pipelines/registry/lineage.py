@@ -21,7 +21,7 @@ from pipelines.base.console import tree_console
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.run_stage import progress
 from pipelines.registry import ledger
-from pipelines.registry.content import LOCK_FILE
+from pipelines.registry.content import LOCK_FILE, origins_of
 from pipelines.registry.dvc_objects import (
     LINEAGE,
     Output,
@@ -39,6 +39,7 @@ from pipelines.tracking.git import GitFiles
 from pipelines.tracking.store import connect
 
 SHORT = 12
+REGISTER_AGAIN = "run `dvc repro`, then `enigma register` again"
 
 
 @dataclass
@@ -168,7 +169,7 @@ def _check_stages(
     cache = cache_directory()
     here = read_lock(Path(LOCK_FILE)) if Path(LOCK_FILE).is_file() else {}
     checked_out = {out for stage in here.values() for out in stage.outs}
-    profile = version.tags["profile"]
+    waiting = _carried(version)
     stages = _upstream("sample_flow" if version.name == FLOW else "evaluate", lock, made)
     shown = progress(stages, total=len(stages), unit="stage", label="lineage")
     for stage in shown:
@@ -178,11 +179,12 @@ def _check_stages(
         for out, files in hashed.items():
             if out in checked_out:
                 check_working_copy(out, files)
-            _check_proof(version, profile, out, files)
+            _check_carried(version, waiting, out, files)
             sizes.append(f"{out.path} ({len(files)} files, {_mb(files)})")
         walk.leaf(f"{stage.name}: {own} as committed; {', '.join(sizes)}")
         if stage.name == "ingest":
             _show_parquet(hashed, walk)
+    _refuse_unmade(waiting)
 
 
 def _upstream(
@@ -192,7 +194,7 @@ def _upstream(
     if last not in lock:
         raise GateError(
             LINEAGE, f"{LOCK_FILE}: expected the stage {last}, got {', '.join(lock) or 'none'}",
-            "run `dvc repro`, then `enigma register` again",
+            REGISTER_AGAIN,
         )  # fmt: skip
     order: dict[str, Stage] = {}
     waiting = [lock[last]]
@@ -218,7 +220,7 @@ def _check_code(
                     LINEAGE,
                     f"{stage.name}: expected {dep.path} with md5 {source[1].md5}, as "
                     f"{source[0].name} made it, got {dep.md5}",
-                    "run `dvc repro`, then `enigma register` again",
+                    REGISTER_AGAIN,
                 )
             continue
         own += 1
@@ -233,22 +235,42 @@ def _source(path: str, made: Mapping[str, tuple[Stage, Output]]) -> tuple[Stage,
     return next((found for found in places if found is not None), None)
 
 
-def _check_proof(version: Version, profile: str, out: Output, files: Mapping[str, Path]) -> None:
-    """Check that the files of the version are those that the stages made."""
-    carried = {
-        f"models/{profile}/lm/model.safetensors": version.proof.weights_sha256,
-        f"models/{profile}/flow/flow.safetensors": version.proof.flow_weights_sha256,
-        f"reports/{profile}/validate/certificate.json": version.proof.sha256["certificate.json"],
-        f"reports/{profile}/evaluate/evaluation.json": version.proof.sha256["evaluation.json"],
-    }
-    for name, stored in files.items():
-        path = f"{out.path}/{name}" if name else out.path
-        expected = carried.get(path)
-        if expected is not None and sha256_file(stored) != expected:
+def _carried(version: Version) -> dict[str, str]:
+    """Return the files of a version that stages made, and where they made them."""
+    files = (path for path in version.artifacts.rglob("*") if path.is_file())
+    names = [path.relative_to(version.artifacts).as_posix() for path in files]
+    return origins_of(names, version.name, version.tags["profile"])
+
+
+def _check_carried(
+    version: Version, waiting: dict[str, str], out: Output, files: Mapping[str, Path]
+) -> None:
+    """Check that the files of the version are those that a stage made, and wait for them no more.
+
+    Args:
+        version: The version.
+        waiting: Its files that no stage checked so far has made, and where one should have.
+        out: What a stage made.
+        files: Its files in DVC's cache.
+    """
+    made = {Path(out.path, name).as_posix(): stored for name, stored in files.items()}
+    for file in [file for file, place in waiting.items() if place in made]:
+        place = waiting.pop(file)
+        expected, got = sha256_file(made[place]), sha256_file(version.artifacts / file)
+        if got != expected:
             raise GateError(
-                LINEAGE, f"{path}: expected sha256 {expected}, got {sha256_file(stored)}",
-                "run `dvc repro`, then `enigma register` again",
-            )  # fmt: skip
+                LINEAGE,
+                f"{file}: expected sha256 {expected}, as a stage made {place}, got {got}",
+                REGISTER_AGAIN,
+            )
+
+
+def _refuse_unmade(waiting: Mapping[str, str]) -> None:
+    """Refuse a version that carries a file that no stage made, though one should have."""
+    for file, place in waiting.items():
+        raise GateError(
+            LINEAGE, f"{file}: expected a stage that made {place}, found none", REGISTER_AGAIN
+        )
 
 
 def _show_parquet(hashed: Mapping[Output, Mapping[str, Path]], walk: Walk) -> None:

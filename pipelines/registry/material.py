@@ -3,7 +3,7 @@
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from ruamel.yaml.error import YAMLError
 from pipelines.base.artifacts import read_json, sha256_file, write_text
 from pipelines.base.errors import UserError
 from pipelines.base.workspace import Workspace
-from pipelines.language_model.losses import LOSSES_FILE
 from pipelines.params import load_params
-from pipelines.registry.content import ENVIRONMENT_FILE, LOCK_FILE
+from pipelines.registry.content import ENVIRONMENT_FILE, LOCK_FILE, origins
+from pipelines.registry.dvc_objects import hash_made, read_lock
 from pipelines.registry.names import FLOW, LM, find_lm
 
 STAGES = {LM: ("train", "evaluate"), FLOW: ("train", "evaluate", "train_flow", "sample_flow")}
@@ -37,6 +37,7 @@ class Material:
         metrics: Figures for the run.
         card_tables: What the card shows.
         samples: Generated texts.
+        made: SHA-256 of every file of the outputs that it carries or rests on, by path.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Material:
     metrics: Mapping[str, float]
     card_tables: Mapping[str, Mapping[str, Any]]
     samples: tuple[str, ...] = ()
+    made: Mapping[str, str] = field(default_factory=dict)
 
 
 def collect(client: Any, name: str, workspace: Workspace, made: Path) -> Material:
@@ -60,7 +62,8 @@ def collect(client: Any, name: str, workspace: Workspace, made: Path) -> Materia
         made: A directory for the proof files that are written here; it must outlive the result.
 
     Raises:
-        UserError: If a file is missing, or the files do not belong together.
+        UserError: If a file is missing, is not as its stage made it, or the files do not belong
+            together.
     """
     material = flow_material(client, workspace) if name == FLOW else lm_material(workspace)
     write_profile(made / "params.yaml")
@@ -70,7 +73,7 @@ def collect(client: Any, name: str, workspace: Workspace, made: Path) -> Materia
     proof[LOCK_FILE] = Path(shutil.copyfile(_existing(Path(LOCK_FILE)), made / LOCK_FILE))
     check_stages(proof[LOCK_FILE], workspace.profile, STAGES[name])
     check_parameters(proof[LOCK_FILE], made / "params.yaml")
-    return replace(material, proof=proof)
+    return replace(material, proof=proof, made=hash_outputs(proof[LOCK_FILE], name, workspace))
 
 
 def write_profile(path: Path) -> None:
@@ -129,6 +132,42 @@ def check_parameters(lock: Path, params: Path) -> None:
                     f"params.yaml: expected {name} as in stage {stage}, {made_with}, got {got}",
                     "run `dvc repro` with the present parameters, or restore the earlier ones",
                 )
+
+
+def hash_outputs(lock: Path, name: str, workspace: Workspace) -> dict[str, str]:
+    """Hash the outputs that a version carries or rests on, each as its stage made it.
+
+    Args:
+        lock: A `dvc.lock`.
+        name: `enigma-lm` or `enigma-flow`.
+        workspace: Where the files are.
+
+    Returns:
+        The SHA-256 of every file by its path.
+
+    Raises:
+        UserError: If an output is not what the lock says, or no stage made what is carried.
+    """
+    carried = origins(name, workspace.profile).values()
+    rests_on = [*carried, *(workspace.report(stage) for stage in ("validate", *STAGES[name]))]
+    made = hash_made(
+        out
+        for stage in read_lock(lock).values()
+        for out in stage.outs
+        if any(_overlap(Path(out.path), place) for place in rests_on)
+    )
+    files = (file for place in carried for file in (place, *place.rglob("*")) if file.is_file())
+    unmade = next((file for file in files if file.as_posix() not in made), None)
+    if unmade is not None:
+        raise UserError(
+            f"{LOCK_FILE}: expected a stage that made {unmade}, found none",
+            "run `dvc repro`, which records every stage that it runs",
+        )
+    return made
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _sections(path: Path) -> dict[str, dict[str, Any]]:
@@ -192,7 +231,7 @@ def lm_material(workspace: Workspace) -> Material:
     return Material(
         name=LM,
         models={"model": directory},
-        proof=_lm_proof(workspace),
+        proof=_proof(LM, workspace),
         figures=_figures(workspace, "train", "evaluate"),
         mlflow_run_id=training["mlflow_run_id"],
         facts={
@@ -235,11 +274,6 @@ def flow_material(client: Any, workspace: Workspace) -> Material:
             f"{workspace.language_model} has {lm_weights}",
             f"run `dvc repro`, then `enigma register --model {LM}` first",
         )
-    proof = _lm_proof(workspace) | {
-        "flow_training.json": directory / "flow_training.json",
-        "sample_flow.json": workspace.report("sample_flow") / "metrics.json",
-        LOSSES_FILE: _existing(workspace.report("sample_flow") / LOSSES_FILE),
-    }
     figures = {
         name: metrics[name]
         for name in (
@@ -251,7 +285,7 @@ def flow_material(client: Any, workspace: Workspace) -> Material:
     return Material(
         name=FLOW,
         models={"model": directory, "language_model": workspace.language_model},
-        proof=proof,
+        proof=_proof(FLOW, workspace),
         figures=_figures(workspace, "sample_flow"),
         mlflow_run_id=training["mlflow_run_id"],
         facts={
@@ -268,14 +302,13 @@ def flow_material(client: Any, workspace: Workspace) -> Material:
     )
 
 
-def _lm_proof(workspace: Workspace) -> dict[str, Path]:
-    proof = {
-        "certificate.json": workspace.report("validate") / "certificate.json",
-        "evaluation.json": workspace.report("evaluate") / "evaluation.json",
-        "training.json": workspace.language_model / "training.json",
-        LOSSES_FILE: workspace.report("evaluate") / LOSSES_FILE,
+def _proof(name: str, workspace: Workspace) -> dict[str, Path]:
+    """Return the files of the proof that the stages made."""
+    return {
+        Path(place).name: _existing(path)
+        for place, path in origins(name, workspace.profile).items()
+        if place.startswith("proof/")
     }
-    return {name: _existing(path) for name, path in proof.items()}
 
 
 def _existing(path: Path) -> Path:

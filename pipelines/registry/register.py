@@ -44,7 +44,12 @@ from pipelines.registry.content import (
 from pipelines.registry.dvc_objects import read_lock
 from pipelines.registry.evidence.keys import own_key, trust
 from pipelines.registry.evidence.links import stage_links
-from pipelines.registry.evidence.version import FOLDER, evidence_gates, sign_version
+from pipelines.registry.evidence.version import (
+    FOLDER,
+    evidence_gates,
+    full_evidence_gates,
+    sign_version,
+)
 from pipelines.registry.gates import Proof, commit_gate, flow_gates, lm_gates
 from pipelines.registry.material import Material, collect
 from pipelines.registry.model_card import ModelCard
@@ -81,7 +86,8 @@ def register(name: str) -> str:
         The version; an earlier one if its content is the same, and it is stored as it was signed.
 
     Raises:
-        UserError: If a file is missing, or the files do not belong together.
+        UserError: If a file is missing, is not as its stage made it, or the files do not belong
+            together.
         GateError: `commit`, if git does not name the code that made it.
     """
     workspace = Workspace(load_params().name)
@@ -164,13 +170,15 @@ def _log(client: Any, material: Material, content: str, profile: str, key: Crypt
 def _is_whole(client: Any, material: Material, version: str) -> bool:
     """Whether an earlier version of the same content can serve: else it is registered again.
 
-    It must be stored as a key signed it that is trusted now, name the commit that made it, know
-    every stage that made the files, and be closed to compiled code.
+    It must be stored as a key signed it that is trusted now, be what its stages made, name the
+    commit that made it, know every stage that made the files, and be closed to compiled code.
     """
     known = trust()
     try:
         with downloaded(client, material.name, version) as stored:
             gates = evidence_gates(stored.directory, known, name=material.name, tags=stored.tags)
+            if all(gate.holds for gate in gates):
+                gates += full_evidence_gates(stored.directory, known)
             guarded = (stored.directory / COMPILED).is_file()
             stages = _stages(stored.artifacts / "proof" / LOCK_FILE)
     except UserError:
@@ -212,7 +220,8 @@ def _sign(
         }
         environment = {name: tags[name] for name in ("git_commit", "git_dirty")}
         lock = stored / "artifacts" / "proof" / LOCK_FILE
-        evidence = sign_version(stored, facts, stage_links(lock, environment), key)
+        links = stage_links(lock, environment, material.made)
+        evidence = sign_version(stored, facts, links, key)
         client.log_model_artifacts(info.model_id, str(evidence), FOLDER)
 
 

@@ -209,6 +209,29 @@ def test_the_remedy_of_the_registry_needs_no_later_stage(project: Project) -> No
     assert project.run("python", "-c", REGISTRY + SAY).stdout == ""
 
 
+EDITED = {
+    "models/sanguo/lm/tokenizer.json": "models/sanguo/lm",
+    "reports/sanguo/evaluate/evaluation.json": "reports/sanguo/evaluate/evaluation.json",
+    "reports/sanguo/evaluate/losses.parquet": "reports/sanguo/evaluate/losses.parquet",
+}
+
+
+def test_what_was_edited_is_registered_after_the_remedy_alone(project: Project) -> None:
+    """Each by its own refusal, which the next one follows."""
+    for file in EDITED:
+        replace(project.path / file, (project.path / file).read_bytes() + b"\n")
+    remedies = []
+    for _ in EDITED:
+        run = project.run("enigma", "register", "--model", "enigma-lm", check=False)
+        assert run.returncode == 1
+        assert "Traceback" not in run.stdout
+        remedies += re.findall("`(dvc checkout --force [^`]+)`", run.stdout)
+        project.run(*remedies[-1].split())
+    assert sorted(remedies) == [f"dvc checkout --force {made}" for made in EDITED.values()]
+    run = project.run("enigma", "register")
+    assert run.stdout.count("has the same content already") == 2
+
+
 def test_figures_that_dvc_was_told_to_believe_are_computed_again(project: Project) -> None:
     """By the remedy of the gate `baseline`: DVC has no doubt about this file any more."""
     path = project.path / "reports" / "sanguo" / "evaluate" / "evaluation.json"

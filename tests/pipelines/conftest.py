@@ -23,7 +23,7 @@ from pipelines.registry.promote import promote
 from pipelines.registry.register import register
 from pipelines.tokenize import tokenize
 from pipelines.tracking.run_log import RunLog
-from tests.finished import copy_project, write_finished_project, write_losses
+from tests.finished import copy_project, write_finished_project, write_lock, write_losses
 from tests.support import REPOSITORY, write_base_vocabulary
 
 WriteCorpus = Callable[..., Path]
@@ -168,6 +168,13 @@ def sanguo(tmp_path_factory: pytest.TempPathFactory, profile: Profile) -> Path:
     return directory
 
 
+@pytest.fixture
+def finished(workspace: Path, tables: None) -> Path:
+    """A finished project with an empty store."""
+    write_finished_project(workspace, None)
+    return workspace
+
+
 @pytest.fixture(scope="session")
 def registered_project(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished project with two versions of each model: 1 is champion, 2 is candidate."""
@@ -183,6 +190,7 @@ def registered_project(migrated_store: Path, tmp_path_factory: pytest.TempPathFa
             assert register(name) == "1"
             assert promote(name).outcome == "promoted"
         write_losses(directory, better_by=0.02, noise=0.01)
+        write_lock(directory)
         for name in MODELS:
             assert register(name) == "2"
     return directory

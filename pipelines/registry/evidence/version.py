@@ -9,7 +9,6 @@ artifacts/evidence/
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +17,7 @@ from securesystemslib.signer import CryptoSigner
 
 from pipelines.base.artifacts import sha256_file, write_text
 from pipelines.base.errors import GateError, UserError
-from pipelines.registry.content import COMPILED, EVIDENCE
+from pipelines.registry.content import COMPILED, EVIDENCE, origins_of
 from pipelines.registry.evidence.envelopes import (
     PUT_BACK,
     SIGNATURE,
@@ -256,13 +255,8 @@ def _stages_gate(version: Path, trust: Trust, *, needed: bool) -> Gate:
         for entry in link["predicate"]["materials"]
         if entry["digest"]["md5"] != made.get(entry["name"], {}).get("md5", entry["digest"]["md5"])
     ]
-    broken += [
-        f"{file}: a stage made sha256 {digest['sha256']}"
-        for file, place in _carried(version).items()
-        for name, digest in made.items()
-        if re.fullmatch(place, name)
-        and digest.get("sha256") not in {None, sha256_file(version / "artifacts" / file)}
-    ]
+    if links:
+        broken += _not_made(read_statement(version, trust), made)
     return Gate(
         "stages",
         not broken and (len(links) > 0 or not needed),
@@ -272,15 +266,18 @@ def _stages_gate(version: Path, trust: Trust, *, needed: bool) -> Gate:
     )
 
 
-def _carried(version: Path) -> dict[str, str]:
-    """Files that a version carries, and where a stage made them."""
-    model = "language_model" if (version / "artifacts" / "language_model").is_dir() else "model"
-    places = {
-        f"{model}/model.safetensors": r"models/[^/]+/lm/model\.safetensors",
-        "model/flow.safetensors": r"models/[^/]+/flow/flow\.safetensors",
-        "proof/certificate.json": r"reports/[^/]+/validate/certificate\.json",
-        "proof/evaluation.json": r"reports/[^/]+/evaluate/evaluation\.json",
+def _not_made(stated: Json, made: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Name the files of a version that are not what a stage made, by the hashes that are signed."""
+    signed = {
+        entry["name"].removeprefix("artifacts/"): entry["digest"]["sha256"]
+        for entry in stated["subject"]
+        if entry["name"].startswith("artifacts/")
     }
-    return {
-        file: place for file, place in places.items() if (version / "artifacts" / file).is_file()
-    }
+    facts = stated["predicate"]
+    places = origins_of(signed, facts["model"], facts["tags"]["profile"])
+    return [
+        f"{file}: a stage made sha256 {made.get(place, {}).get('sha256')} of {place}, "
+        f"the version has {signed[file]}"
+        for file, place in places.items()
+        if made.get(place, {}).get("sha256") != signed[file]
+    ]

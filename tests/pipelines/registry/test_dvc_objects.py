@@ -4,15 +4,23 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pipelines.base.artifacts import write_manifest
-from pipelines.base.errors import GateError
-from pipelines.registry.dvc_objects import Output, check_working_copy, hash_output, read_lock
+from pipelines.base.artifacts import sha256_file, write_manifest
+from pipelines.base.errors import GateError, UserError
+from pipelines.registry.dvc_objects import (
+    Output,
+    check_working_copy,
+    hash_made,
+    hash_output,
+    md5_file,
+    read_lock,
+)
 
 
 def put(cache: Path, content: bytes, suffix: str = "") -> str:
@@ -138,6 +146,63 @@ def test_what_dvc_believes_is_made_again_as_the_messages_say(
         assert f"`{again}`" in refusal.value.fix
         subprocess.run([*again.split(), "--quiet"], check=True)
         assert hashed()["part.bin"].read_bytes() == b"part"
+
+
+MAKE = """
+from pathlib import Path
+
+made = Path("made", "b")
+made.mkdir(parents=True)
+for name in ("x", "../b.x", "../\u5b57.json", "../B"):
+    (made / name).write_text(name, encoding="utf-8")
+Path("report.json").write_text("{}", encoding="utf-8")
+"""
+
+
+@pytest.mark.slow
+def test_what_dvc_would_call_modified_is_refused_until_the_remedy_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("make.py").write_text(MAKE, encoding="utf-8")
+    graph = {"make": {"cmd": "python make.py", "outs": ["made"], "metrics": ["report.json"]}}
+    Path("dvc.yaml").write_text(json.dumps({"stages": graph}), encoding="utf-8")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    subprocess.run(["dvc", "init", "--quiet", "--no-scm"], check=True)
+    subprocess.run(["dvc", "repro", "--quiet"], check=True)
+    files = ("made/b/x", "made/b.x", "made/\u5b57.json", "made/B", "report.json")
+    hashes = {file: sha256_file(Path(file)) for file in files}
+
+    def hashed() -> dict[str, str]:
+        return hash_made(read_lock(Path("dvc.lock"))["make"].outs)
+
+    assert hashed() == hashes
+    lock = Path("dvc.lock").read_text(encoding="utf-8")
+    a_hash = md5_file(Path("report.json"))
+    for number, (name, got) in enumerate(
+        {"made/B": r"got \w+\.dir", "report.json": r"got \w+", "made": "got no such file"}.items()
+    ):
+        for way in (0, 1):
+            path = Path(name)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                # Another file: the old one may be a link into the cache.
+                path.unlink()
+                path.write_text(f"edited {number} {way}", encoding="utf-8")
+            with pytest.raises(UserError, match=rf", as dvc\.lock has it, {got}") as refusal:
+                hashed()
+            remedy = refusal.value.fix.split("`")[1::2][way]
+            assert remedy == (f"dvc checkout --force {path.parts[0]}", "dvc repro")[way]
+            subprocess.run([*remedy.split(), "--quiet"], check=True)
+            assert hashed() == hashes
+    for broken in (lock.replace(a_hash, "f" * 32), lock.replace(f"md5: {a_hash}", "")):
+        Path("dvc.lock").write_text(broken, encoding="utf-8")
+        with pytest.raises(UserError, match=r"dvc\.lock") as refusal:
+            hashed()
+        assert "run `dvc repro`" in refusal.value.fix
+        subprocess.run(["dvc", "repro", "--quiet"], check=True)
+        assert hashed() == hashes
 
 
 @pytest.mark.parametrize("text", [None, "schema: '2.0'\n", "[", "stages: {a: {outs: [{}]}}"])

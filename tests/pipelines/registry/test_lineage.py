@@ -1,5 +1,6 @@
 """A reference names one version or is refused; the walk follows what a stage read."""
 
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,15 @@ from rich.tree import Tree
 
 from pipelines.base.errors import GateError, UserError
 from pipelines.registry.dvc_objects import Output, Stage
-from pipelines.registry.lineage import Walk, _check_commit, lineage, resolve
+from pipelines.registry.lineage import (
+    Walk,
+    _carried,
+    _check_carried,
+    _check_commit,
+    _refuse_unmade,
+    lineage,
+    resolve,
+)
 from pipelines.registry.promote import promote
 from pipelines.tracking.store import connect
 
@@ -109,3 +118,43 @@ def test_the_walk_goes_from_the_last_stage_to_the_first() -> None:
         "tokenize",
         "ingest",
     ]
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["model/tokenizer.json", "model/extra.json", "proof/losses.parquet", "proof/training.json"],
+)
+def test_every_file_that_a_version_carries_is_compared_with_what_its_stage_made(
+    tmp_path: Path, file: str
+) -> None:
+    carried = {
+        "model/tokenizer.json": "models/p/lm/tokenizer.json",
+        "proof/training.json": "models/p/lm/training.json",
+        "proof/losses.parquet": "reports/p/evaluate/losses.parquet",
+        "proof/params.yaml": None,
+        "card/figures/train_curve.png": None,
+    }
+    artifacts, cache = tmp_path / "artifacts", tmp_path / "cache"
+    for name, place in carried.items():
+        for path in (artifacts / name, cache / (place or "nothing")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name, encoding="utf-8")
+    version = SimpleNamespace(artifacts=artifacts, name="enigma-lm", tags={"profile": "p"})
+    outs = {
+        Output("models/p/lm", "1.dir"): ("tokenizer.json", "training.json"),
+        Output("reports/p/evaluate/losses.parquet", "2"): ("",),
+    }
+
+    def check() -> None:
+        waiting = _carried(version)
+        for out, names in outs.items():
+            files = {name: Path(cache, out.path, name) for name in names}
+            _check_carried(version, waiting, out, files)
+        _refuse_unmade(waiting)
+
+    check()
+    (artifacts / file).write_text("another", encoding="utf-8")
+    said = "a stage that made" if file == "model/extra.json" else "sha256 .*, as a stage made"
+    with pytest.raises(GateError, match=f"{re.escape(file)}: expected {said}") as refusal:
+        check()
+    assert refusal.value.fix == "run `dvc repro`, then `enigma register` again"

@@ -1,16 +1,24 @@
-"""Parameters and environment of a version; what it refuses otherwise: see test_register.py."""
+"""What a version is made of, and what is refused as not of its stages.
+
+The rest of what a registration refuses: see test_register.py.
+"""
 
 import copy
+import json
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
 from ruamel.yaml import YAML
 
-from pipelines.base.errors import UserError
+from pipelines.base.errors import GateError, UserError
+from pipelines.language_model.losses import Losses
 from pipelines.params import load_params
+from pipelines.registry.evidence.links import stage_links
 from pipelines.registry.material import (
     STAGES,
     check_parameters,
@@ -19,6 +27,10 @@ from pipelines.registry.material import (
     write_profile,
 )
 from pipelines.registry.names import FLOW, LM
+from pipelines.registry.promote import promote
+from pipelines.registry.register import register
+from pipelines.tracking.store import tracking_uri
+from tests.finished import change_json, score
 from tests.support import change_params
 
 
@@ -172,3 +184,115 @@ def test_the_environment_pins_every_package_in_order(tmp_path: Path) -> None:
     assert pins == sorted(set(pins))
     assert all(name == name.lower() for name, _ in (pin.split("==") for pin in pins))
     assert {f"torch=={version('torch')}", f"pytest=={version('pytest')}"} <= set(pins)
+
+
+def turn_token_ids(path: Path) -> None:
+    """Give every token of a tokenizer the id of the next one."""
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    first, *others = tokenizer["model"]["vocab"].values()
+    turned = dict(zip(tokenizer["model"]["vocab"], [*others, first], strict=True))
+    tokenizer["model"]["vocab"] = turned
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+
+
+def make_evaluation_better(path: Path) -> None:
+    change_json(path, "test", score(4.5))
+    change_json(path, "baselines.5-gram", score(6.0))
+
+
+def flatten_losses(path: Path) -> None:
+    """Leave their mean, by which the gate `losses` judges."""
+    losses = Losses.read(path)
+    flat = losses.units * (losses.loss_nats.sum() / losses.units.sum())
+    Losses(losses.document, losses.units, flat).write(path)
+
+
+def write_nothing(path: Path) -> None:
+    path.write_text("{}", encoding="utf-8")
+
+
+EDITS: dict[str, Callable[[Path], None]] = {
+    "models/sanguo/lm/tokenizer.json": turn_token_ids,
+    "models/sanguo/lm/extra.json": write_nothing,
+    "models/sanguo/lm/tokenizer_config.json": Path.unlink,
+    "reports/sanguo/validate/extra.json": write_nothing,
+    "reports/sanguo/train/metrics.json": write_nothing,
+    "reports/sanguo/evaluate/evaluation.json": make_evaluation_better,
+    "reports/sanguo/evaluate/losses.parquet": flatten_losses,
+}
+FLOW_EDITS: dict[str, Callable[[Path], None]] = {
+    "models/sanguo/flow/documents/extra.json": write_nothing,
+    "reports/sanguo/train_flow/metrics.json": write_nothing,
+    "reports/sanguo/sample_flow/losses.parquet": flatten_losses,
+}
+
+
+@pytest.mark.slow
+def test_outputs_that_are_not_those_of_the_lock_are_refused(finished: Path) -> None:
+    """A signature says that the stages made them. The remedy runs in test_dvc_objects.py."""
+    assert register(LM) == "1"
+    for file, edit in (EDITS | FLOW_EDITS).items():
+        path = finished / file
+        before = path.read_bytes() if path.exists() else None
+        edit(path)
+        if file in FLOW_EDITS:
+            assert register(LM) == "1", "what is the flow's keeps no language model out"
+        for name in (FLOW,) if file in FLOW_EDITS else (LM, FLOW):
+            with pytest.raises(UserError, match=r"expected md5 .*, as dvc\.lock has it") as refusal:
+                register(name)
+            made = refusal.value.problem.split(":")[0]
+            assert Path(file).is_relative_to(made)
+            assert f"`dvc checkout --force {made}`, or run `dvc repro`" in refusal.value.fix
+        path.unlink(missing_ok=True)
+        if before is not None:
+            path.write_bytes(before)
+    assert len(MlflowClient(tracking_uri()).search_model_versions()) == 1
+    assert register(FLOW) == "1"
+
+
+def rename(out: dict[str, str]) -> None:
+    out["path"] = "elsewhere"
+
+
+@pytest.mark.parametrize("stage", ["validate", "train", "evaluate"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda out: out.update(md5="0" * 32), "expected md5 0000.*, as dvc.lock has it, got"),
+        (lambda out: out.pop("md5"), "expected the lock of a finished `dvc repro`"),
+        (rename, "expected a stage that made (models|reports)/sanguo"),
+    ],
+)
+def test_a_lock_that_does_not_say_what_was_made_is_refused_before_anything_is_logged(
+    finished: Path, stage: str, change: Callable[[dict[str, str]], None], said: str
+) -> None:
+    lock = read(finished / "dvc.lock")
+    for out in lock["stages"][stage]["outs"]:
+        change(out)
+    (finished / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
+    with pytest.raises(UserError, match=said) as refusal:
+        register(LM)
+    assert "run `dvc repro`" in refusal.value.fix
+    client = MlflowClient(tracking_uri())
+    assert not client.search_registered_models()
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    assert not client.search_logged_models(experiments)
+
+
+@pytest.mark.slow
+def test_a_version_that_states_no_hash_of_its_files_is_refused_and_registered_again(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an earlier release registered one whose outputs were not those of the lock."""
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "pipelines.registry.register.stage_links",
+            lambda lock, environment, _: stage_links(lock, environment, {}),
+        )
+        assert register(LM) == "1"
+    with pytest.raises(GateError, match=r"tokenizer\.json: a stage made sha256 None") as refusal:
+        promote(LM)
+    assert refusal.value.gate == "stages"
+    assert "or run `enigma register`: it makes another version of them" in refusal.value.fix
+    assert register(LM) == "2"
+    assert promote(LM).outcome == "promoted"

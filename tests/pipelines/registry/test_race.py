@@ -15,7 +15,7 @@ from pipelines.registry.names import LM
 from pipelines.registry.promote import promote
 from pipelines.registry.register import register
 from pipelines.tracking.store import tracking_uri
-from tests.finished import write_losses
+from tests.finished import write_lock, write_losses
 
 # Half of them for each candidate: as many as a few cores run at once, as more would only queue.
 PROMOTERS = 8
@@ -33,6 +33,7 @@ def race(version: str, start: Barrier, outcomes: "ListProxy[tuple[str, str]]") -
 def test_promoters_at_once_have_one_outcome(copied_store: Path) -> None:
     """Two candidates, each better than the champion, neither better than the other."""
     write_losses(copied_store, better_by=0.0201, noise=-0.01)
+    write_lock(copied_store)
     assert register(LM) == "3"
     before = len(ledger.read())
     # Fresh processes, but what they need is imported once, MLflow's stores among it.

@@ -48,13 +48,6 @@ print(json.dumps({"rows": once.to_dict("list"), "enigma": enigma.__file__}))
 """
 
 
-@pytest.fixture
-def finished(workspace: Path, tables: None) -> Path:
-    """A finished project with an empty store."""
-    write_finished_project(workspace, None)
-    return workspace
-
-
 def files_of(store: Path, name: str, version: str) -> Path:
     model = MlflowClient(tracking_uri()).get_model_version(name, version)
     [directory] = store.glob(f"mlartifacts/**/{model.source.removeprefix('models:/')}")
@@ -264,9 +257,19 @@ def test_a_model_is_registered_with_the_lock_that_made_it(finished: Path) -> Non
         assert not MlflowClient(tracking_uri()).search_registered_models()
     command = refusal.value.fix.split("`")[1].split()
     assert command == ["dvc", "repro"]
+    outs = {
+        "train": ["models/sanguo"],
+        "evaluate": ["reports/sanguo/validate", "reports/sanguo/evaluate"],
+        "train_flow": [],
+        "sample_flow": ["reports/sanguo/sample_flow"],
+    }
     stages = {
-        stage: {"cmd": "true", "params": [f"profiles.sanguo.{stage}"]}
-        for stage in ("train", "evaluate", "train_flow", "sample_flow")
+        stage: {
+            "cmd": "true",
+            "params": [f"profiles.sanguo.{stage}"],
+            "outs": [{path: {"persist": True}} for path in paths],
+        }
+        for stage, paths in outs.items()
     }
     (finished / "dvc.yaml").write_text(json.dumps({"stages": stages}), encoding="utf-8")
     for arguments in (["init", "--quiet"], command[1:]):

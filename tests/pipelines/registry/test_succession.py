@@ -30,7 +30,7 @@ from pipelines.registry.promote import RefusalError, promote, rollback
 from pipelines.registry.register import register
 from pipelines.registry.succession import _flow_losses, _lm_losses, succession_gates
 from pipelines.tracking.store import tracking_uri
-from tests.finished import change_json
+from tests.finished import change_json, write_lock
 from tests.support import LENGTH, SEQUENCES, make_tiny_shards
 
 # Characters that entries which no text uses were given to.
@@ -304,6 +304,7 @@ def test_a_champion_that_cannot_be_scored_can_be_replaced(copied_store: Path) ->
     """By the way out that the refusal of such a champion names."""
     metrics = copied_store / "reports" / "sanguo" / "sample_flow" / "metrics.json"
     change_json(metrics, "evaluation_set_sha256", "7" * 64)
+    write_lock(copied_store)
     assert register(FLOW) == "3"
     with pytest.raises(RefusalError) as refusal:
         promote(FLOW)

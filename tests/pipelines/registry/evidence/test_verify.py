@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.base.artifacts import read_manifest
+from pipelines.base.artifacts import read_manifest, sha256_file
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.workspace import Workspace
 from pipelines.cli.verify import export_version, verify_version
 from pipelines.language_model.published import load_network
+from pipelines.registry.content import origins_of
 from pipelines.registry.evidence.keys import (
     key_path,
     own_key,
@@ -119,7 +120,7 @@ def test_a_stranger_needs_python_and_openssl_alone(bundle: Path) -> None:
     command = [sys.executable, "-I", script, str(version), str(version / KEY_FILE)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert "5 envelopes" in run.stdout, "the version's, and one of each stage"
+    assert "6 envelopes" in run.stdout, "the version's, and one of each stage"
     (version / "artifacts" / "model" / "config.json").write_text("{}", encoding="utf-8")
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode != 0
@@ -261,42 +262,61 @@ def test_a_stage_is_stated_with_its_materials_and_products(workspace: Path) -> N
         },
     }
     (workspace / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
-    (workspace / "report.json").write_text("{}", encoding="utf-8")
-    links = stage_links(workspace / "dvc.lock", {"git_commit": "c"})
+    hashes = {"report.json": "5" * 64}
+    links = stage_links(workspace / "dvc.lock", {"git_commit": "c"}, hashes)
     made, read = links["ingest"]["subject"], links["clean"]["predicate"]["materials"]
     assert made == read == [{"name": "data/raw/", "digest": {"md5": "1" * 32}}]
     [report] = links["clean"]["subject"]
-    assert set(report["digest"]) == {"md5", "sha256"}
+    assert report["digest"] == {"md5": "99914b932bd37a50b983c5e7c90ae93b", "sha256": "5" * 64}
+    hashes = {"data/raw/one.parquet": "6" * 64, "data/raw2": "7" * 64}
+    links = stage_links(workspace / "dvc.lock", {"git_commit": "c"}, hashes)
+    assert links["ingest"]["subject"] == [
+        *made,
+        {"name": "data/raw/one.parquet", "digest": {"sha256": "6" * 64}},
+    ]
+    [report] = links["clean"]["subject"]
+    assert "sha256" not in report["digest"], "nobody found it to be what the lock says"
     assert links["clean"]["predicateType"] == LINK_KIND
     assert links["clean"]["predicate"]["environment"]["parameters"] == {"params.yaml": {"x": 1}}
 
 
-def test_stages_that_do_not_fit_one_another_or_the_version_are_refused(
-    bundle: Path, workspace: Path
-) -> None:
+def test_stages_that_do_not_fit_one_another_or_the_version_are_refused(bundle: Path) -> None:
     version = unpacked(bundle)
     stated = read_statement(version, trust())["predicate"]
-    weights = "models/sanguo/lm/model.safetensors"
-    made = {"name": weights, "digest": {"md5": "1" * 32}}
-    (workspace / "dvc.lock").write_text(
-        json.dumps({"stages": {"train": {"cmd": "a"}, "evaluate": {"cmd": "b"}}}), encoding="utf-8"
-    )
-    for read, sha256, refused in (
-        ("1", None, None),
-        ("2", None, f"evaluate read {weights}"),
-        ("1", "3" * 64, "model/model.safetensors: a stage made sha256 3333"),
+    lock = version / "artifacts" / "proof" / "dvc.lock"
+    tokenizer, losses = "models/sanguo/lm/tokenizer.json", "reports/sanguo/evaluate/losses.parquet"
+    evaluation = "reports/sanguo/evaluate/evaluation.json"
+    hashes = {
+        place: sha256_file(version / "artifacts" / file)
+        for file, place in origins_of(below(version / "artifacts"), LM, "sanguo").items()
+    }
+    other = {"name": tokenizer, "digest": {"md5": "2" * 32}}
+    for change, read, refused in (
+        ({}, [], None),
+        ({}, [other], f"evaluate read {tokenizer}"),
+        ({tokenizer: "3" * 64}, [], "model/tokenizer.json: a stage made sha256 3333"),
+        ({losses: "3" * 64}, [], "proof/losses.parquet: a stage made sha256 3333"),
+        ({evaluation: "3" * 64}, [], "proof/evaluation.json: a stage made sha256 3333"),
+        # A hash that is missing vouches for nothing.
+        ({tokenizer: None}, [], "model/tokenizer.json: a stage made sha256 None"),
+        ({losses: None}, [], "proof/losses.parquet: a stage made sha256 None"),
     ):
-        links = stage_links(workspace / "dvc.lock", {"git_commit": "c"})
-        digest = made["digest"] | ({} if sha256 is None else {"sha256": sha256})
-        links["train"]["subject"] = [made | {"digest": digest}]
-        links["evaluate"]["predicate"]["materials"] = [
-            {"name": weights, "digest": {"md5": read * 32}}
-        ]
+        made = {place: sha256 for place, sha256 in (hashes | change).items() if sha256}
+        links = stage_links(lock, {"git_commit": "c"}, made)
+        if read:
+            was = {"name": tokenizer, "digest": {"md5": "1" * 32, "sha256": made[tokenizer]}}
+            links["train"]["subject"].append(was)
+            links["evaluate"]["predicate"]["materials"] = read
         shutil.rmtree(version / FOLDER)
         sign_version(version, stated, links, own_key())
         [_, gate] = full_evidence_gates(version, trust())
         assert (gate.name, gate.holds) == ("stages", refused is None)
-        assert (refused or "2 stages") in gate.figures
+        assert gate.figures.startswith(refused or "5 stages")
+
+
+def below(directory: Path) -> list[str]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return [path.relative_to(directory).as_posix() for path in files]
 
 
 def test_without_a_network_sigstore_is_refused_in_words(
