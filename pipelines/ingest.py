@@ -9,7 +9,6 @@ change there, run `dvc repro --force ingest`.
 
 import logging
 import os
-import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, count, islice
@@ -21,7 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.base.artifacts import publish_directory, read_json, write_json, write_manifest
+from pipelines.base.artifacts import (
+    publish_directory,
+    read_json,
+    remove_directory,
+    write_json,
+    write_manifest,
+)
 from pipelines.base.errors import UserError
 from pipelines.base.resumable_parts import link_or_copy, part_directory, resumable
 from pipelines.base.run_stage import progress, run_stage
@@ -224,8 +229,9 @@ def _write_parts(params: IngestParams, source: Source, work: Path) -> tuple[list
     parts = _finished_parts(work)
     if parts and not _is_unchanged(source, parts[-1]["files"]):
         log.warning("the source has changed since the unfinished run: starting over")
-        for part in parts:
-            shutil.rmtree(part_directory(work, "part", part["number"]))
+        # The last one first: whenever this is killed, what is left is of one source.
+        for part in reversed(parts):
+            remove_directory(part_directory(work, "part", part["number"]))
         parts = []
     documents = _Documents(params, source, parts[-1]["files"] if parts else [])
     remaining = params.max_documents

@@ -7,13 +7,18 @@ not own and therefore does not delete.
 """
 
 import logging
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipelines.base.artifacts import publish_directory, read_manifest, write_json, write_text
+from pipelines.base.artifacts import (
+    publish_directory,
+    read_manifest,
+    remove_directory,
+    write_json,
+    write_text,
+)
 from pipelines.base.errors import GateError, UserError
 from pipelines.base.run_stage import run_stage
 from pipelines.base.workspace import Workspace
@@ -58,8 +63,7 @@ def validate(
     failed = output.with_name(f"{output.name}-failed")
     # An old certificate must not outlive its data.
     for stale in (output, failed):
-        if stale.exists():
-            shutil.rmtree(stale)
+        remove_directory(stale)
     tables = collect_evidence(overlap_params, workspace, threads)
     suites = make_suites(params, overlap_params, workspace)
     with publish_directory(failed) as building:

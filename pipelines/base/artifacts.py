@@ -140,6 +140,16 @@ def temporary_directory(near: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def remove_directory(path: Path) -> None:
+    """Delete a directory, if it is there, so that nobody ever finds a part of it.
+
+    It is renamed first. What a killed process left under such a name is deleted as well.
+    """
+    with temporary_directory(path) as hidden:
+        if path.exists():
+            path.rename(hidden / path.name)
+
+
 def _begin(final: Path) -> tuple[Path, int]:
     """Make a directory to build in, locked for as long as this process lives."""
     prefix = f".{final.name}."

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.base.artifacts import read_json, write_json
+from pipelines.base.artifacts import read_json, remove_directory, write_json
 from pipelines.base.code_hash import code_hash
 from pipelines.base.errors import UserError
 
@@ -66,21 +66,21 @@ def resumable(
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
     plan = {"cut": dict(cut or {}), "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
     path = work / "plan.json"
-    if path.is_file():
-        before = read_json(path)
-        if before["fingerprint"] != plan["fingerprint"]:
-            shutil.rmtree(work)
-        elif before != plan:
-            raise UserError(
-                f"{work} holds an unfinished run: expected {before['cut']}, got {plan['cut']}",
-                "finish it with the settings it started with, or discard it: "
-                f"rm -r {shlex.quote(str(work))}",
-            )
+    # Without a plan nobody knows of what parts are.
+    before = read_json(path) if path.is_file() else {"fingerprint": None}
+    if before["fingerprint"] != plan["fingerprint"]:
+        remove_directory(work)
+    elif before != plan:
+        raise UserError(
+            f"{work} holds an unfinished run: expected {before['cut']}, got {plan['cut']}",
+            "finish it with the settings it started with, or discard it: "
+            f"rm -r {shlex.quote(str(work))}",
+        )
     write_json(path, plan)
     try:
         yield work
     except BaseException:
         if not any(path.is_dir() for path in work.iterdir()):
-            shutil.rmtree(work)
+            remove_directory(work)
         raise
-    shutil.rmtree(work)
+    remove_directory(work)

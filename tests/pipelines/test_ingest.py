@@ -2,7 +2,11 @@
 
 import json
 import logging
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +19,7 @@ from pipelines.data.text.documents import RAW_SCHEMA
 from pipelines.ingest import ingest
 from pipelines.params import IngestParams
 from tests.pipelines.data.sources.good_files import write_dump
+from tests.support import REPOSITORY
 
 
 def settings(source: Path | str, size: int = 100, limit: int | None = None) -> IngestParams:
@@ -181,6 +186,54 @@ def test_rows_lost_on_the_way_fail_the_stage(tmp_path: Path) -> None:
     shutil.rmtree(work)
     ingest(settings(source, 4), tmp_path / "raw", work=work)
     assert len(rows_of(tmp_path / "raw")) == 10
+
+
+# Ingest a source, and be killed when the two files of a part are deleted.
+KILLED_WHILE_IT_DELETES = """
+import os, signal, sys
+from pathlib import Path
+from pipelines.ingest import ingest
+from pipelines.params import IngestParams
+
+unlink = os.unlink
+deleted = []
+
+def killing(*args, **names):
+    unlink(*args, **names)
+    deleted.append(args)
+    if len(deleted) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.unlink = killing
+directory = Path(sys.argv[1])
+params = IngestParams.model_validate_json(sys.argv[2])
+ingest(params, directory / "raw", work=directory / "work")
+"""
+
+
+def test_a_run_killed_while_it_starts_over_mixes_no_sources(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    write_lines(source / "a.jsonl", 12)
+    write_lines(source / "b.jsonl", 0, broken=True)
+    with pytest.raises(UserError, match=r"b\.jsonl"):
+        ingest(settings(source, 4), tmp_path / "raw", work=tmp_path / "work")
+    assert len(list((tmp_path / "work").glob("part-*"))) == 3
+    write_lines(source / "a.jsonl", 4, prefix="changed")
+    values = settings(source, 4).model_dump_json()
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_IT_DELETES, tmp_path, values],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(UserError, match=r"b\.jsonl"):
+        ingest(settings(source, 4), tmp_path / "raw", work=tmp_path / "work")
+    write_lines(source / "a.jsonl", 12)
+    (source / "b.jsonl").unlink()
+    ingest(settings(source, 4), tmp_path / "raw", work=tmp_path / "work")
+    ingest(settings(source, 4), tmp_path / "whole")
+    assert contents(tmp_path / "raw") == contents(tmp_path / "whole")
+    assert not (tmp_path / "work").exists()
 
 
 def test_resumed_json_lines_give_the_same_bytes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from pipelines.base.artifacts import (
     publish_directory,
     read_json,
+    remove_directory,
     temporary_directory,
     verify_manifest,
     write_json,
@@ -68,6 +69,17 @@ def test_what_a_killed_process_left_is_swept_and_what_a_live_one_builds_is_not(
         (building / "b").write_text("newer")
     assert [path.name for path in final.iterdir()] == ["b"]
     assert {path.name for path in tmp_path.iterdir()} == {".out.1234", "out"}
+
+
+def test_a_directory_is_removed_with_what_a_killed_removal_left(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    subprocess.run([sys.executable, "-c", KILLED, str(final), "temporary_directory"], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    (final / "sub").mkdir(parents=True)
+    remove_directory(final)
+    assert list(tmp_path.iterdir()) == []
+    remove_directory(final)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_flipped_byte_is_found(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.ingest as ingest_module
+from pipelines.base import resumable_parts
 from pipelines.base.errors import UserError
 from pipelines.base.part_workers import map_parts
 from pipelines.base.resumable_parts import resumable
@@ -161,14 +161,14 @@ def test_later_stages_resume_after_a_kill_with_two_workers(
     assert not (tmp_path / "killed").exists()
     made = {path: path.stat().st_ino for path in finished}
     kept = {}
-    real = shutil.rmtree
+    real = resumable_parts.remove_directory
 
-    def watched(path, *args) -> None:
-        kept.update({part: part.stat().st_ino for part in made if path == work})
-        real(path, *args)
+    def watched(path: Path) -> None:
+        kept.update({part: part.stat().st_ino for part in made})
+        real(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shutil, "rmtree", watched)
+        patch.setattr(resumable_parts, "remove_directory", watched)
         getattr(module, stage)(params, *arguments("killed"), work=work, workers=2)
     assert made
     assert kept == made
@@ -215,6 +215,75 @@ def test_other_settings_start_over(tmp_path: Path) -> None:
         made = map_parts(write, [3, 4], work, label="x", workers=1)
         assert [(path / "value").read_text() for path in made] == ["3", "4"]
     assert not work.exists()
+
+
+# A run with two parts that is killed when it has deleted some of its files.
+KILLED_WHILE_IT_DELETES = """
+import os, signal, sys
+from pathlib import Path
+from pipelines.base.part_workers import map_parts
+from pipelines.base.resumable_parts import resumable
+
+deletions = int(sys.argv[2])
+unlink = os.unlink
+
+def write(item, directory):
+    for name in ("value", "facts"):
+        (directory / name).write_text(str(item))
+
+def killing(*args, **names):
+    global deletions
+    if deletions == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    deletions -= 1
+    unlink(*args, **names)
+
+with resumable(Path(sys.argv[1]), None, stage="clean", fingerprint={"a": 1}) as work:
+    map_parts(write, [1, 2], work, label="x", workers=1)
+    os.unlink = killing
+"""
+
+
+@pytest.mark.parametrize("deletions", [1, 2, 3, 4])
+def test_a_run_killed_while_it_deletes_its_parts_leaves_none_of_them(
+    tmp_path: Path, deletions: int
+) -> None:
+    def write(item: int, directory: Path) -> None:
+        (directory / "value").write_text(str(item))
+
+    output = tmp_path / "output"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_IT_DELETES, output, str(deletions)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    # Half deleted, under a name that no run looks for.
+    [left] = tmp_path.iterdir()
+    with resumable(output, None, stage="clean", fingerprint={"a": 2}) as work:
+        assert not left.exists()
+        made = map_parts(write, [3, 4], work, label="x", workers=1)
+        assert [(path / "value").read_text() for path in made] == ["3", "4"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("plan", ["half deleted", "damaged"])
+def test_parts_without_a_plan_are_made_again(tmp_path: Path, plan: str) -> None:
+    work = tmp_path / "work"
+    (work / "x-00000").mkdir(parents=True)
+    if plan == "damaged":
+        (work / "plan.json").write_text("{")
+
+    def begin() -> list[str]:
+        with resumable(tmp_path / "output", work, stage="clean", fingerprint={"a": 1}):
+            return [path.name for path in work.iterdir()]
+
+    if plan == "damaged":
+        with pytest.raises(UserError, match="delete it and run") as caught:
+            begin()
+        # As the message says.
+        Path(caught.value.problem.split(" is not JSON")[0]).unlink()
+    assert begin() == ["plan.json"]
 
 
 def test_the_stage_takes_workers_and_work_from_its_settings(
