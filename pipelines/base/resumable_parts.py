@@ -21,6 +21,7 @@ from typing import Any
 from pipelines.base.artifacts import read_json, remove_directory, write_json
 from pipelines.base.code_hash import code_hash
 from pipelines.base.errors import UserError
+from pipelines.base.locks import held_lock
 
 
 def part_directory(work: Path, label: str, number: int) -> Path:
@@ -59,12 +60,45 @@ def resumable(
         parts stay for the next run.
 
     Raises:
-        UserError: If an unfinished run of the same fingerprint was cut in another way.
+        UserError: If another process makes these parts, or an unfinished run of the same
+            fingerprint was cut in another way.
     """
     work = work or output.with_name(f".{output.name}-work")
     facts = {**fingerprint, "code": code_hash(stage)}
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
     plan = {"cut": dict(cut or {}), "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
+    with _only_run(work, stage):
+        _begin(work, plan)
+        try:
+            yield work
+        except BaseException:
+            if not any(path.is_dir() for path in work.iterdir()):
+                remove_directory(work)
+            raise
+        remove_directory(work)
+
+
+@contextmanager
+def _only_run(work: Path, stage: str) -> Iterator[None]:
+    """Hold the parts of a stage; the lock is beside them, as they are renamed and deleted."""
+
+    def refuse(holder: str) -> None:
+        raise UserError(
+            f"{work}: expected one run at a time, but process {holder} is running {stage}",
+            "wait until it has ended, or end that process with `kill`; then run the same command "
+            "again",
+        )
+
+    lock = work.with_name(f"{work.name}.lock")
+    with held_lock(lock, refuse):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _begin(work: Path, plan: dict[str, Any]) -> None:
+    """Write the plan; delete the parts of another one."""
     path = work / "plan.json"
     # Without a plan nobody knows of what parts are.
     before = read_json(path) if path.is_file() else {"fingerprint": None}
@@ -77,10 +111,3 @@ def resumable(
             f"rm -r {shlex.quote(str(work))}",
         )
     write_json(path, plan)
-    try:
-        yield work
-    except BaseException:
-        if not any(path.is_dir() for path in work.iterdir()):
-            remove_directory(work)
-        raise
-    remove_directory(work)

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,7 +22,7 @@ from pipelines.clean import clean
 from pipelines.ingest import ingest
 from pipelines.params import load_params
 from pipelines.tokenize import tokenize
-from tests.support import REPOSITORY, change_params
+from tests.support import REPOSITORY, change_params, wait_for
 
 PARTS = 12
 
@@ -259,7 +261,7 @@ def test_a_run_killed_while_it_deletes_its_parts_leaves_none_of_them(
     )
     assert done.returncode == -signal.SIGKILL
     # Half deleted, under a name that no run looks for.
-    [left] = tmp_path.iterdir()
+    [left] = [path for path in tmp_path.iterdir() if path.is_dir()]
     with resumable(output, None, stage="clean", fingerprint={"a": 2}) as work:
         assert not left.exists()
         made = map_parts(write, [3, 4], work, label="x", workers=1)
@@ -284,6 +286,82 @@ def test_parts_without_a_plan_are_made_again(tmp_path: Path, plan: str) -> None:
         # As the message says.
         Path(caught.value.problem.split(" is not JSON")[0]).unlink()
     assert begin() == ["plan.json"]
+
+
+# A stage that makes three parts, each when there is a file with its number.
+SLOW = """
+import sys, time
+from pathlib import Path
+from pipelines.base.artifacts import publish_directory
+from pipelines.base.part_workers import map_parts
+from pipelines.base.resumable_parts import resumable
+from pipelines.base.run_stage import run_stage
+
+top = Path(sys.argv[1])
+
+def write(item, directory):
+    while not (top / f"go-{item}").exists():
+        time.sleep(0.01)
+    (directory / "value").write_text(sys.argv[2])
+
+def main():
+    fingerprint = {"a": sys.argv[2]}
+    with (
+        resumable(top / "output", top / "work", stage="clean", fingerprint=fingerprint) as work,
+        publish_directory(top / "output") as building,
+    ):
+        parts = map_parts(write, [0, 1, 2], work, label="x", workers=1)
+        (building / "values").write_text("".join((p / "value").read_text() for p in parts))
+
+run_stage(main)
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Call it as `start("A")`: run `SLOW` with these parameters."""
+    with ExitStack() as running:
+
+        def begin(parameters: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-c", SLOW, tmp_path, parameters],
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            running.enter_context(process)
+            running.callback(process.kill)
+            return process
+
+        yield begin
+
+
+@pytest.mark.parametrize(
+    ("remedy", "parameters"), [("wait", "A"), ("wait", "B"), ("terminate", "B"), ("kill", "A")]
+)
+def test_a_second_run_is_refused_and_the_first_one_finishes(
+    start, tmp_path: Path, remedy: str, parameters: str
+) -> None:
+    (tmp_path / "go-0").touch()
+    first = start("A")
+    wait_for((tmp_path / "work" / "x-00000").exists, first)
+    second = start(parameters)
+    said = second.communicate(timeout=60)[1]
+    assert second.returncode == 1
+    assert f"but process {first.pid} " in said
+    assert "is running clean\n  to fix this: wait until it has ended, or end" in said
+    assert "Traceback" not in said
+    if remedy != "wait":
+        getattr(first, remedy)()
+        first.wait()
+    for number in (1, 2):
+        (tmp_path / f"go-{number}").touch()
+    assert (first.wait(timeout=60) == 0) is (remedy == "wait")
+    if remedy == "wait":
+        assert (tmp_path / "output" / "values").read_text() == "AAA"
+    assert start(parameters).wait(timeout=60) == 0
+    assert (tmp_path / "output" / "values").read_text() == 3 * parameters
+    assert {path.name for path in tmp_path.iterdir()} == {"output", "go-0", "go-1", "go-2"}
 
 
 def test_the_stage_takes_workers_and_work_from_its_settings(
