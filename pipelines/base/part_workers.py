@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -112,12 +113,23 @@ def _check_worker(home: _Home, part: Path) -> None:
         )
 
 
+def _end_with_the_stage() -> None:
+    """Let a worker end if its stage is killed, or it would make old parts for the next run."""
+
+    def watch() -> None:
+        if stage := multiprocessing.parent_process():
+            stage.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextlib.contextmanager
 def _processes(workers: int) -> Iterator[tuple[Executor, None]]:
     # Not fork: Arrow and the tokenizer run threads.
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(workers, context, _end_with_the_stage) as pool:
             yield pool, None
     except BrokenProcessPool as error:
         raise UserError(

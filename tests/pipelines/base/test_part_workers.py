@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dask
+import psutil
 import pytest
 from distributed import Client
 
@@ -20,7 +21,7 @@ from pipelines.clean import clean
 from pipelines.decontaminate import decontaminate
 from pipelines.tokenize import tokenize
 from tests.pipelines.base.cluster_parts import clean_or_die, die_once, refuse, write_worker
-from tests.support import REPOSITORY, free_port
+from tests.support import REPOSITORY, free_port, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +136,34 @@ def test_a_process_of_this_machine_that_is_killed_is_named(tmp_path: Path, monke
         map_parts(die_once, [tmp_path / "died"] * 2, work, label="part", workers=2)
     assert "lower `workers`" in caught.value.fix
     assert len(map_parts(die_once, [tmp_path / "died"] * 2, work, label="part", workers=1)) == 2
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from pipelines.base.part_workers import map_parts
+from tests.pipelines.base.cluster_parts import write_worker
+if __name__ == "__main__":
+    map_parts(write_worker, [0.2] * 300, Path(sys.argv[1]), label="part", workers=2)
+"""
+
+
+def test_the_workers_of_a_killed_stage_make_nothing_more(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv(CLUSTER, raising=False)
+    work = tmp_path / "work"
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, work],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as stage:
+        wait_for((work / "part-00001").exists, stage)
+        workers = psutil.Process(stage.pid).children()
+        stage.kill()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    for worker in alive:
+        worker.kill()
+    assert not alive
 
 
 def test_the_error_of_a_worker_arrives_unchanged(cluster: Cluster, tmp_path: Path) -> None:
