@@ -26,7 +26,7 @@ COLUMNS = (
     "duplicate_rate",
     "drift_bits",
     "fraction",
-    "documents_fraction",
+    "characters_fraction",
     "fraction_ratio",
 )
 # Validation and test may grow against train by decontamination, but not to twice their share.

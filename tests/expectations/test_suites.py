@@ -50,7 +50,7 @@ GOOD_SHARDS = {
     "duplicate_rate": 0.0,
     "drift_bits": 0.05,
     "fraction": 0.3,
-    "documents_fraction": 0.3,
+    "characters_fraction": 0.3,
     "fraction_ratio": 1.0,
 }
 GOOD_OVERLAP = {

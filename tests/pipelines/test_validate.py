@@ -247,8 +247,10 @@ def test_a_train_that_lost_most_of_its_tokens_is_refused(data: Workspace, profil
     rows = data.shards / "train.sequences.parquet"
     pq.write_table(pq.read_table(rows).slice(0, 700), rows)
     seal(data.shards)
-    rows = shards_table(data.shards, documents_table(data.documents)).set_index("split")
+    documents = documents_table(data.documents)
+    rows = shards_table(data.shards, documents).set_index("split")
     assert rows.loc["validation", "fraction_ratio"] > 2
+    assert rows["characters_fraction"].tolist() == documents["characters_fraction"].tolist()
     with pytest.raises(GateError, match="fraction_ratio"):
         run(profile, data)
 

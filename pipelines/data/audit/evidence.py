@@ -229,7 +229,7 @@ def shards_table(directory: Path, documents: "pd.DataFrame") -> "pd.DataFrame":
             **_shards_row(directory, split, manifest, scans[split]),
             "drift_bits": divergence_bits(scans[split].tokens, scans["train"].tokens),
             "fraction": scans[split].sequences / max(total, 1),
-            "documents_fraction": shares[split],
+            "characters_fraction": shares[split],
             # One sequence more, as a small split is rounded to whole sequences.
             "fraction_ratio": scans[split].sequences / (shares[split] * total + 1),
         }
