@@ -4,6 +4,7 @@ Everything is counted again from the files: no number in the manifest of an earl
 trusted, and none of its code is used but the format of the shards.
 """
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.base.artifacts import read_manifest, sha256_file
+from pipelines.base.artifacts import MANIFEST_NAME, manifest_root, read_manifest, sha256_file
 from pipelines.base.workspace import SPLITS
 from pipelines.data.shards import SequenceFiles, shard_paths
 from pipelines.data.text.arrays import hash_keys
@@ -21,6 +22,8 @@ from pipelines.data.text.shard_vocabulary import ShardVocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -206,9 +209,9 @@ def shards_table(directory: Path, documents: "pd.DataFrame") -> "pd.DataFrame":
         documents: The table of the documents, whose shares those of the tokens should be.
 
     Returns:
-        One row per split, columns `expectations.shards.COLUMNS`. `files_changed`
-        counts the files whose hash differs from the manifest's; an `_off` column is a
-        difference from it.
+        One row per split, columns `expectations.shards.COLUMNS`. `files_changed` is of the
+        whole directory; an `_off` column is a difference from
+        the manifest.
     """
     import pandas as pd
 
@@ -224,9 +227,11 @@ def shards_table(directory: Path, documents: "pd.DataFrame") -> "pd.DataFrame":
     }
     shares = documents.set_index("split")["characters_fraction"]
     total = sum(scan.sequences for scan in scans.values())
+    changed = _files_changed(directory)
     rows = [
         {
             **_shards_row(directory, split, manifest, scans[split]),
+            "files_changed": changed,
             "drift_bits": divergence_bits(scans[split].tokens, scans["train"].tokens),
             "fraction": scans[split].sequences / max(total, 1),
             "characters_fraction": shares[split],
@@ -282,7 +287,6 @@ def _shards_row(directory: Path, split: str, manifest: dict[str, Any], scan: _Sc
         "sequence_length": int(manifest["sequence_length"]),
         "manifest_sequences_off": abs(sequences - int(manifest["sequences"][split])),
         "side_rows_off": abs(sequences - side_rows),
-        "files_changed": _files_changed(directory, split, manifest),
         "smallest_id": int(found[0]) if len(found) else -1,
         "largest_id": int(found[-1]) if len(found) else -1,
         "documents_ended": int(scan.tokens[manifest["eos_token_id"]]),
@@ -294,19 +298,21 @@ def _shards_row(directory: Path, split: str, manifest: dict[str, Any], scan: _Sc
     }
 
 
-def _files_changed(directory: Path, split: str, manifest: dict[str, Any]) -> int:
-    """Count the files of a split that differ from the manifest, or are missing on either side."""
-    listed = {
-        entry["path"]: entry["sha256"]
-        for entry in manifest["files"]
-        if entry["path"].startswith((f"{split}-", f"{split}."))
-    }
+def _files_changed(directory: Path) -> int:
+    """Count what differs from the manifest: files, those missing on either side, and the root."""
+    manifest = read_manifest(directory)
+    listed = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
     found = {
-        path.name: sha256_file(path)
-        for pattern in (f"{split}-*", f"{split}.*")
-        for path in directory.glob(pattern)
+        path.relative_to(directory).as_posix(): sha256_file(path)
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != MANIFEST_NAME
     }
-    return len({name for name, _ in listed.items() ^ found.items()})
+    changed = {name for name, _ in listed.items() ^ found.items()}
+    if manifest_root(manifest["files"]) != manifest["root"]:
+        changed.add(MANIFEST_NAME)
+    if changed:
+        log.warning("%s: changed since its manifest was written: %s", directory, sorted(changed))
+    return len(changed)
 
 
 def _repeated(keys: list[npt.NDArray[np.uint64]]) -> npt.NDArray[np.uint64]:
