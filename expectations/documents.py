@@ -10,6 +10,7 @@ from expectations.splits import whole_splits
 COLUMNS = (
     "split",
     "documents",
+    "files_changed",
     "null_ids",
     "repeated_ids",
     "null_texts",
@@ -46,7 +47,7 @@ def documents_suite(*, min_characters: int) -> ExpectationSuite:
             *complete(COLUMNS),
             *whole_splits(),
             gxe.ExpectColumnValuesToBeBetween(column="documents", min_value=1),
-            *zero("null_ids", "repeated_ids", "null_texts", "clusters_elsewhere"),
+            *zero("files_changed", "null_ids", "repeated_ids", "null_texts", "clusters_elsewhere"),
             gxe.ExpectColumnValuesToBeBetween(
                 column="shortest_characters", min_value=min_characters
             ),

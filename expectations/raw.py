@@ -10,6 +10,7 @@ COLUMNS = (
     "file",
     "schema",
     "documents",
+    "files_changed",
     "null_ids",
     "repeated_ids",
     "null_texts",
@@ -28,7 +29,7 @@ def raw_suite() -> ExpectationSuite:
             gxe.ExpectColumnValuesToBeUnique(column="file"),
             gxe.ExpectColumnValuesToBeInSet(column="schema", value_set=[SCHEMA]),
             gxe.ExpectColumnValuesToBeBetween(column="documents", min_value=1),
-            *zero("null_ids", "repeated_ids", "null_texts"),
+            *zero("files_changed", "null_ids", "repeated_ids", "null_texts"),
             # `clean` drops them; many of them are a sign of a faulty extractor.
             gxe.ExpectColumnValuesToBeBetween(
                 column="empty_texts", min_value=0, max_value=0, severity="warning"

@@ -14,6 +14,7 @@ GOOD_RAW = {
     "file": "part-00000.parquet",
     "schema": raw.SCHEMA,
     "documents": 10,
+    "files_changed": 0,
     "null_ids": 0,
     "repeated_ids": 0,
     "null_texts": 0,
@@ -21,6 +22,7 @@ GOOD_RAW = {
 }
 GOOD_DOCUMENTS = {
     "documents": 10,
+    "files_changed": 0,
     "null_ids": 0,
     "repeated_ids": 0,
     "null_texts": 0,
@@ -139,6 +141,7 @@ BAD = {
         (0, "schema", "id: int64", IN_SET),
         (1, "file", "part-00000.parquet", "expect_column_values_to_be_unique"),
         (1, "documents", 0, BETWEEN),
+        (1, "files_changed", 1, BETWEEN),
         (1, "null_ids", 1, BETWEEN),
         (1, "repeated_ids", 2, BETWEEN),
         (1, "null_texts", 1, BETWEEN),
@@ -146,6 +149,7 @@ BAD = {
     "documents": [
         (2, "split", "dev", DISTINCT),
         (1, "documents", 0, BETWEEN),
+        (1, "files_changed", 1, BETWEEN),
         (1, "null_ids", 1, BETWEEN),
         (1, "repeated_ids", 2, BETWEEN),
         (1, "null_texts", 1, BETWEEN),

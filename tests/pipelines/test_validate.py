@@ -15,7 +15,7 @@ import pytest
 from expectations.overlap import METHODS
 from pipelines.base.artifacts import read_json, read_manifest, write_json, write_manifest
 from pipelines.base.errors import GateError, UserError
-from pipelines.base.workspace import Workspace
+from pipelines.base.workspace import SPLITS, Workspace
 from pipelines.data.audit.evidence import documents_table, shards_table
 from pipelines.validate import validate
 from tests.support import REPOSITORY
@@ -162,6 +162,22 @@ def test_changed_files_of_no_split_are_refused(data: Workspace, profile) -> None
         damage(data.shards / name)
     with pytest.raises(GateError, match=r"suite `shards`.*files_changed.*\[2, 2, 2\]"):
         run(profile, data)
+
+
+def test_documents_and_raw_files_that_are_not_those_of_the_root_are_refused(
+    data: Workspace, profile
+) -> None:
+    """Documents of test take the place of some of train, in every respect but their text."""
+    path = data.documents / "train.parquet"
+    train, test = (pq.read_table(data.documents / f"{split}.parquet") for split in SPLITS[::2])
+    texts = [*test["text"].to_pylist(), *train["text"].to_pylist()[len(test) :]]
+    pq.write_table(train.set_column(3, "text", pa.array(texts)), path)
+    damage(next(data.raw.glob("*.parquet")))
+    with pytest.raises(GateError) as caught:
+        run(profile, data)
+    assert re.search("suite `documents`.*files_changed", str(caught.value))
+    assert re.search("suite `raw`.*files_changed", str(caught.value))
+    assert len(str(caught.value).splitlines()) == 4
 
 
 def test_a_truncated_shard_is_named(data: Workspace, profile) -> None:

@@ -47,11 +47,13 @@ def raw_table(directory: Path) -> "pd.DataFrame":
     files = [pq.ParquetFile(path, pre_buffer=False) for path in paths]
     ids = [_Keys(file, "id") for file in files]
     repeated = _repeated([column.values for column in ids])
+    changed = _files_changed(directory)
     rows = [
         {
             "file": path.name,
             "schema": ", ".join(f"{field.name}: {field.type}" for field in file.schema_arrow),
             "documents": file.metadata.num_rows,
+            "files_changed": changed,
             "null_ids": keys.nulls,
             "repeated_ids": int(np.count_nonzero(np.isin(keys.values, repeated))),
             **_count_texts(file),
@@ -120,6 +122,7 @@ def documents_table(directory: Path) -> "pd.DataFrame":
         "documents_": _shares(documents, held_out, 1),
         "characters_": _shares(characters, held_out, 2 * mean_characters),
     }
+    changed = _files_changed(directory)
     rows = []
     for split, file in files.items():
         elsewhere = np.concatenate([texts[other].names_K for other in SPLITS if other != split])
@@ -127,6 +130,7 @@ def documents_table(directory: Path) -> "pd.DataFrame":
             {
                 "split": split,
                 "documents": file.metadata.num_rows,
+                "files_changed": changed,
                 "null_ids": ids[split].nulls,
                 "repeated_ids": int(np.count_nonzero(np.isin(ids[split].values, repeated))),
                 "null_texts": texts[split].nulls,
@@ -210,7 +214,7 @@ def shards_table(directory: Path, documents: "pd.DataFrame") -> "pd.DataFrame":
 
     Returns:
         One row per split, columns `expectations.shards.COLUMNS`. `files_changed` is of the
-        whole directory; an `_off` column is a difference from
+        whole directory, here as in the other tables; an `_off` column is a difference from
         the manifest.
     """
     import pandas as pd
