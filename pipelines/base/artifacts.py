@@ -18,9 +18,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from pipelines.base.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 MANIFEST_NAME = "manifest.json"
 
@@ -45,6 +48,14 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+
+
+def write_array(stream: IO[bytes], array: "npt.NDArray[Any]") -> None:
+    """Write the items of an array in C order, as `ndarray.tofile` does.
+
+    The error of `tofile` on a full disk does not say that the disk is full.
+    """
+    stream.write(array.ravel().view("u1").data)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.base.artifacts import temporary_directory
+from pipelines.base.artifacts import temporary_directory, write_array
 from pipelines.data.shards import Tokens
 
 Integers = npt.NDArray[np.int64]
@@ -111,7 +111,7 @@ class Buckets:
         ends = np.cumsum(np.bincount(bucket_P, minlength=len(self._paths)))
         for path, positions in zip(self._paths, np.split(by_bucket, ends[:-1]), strict=True):
             with path.open("ab") as stream:
-                windows_PW[positions].tofile(stream)
+                write_array(stream, windows_PW[positions])
 
     def __len__(self) -> int:
         return len(self._paths)

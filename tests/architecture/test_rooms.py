@@ -52,6 +52,15 @@ def test_no_shell_and_no_pickle(path: Path) -> None:
             assert safe.value is True, f"{path.name}:{node.lineno}: weights_only=True"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_no_array_is_written_by_what_hides_a_full_disk(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            where = f"{path.name}:{node.lineno}: pipelines.base.artifacts.write_array"
+            assert node.attr != "tofile", where
+            assert ast.unparse(node) != "np.save", where
+
+
 def test_no_forbidden_file_names() -> None:
     names = {path.name for path in SOURCES}
     assert "utils.py" not in names

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.base.artifacts import write_array
 from pipelines.data.overlap.stream import Part, read_pieces
 from pipelines.data.overlap.window_index import WindowIndex
 from pipelines.data.overlap.windows import Integers, select_windows, token_folder
@@ -172,14 +173,15 @@ def num_groups(index: WindowIndex) -> int:
 
 def write_groups(directory: Path, name: str, groups: Sequence[Records]) -> None:
     """Write records group by group, and where each group starts."""
-    np.save(directory / f"{name}.npy", np.append(0, np.cumsum([len(group) for group in groups])))
+    starts = np.append(0, np.cumsum([len(group) for group in groups]))
+    np.savez(directory / f"{name}.npz", starts=starts)
     with (directory / f"{name}.bin").open("wb") as stream:
         for group in groups:
-            group.tofile(stream)
+            write_array(stream, group)
 
 
 def read_group(directory: Path, name: str, dtype: np.dtype, group: int) -> Records:
     """Read one group of what `write_groups` wrote."""
-    start, stop = np.load(directory / f"{name}.npy")[group : group + 2].tolist()
+    start, stop = np.load(directory / f"{name}.npz")["starts"][group : group + 2].tolist()
     path = directory / f"{name}.bin"
     return np.fromfile(path, dtype, stop - start, offset=start * dtype.itemsize)

@@ -28,6 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.base.artifacts import write_array
 from pipelines.data.overlap.stream import (
     document_rows,
     document_starts,
@@ -149,9 +150,10 @@ def build_index(held_out: HeldOut, directory: Path) -> None:
             sequences += np.bincount(whole, minlength=len(sequences))
             order, bounds = by_block(hashes, num_blocks)
             for file, first, last in zip(files, bounds[:-1], bounds[1:], strict=True):
-                records[order[first:last]].tofile(file)
+                write_array(file, records[order[first:last]])
         extents = _write_blocks(files, directory)
-    words.tofile(directory / "filter.bin")
+    with (directory / "filter.bin").open("wb") as stream:
+        write_array(stream, words)
     np.savez(directory / "facts.npz", extents=extents, documents=documents, sequences=sequences)
 
 
@@ -186,8 +188,8 @@ def _write_blocks(files: Sequence[IO[bytes]], directory: Path) -> Integers:
             records = np.fromfile(file, RECORD)
             file.close()
             order = stable_order(records["hash"])
-            records["hash"][order].tofile(hashes)
-            records["place"][order].tofile(places)
+            write_array(hashes, records["hash"][order])
+            write_array(places, records["place"][order])
             extents.append(extents[-1] + len(records))
     return np.array(extents)
 

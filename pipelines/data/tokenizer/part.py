@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.base.artifacts import write_json
+from pipelines.base.artifacts import write_array, write_json
 from pipelines.data.shards import TOKEN_DTYPE
 from pipelines.data.text.shard_vocabulary import ShardVocabulary
 from pipelines.data.text.vocabulary import EOS_TOKEN_ID, UNK_TOKEN_ID, make_tokenizer
@@ -93,8 +93,8 @@ def tokenize_part(task: Encoding, directory: Path) -> None:
     ):
         for batch in read_batches(task.part, ["id", "title", "text"]):
             stream = tokenizer.encode(batch["text"])
-            stream.ids.astype(TOKEN_DTYPE, copy=False).tofile(ids)
-            stream.characters.astype(CHARACTERS_DTYPE, copy=False).tofile(characters)
+            write_array(ids, stream.ids.astype(TOKEN_DTYPE, copy=False))
+            write_array(characters, stream.characters.astype(CHARACTERS_DTYPE, copy=False))
             columns = [batch["id"], batch["title"], pa.array(stream.lengths)]
             documents.write_batch(pa.record_batch(columns, schema=PART_SCHEMA))
             of_unknown = stream.characters[stream.ids == UNK_TOKEN_ID]

@@ -1,10 +1,12 @@
 """Outputs appear whole or not at all, and one changed byte is found."""
 
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines.base.artifacts import (
@@ -13,6 +15,7 @@ from pipelines.base.artifacts import (
     remove_directory,
     temporary_directory,
     verify_manifest,
+    write_array,
     write_json,
     write_manifest,
 )
@@ -108,6 +111,32 @@ def test_a_missing_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "shard.bin").unlink()
     with pytest.raises(UserError, match="no such file"):
         verify_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(24, dtype="<u2").reshape(2, 3, 4),
+        np.arange(24, dtype="<u4").reshape(4, 6)[::2, ::-3],
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.zeros(5, np.dtype([("hash", "<u8"), ("place", "<u4", 3)]))["place"],
+        np.zeros(7, np.dtype([("hash", "<u8"), ("id", "<u4")])),
+        np.empty((0, 3), np.uint16),
+        np.array([True, False]),
+    ],
+    ids=["whole", "strided", "by columns", "field", "records", "empty", "flags"],
+)
+def test_arrays_are_written_as_numpy_does(tmp_path: Path, array: np.ndarray) -> None:
+    array.tofile(tmp_path / "expected")
+    with (tmp_path / "got").open("wb") as stream:
+        write_array(stream, array)
+    assert (tmp_path / "got").read_bytes() == (tmp_path / "expected").read_bytes()
+
+
+def test_an_array_on_a_full_disk_says_that_it_is_full() -> None:
+    with Path("/dev/full").open("wb") as stream, pytest.raises(OSError, match="No space") as caught:
+        write_array(stream, np.zeros(1 << 20))
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_json_never_holds_nan(tmp_path: Path) -> None:

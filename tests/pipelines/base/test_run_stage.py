@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import QUIET_ENVIRONMENT, run_stage
+from tests.support import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +137,50 @@ def test_a_full_disk_is_named_and_room_helps(file: str, output: str | None) -> N
         "finished work is kept\n"
     )
     subprocess.run([*command, "/dev/null"], stdout=subprocess.DEVNULL, check=True)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, check=False).returncode != 0:
+        pytest.skip("only root can mount a disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "full"),
+    [("tokenize", "800k"), ("decontaminate", "400k"), ("decontaminate", "1m")],
+)
+def test_a_stage_says_that_the_disk_is_full_and_room_helps(
+    sanguo: Path, workspace: Path, mounted: Path, stage: str, full: str
+) -> None:
+    source = {"tokenize": "documents", "decontaminate": "tokens"}[stage]
+    (workspace / "data").mkdir()
+    (workspace / "data" / "sanguo").symlink_to(mounted, target_is_directory=True)
+    (mounted / source).symlink_to(sanguo / source, target_is_directory=True)
+    subprocess.run(["mount", "-o", f"remount,size={full}", str(mounted)], check=True)
+    command = [sys.executable, "-m", f"pipelines.{stage}"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "ENIGMA_RUNS_DIR": str(mounted / "runs"),
+        "TMPDIR": str(mounted),
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: expected room to write the output, got: " in done.stderr
+    assert "No space left on device\n  to fix this: free disk space" in done.stderr
+    assert "Traceback" not in done.stderr
+    subprocess.run(["mount", "-o", "remount,size=64m", str(mounted)], check=True)
+    subprocess.run(command, env=environment, check=True)
+    output = {"tokenize": "tokens", "decontaminate": "shards"}[stage]
+    roots = {read_manifest(directory / output)["root"] for directory in (mounted, sanguo)}
+    assert len(roots) == 1
 
 
 def test_bytes_of_another_encoding_are_no_argument(
