@@ -157,7 +157,7 @@ def remove_directory(path: Path) -> None:
     It is renamed first. What a killed process left under such a name is deleted as well.
     """
     with temporary_directory(path) as hidden:
-        if path.exists():
+        if path.is_dir():
             path.rename(hidden / path.name)
 
 

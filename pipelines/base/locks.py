@@ -116,7 +116,8 @@ def held_lock(path: Path, when_taken: Callable[[str], None], *, task: str = "") 
         this process is killed.
 
     Raises:
-        UserError: If the file is not a lock of this user, or cannot be opened.
+        UserError: If there is a file that is not a lock of this user.
+        OSError: If the lock cannot be made there.
     """
     descriptor = _locked(path, when_taken)
     with os.fdopen(descriptor, "r+", encoding="utf-8") as stream:
@@ -167,6 +168,9 @@ def _opened(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
+        if error.errno == errno.EROFS or not os.path.lexists(path):
+            # Nobody has a lock there: it is the place that is no good.
+            raise
         link = error.errno == errno.ELOOP
         raise UserError(
             f"{path}: expected a lock file of this user, got "

@@ -32,6 +32,17 @@ QUIET_ENVIRONMENT = {
 }
 # They tell of every table that they make and of every expectation that they check.
 NOISY = ("alembic", "great_expectations", "mlflow", "httpx", "datasets")
+FULL = {errno.ENOSPC, errno.EDQUOT}
+NOT_ALLOWED = "let this user read and write there (`ls -ld` shows who may)"
+IN_THE_WAY = "move away the file in place of a directory, there or above it (or the reverse)"
+REMEDIES = {
+    errno.EROFS: "make that disk writable (`mount` shows how it is mounted), or use another one",
+    errno.EACCES: NOT_ALLOWED,
+    errno.EPERM: NOT_ALLOWED,
+    errno.EEXIST: IN_THE_WAY,
+    errno.ENOTDIR: IN_THE_WAY,
+    errno.EISDIR: IN_THE_WAY,
+}
 
 
 def quiet_libraries() -> None:
@@ -44,7 +55,7 @@ def quiet_libraries() -> None:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage or command; a `UserError` or a full disk ends in exit code 1, no traceback.
+    """Run a stage or command; a `UserError` or a disk's refusal ends in exit code 1, no traceback.
 
     Args:
         main: The stage, without arguments; it raises `UserError` for bad input.
@@ -69,19 +80,31 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        explained = _explained(error)
+        if explained is None:
             raise
         # Python would try to write what is left of the output once more, and say so.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        full = UserError(
-            f"expected room to write {error.filename or 'the output'}, got: {error.strerror}",
-            "free disk space, then run the same command again; finished work is kept",
-        )
-        sys.stderr.write(f"error: {full}\n")
+        sys.stderr.write(f"error: {explained}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; finished work is kept, run the same command to resume\n")
         sys.exit(130)
+
+
+def _explained(error: OSError) -> UserError | None:
+    """Say what the user can do about a disk; None if the error is of another kind."""
+    if error.errno in FULL:
+        return UserError(
+            f"expected room to write {error.filename or 'the output'}, got: {error.strerror}",
+            "free disk space, then run the same command again; finished work is kept",
+        )
+    if error.errno in REMEDIES and error.filename:
+        return UserError(
+            f"expected a place to read and write {error.filename}, got: {error.strerror}",
+            f"{REMEDIES[error.errno]}, then run the same command again",
+        )
+    return None
 
 
 def open_standard_streams() -> None:

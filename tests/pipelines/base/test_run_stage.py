@@ -1,11 +1,12 @@
 """What every stage begins with: a quiet environment, patient threads, errors in two lines."""
 
+import errno
 import logging
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from pipelines.base.artifacts import read_manifest
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import QUIET_ENVIRONMENT, run_stage
 from tests.support import REPOSITORY
+
+Ingesting = Callable[[], subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +184,94 @@ def test_a_stage_says_that_the_disk_is_full_and_room_helps(
     output = {"tokenize": "tokens", "decontaminate": "shards"}[stage]
     roots = {read_manifest(directory / output)["root"] for directory in (mounted, sanguo)}
     assert len(roots) == 1
+
+
+@pytest.fixture
+def ingesting(workspace: Path, set_params, monkeypatch: pytest.MonkeyPatch) -> Ingesting:
+    """Call it as `ingesting()`: run the stage `ingest` on one document."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    (workspace / "a.jsonl").write_text('{"id": "1", "text": "曹操"}\n', encoding="utf-8")
+    set_params({"ingest.source": "a.jsonl"})
+
+    def run() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pipelines.ingest"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("runs", "File exists"),
+        ("runs/sanguo-ingest", "File exists"),
+        ("data", "Not a directory"),
+        ("data/sanguo/raw", "Is a directory"),
+    ],
+)
+def test_a_file_in_place_of_a_directory_is_named_and_can_be_moved_away(
+    workspace: Path, ingesting: Ingesting, path: str, reason: str
+) -> None:
+    (workspace / path).parent.mkdir(parents=True, exist_ok=True)
+    (workspace / path).write_text("precious")
+    done = ingesting()
+    assert done.returncode == 1
+    assert re.search(
+        rf"error: expected a place to read and write .*{path}.*: {reason}", done.stderr
+    )
+    assert "to fix this: move away what stands there, or above it" in done.stderr
+    assert "Traceback" not in done.stderr
+    (workspace / path).rename(workspace / "moved")
+    assert ingesting().returncode == 0
+    assert (workspace / "moved").read_text() == "precious"
+
+
+def test_a_read_only_disk_is_named_and_can_be_made_writable(
+    mounted: Path, ingesting: Ingesting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENIGMA_RUNS_DIR", str(mounted / "runs"))
+    subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
+    done = ingesting()
+    assert done.returncode == 1
+    assert f"write {mounted / 'runs'}, got: Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
+    subprocess.run(["mount", "-o", "remount,rw", str(mounted)], check=True)
+    assert ingesting().returncode == 0
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_directory_of_another_user_is_named(
+    capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def main() -> None:
+        raise OSError(number, os.strerror(number), "runs")
+
+    with pytest.raises(SystemExit) as ended:
+        run_stage(main)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert f"expected a place to read and write runs, got: {os.strerror(number)}" in said
+    assert "let this user read and write there" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_the_right_to_write_can_be_given_it(
+    workspace: Path, ingesting: Ingesting
+) -> None:
+    (workspace / "runs").mkdir(mode=0o500)
+    done = ingesting()
+    assert done.returncode == 1
+    assert "let this user read and write there" in done.stderr
+    (workspace / "runs").chmod(0o700)
+    assert ingesting().returncode == 0
+
+
+def test_an_error_that_is_not_of_a_disk_keeps_its_traceback() -> None:
+    def main() -> None:
+        raise OSError(errno.EACCES, "of a socket")
+
+    with pytest.raises(PermissionError, match="of a socket"):
+        run_stage(main)
 
 
 def test_bytes_of_another_encoding_are_no_argument(
