@@ -216,10 +216,8 @@ def test_a_file_in_place_of_a_directory_is_named_and_can_be_moved_away(
     (workspace / path).write_text("precious")
     done = ingesting()
     assert done.returncode == 1
-    assert re.search(
-        rf"error: expected a place to read and write .*{path}.*: {reason}", done.stderr
-    )
-    assert "to fix this: move away what stands there, or above it" in done.stderr
+    assert re.search(rf"expected a place to read and write .*{path}.*: {reason}", done.stderr)
+    assert "to fix this: move away the file in place of a directory" in done.stderr
     assert "Traceback" not in done.stderr
     (workspace / path).rename(workspace / "moved")
     assert ingesting().returncode == 0
