@@ -21,7 +21,7 @@ PROFILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -45,7 +45,7 @@ LocalOrNamed = Annotated[str, Field(min_length=1), AfterValidator(stays_in_the_w
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class IngestParams(_Section):

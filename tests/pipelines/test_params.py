@@ -54,6 +54,25 @@ def test_bad_values_name_the_field(
     assert "to fix this" in str(error.value)
 
 
+def floats(node: Any, name: str = "") -> list[str]:
+    """The dotted names of all fractional numbers below a node of `params.yaml`."""
+    if isinstance(node, dict):
+        return [found for key, value in node.items() for found in floats(value, f"{name}.{key}")]
+    return [name[1:]] if isinstance(node, float) else []
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_every_number_is_finite(set_params: Any, value: float) -> None:
+    shipped = load_params(REPOSITORY / "params.yaml").profile.model_dump(by_alias=True)
+    names = floats(shipped)
+    assert {"train.weight_decay", "train_flow.energy_weight", "evaluate.min_perplexity"} < {*names}
+    path = set_params({**dict.fromkeys(names, value), "sample_flow.temperatures": [value]})
+    with pytest.raises(UserError) as error:
+        load_params(path)
+    for name in [*names, "sample_flow.temperatures.0"]:
+        assert f"profiles.sanguo.{name}: Input should be" in str(error.value)
+
+
 def test_a_missing_field_is_named(workspace: Path) -> None:
     path = workspace / "params.yaml"
     text = path.read_text(encoding="utf-8")
