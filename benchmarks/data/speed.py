@@ -24,13 +24,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.data.end_to_end import end_to_end
+from benchmarks.data.in_memory import join_texts
 from benchmarks.data.overlap import overlap
 from benchmarks.data.recall import recall
 from benchmarks.record import RESULTS, median_times_s, row, write
 from pipelines.base.artifacts import write_json
 from pipelines.base.downloads import packaged_file
 from pipelines.data.cleaning.clusters import Clusters
-from pipelines.data.cleaning.near_duplicates import join_near_duplicates
 from pipelines.data.order import SequenceOrder
 from pipelines.data.shards import ShardReader, ShardWriter
 from pipelines.data.text.arrays import text_array
@@ -230,7 +230,7 @@ def near_duplicates(corpus: Path) -> Rows:
 
     def ours(texts: list[str]) -> Clusters:
         sets = Clusters(len(texts))
-        join_near_duplicates(text_array(texts), params, sets)
+        join_texts(text_array(texts), params, sets)
         return sets
 
     def grams(text: str) -> list[str]:

@@ -9,8 +9,8 @@ import argparse
 import random
 import time
 
+from benchmarks.data.in_memory import join_texts
 from pipelines.data.cleaning.clusters import Clusters
-from pipelines.data.cleaning.near_duplicates import join_near_duplicates
 from pipelines.data.text.arrays import text_array
 from pipelines.params import load_params
 
@@ -45,7 +45,7 @@ def measure(count: int) -> None:
     params = load_params().profile.clean.near_duplicates
     array = text_array([texts[text] for text in order])
     start = time.process_time()
-    counts = join_near_duplicates(array, params, clusters)
+    counts = join_texts(array, params, clusters)
     seconds = time.process_time() - start
     found = dict.fromkeys(EDITED, 0)
     for number, (share, stub) in enumerate(copies):

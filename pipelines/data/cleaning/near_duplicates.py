@@ -26,8 +26,7 @@ import pyarrow as pa
 
 from pipelines.base.run_stage import progress
 from pipelines.data.cleaning.clusters import Clusters, Indices
-from pipelines.data.cleaning.minhash import Signatures, jaccard_of_pairs, minhash_signatures, mix
-from pipelines.data.text.arrays import text_array
+from pipelines.data.cleaning.minhash import Signatures, jaccard_of_pairs, mix
 from pipelines.params import NearDuplicateParams
 
 # Keys of documents by their ascending indices, as large strings.
@@ -52,26 +51,6 @@ class SignatureSource(Protocol):
 
     def rows(self, documents: Indices) -> Signatures:
         """(len(documents), H) uint32, whole signatures."""
-
-
-class ArraySignatures:
-    """Signatures in memory.
-
-    Args:
-        signatures_DH: (D, H) uint32.
-    """
-
-    def __init__(self, signatures_DH: Signatures) -> None:
-        self._signatures_DH = signatures_DH
-        self.num_hashes = signatures_DH.shape[1]
-
-    def band(self, start: int, stop: int) -> Signatures:
-        """(D, stop - start) uint32, some hashes of every document."""
-        return self._signatures_DH[:, start:stop]
-
-    def rows(self, documents: Indices) -> Signatures:
-        """(len(documents), H) uint32, whole signatures."""
-        return self._signatures_DH[documents]
 
 
 @dataclass
@@ -108,24 +87,6 @@ class _Search:
     clusters: Clusters
     failures_D: npt.NDArray[np.uint8]
     counts: Counts = field(default_factory=Counts)
-
-
-def join_near_duplicates(
-    texts: pa.Array, params: NearDuplicateParams, clusters: Clusters
-) -> Counts:
-    """Join documents with a Jaccard similarity of at least `min_jaccard`.
-
-    Args:
-        texts: D strings.
-        params: Shingle length, bands, rows and the bound.
-        clusters: The clusters to join, of D documents.
-
-    Returns:
-        The work done.
-    """
-    array = text_array(texts)
-    source = ArraySignatures(minhash_signatures(array, params))
-    return join_by_signatures(source, array.take, params, clusters)
 
 
 def join_by_signatures(

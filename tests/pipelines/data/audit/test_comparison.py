@@ -10,6 +10,7 @@ from pipelines.data.audit import comparison as comparison_module
 from pipelines.data.audit.comparison import MIN_WINDOWS, Comparison
 from pipelines.data.audit.keys import fold_pieces
 from pipelines.data.audit.windows import Run
+from pipelines.data.overlap import coverage
 
 
 def runs(texts: Sequence[str]) -> list[Run]:
@@ -49,6 +50,11 @@ def test_shares_are_those_of_sets(threads: int) -> None:
             assert shares.above == sum(value > 0.9 for value in values)
             assert shares.p99 == values[len(values) // 100]
             assert shares.mean == pytest.approx(sum(values) / len(values))
+
+
+def test_the_judge_and_the_filter_mean_the_same_units() -> None:
+    """They share no code, and a unit that one of them leaves out the other must leave out too."""
+    assert coverage.MIN_WINDOWS == MIN_WINDOWS
 
 
 def test_a_sieve_that_lets_everything_pass_changes_nothing(monkeypatch) -> None:

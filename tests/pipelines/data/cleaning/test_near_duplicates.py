@@ -2,12 +2,9 @@
 
 import random
 
+from benchmarks.data.in_memory import join_texts
 from pipelines.data.cleaning.clusters import Clusters
-from pipelines.data.cleaning.near_duplicates import (
-    MAX_FAILURES,
-    NEIGHBOURS,
-    join_near_duplicates,
-)
+from pipelines.data.cleaning.near_duplicates import MAX_FAILURES, NEIGHBOURS
 from pipelines.data.text.arrays import text_array
 from tests.pipelines.data.cleaning.textbook import true_jaccard
 
@@ -28,7 +25,7 @@ def test_copies_with_a_twentieth_edited_are_found_and_others_left_alone(profile,
     half_new = [text[:250] + prose(1000 + i, 250) for i, text in enumerate(originals)]
     texts = [*originals, *copies, *half_new]
     sets = Clusters(len(texts))
-    join_near_duplicates(text_array(texts), params, sets)
+    join_texts(text_array(texts), params, sets)
     expected = found = 0
     for index in range(150):
         alike = true_jaccard(originals[index], copies[index], 5) >= params.min_jaccard
@@ -45,7 +42,7 @@ def test_a_big_bucket_of_one_template_becomes_one_set(profile, prose) -> None:
     template = prose(0, 600)
     texts = [f"{template}{index:04d}" for index in range(400)]
     sets = Clusters(len(texts))
-    counts = join_near_duplicates(text_array(texts), profile.clean.near_duplicates, sets)
+    counts = join_texts(text_array(texts), profile.clean.near_duplicates, sets)
     assert counts.joined == 399
     assert {sets.find(index) for index in range(400)} == {0}
 
@@ -61,7 +58,7 @@ def test_stubs_just_below_the_bound_take_linear_work(profile, prose) -> None:
     assert 0.48 < true_jaccard(texts[0], texts[1], 5) < params.min_jaccard
     work = []
     for count in (400, 1600):
-        counts = join_near_duplicates(text_array(texts[:count]), params, Clusters(count))
+        counts = join_texts(text_array(texts[:count]), params, Clusters(count))
         assert counts.joined == 0
         assert 0 < counts.verified <= MAX_FAILURES * count
         assert counts.compared <= NEIGHBOURS * params.bands * count
@@ -76,7 +73,7 @@ def test_copies_among_stubs_are_found_all_the_same(profile, prose) -> None:
     order = generator.sample(range(1100), 1100)
     texts = [originals[i] if i < 1000 else copies[i - 1000] for i in order]
     sets = Clusters(len(texts))
-    join_near_duplicates(text_array(texts), profile.clean.near_duplicates, sets)
+    join_texts(text_array(texts), profile.clean.near_duplicates, sets)
     place = {number: position for position, number in enumerate(order)}
     found = sum(sets.find(place[i]) == sets.find(place[1000 + i]) for i in range(100))
     assert found >= 99
@@ -86,7 +83,7 @@ def test_copies_among_stubs_are_found_all_the_same(profile, prose) -> None:
 def test_links_connect_every_cluster_and_no_more(profile, prose) -> None:
     texts = [f"{prose(index // 3, 400)}{index}" for index in range(30)]
     sets = Clusters(len(texts))
-    counts = join_near_duplicates(text_array(texts), profile.clean.near_duplicates, sets)
+    counts = join_texts(text_array(texts), profile.clean.near_duplicates, sets)
     pairs = [pair for links in sets.links for pair in links.pairs_L2.tolist()]
     assert len(pairs) == counts.joined == 20
     assert all(sets.find(a) == sets.find(b) == 3 * (a // 3) for a, b in pairs)
@@ -95,7 +92,7 @@ def test_links_connect_every_cluster_and_no_more(profile, prose) -> None:
 def test_no_text_and_one_text_join_nothing(profile) -> None:
     for texts in ([], ["曹操起兵"]):
         sets = Clusters(len(texts))
-        counts = join_near_duplicates(text_array(texts), profile.clean.near_duplicates, sets)
+        counts = join_texts(text_array(texts), profile.clean.near_duplicates, sets)
         assert counts.compared == counts.joined == 0
 
 
@@ -105,5 +102,5 @@ def test_a_bucket_of_several_sets_is_compared_in_full(profile, prose) -> None:
     families = [passage + prose(seed, 400) for seed in (1, 2, 3)]
     texts = [f"{family}{index}" for index in range(5) for family in families]
     sets = Clusters(len(texts))
-    join_near_duplicates(text_array(texts), profile.clean.near_duplicates, sets)
+    join_texts(text_array(texts), profile.clean.near_duplicates, sets)
     assert [sets.find(index) for index in range(15)] == [0, 1, 2] * 5
