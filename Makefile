@@ -7,8 +7,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 # Where PyTorch publishes builds without CUDA; used only where no GPU is found.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
-# Of tests. They wait for servers and ranks a fifth of the time, so three keep two cores busy.
-WORKERS ?= 3
 
 # Stages call `python`, `dvc` and `enigma`: those of the virtual environment.
 export PATH := $(BIN):$(PATH)
@@ -75,10 +73,10 @@ lint: setup ## Ruff, mypy --strict, the import contracts and the Dockerfile
 	hadolint deploy/Dockerfile
 
 quick: setup ## Only the quick tests
-	pytest --numprocesses $(WORKERS) -m "not slow"
+	pytest --numprocesses 2 -m "not slow"
 
 unit: setup ## Every test, slow ones included
-	pytest --numprocesses $(WORKERS) --durations=30
+	pytest --numprocesses 2 --durations=30
 
 audit: setup ## Look for known vulnerabilities of the pinned packages
 	@echo "== known vulnerabilities of the pinned packages, by PyPI's advisories (a minute)"
