@@ -235,7 +235,7 @@ def test_a_loss_that_explodes_ends_the_run_and_is_never_saved(one_rank: Any) -> 
     rank = one_rank(recipe)
     with pytest.raises(ExplodedError, match=r"at most 1 nats above the lowest so far") as error:
         rank.train()
-    assert error.value.fix.startswith("lower train.learning_rate;")
+    assert error.value.fix.startswith("lower train.learning_rate: that is another run")
     exploded = int(rank.run.metrics.read()[-1]["step"])
     assert newest_complete(rank.run.checkpoints) == exploded - 1, "the last good one is kept"
     with pytest.raises(ExplodedError):
