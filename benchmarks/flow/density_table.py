@@ -36,14 +36,19 @@ class Cell:
     runs: list[Run]
 
     @property
+    def nll_nats_by_seed(self) -> list[float]:
+        """Test losses; infinite where one is not finite."""
+        return self._values("test_nll_nats")
+
+    @property
     def nll_nats(self) -> float:
         """Mean test loss over seeds; infinite if one is not finite."""
-        return mean(self._values("test_nll_nats"))
+        return mean(self.nll_nats_by_seed)
 
     @property
     def error_nats(self) -> float:
         """Standard error of the mean over seeds; 0 if one is not finite."""
-        values = self._values("test_nll_nats")
+        values = self.nll_nats_by_seed
         return stdev(values) / len(values) ** 0.5 if max(values) < math.inf else 0.0
 
     @property
@@ -100,13 +105,19 @@ def cells(runs: list[Run], name: str) -> dict[str, Cell]:
         shapes = {run["shape"] for run in swept}
         if model != MIXTURE and (next_rate(swept) is not None or DEEPER not in shapes):
             continue
-        chosen = best(swept)
-        if chosen is None:
-            continue
-        same = [r for r in mine if (r["shape"], r["lr"]) == (chosen["shape"], chosen["lr"])]
-        if {run["seed"] for run in same} == set(SEEDS):
-            found[model] = Cell(same)
+        if (cell := _cell(mine)) is not None:
+            found[model] = cell
     return found
+
+
+def _cell(mine: list[Run]) -> Cell | None:
+    """Return the runs of what was best at the first seed, by seed; None if one is missing."""
+    chosen = best([run for run in mine if run["seed"] == SEEDS[0]])
+    if chosen is None:
+        return None
+    same = [r for r in mine if (r["shape"], r["lr"]) == (chosen["shape"], chosen["lr"])]
+    same.sort(key=lambda run: int(run["seed"]))
+    return Cell(same) if [run["seed"] for run in same] == list(SEEDS) else None
 
 
 def table(runs: list[Run]) -> Rows:
@@ -151,12 +162,12 @@ def part_rows(runs: list[Run]) -> Rows:
     """
     rows: Rows = []
     for name in SETS:
-        found = {model: _usual(runs, name, model) for model in (OURS, *VARIANTS)}
-        ours = found.pop(OURS)
-        for variant, theirs in found.items():
-            if len(ours) < len(SEEDS) or len(theirs) < len(SEEDS):
+        ours, *others = (_usual(runs, name, model) for model in (OURS, *VARIANTS))
+        for variant, theirs in zip(VARIANTS, others, strict=True):
+            if ours is None or theirs is None:
                 continue
-            costs = [theirs[seed] - ours[seed] for seed in SEEDS]
+            pairs = zip(theirs.nll_nats_by_seed, ours.nll_nats_by_seed, strict=True)
+            costs = [without - whole for without, whole in pairs]
             title = f"{name}: no {VARIANTS[variant]}"
             rows.append(row(f"{title}, test loss less that of the whole", mean(costs), "nats"))
             rows.append(row(f"{title}, smallest of the seeds", min(costs), "nats"))
@@ -164,15 +175,11 @@ def part_rows(runs: list[Run]) -> Rows:
     return rows
 
 
-def _usual(runs: list[Run], name: str, model: str) -> dict[int, float]:
-    """Return a model's test losses by seed at its best rate; none before its sweep is over."""
+def _usual(runs: list[Run], name: str, model: str) -> Cell | None:
+    """Return a model's runs of the usual shape at its best rate; None before its sweep is over."""
     mine = [r for r in runs if (r["set"], r["model"], r["shape"]) == (name, model, USUAL)]
     swept = [run for run in mine if run["seed"] == SEEDS[0]]
-    chosen = best(swept)
-    if chosen is None or next_rate(swept) is not None:
-        return {}
-    same = [run for run in mine if run["lr"] == chosen["lr"]]
-    return {run["seed"]: math.inf if (x := run["test_nll_nats"]) is None else x for run in same}
+    return _cell(mine) if next_rate(swept) is None else None
 
 
 def _is_within(ours: Cell, peer: Cell) -> bool:
