@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-__all__ = ["Embedding", "Linear", "has_hooks", "only_multiplies"]
+from enigma.layers.hooks import has_hooks
+
+__all__ = ["Embedding", "Linear", "only_multiplies"]
 
 _Layer = TypeVar("_Layer", nn.Linear, nn.Embedding)
 
@@ -81,14 +83,6 @@ def _made(kind: type[_Layer], std: float, *sizes: int, **options: Any) -> _Layer
     layer.reset_parameters = _Draw(layer, std)  # type: ignore[method-assign]
     layer.__init__(*sizes, **options)  # type: ignore[misc]  # it calls `reset_parameters`
     return layer
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module runs hooks, its own or those of all modules."""
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    # torch has no public name for the hooks of all modules, by which profilers count.
-    of_all = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]  # noqa: SLF001
-    return bool(of_all) or any(getattr(module, name) for name in names)
 
 
 def only_multiplies(head: nn.Module) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from enigma.couplings.transforms import Shift
-from enigma.layers.linear import has_hooks
+from enigma.layers.hooks import has_hooks
 
 __all__ = ["BijectionStep", "Branch", "Call", "CouplingStep", "Step", "Streams", "view"]
 
