@@ -16,6 +16,7 @@ from enigma.bijections.machine import Enigma
 from enigma.jacobian_logdet import EnigmaFlow
 from enigma.reversible import undo_steps
 from tests.enigma.every_bijection import BIJECTIONS
+from tests.enigma.stored_bytes import stored_bytes
 
 IDS = torch.randint(1, 120, (2, 9), generator=torch.Generator().manual_seed(0))
 VARIANTS = {
@@ -214,20 +215,9 @@ def test_a_hook_that_writes_into_a_stream_is_an_error_in_reversible_mode(make_lm
 
 def test_hooks_that_only_look_store_no_streams(make_lm):
     lm = make_lm().train()
-    parameters = {p.data_ptr() for p in lm.parameters()}
 
     def stored():
-        found = {}
-
-        def pack(x):
-            if x.data_ptr() not in parameters:
-                found[x.data_ptr()] = x.untyped_storage().nbytes()
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            hidden = lm.hidden_states(IDS, memory="reversible")
-        assert hidden.requires_grad
-        return sum(found.values())
+        return stored_bytes(lm, lambda: lm.hidden_states(IDS, memory="reversible"))
 
     alone, seen = stored(), []
     for module in (*lm.layers, *lm.core.blocks, lm.core):

@@ -11,6 +11,7 @@ from enigma.bijections.exact import round_to_grid
 from enigma.layers.norm import rms_normalise
 from enigma.reversible import CouplingStep, run_steps, run_streams, undo_steps
 from enigma.reversible.backward import _FirstPass
+from tests.enigma.stored_bytes import stored_bytes
 
 IDS = torch.randint(1, 120, (2, 12), generator=torch.Generator().manual_seed(0))
 EXACT = {"exact": True, "rotor_form": "lifting"}
@@ -112,18 +113,7 @@ def test_training_keeps_no_activations(make_causal_lm):
 
     def kept(memory, layers):
         model = make_causal_lm(memory=memory, num_transformer_layers=layers).train()
-        parameters = {p.data_ptr() for p in model.parameters()}
-        sizes = {}
-
-        def pack(x):
-            if x.data_ptr() not in parameters:
-                sizes[x.data_ptr()] = x.untyped_storage().nbytes()
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            hidden = model.lm.hidden_states(IDS)
-        assert hidden.requires_grad
-        return sum(sizes.values())
+        return stored_bytes(model, lambda: model.lm.hidden_states(IDS))
 
     assert kept("reversible", 12) == kept("reversible", 2)
     assert kept("plain", 12) > 3 * kept("plain", 2)
