@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +46,20 @@ def directory(tmp_path: Path) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], None]:
+    """Call it with a graph: the empty working directory becomes that of DVC, and stages run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+    def repro(stages: dict[str, Any]) -> None:
+        Path("dvc.yaml").write_text(json.dumps({"stages": stages}), encoding="utf-8")
+        subprocess.run(["dvc", "init", "--quiet", "--no-scm"], check=True)
+        subprocess.run(["dvc", "repro", "--quiet"], check=True)
+
+    return repro
 
 
 def cached(directory: Path, cache: Path) -> Output:
@@ -111,16 +127,10 @@ if not again.exists():
 
 
 @pytest.mark.slow
-def test_what_dvc_believes_is_made_again_as_the_messages_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_dvc_believes_is_made_again_as_the_messages_say(dvc) -> None:
     """A read-only object counts as whole for DVC: `dvc repro` and `dvc pull` alone do nothing."""
-    monkeypatch.chdir(tmp_path)
     Path("stage.py").write_text(STAGE, encoding="utf-8")
-    Path("dvc.yaml").write_text("stages: {ingest: {cmd: python stage.py, outs: [out]}}")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    subprocess.run(["dvc", "init", "--quiet", "--no-scm"], check=True)
-    subprocess.run(["dvc", "repro", "--quiet"], check=True)
+    dvc({"ingest": {"cmd": "python stage.py", "outs": ["out"]}})
 
     def hashed() -> dict[str, Path]:
         return hash_output(read_lock(Path("dvc.lock"))["ingest"].outs[0], Path(".dvc/cache"))
@@ -160,16 +170,9 @@ Path("report.json").write_text("{}", encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_what_dvc_would_call_modified_is_refused_until_the_remedy_is_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_what_dvc_would_call_modified_is_refused_until_the_remedy_is_run(dvc) -> None:
     Path("make.py").write_text(MAKE, encoding="utf-8")
-    graph = {"make": {"cmd": "python make.py", "outs": ["made"], "metrics": ["report.json"]}}
-    Path("dvc.yaml").write_text(json.dumps({"stages": graph}), encoding="utf-8")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    subprocess.run(["dvc", "init", "--quiet", "--no-scm"], check=True)
-    subprocess.run(["dvc", "repro", "--quiet"], check=True)
+    dvc({"make": {"cmd": "python make.py", "outs": ["made"], "metrics": ["report.json"]}})
     files = ("made/b/x", "made/b.x", "made/\u5b57.json", "made/B", "report.json")
     hashes = {file: sha256_file(Path(file)) for file in files}
 
