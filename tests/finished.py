@@ -264,6 +264,7 @@ def _write_flow(directory: Path) -> None:
 
     from enigma.jacobian_logdet import EnigmaFlow
     from pipelines.flow.documents.document_flow import DIRECTORY, DocumentFlow
+    from pipelines.flow.documents.sentence_order import SentenceEnds
     from pipelines.flow.documents.typical import Typical, TypicalLength
     from pipelines.flow.gaussian import Gaussian
     from pipelines.flow.state_flow import StateFlow
@@ -274,10 +275,9 @@ def _write_flow(directory: Path) -> None:
     states.save(directory)
     documents = DocumentFlow(
         states,
-        Typical([1], [0.0], [1.0]),
-        Typical([1], [10.0], [1.0]),
-        Typical([1], [12.0], [1.0]),
-        TypicalLength([1.0]),
+        *(Typical([1], [typical], [1.0], [1.0]) for typical in (0.0, 10.0, 12.0, 0.0)),
+        TypicalLength([1.0], 1),
+        SentenceEnds([511], [100]),
     )
     documents.save(directory / DIRECTORY)
 

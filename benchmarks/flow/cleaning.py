@@ -170,7 +170,7 @@ def score(
     flow, _ = fit_document_flow(model, shards, profile.train_flow, lambda _: None)
     tokenizer = shard_tokenizer(shards)
     passages = Passages.of_texts(tokenizer, texts, model.config.max_len)
-    found = flow.score(passages, read_passages(model, passages))
+    found = flow.score(passages, read_passages(model, passages, flow.ends))
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return {
         OURS: found.atypicality,

@@ -54,7 +54,7 @@ class Scorer:
     def scores(self, texts: list[str]) -> dict[str, Floats]:
         """Return every score and baseline by name, one value per document; higher is odder."""
         passages = Passages.of_texts(self.tokenizer, texts, self.model.config.max_len)
-        reading = read_passages(self.model, passages)
+        reading = read_passages(self.model, passages, self.flow.ends)
         found = self.flow.score(passages, reading)
         gaussian_P = self.flow.flow.gaussian.log_prob(reading.states).numpy()
         return {

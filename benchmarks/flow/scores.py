@@ -88,6 +88,7 @@ def write_models(directory: Path, changes: dict[str, Any]) -> int:
     from pipelines.base.artifacts import sha256_file, write_json
     from pipelines.data.text.vocabulary import load_tokenizer
     from pipelines.flow.documents.document_flow import DIRECTORY, DocumentFlow
+    from pipelines.flow.documents.sentence_order import SentenceEnds
     from pipelines.flow.documents.typical import Typical, TypicalLength
     from pipelines.flow.gaussian import Gaussian
     from pipelines.flow.state_flow import StateFlow
@@ -121,8 +122,10 @@ def write_models(directory: Path, changes: dict[str, Any]) -> int:
     )  # fmt: skip
     gaussian = Gaussian(torch.zeros(params.d).double(), torch.eye(params.d).double())
     documents = DocumentFlow(
-        StateFlow(flow, gaussian), Typical([1], [0.0], [1.0]), Typical([1], [10.0], [1.0]),
-        TypicalLength([1.0]),
+        StateFlow(flow, gaussian),
+        *(Typical([1], [typical], [1.0], [1.0]) for typical in (0.0, 10.0, 10.0, 0.0)),
+        TypicalLength([1.0], 1),
+        SentenceEnds.of_tokens(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))),
     )  # fmt: skip
     documents.save(directory / "flow" / DIRECTORY)
     weights = sha256_file(directory / "lm" / "model.safetensors")

@@ -44,6 +44,7 @@ SHOWN_COLUMNS = (
     "state_deviation",
     "loss_deviation",
     "peak_deviation",
+    "order_deviation",
     "length_deviation",
 )
 # A killed run loses at most the part that it was at.
@@ -143,7 +144,7 @@ class Scorer:
         """Return id, title, length and scores of each document."""
         texts = [document["text"] for document in documents]
         passages = Passages.of_texts(self.tokenizer, texts, self.model.config.max_len)
-        reading = read_passages(self.model, passages, quiet=True)
+        reading = read_passages(self.model, passages, self.flow.ends, quiet=True)
         columns = asdict(self.flow.score(passages, reading))
         values = (column.tolist() for column in columns.values())
         return [

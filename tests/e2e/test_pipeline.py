@@ -38,6 +38,12 @@ def test_the_certificate_and_the_evaluation_are_clean(finished) -> None:
     assert evaluation["test"]["bits_per_character"] < better
 
 
+def test_the_flow_knows_how_the_sentences_of_the_novel_follow_one_another(finished) -> None:
+    order = read(finished.path / "models/sanguo/flow/documents/typical.json")["order"]
+    assert order["lengths"][-1] == 256
+    assert order["medians"][-1] < 0, "in another order the novel is harder to follow"
+
+
 def test_nothing_is_left_for_git_to_see(finished) -> None:
     status = finished.run("git", "status", "--porcelain").stdout.splitlines()
     assert sorted(status) == [" M params.yaml", "?? dvc.lock"]

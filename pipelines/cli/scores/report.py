@@ -133,7 +133,9 @@ def draw_scores(values_N3: Floats) -> bytes:
     mesh = right.pcolormesh(x_edges, y_edges, shown, norm="log", cmap="viridis")
     figure.colorbar(mesh, ax=right, label="documents")
     angle = np.linspace(0, 2 * np.pi, 200)
-    right.plot(TYPICAL * np.cos(angle), TYPICAL * np.sin(angle), color=MARK, linestyle="--")
+    # Where the sum of their fourth powers is that of the line on the left.
+    edge = TYPICAL * np.sqrt(np.abs([np.cos(angle), np.sin(angle)]))
+    right.plot(*edge * np.sign([np.cos(angle), np.sin(angle)]), color=MARK, linestyle="--")
     right.set(xlabel="deviation of the loss", ylabel="deviation of the state")
     for set_scale, axis in (
         (left.set_xscale, left.xaxis),

@@ -1,10 +1,10 @@
 """Documents as points in the space of hidden states: the mean of a passage's final states.
 
 A passage has the length that the language model was trained on; a document is cut into as many
-whole passages as it holds, or is one short passage. The remainder at the end of a longer document
-is not read: it is shorter than the rest.
+whole passages as it holds, or is one short passage. What is left at the end of a longer document is
+read with what comes before it, as one more whole passage.
 
-Shape legend: P passages, B passages of a batch, L length, D dimensions, K lengths.
+Shape legend: P passages, B passages of a batch, L length, D dimensions, K lengths, O other orders.
 """
 
 import math
@@ -22,6 +22,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress
 from pipelines.data.order import Indices, evenly_spaced
 from pipelines.data.shards import ShardReader
+from pipelines.flow.documents.sentence_order import SentenceEnds
 from pipelines.language_model.scoring import batches
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ class Reading:
         loss_nats: (P,) float64, the mean loss per token. A passage of one token predicts
             nothing; its loss is that of a uniform guess.
         peak_nats: (P,) float64, the mean loss of the tenth of the tokens that were least expected.
+        order_nats: (P,) float64, `loss_nats` less that of the same sentences in other orders; NaN
+            of a passage with too few sentences.
     """
 
     states: Tensor
     loss_nats: Floats
     peak_nats: Floats
+    order_nats: Floats
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,11 @@ class Passages:
                     f"document {number + 1} of {len(texts)}: expected text, got none",
                     "remove documents that are empty or only white space",
                 )
-            whole = max(1, len(tokens) // length)
-            ids += [tokens[start * length : (start + 1) * length] for start in range(whole)]
-            documents += [number] * whole
+            starts = [*range(0, max(1, len(tokens) - length + 1), length)]
+            if starts[-1] + length < len(tokens):
+                starts.append(len(tokens) - length)
+            ids += [tokens[start : start + length] for start in starts]
+            documents += [number] * len(starts)
         return cls(ids, np.array(documents, np.int64), len(texts))
 
     @classmethod
@@ -104,45 +110,74 @@ class Passages:
 @torch.no_grad()
 @constant_weights()
 def read_passages(
-    model: "EnigmaForCausalLM", passages: Passages, *, quiet: bool = False
+    model: "EnigmaForCausalLM", passages: Passages, ends: SentenceEnds, *, quiet: bool = False
 ) -> Reading:
     """Run the language model over passages; the result of one does not depend on the others.
 
     Args:
         model: The language model in evaluation mode.
         passages: The passages to read.
+        ends: Where their sentences end; they are read in other orders too.
         quiet: Whether to show no progress, for a caller that shows its own.
     """
     states_PD = torch.empty(len(passages.ids), model.config.d)
     loss_P, peak_P = np.empty(len(passages.ids)), np.empty(len(passages.ids))
-    for index, states_LD in _states(model, passages, quiet=quiet):
+    for index, states_LD in _states(model, passages.ids, None if quiet else "passages"):
         states_PD[index] = _mean(states_LD)
         loss_P[index], peak_P[index] = _losses(_nats(model, states_LD, passages.ids[index]))
-    return Reading(states_PD, loss_P, peak_P)
+    order_P = _order_nats(model, passages.ids, loss_P, ends, quiet=quiet)
+    return Reading(states_PD, loss_P, peak_P, order_P)
 
 
 @torch.no_grad()
 @constant_weights()
 def read_beginnings(
-    model: "EnigmaForCausalLM", passages: Passages, lengths: Sequence[int]
+    model: "EnigmaForCausalLM", passages: Passages, ends: SentenceEnds, lengths: Sequence[int]
 ) -> list[Reading]:
-    """Run the language model over passages once, and return what it says of their beginnings.
+    """Run the language model over passages, and return what it says of their beginnings.
 
-    No state depends on later tokens, so each is what `read_passages` returns of so short a passage.
+    No state depends on later tokens, so each is what `read_passages` returns of so short a passage,
+    and one run is enough for all but the other orders.
 
     Args:
         model: The language model in evaluation mode.
         passages: The passages to read.
+        ends: Where their sentences end.
         lengths: K numbers of tokens from 2 to the length of the shortest passage.
     """
     states_KPD = torch.empty(len(lengths), len(passages.ids), model.config.d)
     loss_KP, peak_KP = np.empty(states_KPD.shape[:2]), np.empty(states_KPD.shape[:2])
-    for index, states_LD in _states(model, passages):
+    for index, states_LD in _states(model, passages.ids):
         nats_L = _nats(model, states_LD, passages.ids[index])
         for k, length in enumerate(lengths):
             states_KPD[k, index] = _mean(states_LD[:length])
             loss_KP[k, index], peak_KP[k, index] = _losses(nats_L[: length - 1])
-    return [Reading(*each) for each in zip(states_KPD, loss_KP, peak_KP, strict=True)]
+    order_KP = [
+        _order_nats(model, [ids[:length] for ids in passages.ids], loss_P, ends)
+        for length, loss_P in zip(lengths, loss_KP, strict=True)
+    ]
+    return [Reading(*each) for each in zip(states_KPD, loss_KP, peak_KP, order_KP, strict=True)]
+
+
+def _order_nats(
+    model: "EnigmaForCausalLM",
+    ids_P: Sequence[list[int]],
+    loss_P: Floats,
+    ends: SentenceEnds,
+    *,
+    quiet: bool = False,
+) -> Floats:
+    """Return losses less those of the same sentences in other orders, NaN where there are none."""
+    orders = [ends.other_orders(ids) for ids in ids_P]
+    ids_O = [ids for each in orders for ids in each]
+    passage_O = np.repeat(np.arange(len(ids_P)), [len(each) for each in orders])
+    loss_O = np.empty(len(ids_O))
+    for index, states_LD in _states(model, ids_O, None if quiet else "other orders"):
+        loss_O[index] = float(_nats(model, states_LD, ids_O[index]).mean())
+    counts_P = np.bincount(passage_O, minlength=len(ids_P)).astype(np.float64)
+    counts_P[counts_P == 0] = np.nan
+    found: Floats = loss_P - np.bincount(passage_O, loss_O, len(ids_P)) / counts_P
+    return found
 
 
 @torch.no_grad()
@@ -153,23 +188,26 @@ def mean_states(model: "EnigmaForCausalLM", passages: Passages) -> Tensor:
     With a vocabulary of 21,128 the logits cost more than the states.
     """
     states_PD = torch.empty(len(passages.ids), model.config.d)
-    for index, states_LD in _states(model, passages):
+    for index, states_LD in _states(model, passages.ids):
         states_PD[index] = _mean(states_LD)
     return states_PD
 
 
 def _states(
-    model: "EnigmaForCausalLM", passages: Passages, *, quiet: bool = False
+    model: "EnigmaForCausalLM", ids_P: Sequence[list[int]], label: str | None = "passages"
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield the index and the final states (L, D) of every passage, shortest first."""
+    """Yield the index and the final states (L, D) of every passage, shortest first.
+
+    With the label None no progress is shown.
+    """
     # Passages of similar length share a batch, and no state sees the padding behind it.
-    order: Indices = np.argsort(passages.num_tokens, kind="stable")
+    order: Indices = np.argsort([len(ids) for ids in ids_P], kind="stable")
     by_length = batches(order, PASSAGES_PER_BATCH)
     steps: Iterable[Indices] = by_length
-    if not quiet:
-        steps = progress(by_length, total=len(by_length), unit="batch", label="passages")
+    if label is not None:
+        steps = progress(by_length, total=len(by_length), unit="batch", label=label)
     for batch in steps:
-        ids = [torch.tensor(passages.ids[index]) for index in batch]
+        ids = [torch.tensor(ids_P[index]) for index in batch]
         ids_BL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
         states_BLD = model.lm.hidden_states(ids_BL)
         for index, ids_L, states_LD in zip(batch, ids, states_BLD, strict=True):

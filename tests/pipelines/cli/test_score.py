@@ -36,13 +36,15 @@ from pipelines.flow.documents.document_flow import (
     fit_document_flow,
 )
 from pipelines.flow.documents.passages import Passages, read_passages
-from pipelines.flow.documents.typical import SHORTEST
+from pipelines.flow.documents.sentence_order import SentenceEnds
+from pipelines.flow.documents.typical import SHORTEST, Typical
 from pipelines.language_model.published import model_config
 from pipelines.params import load_params
 from tests.support import LENGTH, REPOSITORY, TINY_RUN, change_params, make_tiny_shards, wait_for
 
 NORMAL_IDS = range(1000, 1040)  # of the tiny shards
 FOREIGN_IDS = range(6000, 6040)
+NO_SENTENCES = SentenceEnds([], [])
 PART = 4
 RECIPE = {
     "train_flow.num_blocks": 1,
@@ -115,7 +117,7 @@ def test_short_documents_are_odd_for_their_length_alone(models: Path) -> None:
     rng = np.random.default_rng(1)
     tokens = [rng.choice(NORMAL_IDS, size=SHORTEST).tolist() for _ in range(40)]
     passages = Passages(tokens, np.arange(40), 40)
-    reading = read_passages(scorer.model, passages)
+    reading = read_passages(scorer.model, passages, scorer.flow.ends)
     found = scorer.flow.score(passages, reading)
     assert np.median(np.hypot(found.state_deviation, found.loss_deviation)) < 2.5
     whole = [LENGTH] * len(tokens)
@@ -130,7 +132,7 @@ def test_the_least_expected_tenth_counts_for_itself(models: Path) -> None:
     rng = np.random.default_rng(1)
     tokens_NL = rng.choice(NORMAL_IDS, size=(5, LENGTH))
     passages = Passages(tokens_NL.tolist(), np.arange(5), 5)
-    reading = read_passages(scorer.model, passages)
+    reading = read_passages(scorer.model, passages, scorer.flow.ends)
     with torch.no_grad():
         ids_NL = torch.from_numpy(tokens_NL)
         nats_NL = scorer.model.lm.nll_nats(scorer.model.lm.hidden_states(ids_NL), ids_NL).numpy()
@@ -146,21 +148,41 @@ def test_the_least_expected_tenth_counts_for_itself(models: Path) -> None:
 def test_a_passage_gets_the_same_states_alone_and_beside_longer_ones(models: Path) -> None:
     model = EnigmaForCausalLM.from_pretrained(models / "lm").eval()
     ids = [[1000, 1001, 1002], [1003] * LENGTH, [1004]]
-    together = read_passages(model, Passages(ids, np.arange(3), 3))
+    together = read_passages(model, Passages(ids, np.arange(3), 3), NO_SENTENCES)
     for index, mine in enumerate(ids):
-        alone = read_passages(model, Passages([mine], np.arange(1), 1))
+        alone = read_passages(model, Passages([mine], np.arange(1), 1), NO_SENTENCES)
         torch.testing.assert_close(together.states[index], alone.states[0])
         assert together.loss_nats[index] == pytest.approx(alone.loss_nats[0])
         assert together.peak_nats[index] == pytest.approx(alone.peak_nats[0])
     assert together.loss_nats[2] == pytest.approx(np.log(21128), rel=1e-6)
 
 
-def test_the_rest_of_a_longer_document_is_not_read(models: Path) -> None:
+def test_sentences_that_do_not_follow_one_another_count_for_themselves(models: Path) -> None:
+    scorer = Scorer.load(models / "lm", models / "flow")
+    flow = replace(scorer.flow, order=Typical([LENGTH], [-0.1], [0.02], [0.05]))
+    rng = np.random.default_rng(1)
+    passages = Passages(rng.choice(NORMAL_IDS, size=(4, LENGTH)).tolist(), np.arange(4), 4)
+    reading = read_passages(scorer.model, passages, flow.ends)
+    assert np.isnan(reading.order_nats).all(), "tokens without a sentence"
+    plain = flow.score(passages, reading)
+    read = replace(reading, order_nats=np.array([0.1, -0.1, -0.4, np.nan]))
+    found = flow.score(passages, read)
+    assert found.order_deviation == pytest.approx([4, 0, 0, 0])
+    assert found.atypicality[0] > 4 > plain.atypicality[0]
+    assert np.array_equal(found.atypicality[1:], plain.atypicality[1:])
+    # Where no held-out passage has sentences, nothing is typical of them.
+    assert replace(flow, order=None).score(passages, read).order_deviation.tolist() == [0] * 4
+
+
+def test_a_longer_document_is_read_to_its_end(models: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(models / "lm")
-    texts = ["曹" * (2 * LENGTH + 3), "操" * 3]
+    texts = ["曹" * 2 * LENGTH + "操操操", "操" * 3, "曹" * 2 * LENGTH]
     passages = Passages.of_texts(tokenizer, texts, LENGTH)
-    assert [len(ids) for ids in passages.ids] == [LENGTH, LENGTH, 3]
-    assert passages.mean_by_document(np.array([1.0, 3.0, 7.0])).tolist() == [2.0, 7.0]
+    assert [len(ids) for ids in passages.ids] == [*[LENGTH] * 3, 3, *[LENGTH] * 2]
+    cao, last = passages.ids[0][0], passages.ids[3][0]
+    assert passages.ids[2] == [cao] * (LENGTH - 3) + [last] * 3
+    values = np.array([1.0, 3.0, 5.0, 7.0, 8.0, 9.0])
+    assert passages.mean_by_document(values).tolist() == [3.0, 7.0, 8.5]
     with pytest.raises(UserError, match="document 2 of 2: expected text"):
         Passages.of_texts(tokenizer, ["曹操", " "], LENGTH)
 
@@ -169,7 +191,10 @@ def test_the_flow_is_the_same_after_a_file(models: Path, tmp_path: Path) -> None
     before = DocumentFlow.load(models / "flow" / DIRECTORY, torch.device("cpu"))
     before.save(tmp_path / "again")
     after = DocumentFlow.load(tmp_path / "again", torch.device("cpu"))
-    assert (after.state, after.loss, after.length) == (before.state, before.loss, before.length)
+    for part in ("state", "loss", "peak", "order", "length", "ends"):
+        assert getattr(after, part) == getattr(before, part)
+    replace(before, order=Typical([4, 8], [-0.1, -0.2], [0.1, 0.2], [0.3, 0.4])).save(tmp_path)
+    assert DocumentFlow.load(tmp_path, torch.device("cpu")).order.lengths == [4, 8]
     states_PD = torch.randn(5, 16)
     assert torch.equal(after.flow.log_prob(states_PD), before.flow.log_prob(states_PD))
 
@@ -188,7 +213,8 @@ def test_a_flow_of_another_language_model_or_without_documents_is_refused(
     shutil.copytree(models / "flow" / DIRECTORY, bare / "flow" / DIRECTORY)
     made = read_json(bare / "flow" / DIRECTORY / TYPICAL_FILE)
     write_json(bare / "flow" / DIRECTORY / TYPICAL_FILE, {"state": made["state"]})
-    with pytest.raises(UserError, match=r"(?s)without length, loss, peak.*dvc repro train_flow"):
+    old = r"(?s)without ends, length, loss, order, peak.*dvc repro train_flow"
+    with pytest.raises(UserError, match=old):
         score(str(source), models=bare, output=None, top=1)
     write_json(bare / "flow" / "flow_training.json", {"lm_weights_sha256": "0" * 64})
     with pytest.raises(UserError, match="the language model that the flow was fitted to"):
@@ -301,7 +327,7 @@ def test_scores_of_other_documents_or_another_model_are_never_mixed_in(
     other = tmp_path / "other"
     shutil.copytree(models, other)
     typical = read_json(other / "flow" / DIRECTORY / TYPICAL_FILE)
-    typical["loss"]["spreads"] = [3.0] * len(typical["loss"]["spreads"])
+    typical["loss"]["above"] = [3.0] * len(typical["loss"]["above"])
     write_json(other / "flow" / DIRECTORY / TYPICAL_FILE, typical)
     output, fresh = tmp_path / "resumed" / "scores.jsonl", tmp_path / "fresh" / "scores.jsonl"
     with pytest.MonkeyPatch.context() as patch:

@@ -24,6 +24,7 @@ def scores(name: str, atypicality: float, **others: Any) -> dict[str, Any]:
         "state_deviation": atypicality,
         "loss_deviation": 0.0,
         "peak_deviation": 0.0,
+        "order_deviation": 0.0,
         "length_deviation": 0.0,
         "loss_nats": 5.0,
         "characters": 1000,
@@ -135,15 +136,16 @@ def test_the_page_shows_a_bounded_part_of_hostile_documents_and_executes_none(
 def test_the_page_shows_and_explains_every_deviation_that_counts(tmp_path: Path) -> None:
     deviations = {
         "state_deviation": 1.11, "loss_deviation": -2.22, "peak_deviation": 3.33,
-        "length_deviation": 4.44,
+        "order_deviation": 0.55, "length_deviation": 4.44,
     }  # fmt: skip
     with open_store(None) as store:
         store.add(1, "k", [scores("a", 6.07, **deviations)], ["甲"])
         write_report(tmp_path / "scores.jsonl", "x", store, store.oddest(1))
     found = Elements((tmp_path / "scores.html").read_text(encoding="utf-8"))
-    assert "atypicalitystatelosspeaklength" in found.text, "the columns"
-    assert "6.07+1.11-2.22+3.33+4.44" in found.text
+    assert "atypicalitystatelosspeakorderlength" in found.text, "the columns"
+    assert "6.07+1.11-2.22+3.33+0.55+4.44" in found.text
     assert "its peak, which is that of the loss of the least expected tenth" in found.text
+    assert "its order, which is that of the loss less the loss of the same sentences" in found.text
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,10 @@ from pipelines.flow.documents.passages import (
     read_beginnings,
     read_passages,
 )
+from pipelines.flow.documents.sentence_order import SentenceEnds
+
+STOP = 1
+ENDS = SentenceEnds([STOP], [])
 
 
 @pytest.fixture(params=["network", "mixture"])
@@ -30,7 +34,7 @@ def model(request: pytest.FixtureRequest) -> EnigmaForCausalLM:
 
 def test_states_are_the_same_without_the_losses(model: EnigmaForCausalLM) -> None:
     passages = Passages([[5, 6, 7, 8], [9], [10, 11]], np.arange(3), 3)
-    reading = read_passages(model, passages)
+    reading = read_passages(model, passages, ENDS)
     assert torch.equal(mean_states(model, passages), reading.states)
     assert not reading.states.requires_grad
 
@@ -40,17 +44,43 @@ def test_the_loss_is_that_of_the_language_model(model: EnigmaForCausalLM) -> Non
     ids_1L = torch.tensor([ids])
     with torch.no_grad():
         expected = model(input_ids=ids_1L, labels=ids_1L).loss.item()
-    reading = read_passages(model, Passages([ids], np.arange(1), 1))
+    reading = read_passages(model, Passages([ids], np.arange(1), 1), ENDS)
     assert reading.loss_nats[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_is_read_of_a_beginning_is_what_is_read_of_it_alone(
     model: EnigmaForCausalLM,
 ) -> None:
-    ids = [[5, 6, 7, 8, 9, 10], [11, 5, 5, 6, 8, 7]]
-    beginnings = read_beginnings(model, Passages(ids, np.arange(2), 2), [2, 3, 6])
+    ids = [[5, STOP, 7, STOP, 9, 10], [11, 5, 5, STOP, 8, 7]]
+    beginnings = read_beginnings(model, Passages(ids, np.arange(2), 2), ENDS, [2, 3, 6])
     for length, found in zip([2, 3, 6], beginnings, strict=True):
         cut = Passages([passage[:length] for passage in ids], np.arange(2), 2)
-        alone = read_passages(model, cut)
+        alone = read_passages(model, cut, ENDS)
         torch.testing.assert_close(found.states, alone.states)
         np.testing.assert_allclose(found.loss_nats, alone.loss_nats, rtol=1e-5)
+        np.testing.assert_allclose(found.order_nats, alone.order_nats, atol=1e-5)
+    assert np.isnan([read.order_nats for read in beginnings]).tolist() == [
+        [True, True], [True, True], [False, True],
+    ], "there is another order of three sentences and more"  # fmt: skip
+
+
+def test_the_order_of_sentences_is_read_against_others_of_the_same_passage() -> None:
+    """By a model that has seen which sentence follows which."""
+    story = [5, 6, STOP, 7, 8, STOP, 9, 10, STOP, 11, 12, STOP]
+    torch.manual_seed(0)
+    config = EnigmaConfig(
+        vocab_size=50, d=8, num_rev_blocks=1, num_rotors=1, num_heads=2, num_transformer_layers=1,
+        conv1x1_positions=4, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = EnigmaForCausalLM(config).eval()
+    model.set_ngrams(count_ngrams(torch.tensor([2 * story] * 9), 50, order=3))
+    shuffled = story[6:9] + story[:3] + story[9:] + story[3:6]
+    found = read_passages(model, Passages([story, shuffled, story[:6]], np.arange(3), 3), ENDS)
+    assert found.order_nats[0] < -0.05, "in any other order the story is harder to follow"
+    assert found.order_nats[1] > found.order_nats[0] + 0.05
+    assert np.isnan(found.order_nats[2])
+    by_hand = [
+        read_passages(model, Passages([order], np.arange(1), 1), ENDS).loss_nats[0]
+        for order in ENDS.other_orders(story)
+    ]
+    assert found.order_nats[0] == pytest.approx(found.loss_nats[0] - np.mean(by_hand), abs=1e-6)
