@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python -m benchmarks.flow.scores [--documents 100000] [--sizes tiny demo]
 
 Documents are cut from the packaged novel at random, 100 to 400 characters each: one passage of at
-most 256 tokens. The models are not trained, which changes neither speed nor memory; they have the
-classes of ids and the n-gram memory that `count_ngrams` would give them for the novel. Each size
-scores all of its documents, and a tenth of them, in a process of its own with `--output`: picture,
-page and sorted file are part of it. The rate is that of the other nine tenths, so that start and
-report do not count twice; the peaks of both runs say whether memory grows.
+most 256 tokens, or two, each read in two other orders of its sentences as well. The models are not
+trained, which changes neither speed nor memory; they have the classes of ids and the n-gram memory
+that `count_ngrams` would give them for the novel. Each size scores all of its documents, and a
+tenth of them, in a process of its own with `--output`: picture, page and sorted file are part of
+it. The rate is that of the other nine tenths, so that start and report do not count twice; the
+peaks of both runs say whether memory grows.
 """
 
 import argparse

@@ -64,6 +64,19 @@ def test_what_is_read_of_a_beginning_is_what_is_read_of_it_alone(
     ], "there is another order of three sentences and more"  # fmt: skip
 
 
+def test_few_of_many_beginnings_are_read_in_other_orders(
+    model: EnigmaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.flow.documents.passages.MAX_REORDERED", 2)
+    ids = [[5, STOP, 7, STOP, 9, number] for number in range(5, 11)]
+    [found] = read_beginnings(model, Passages(ids, np.arange(6), 6), ENDS, [6])
+    read = np.flatnonzero(np.isfinite(found.order_nats))
+    assert len(read) == 2
+    assert read[1] - read[0] == 3, "evenly spaced"
+    whole = read_passages(model, Passages(ids, np.arange(6), 6), ENDS)
+    np.testing.assert_allclose(found.order_nats[read], whole.order_nats[read], atol=1e-5)
+
+
 def test_the_order_of_sentences_is_read_against_others_of_the_same_passage() -> None:
     """By a model that has seen which sentence follows which."""
     story = [5, 6, STOP, 7, 8, STOP, 9, 10, STOP, 11, 12, STOP]
