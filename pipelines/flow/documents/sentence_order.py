@@ -13,7 +13,7 @@ from dataclasses import dataclass
 ENDS = "。！？…!?"
 CLOSING = "”’」』）)"
 MIN_SENTENCES = 3
-"""With two, another order says little of how the first prepares the second."""
+"""To be put in another order; of two, either says little of how it prepares the other."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +45,34 @@ class SentenceEnds:
             >>> SentenceEnds([1], [2]).sentences([7, 8, 1, 2, 9, 1, 7])
             [[7, 8, 1, 2], [9, 1], [7]]
         """
-        found, start = [], 0
-        for place in range(1, len(ids)):
-            ended = ids[place - 1] in self.ends or (
-                ids[place - 1] in self.closing and place > 1 and ids[place - 2] in self.ends
-            )
-            if ended and ids[place] not in (*self.ends, *self.closing):
+        found, start, ended = [], 0, False
+        for place, token in enumerate(ids):
+            if ended and token not in (*self.ends, *self.closing):
                 found.append(ids[start:place])
                 start = place
+            ended = token in self.ends or (ended and token in self.closing)
         return [*found, ids[start:]]
 
     def other_orders(self, ids: Sequence[int]) -> list[list[int]]:
         """Return the ids with their sentences in two other orders, in which none follows its own.
 
-        The orders depend on nothing but the number of sentences: a score is the same every time.
-        There are none of fewer than `MIN_SENTENCES`.
+        The first and the last stay where they are: a passage may begin and end within a sentence,
+        and a text must not look odd because it does not. The orders depend on nothing but the
+        number of sentences: a score is the same every time. There are none of fewer than
+        `MIN_SENTENCES` between the first and the last.
 
         Examples:
-            >>> SentenceEnds([1], []).other_orders([5, 1, 6, 1, 7, 1])
-            [[7, 1, 6, 1, 5, 1], [6, 1, 5, 1, 7, 1]]
+            >>> SentenceEnds([1], []).other_orders([3, 1, 4, 1, 5, 1, 6, 1, 7, 1, 8])
+            [[3, 1, 7, 1, 6, 1, 5, 1, 4, 1, 8], [3, 1, 5, 1, 7, 1, 4, 1, 6, 1, 8]]
         """
-        found = self.sentences(ids)
-        if len(found) < MIN_SENTENCES:
+        first, *between = self.sentences(ids)
+        if len(between) <= MIN_SENTENCES:
             return []
-        orders = (found[::-1], found[1::2] + found[::2])
-        return [[token for sentence in order for token in sentence] for order in orders]
+        last = between.pop()
+        skipping = between[1::2] + between[::2]
+        if len(between) % 2:  # the one before the last is at the end, and must not precede it
+            skipping = [skipping.pop(), *skipping]
+        orders = (between[::-1], skipping)
+        return [
+            [token for sentence in (first, *order, last) for token in sentence] for order in orders
+        ]

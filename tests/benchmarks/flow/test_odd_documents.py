@@ -29,6 +29,10 @@ def test_shuffled_sentences_are_the_same_sentences() -> None:
     [text] = plant("sentences shuffled", [TEXT], seed=0)
     assert sorted(text) == sorted(TEXT)
     assert "各守营寨。" in text
+    [cut] = plant("sentences shuffled", ["大喜。一。二。三。四。五。玄德曰"], seed=0)
+    assert cut != "大喜。一。二。三。四。五。玄德曰"
+    assert (cut[:3], cut[-3:]) == ("大喜。", "玄德曰"), "where a text is cut says nothing"
+    assert plant("sentences shuffled", ["", "曹", "曹操，大喜"], 0) == ["", "曹", "曹操，大喜"]
 
 
 def test_every_second_clause_is_traditional() -> None:

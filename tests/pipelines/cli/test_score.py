@@ -174,6 +174,17 @@ def test_sentences_that_do_not_follow_one_another_count_for_themselves(models: P
     assert replace(flow, order=None).score(passages, read).order_deviation.tolist() == [0] * 4
 
 
+def test_the_names_of_special_tokens_in_a_text_are_text(models: Path) -> None:
+    """As in the training shards: by their ids, an article about BERT would be infinitely odd."""
+    scorer = Scorer.load(models / "lm", models / "flow")
+    texts = ["BERT用[MASK]遮住一个字[SEP][PAD]", "[CLS]"]
+    passages = Passages.of_texts(scorer.tokenizer, texts, LENGTH)
+    special = set(scorer.tokenizer.all_special_ids) - {scorer.tokenizer.unk_token_id}
+    assert special.isdisjoint(token for ids in passages.ids for token in ids)
+    rows = scorer.score([{"id": text, "title": "", "text": text} for text in texts])
+    assert np.isfinite([row["atypicality"] for row in rows]).all()
+
+
 def test_a_longer_document_is_read_to_its_end(models: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(models / "lm")
     texts = ["曹" * 2 * LENGTH + "操操操", "操" * 3, "曹" * 2 * LENGTH]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipelines.flow.documents.sentence_order import MIN_SENTENCES, SentenceEnds
 
-TOKENS = ("[UNK]", "。", "！", "”", "）", "曹", "操", "大", "喜")
+TOKENS = ("[UNK]", "。", "！", "”", "』", "曹", "操", "大", "喜")
 ENDS = SentenceEnds.of_tokens(TOKENS)
 
 
@@ -17,7 +17,8 @@ def cut(text: str) -> list[str]:
 
 
 def test_a_sentence_keeps_its_marks() -> None:
-    assert cut("曹操大喜。”操！！喜）曹（"[:-1]) == ["曹操大喜。”", "操！！", "喜）曹"]
+    assert cut("曹操大喜。”操！！喜』曹") == ["曹操大喜。”", "操！！", "喜』曹"]
+    assert cut("曹大喜。』”操。”！曹") == ["曹大喜。』”", "操。”！", "曹"]
     assert cut("。”曹。") == ["。”", "曹。"]
     assert cut("大喜") == ["大喜"]
 
@@ -32,13 +33,15 @@ def test_nothing_is_lost_or_changed(ids: list[int]) -> None:
     found = ENDS.sentences(ids)
     assert [token for sentence in found for token in sentence] == ids
     orders = ENDS.other_orders(ids)
-    assert len(orders) == (0 if len(found) < MIN_SENTENCES else 2)
+    assert len(orders) == (0 if len(found) < MIN_SENTENCES + 2 else 2)
     for order in orders:
         assert sorted(order) == sorted(ids)
+        assert order[: len(found[0])] == found[0]
+        assert order[-len(found[-1]) :] == found[-1], "it may end within a sentence"
     assert ENDS.other_orders(ids) == orders, "a score is the same every time"
 
 
-@given(st.integers(MIN_SENTENCES, 30))
+@given(st.integers(MIN_SENTENCES + 2, 30))
 def test_no_sentence_follows_its_own_predecessor(number: int) -> None:
     """Of sentences whose first token is their number."""
     ids = [token for sentence in range(number) for token in (100 + sentence, 1)]
