@@ -75,8 +75,9 @@ lint: setup ## Ruff, mypy --strict, the import contracts and the Dockerfile
 quick: setup ## Only the quick tests
 	pytest --numprocesses 2 -m "not slow"
 
+# Three workers also on two cores: the long tests wait for servers, ranks and killed processes.
 unit: setup ## Every test, slow ones included
-	pytest --numprocesses 2 --durations=30
+	pytest --numprocesses 3 --durations=30
 
 audit: setup ## Look for known vulnerabilities of the pinned packages
 	@echo "== known vulnerabilities of the pinned packages, by PyPI's advisories (a minute)"
