@@ -277,7 +277,7 @@ def _write_flow(directory: Path) -> None:
         states,
         *(Typical([1], [typical], [1.0], [1.0]) for typical in (0.0, 10.0, 12.0, 0.0)),
         TypicalLength([1.0], 1),
-        SentenceEnds([511], [100]),
+        SentenceEnds([], []),
     )
     documents.save(directory / DIRECTORY)
 

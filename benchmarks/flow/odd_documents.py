@@ -8,8 +8,8 @@ of the test split; every second one is made into an odd document of each kind
 (`benchmarks/flow/planted_documents.py`). AUROC is how often an odd document scores above a normal
 one, 0.5 by chance. The baselines are the language model's own loss and, on the mean states that the
 flow is fitted to, the full-covariance Gaussian (the Mahalanobis distance), isolation forest, LOF
-and ECOD of PyOD with their defaults. The five deviations, and the density of the flow without the
-other side, show what each part finds alone.
+and ECOD of PyOD with their defaults. The five deviations show what each part finds alone; "flow,
+raw" is that of the state where only an unlikely one is odd.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from scipy.stats import mannwhitneyu
+from transformers import AutoTokenizer
 
 from benchmarks.flow.planted_documents import KINDS, plant
 from benchmarks.record import row, write
@@ -28,13 +29,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.run_stage import run_stage
 from pipelines.data.shards import ShardReader
 from pipelines.flow.documents.document_flow import DocumentFlow, fit_document_flow
-from pipelines.flow.documents.passages import (
-    Floats,
-    Passages,
-    document_tokenizer,
-    mean_states,
-    read_passages,
-)
+from pipelines.flow.documents.passages import Floats, Passages, mean_states, read_passages
 from pipelines.language_model.published import load_language_model
 from pipelines.params import load_params
 
@@ -161,7 +156,7 @@ def main() -> None:
     print(f"best step {course.best.step} of {course.history[-1].step}")
     train = Passages.of_split(ShardReader(arguments.shards, "train"), params.passages)
     detectors = fit_detectors(mean_states(model, train).numpy())
-    tokenizer = document_tokenizer(arguments.language_model)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.language_model)
     scorer = Scorer(model, tokenizer, flow, detectors)
     normal = scorer.scores(texts[::2])
     found = {}

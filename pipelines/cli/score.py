@@ -28,7 +28,7 @@ from pipelines.cli.scores.report import check_output, write_report
 from pipelines.cli.scores.store import Row, ScoreStore, open_store
 from pipelines.data.sources.files import Source, find_source
 from pipelines.flow.documents.document_flow import DIRECTORY, DocumentFlow
-from pipelines.flow.documents.passages import Passages, document_tokenizer, read_passages
+from pipelines.flow.documents.passages import Passages, read_passages
 from pipelines.flow.state_flow import check_language_model
 from pipelines.language_model.published import load_language_model
 from pipelines.registry.names import FLOW
@@ -124,9 +124,11 @@ class Scorer:
             )
         # The model first: importing it registers the type that the tokenizer's loader looks up.
         model = load_language_model(language_model)
+        from transformers import AutoTokenizer
+
         return cls(
             model,
-            document_tokenizer(language_model),
+            AutoTokenizer.from_pretrained(language_model),
             DocumentFlow.load(flow / DIRECTORY, model.device),
             _hash(
                 {

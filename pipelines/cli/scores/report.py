@@ -134,8 +134,9 @@ def draw_scores(values_N3: Floats) -> bytes:
     figure.colorbar(mesh, ax=right, label="documents")
     angle = np.linspace(0, 2 * np.pi, 200)
     # Where the sum of their fourth powers is that of the line on the left.
-    edge = TYPICAL * np.sqrt(np.abs([np.cos(angle), np.sin(angle)]))
-    right.plot(*edge * np.sign([np.cos(angle), np.sin(angle)]), color=MARK, linestyle="--")
+    circle = np.array([np.cos(angle), np.sin(angle)])
+    edge = TYPICAL * np.sign(circle) * np.sqrt(np.abs(circle))
+    right.plot(*edge, color=MARK, linestyle="--")
     right.set(xlabel="deviation of the loss", ylabel="deviation of the state")
     for set_scale, axis in (
         (left.set_xscale, left.xaxis),

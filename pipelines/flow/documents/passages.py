@@ -10,7 +10,6 @@ Shape legend: P passages, B passages of a batch, L length, D dimensions, K lengt
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,17 +33,6 @@ MAX_REORDERED = 1024
 """Enough for what is typical: at every length, reading other orders costs twice as much again."""
 
 Floats = npt.NDArray[np.float64]
-
-
-def document_tokenizer(language_model: Path) -> Any:
-    """Load the tokenizer of a published language model, to read documents with.
-
-    It finds no special tokens in a text, as the one that made the training shards: an article about
-    BERT may contain "[MASK]", which the model has never seen and gives no probability.
-    """
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(language_model, split_special_tokens=True)
 
 
 @dataclass(frozen=True)
@@ -95,7 +83,11 @@ class Passages:
         ids: list[list[int]] = []
         documents: list[int] = []
         for number, text in enumerate(texts):
-            tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            # As in the training shards: an article about BERT may contain "[MASK]", and the model
+            # has never seen the id of that name and gives it no probability.
+            tokens = tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True, verbose=False
+            )["input_ids"]
             if not tokens:
                 raise UserError(
                     f"document {number + 1} of {len(texts)}: expected text, got none",
