@@ -361,7 +361,7 @@ def save_flow(flow: EnigmaFlow, directory: str | Path) -> None:
     """
     prior: Any = flow.prior
     if isinstance(prior, GaussianMixture):
-        prior = {"num_components": prior.num_components}
+        prior = {"num_components": prior.num_components, "trainable": prior.trainable}
     elif prior not in get_args(PriorName):
         raise ValueError(
             f"expected a prior of {get_args(PriorName)} or a mixture, got {prior!r}; to fix this: "
@@ -391,6 +391,7 @@ def load_flow(directory: str | Path, map_location: str | torch.device = "cpu") -
     config = json.loads((path / _CONFIG_FILE).read_text(encoding="utf-8"))
     machine, prior = config["enigma"], config["prior"]
     if isinstance(prior, dict):
+        # Files written before mixtures could be trained do not say whether they are.
         prior = GaussianMixture(**prior, d=machine.get("d", 1))
     core = Enigma(**machine) if "d" in machine else CouplingSettings.of(**machine)
     # Files written before flows had marginals do not name them.

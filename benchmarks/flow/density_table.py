@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.flow.peers import DEEPER, MIXTURE, MODELS, OURS, USUAL
+from benchmarks.flow.peers import MIXTURE, MODELS, OURS, SHAPES, USUAL
 from benchmarks.flow.sets import DESIGNED_ON, SETS
 from benchmarks.machine_parts import PARTS
 from benchmarks.record import row
@@ -103,7 +103,7 @@ def cells(runs: list[Run], name: str) -> dict[str, Cell]:
         mine = [run for run in runs if (run["set"], run["model"]) == (name, model)]
         swept = [run for run in mine if run["seed"] == SEEDS[0]]
         shapes = {run["shape"] for run in swept}
-        if model != MIXTURE and (next_rate(swept) is not None or DEEPER not in shapes):
+        if model != MIXTURE and (next_rate(swept) is not None or shapes != set(SHAPES[model])):
             continue
         if (cell := _cell(mine)) is not None:
             found[model] = cell

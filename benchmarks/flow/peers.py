@@ -3,9 +3,11 @@
 Settings are the packages' defaults except for the number of transforms, the hidden widths, random
 orders where the package offers them, the domain of splines ([-5, 5] for all), the small networks of
 NAF (its own are larger than all other models) and RealNVP's start at the identity. Each has two
-shapes: its usual number of transforms, and half as many again with narrower networks. EnigmaFlow is
-told what its documentation asks for: whether the axes of the data have a meaning; and it is fitted
-to the marginals of the training data before the first step, which no peer offers.
+shapes. For a peer they are its usual number of transforms, and half as many again with narrower
+networks. EnigmaFlow is told what its documentation asks for: whether the axes of the data have a
+meaning, and it is fitted to the marginals of the training data before the first step, which no peer
+offers. Its second shape has a mixture of Gaussians as its prior, fitted before the first step too,
+and networks so much narrower.
 """
 
 import math
@@ -17,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from enigma.density.mixture import GaussianMixture
+from enigma.density.prior import log_density
 from enigma.jacobian_logdet import EnigmaFlow
 
 Widths = tuple[int, int]
 OURS = "EnigmaFlow"
-USUAL, DEEPER = "usual", "deeper"
-SHAPES = (USUAL, DEEPER)
+USUAL, DEEPER, CLUSTERS = "usual", "deeper", "clusters"
 MIXTURE = "Gaussian mixture"
 SPLINES = ("zuko NSF autoregressive", "zuko NSF coupling", "normflows RQS + LU")
 
@@ -34,10 +37,11 @@ class Model:
     Args:
         module: What holds the parameters.
         log_prob: (N, D) to nats (N,).
-        to_base: (N, D) data to (N, D) of the standard normal.
+        to_base: (N, D) data to (N, D) of the base.
         from_base: Its inverse.
         sample: A count to (count, D).
         prepare: Called with (N, D) training data before the first step.
+        base_log_prob: (N, D) to nats (N,), the density of the base: the standard normal.
     """
 
     module: nn.Module
@@ -46,16 +50,18 @@ class Model:
     from_base: Callable[[Tensor], Tensor]
     sample: Callable[[int], Tensor]
     prepare: Callable[[Tensor], None] = lambda _: None
+    base_log_prob: Callable[[Tensor], Tensor] = lambda z: log_density("gaussian", z)
 
     @property
     def parameters(self) -> int:
-        """Number of learned parameters, without those that a mask disables."""
-        masked = sum(
-            int((~module.mask).sum())
-            for module in self.module.modules()
-            if isinstance(getattr(module, "mask", None), Tensor) and hasattr(module, "weight")
-        )
-        return sum(p.numel() for p in self.module.parameters() if p.requires_grad) - masked
+        """Number of learned parameters, without those that are not read."""
+        unread = 0
+        for module in self.module.modules():
+            if isinstance(module, GaussianMixture):  # above the diagonals
+                unread += module.num_components * module.d * (module.d - 1) // 2
+            elif isinstance(getattr(module, "mask", None), Tensor) and hasattr(module, "weight"):
+                unread += int((~module.mask).sum())
+        return sum(p.numel() for p in self.module.parameters() if p.requires_grad) - unread
 
 
 Maker = Callable[[int, Widths, int], Model]
@@ -90,6 +96,7 @@ def make_ours(dim: int, *, num_rev_blocks: int = 2, **settings: Any) -> Model:
         lambda z: flow.inverse(z)[0],
         flow.sample,
         flow.standardise,
+        lambda z: log_density(flow.prior, z),
     )
 
 
@@ -203,3 +210,6 @@ LARGER = "zuko NAF"
 MODELS = (OURS, *(name for name in _PEERS if name != "zuko NSF coupling"))
 """Whose densities are compared. The coupling NSF of zuko is there for its speed: nflows has the
 same with LU layers."""
+Shapes = dict[str, tuple[str, ...]]
+SHAPES: Shapes = {model: (USUAL, CLUSTERS if model == OURS else DEEPER) for model in MODELS}
+"""What each model tries."""

@@ -23,18 +23,22 @@ _CHUNK = 32
 class GaussianMixture(nn.Module):
     """A mixture of normal distributions with full covariances.
 
-    It is fixed: its tensors are buffers, which no optimiser changes. `of` makes one from weights,
-    means and covariances; the constructor makes equal standard ones, for a file to fill.
+    `of` makes one from weights, means and covariances; the constructor makes equal standard ones,
+    for a file to fill.
 
     Args:
         num_components: K, at least 1.
         d: width of the vectors.
+        trainable: False holds the tensors as buffers, which no optimiser changes. True makes them
+            parameters, which learn with the flow.
 
     Attributes:
-        log_weights: (K,), adding up to 1 as probabilities.
+        log_weights: (K,), logarithms of the weights; of a trainable mixture they need not be
+            normalised, which its density takes care of.
         means: (K, D).
         factors: (K, D, D), the inverse of the Cholesky factor of each covariance, so lower
-            triangular: `factor @ (x - mean)` is standard normal.
+            triangular: `factor @ (x - mean)` is standard normal. What lies above the diagonal is
+            not read.
 
     Examples:
         >>> prior = GaussianMixture.of(torch.ones(2), torch.eye(2), torch.eye(2).expand(2, 2, 2))
@@ -46,23 +50,37 @@ class GaussianMixture(nn.Module):
     means: Tensor
     factors: Tensor
 
-    def __init__(self, num_components: int, d: int) -> None:
+    def __init__(self, num_components: int, d: int, *, trainable: bool = False) -> None:
         super().__init__()
-        self.register_buffer(
-            "log_weights", torch.full((num_components,), -math.log(num_components))
-        )
-        self.register_buffer("means", torch.zeros(num_components, d))
-        self.register_buffer("factors", torch.eye(d).repeat(num_components, 1, 1))
+        self.trainable = trainable
+        parts = {
+            "log_weights": torch.full((num_components,), -math.log(num_components)),
+            "means": torch.zeros(num_components, d),
+            "factors": torch.eye(d).repeat(num_components, 1, 1),
+        }
+        for name, part in parts.items():
+            if trainable:
+                self.register_parameter(name, nn.Parameter(part))
+            else:
+                self.register_buffer(name, part)
 
     @classmethod
     @torch.no_grad()
-    def of(cls, weights_K: Tensor, means_KD: Tensor, covariances_KDD: Tensor) -> GaussianMixture:
+    def of(
+        cls,
+        weights_K: Tensor,
+        means_KD: Tensor,
+        covariances_KDD: Tensor,
+        *,
+        trainable: bool = False,
+    ) -> GaussianMixture:
         """Make a mixture, in the dtype and on the device of the means.
 
         Args:
             weights_K: positive; they need not add up to 1.
             means_KD: the means.
             covariances_KDD: symmetric and positive definite.
+            trainable: see the class.
 
         Raises:
             ValueError: for shapes that do not match, or weights and covariances that are not
@@ -81,7 +99,7 @@ class GaussianMixture(nn.Module):
                 "expected positive weights and positive definite covariances, got component "
                 f"{int(bad.nonzero()[0])} without; to fix this: add a little to the diagonal"
             )
-        mixture = cls(*means_KD.shape).to(means_KD)
+        mixture = cls(*means_KD.shape, trainable=trainable).to(means_KD)
         mixture.log_weights.copy_((weights_K / weights_K.sum()).log())
         mixture.means.copy_(means_KD)
         identity_DD = torch.eye(means_KD.shape[1]).to(lower_KDD)
@@ -104,17 +122,25 @@ class GaussianMixture(nn.Module):
             return self._log_prob(x)
 
     def _log_prob(self, x: Tensor) -> Tensor:
-        shifts_KD = torch.einsum("kij,kj->ki", self.factors, self.means)
+        log_weights_K, factors_KDD = self._normalised()
+        shifts_KD = torch.einsum("kij,kj->ki", factors_KDD, self.means)
         chunks = []
         for factors_CDD, shifts_CD in zip(
-            torch.split(self.factors, _CHUNK), torch.split(shifts_KD, _CHUNK), strict=True
+            torch.split(factors_KDD, _CHUNK), torch.split(shifts_KD, _CHUNK), strict=True
         ):
             product = x @ factors_CDD.flatten(0, 1).T
             white = product.view(*x.shape[:-1], *shifts_CD.shape) - shifts_CD
             chunks.append(white.square().sum(-1))
-        log_volume_K = self.factors.diagonal(dim1=1, dim2=2).log().sum(-1)
-        constants_K = self.log_weights + log_volume_K - 0.5 * self.d * math.log(2 * math.pi)
+        # Training may turn the sign of a diagonal entry; the volume has none.
+        log_volume_K = factors_KDD.diagonal(dim1=1, dim2=2).abs().log().sum(-1)
+        constants_K = log_weights_K + log_volume_K - 0.5 * self.d * math.log(2 * math.pi)
         return (constants_K - 0.5 * torch.cat(chunks, dim=-1)).logsumexp(-1)
+
+    def _normalised(self) -> tuple[Tensor, Tensor]:
+        """Return log weights that add up to 1 as probabilities, and lower triangular factors."""
+        if not self.trainable:
+            return self.log_weights, self.factors
+        return self.log_weights.log_softmax(-1), self.factors.tril()
 
     def sample(
         self,
@@ -125,16 +151,22 @@ class GaussianMixture(nn.Module):
     ) -> Tensor:
         """Draw `(*sample_shape, d)`, on the device of the mixture.
 
+        Of a trainable mixture they carry the gradient of means and factors, not of the weights.
+
         Args:
             sample_shape: how many.
             generator: a source of randomness on any device: the same seed gives the same vectors
                 on every device. None takes torch's default.
             temperature: scales how far vectors are from the mean of their component.
         """
+        log_weights_K, factors_KDD = self._normalised()
         home = self.means.device if generator is None else generator.device
         count = math.prod(sample_shape)
         component_N = torch.multinomial(
-            self.log_weights.exp().to(home), max(count, 1), replacement=True, generator=generator
+            log_weights_K.detach().exp().to(home),
+            max(count, 1),
+            replacement=True,
+            generator=generator,
         )[:count].to(self.means.device)
         white_ND = torch.randn(
             count, self.d, generator=generator, dtype=self.means.dtype, device=home
@@ -143,11 +175,12 @@ class GaussianMixture(nn.Module):
         for component in torch.unique(component_N).tolist():
             rows = component_N == component
             away_DN = torch.linalg.solve_triangular(
-                self.factors[component], white_ND[rows].T, upper=False
+                factors_KDD[component], white_ND[rows].T, upper=False
             )
             x_ND[rows] = self.means[component] + temperature * away_DN.T
         return x_ND.view(*sample_shape, self.d)
 
     def extra_repr(self) -> str:
         """Return what `print` shows."""
-        return f"num_components={self.num_components}, d={self.d}"
+        shape = f"num_components={self.num_components}, d={self.d}"
+        return f"{shape}, trainable=True" if self.trainable else shape

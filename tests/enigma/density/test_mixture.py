@@ -101,9 +101,10 @@ def test_dtype_is_kept_and_float32_is_near(dtype):
     assert not list(mixture.parameters()), "nothing of it is trained"
 
 
+@pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("d", [1, 4])
-def test_behind_a_flow_it_is_drawn_scored_and_saved(d, stirred, tmp_path):
-    mixture = GaussianMixture.of(*parts(5, d))
+def test_behind_a_flow_it_is_drawn_scored_and_saved(d, trainable, stirred, tmp_path):
+    mixture = GaussianMixture.of(*parts(5, d), trainable=trainable)
     flow = stirred(EnigmaFlow.build(d, 1, hidden_channels=8, prior=mixture).double())
     x, log_prob = flow().rsample_and_log_prob((6,))
     torch.testing.assert_close(log_prob, flow.log_prob(x), rtol=0, atol=1e-8)
@@ -111,6 +112,7 @@ def test_behind_a_flow_it_is_drawn_scored_and_saved(d, stirred, tmp_path):
     torch.testing.assert_close(log_prob, mixture.log_prob(z) + log_det, rtol=0, atol=1e-8)
     save_flow(flow, tmp_path)
     again = load_flow(tmp_path)
+    assert again.prior.trainable == trainable
     assert again.prior.means.dtype == torch.float64
     for name, value in flow.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
@@ -152,3 +154,44 @@ def test_parts_with_a_graph_leave_no_graph_in_it():
     for _ in range(2):
         flow.log_prob(torch.zeros(1, 2, dtype=torch.float64)).sum().backward()
     assert scale.grad is None
+
+
+def test_a_trainable_mixture_is_a_density_wherever_training_leads_it():
+    """Weights that no longer add up to 1, a negative diagonal, and noise above the diagonal."""
+    mixture = GaussianMixture.of(*parts(3, 2), trainable=True)
+    with torch.no_grad():
+        mixture.log_weights += torch.tensor([3.0, 0.0, -1.0]).double()
+        mixture.factors[1, 0, 0] *= -1
+        mixture.factors[:, 0, 1] = 5.0
+    weights_K = mixture.log_weights.softmax(-1)
+    lower_KDD = mixture.factors.tril()
+    theirs = distributions.MixtureSameFamily(
+        distributions.Categorical(weights_K),
+        distributions.MultivariateNormal(mixture.means, precision_matrix=lower_KDD.mT @ lower_KDD),
+    )
+    x_ND = mixture.sample((20_000,), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(mixture.log_prob(x_ND), theirs.log_prob(x_ND))
+    expected_D = (weights_K[:, None] * mixture.means).sum(0)
+    torch.testing.assert_close(x_ND.mean(0), expected_D, rtol=0, atol=0.1)
+
+
+def test_training_moves_a_trainable_mixture_to_its_data_and_a_fixed_one_not_at_all():
+    weights_K, means_KD, covariances_KDD = parts(2, 2)
+    wanted = GaussianMixture.of(weights_K, means_KD, covariances_KDD)
+    x_ND = wanted.sample((2000,), torch.Generator().manual_seed(0))
+    start = (torch.ones(2).double(), means_KD + 0.5, torch.eye(2).double().expand(2, 2, 2))
+    made = [GaussianMixture.of(*start, trainable=flag) for flag in (True, False)]
+    learned, fixed = (EnigmaFlow.build(2, 1, hidden_channels=4, prior=m).double() for m in made)
+    assert not {name for name, _ in fixed.named_parameters() if name.startswith("prior")}
+    ours = [p for name, p in learned.named_parameters() if name.startswith("prior")]
+    assert len(ours) == 3
+    optimiser = torch.optim.Adam(ours, lr=0.1)
+    for _ in range(200):
+        optimiser.zero_grad()
+        (-made[0].log_prob(x_ND).mean()).backward()
+        optimiser.step()
+    gap_nats = float((wanted.log_prob(x_ND) - made[0].log_prob(x_ND)).mean().detach())
+    assert gap_nats < 0.02
+    drawn = made[0].sample((4,), torch.Generator().manual_seed(1))
+    slopes = torch.autograd.grad(drawn.sum(), ours, allow_unused=True)
+    assert [slope is None for slope in slopes] == [True, False, False]
