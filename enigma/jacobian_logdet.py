@@ -391,7 +391,7 @@ def load_flow(directory: str | Path, map_location: str | torch.device = "cpu") -
     config = json.loads((path / _CONFIG_FILE).read_text(encoding="utf-8"))
     machine, prior = config["enigma"], config["prior"]
     if isinstance(prior, dict):
-        # Files written before mixtures could be trained do not say whether they are.
+        # Files written before mixtures could learn do not say whether they do.
         prior = GaussianMixture(**prior, d=machine.get("d", 1))
     core = Enigma(**machine) if "d" in machine else CouplingSettings.of(**machine)
     # Files written before flows had marginals do not name them.
