@@ -171,7 +171,9 @@ def score(
     tokenizer = shard_tokenizer(shards)
     passages = Passages.of_texts(tokenizer, texts, model.config.max_len)
     found = flow.score(passages, read_passages(model, passages, flow.ends))
-    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+        "input_ids"
+    ]
     return {
         OURS: found.atypicality,
         LOSS: found.loss_nats,

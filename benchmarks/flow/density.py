@@ -10,7 +10,8 @@ the same batch and optimiser, and train until validation stops improving: after 
 evaluations without a better loss the rate falls and the best weights return, and after as many
 again training ends. At seed 0 each has the same sweep: learning rates by factors of three until the
 best is inside, and a second shape at the best of them: for peers a deeper, narrower one, for ours
-one whose prior is a Gaussian mixture, which learns with it. The best on validation is trained
+one whose prior is a Gaussian mixture, which learns with it. How many components it has is decided
+by the loss of the mixtures on validation, before any training. The best on validation is trained
 with two more seeds. The floor is a mixture alone, as many components as are best on validation.
 Test is read with every run, and shown for the chosen ones alone.
 
@@ -29,7 +30,7 @@ import json
 import math
 import time
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,8 +102,8 @@ def make(data: FlowSet, model: str, shape: str) -> Model:
     if model not in (OURS, *VARIANTS):
         return fitting(model, data.dim, size, shape)
     if model in VARIANTS:  # what is taken away leaves room for wider networks
-        hidden = _widest(data, 2 * hidden, size, model)
-    return _ours(data, hidden, model)
+        hidden *= 2
+    return _ours(data, _widest(data, hidden, size, model), model)
 
 
 def make_clustered(data: FlowSet, components: int, seed: int) -> Model:
@@ -179,21 +180,19 @@ def train(data: FlowSet, spec: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         data: The set.
-        spec: `model`, `shape`, `lr`, `seed`.
+        spec: `model`, `shape`, `lr`, `seed`; for `CLUSTERS` also `components`.
 
     Returns:
         `spec` with losses in nats, and the errors of the inverse and of the log-determinant.
     """
+    started_s = time.process_time()
     torch.manual_seed(spec["seed"])
     if spec["shape"] == CLUSTERS:
-        fresh = cast("EnigmaFlow", _ours(data, 1).module)
-        components = components_behind(fresh, data, most_clusters(data), spec["seed"])
-        model = make_clustered(data, components, spec["seed"])
+        model = make_clustered(data, int(spec["components"]), spec["seed"])
     else:
         model = make(data, spec["model"], spec["shape"])
     generator = torch.Generator().manual_seed(spec["seed"])
     model.prepare(data.noise(data.train, torch.Generator().manual_seed(spec["seed"])))
-    started_s = time.process_time()
     validation_nats, steps = _until_it_stops_improving(model, data, spec["lr"], generator)
     return {
         **spec,
@@ -210,6 +209,13 @@ def train(data: FlowSet, spec: dict[str, Any]) -> dict[str, Any]:
 def finite(value: float) -> float | None:
     """Return the value for a JSON file; None if it is not a finite number."""
     return value if math.isfinite(value) else None
+
+
+def choose_components(data: FlowSet) -> int:
+    """Return how many components our flow has on a set: the best at the first seed."""
+    torch.manual_seed(SEEDS[0])
+    fresh = cast("EnigmaFlow", _ours(data, 1).module)
+    return components_behind(fresh, data, most_clusters(data), SEEDS[0])
 
 
 def _until_it_stops_improving(
@@ -293,10 +299,13 @@ def measure(name: str, data: FlowSet, shapes: Shapes) -> None:
     """
     check_parameters(name, data, shapes)
     mark = settings_mark(data)
+    components = cache(partial(choose_components, data))
 
     def run(**spec: Any) -> dict[str, Any]:
         path = run_path(name, spec)
         if not path.is_file():
+            if spec["shape"] == CLUSTERS:
+                spec["components"] = components()
             floor = spec["model"] == MIXTURE
             made = fit_floor(data, spec["seed"]) if floor else train(data, spec)
             write_json(path, {"set": name, "mark": mark, **made})

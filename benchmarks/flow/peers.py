@@ -57,7 +57,7 @@ class Model:
         """Number of learned parameters, without those that are not read."""
         unread = 0
         for module in self.module.modules():
-            if isinstance(module, GaussianMixture):  # above the diagonals
+            if isinstance(module, GaussianMixture) and module.trainable:  # above the diagonals
                 unread += module.num_components * module.d * (module.d - 1) // 2
             elif isinstance(getattr(module, "mask", None), Tensor) and hasattr(module, "weight"):
                 unread += int((~module.mask).sum())
