@@ -311,11 +311,12 @@ class EnigmaFlow(nn.Module):
     def check_context(self, context: Tensor | None) -> None:
         """Raise a ValueError unless `context` is what the flow is conditioned on."""
         width = 0 if context is None else sum(context.shape[-1:])  # 0-d has no width
-        if width != self.context_features:
+        if width != self.context_features or (context is not None and not width):
+            got = width if width or context is None else "an empty context"
+            call = f"flow({'context' if self.context_features else ''})"
             raise ValueError(
-                f"expected {self.context_features} context features, got {width}; to fix this: use "
-                f"{'flow(context)' if self.context_features else 'flow()'} with such a context, or "
-                f"build the flow with context_features={width}"
+                f"expected {self.context_features} context features, got {got}; to fix this: use "
+                f"{call}, or build the flow with context_features={width}"
             )
 
     def _with_features(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -391,8 +392,7 @@ def load_flow(directory: str | Path, map_location: str | torch.device = "cpu") -
     config = json.loads((path / _CONFIG_FILE).read_text(encoding="utf-8"))
     machine, prior = config["enigma"], config["prior"]
     if isinstance(prior, dict):
-        # Files written before mixtures could learn do not say whether they do.
-        prior = GaussianMixture(**prior, d=machine.get("d", 1))
+        prior = GaussianMixture(**prior, d=machine.get("d", 1))  # older files: not trainable
     core = Enigma(**machine) if "d" in machine else CouplingSettings.of(**machine)
     # Files written before flows had marginals do not name them.
     flow = EnigmaFlow(core, prior, marginal_bins=config.get("marginal_bins", 0))

@@ -255,7 +255,7 @@ class TrainFlowParams(_Section):
 
     seed: Seed
     train_states: PositiveInt
-    validation_states: PositiveInt
+    validation_states: Annotated[int, Field(ge=2)]  # an energy distance needs two
     states_per_sequence: PositiveInt
     passages: PositiveInt
     noise_std: PositiveFloat
@@ -265,7 +265,7 @@ class TrainFlowParams(_Section):
     hidden_channels: PositiveInt
     coupling: Literal["affine", "spline", "affine-spline"]
     steps: PositiveInt
-    batch_size: PositiveInt
+    batch_size: Annotated[int, Field(ge=4)]  # half of a batch is drawn, at least two
     learning_rate: PositiveFloat
     weight_decay: Annotated[float, Field(ge=0.0)]
     max_gradient_norm: PositiveFloat

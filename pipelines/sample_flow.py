@@ -196,11 +196,9 @@ def _decoded(
 def _temperatures(
     reader: CloudReader, test: EvaluationSet, clouds: dict[str, Cloud], params: SampleFlowParams
 ) -> str:
-    """Tabulate samples by temperature; those at temperature 1 are there already."""
+    """Tabulate as many samples at each temperature as there are real states."""
     samples = {
-        temperature: clouds["flow"]
-        if temperature == 1
-        else reader.sample_flow(len(test.states), seed=params.seed, temperature=temperature)
+        temperature: reader.sample_flow(len(test.states), seed=params.seed, temperature=temperature)
         for temperature in params.temperatures
     }
     rows = temperature_table(samples, clouds["real"].white, test.next_tokens)

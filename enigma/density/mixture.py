@@ -10,6 +10,7 @@ Shape legend: K components, D dimensions, C components of a chunk.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,10 @@ class GaussianMixture(nn.Module):
 
     Args:
         num_components: K, at least 1.
-        d: width of the vectors.
+        d: width of the vectors, at least 1.
         trainable: False holds the tensors as buffers, which no optimiser changes. True makes them
-            parameters, which learn with the flow.
+            parameters, which learn with the flow. Weights that a trainable mixture has learned
+            can be loaded into a fixed one.
 
     Attributes:
         log_weights: (K,), logarithms of the weights; of a trainable mixture they need not be
@@ -49,9 +51,14 @@ class GaussianMixture(nn.Module):
     log_weights: Tensor
     means: Tensor
     factors: Tensor
+    trainable = False  # of modules that were pickled before mixtures could learn
 
     def __init__(self, num_components: int, d: int, *, trainable: bool = False) -> None:
         super().__init__()
+        if min(num_components, d) < 1:
+            raise ValueError(
+                f"expected at least one component and channel, got {num_components, d}"
+            )
         self.trainable = trainable
         parts = {
             "log_weights": torch.full((num_components,), -math.log(num_components)),
@@ -83,17 +90,32 @@ class GaussianMixture(nn.Module):
             trainable: see the class.
 
         Raises:
-            ValueError: for shapes that do not match, or weights and covariances that are not
-                positive.
+            ValueError: for shapes that do not match, values that are not finite, or weights and
+                covariances that are not positive, or not symmetric.
         """
-        shape = (*means_KD.shape, means_KD.shape[-1])
-        if weights_K.shape != shape[:1] or covariances_KDD.shape != shape:
+        shape = (*means_KD.shape, *means_KD.shape[-1:])
+        if (
+            means_KD.ndim != 2
+            or not means_KD.is_floating_point()
+            or weights_K.shape != shape[:1]
+            or covariances_KDD.shape != shape
+        ):
             raise ValueError(
-                f"expected weights (K,), means (K, D) and covariances (K, D, D), got "
-                f"{tuple(weights_K.shape)}, {tuple(means_KD.shape)}, {tuple(covariances_KDD.shape)}"
+                f"expected weights (K,), floating means (K, D) and covariances (K, D, D), got "
+                f"{tuple(weights_K.shape)}, {tuple(means_KD.shape)} ({means_KD.dtype}), "
+                f"{tuple(covariances_KDD.shape)}"
+            )
+        if not bool(weights_K.isfinite().all() & means_KD.isfinite().all()):
+            raise ValueError("expected finite weights and means, got NaN or infinity")
+        if not torch.allclose(
+            covariances_KDD, covariances_KDD.mT, rtol=1e-3, atol=1e-6, equal_nan=True
+        ):
+            raise ValueError(
+                "expected symmetric covariances, got one that differs from its transpose; to fix "
+                "this: take the mean of the two"
             )
         lower_KDD, failed_K = torch.linalg.cholesky_ex(covariances_KDD)
-        bad = failed_K.bool() | ~(weights_K > 0)
+        bad = failed_K.bool() | ~(weights_K > 0) | ~lower_KDD.isfinite().flatten(1).all(1)
         if bool(bad.any()):
             raise ValueError(
                 "expected positive weights and positive definite covariances, got component "
@@ -136,6 +158,16 @@ class GaussianMixture(nn.Module):
         constants_K = log_weights_K + log_volume_K - 0.5 * self.d * math.log(2 * math.pi)
         return (constants_K - 0.5 * torch.cat(chunks, dim=-1)).logsumexp(-1)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        total = self.log_weights.detach().exp().sum()
+        if self.trainable or bool((total - 1).abs() < 1e-3):
+            return
+        # Learned, and now frozen: a fixed mixture takes its weights and factors as they are.
+        with torch.no_grad():
+            self.log_weights.copy_(self.log_weights.log_softmax(-1))
+            self.factors.tril_()
+
     def _normalised(self) -> tuple[Tensor, Tensor]:
         """Return log weights that add up to 1 as probabilities, and lower triangular factors."""
         if not self.trainable:
@@ -151,7 +183,8 @@ class GaussianMixture(nn.Module):
     ) -> Tensor:
         """Draw `(*sample_shape, d)`, on the device of the mixture.
 
-        Of a trainable mixture they carry the gradient of means and factors, not of the weights.
+        Of a trainable mixture they carry the gradient of means and factors, and can have none of
+        the weights: which component a vector comes from does not change by small steps.
 
         Args:
             sample_shape: how many.

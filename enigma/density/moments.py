@@ -21,8 +21,10 @@ def moments(data_ND: Tensor, width: int, what: str) -> tuple[Tensor, Tensor]:
     if data_ND.ndim != 2 or data_ND.shape[0] < 2 or data_ND.shape[1] != width:
         raise ValueError(f"expected at least 2 rows of {width}, got {tuple(data_ND.shape)}")
     scale = data_ND.std(dim=0)
-    if not bool((scale > 0).all()):
-        constant = int((~(scale > 0)).nonzero()[0])
+    # The spread of a constant may be a rounding error instead of 0.
+    varies = (scale > 0) & (data_ND.amax(dim=0) > data_ND.amin(dim=0))
+    if not bool(varies.all()):
+        constant = int((~varies).nonzero()[0])
         raise ValueError(
             f"expected channels that vary, got {what} {constant} constant or not finite; "
             "to fix this: drop it, or add noise"

@@ -61,9 +61,16 @@ def draw(
         generator: a source of randomness; None takes torch's default.
 
     Raises:
-        ValueError: for a generator with a distribution of the user's own.
+        ValueError: for a generator with a distribution of the user's own; with gradients enabled,
+            for a mixture whose weights learn, whose draws would lack a part of the gradient.
     """
     if isinstance(prior, GaussianMixture):
+        if torch.is_grad_enabled() and prior.num_components > 1 and prior.log_weights.requires_grad:
+            raise ValueError(
+                "expected a prior whose draws have a gradient, got a mixture with weights that "
+                "learn; to fix this: draw under torch.no_grad(), or freeze them by "
+                "flow.prior.log_weights.requires_grad_(False)"
+            )
         return prior.sample(shape[:-1], generator)
     if not isinstance(prior, str):
         if generator is not None:

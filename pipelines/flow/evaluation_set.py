@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from pipelines.base.errors import UserError
 from pipelines.data.shards import ShardReader
 from pipelines.flow.hidden_states import Positions, collect_states, with_noise
 from pipelines.flow.state_flow import StateFlow
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 SAMPLES_PER_STATE = 4
 """Two thousand draws of one distribution differ in energy distance by as much as two distributions
 do (0.003 of 0.025 for the Gaussian of the demo), and the gate `samples` compares them."""
+LEAST_SEQUENCES, LEAST_STATES = 2, 8
+"""Real states are compared in halves that share no sequence, by classifiers of two folds."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,9 @@ def read_evaluation_set(
         params: Number of states, and the seed.
         noise_std: The noise that the flow was fitted with.
         read_as: The same split in the ids of the model, if these are others.
+
+    Raises:
+        UserError: If there are too few states to compare two halves of them.
     """
     collected = collect_states(
         model,
@@ -101,6 +107,14 @@ def read_evaluation_set(
         states_per_sequence=params.states_per_sequence,
         seed=params.seed,
     )
+    sequences, states = len(collected.positions.sequences), len(collected.states)
+    if sequences < LEAST_SEQUENCES or states < LEAST_STATES:
+        raise UserError(
+            f"expected at least {LEAST_STATES} test states of {LEAST_SEQUENCES} sequences, got "
+            f"{states} of {sequences}",
+            f"raise sample_flow.samples ({SAMPLES_PER_STATE} for each state), lower "
+            "sample_flow.states_per_sequence, or use a larger test split",
+        )
     return EvaluationSet(
         with_noise(collected.states, noise_std=noise_std, split="test", seed=params.seed),
         collected.next_tokens,

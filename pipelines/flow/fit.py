@@ -103,7 +103,7 @@ def fit_state_flow(
         The flow in evaluation mode, and the course of the fit.
 
     Raises:
-        GateError: `finite_flow_loss`, if a loss or a gradient is not finite.
+        GateError: `finite_flow_loss`, if a loss, held-out too, or a gradient is not finite.
         UserError: If there are too few states for a covariance.
     """
     gaussian = Gaussian.fit(train_ND, noise_std=params.noise_std)
@@ -162,7 +162,7 @@ def fit(
         The history and the best weights.
 
     Raises:
-        GateError: `finite_flow_loss`, if a loss or a gradient is not finite.
+        GateError: `finite_flow_loss`, if a loss, held-out too, or a gradient is not finite.
     """
     optimiser = torch.optim.AdamW(
         flow.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay
@@ -182,6 +182,7 @@ def fit(
             white_ND = gaussian.whiten(sampled_ND)
             distance = float(energy_distance(held_out_ND.double(), white_ND))
         row = Evaluation(step, seen, held_out, held_out + params.energy_weight * distance)
+        _check_finite(row.validation_loss_nats_per_dim, f"a held-out loss at step {step}")
         result.add(row, flow)
         on_evaluation(row)
 
@@ -251,11 +252,15 @@ def _step(
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_(flow.parameters(), max_gradient_norm)
-    if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+    _check_finite(loss.item(), f"a loss at step {step}")
+    _check_finite(norm.item(), f"a norm of the gradient at step {step}")
+    optimiser.step()
+
+
+def _check_finite(value: float, what: str) -> None:
+    if not math.isfinite(value):
         raise GateError(
             "finite_flow_loss",
-            f"expected a finite loss and gradient, got {loss.item()} nats and a norm of "
-            f"{norm.item()} at step {step}",
+            f"expected a finite number, got {value} as {what}",
             "lower train_flow.learning_rate and that of train_flow.mixture in params.yaml",
         )
-    optimiser.step()

@@ -122,7 +122,12 @@ def temperature_table(
         samples: The samples by temperature.
         real_white_ND: (N, D) whitened real states.
         next_tokens_N: (N,) int64, the true next token of each.
+
+    Raises:
+        ValueError: If the clouds have different sizes: a larger one has more different tokens.
     """
+    if len({len(cloud.states) for cloud in samples.values()}) > 1:
+        raise ValueError("expected as many samples at every temperature")
     columns: dict[str, list[str]] = {
         name: []
         for name in (

@@ -187,6 +187,12 @@ def test_errors_say_what_was_expected():
         EnigmaFlow(flow.enigma, "cauchy")
     with pytest.raises(ValueError, match=r"at least 2 rows of 4, got \(3, 5\)"):
         flow.standardise(torch.zeros(3, 5))
+    for empty in (torch.tensor(1.0), torch.zeros(5, 0)):
+        with pytest.raises(ValueError, match="expected 0 context features, got an empty context"):
+            flow.log_prob(torch.zeros(5, 4), empty)
+    # Its standard deviation is a rounding error, not 0.
+    with pytest.raises(ValueError, match="got channel 0 constant"):
+        EnigmaFlow.build(1, 1, hidden_channels=4).standardise(torch.full((1000, 1), 0.1))
     with pytest.raises(ValueError, match="got channel 0 constant"):
         flow.standardise(torch.zeros(3, 4))
 

@@ -218,6 +218,36 @@ def test_a_loss_that_is_not_finite_publishes_nothing(evaluated: Workspace, set_p
     assert newest.info.status == "FAILED"
 
 
+def test_a_held_out_loss_that_is_not_finite_publishes_nothing(
+    evaluated: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least of some losses that are no numbers would be the flow before the first step."""
+    monkeypatch.setattr("pipelines.flow.fit.energy_distance", lambda *_: torch.tensor(math.nan))
+    with pytest.raises(GateError, match=r"finite_flow_loss.*a held-out loss at step 0"):
+        train_flow()
+    assert not evaluated.flow.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "got"),
+    [
+        ({"sample_flow.samples": 28}, "7 of 1"),
+        ({"sample_flow.samples": 64}, "15 of 1"),
+    ],
+)
+def test_samples_without_two_halves_of_real_states_are_refused(
+    fitted: Workspace, set_params: Any, changed: dict[str, int], got: str
+) -> None:
+    set_params(changed)
+    with pytest.raises(UserError, match=f"at least 8 test states of 2 sequences, got {got}") as no:
+        sample_flow()
+    assert "raise sample_flow.samples (4 for each state)" in no.value.fix
+    assert not fitted.report("sample_flow").exists()
+    # What the message says to do:
+    set_params({"sample_flow.samples": 128, "sample_flow.states_per_sequence": 4})
+    sample_flow()
+
+
 def test_too_few_states_are_refused(evaluated: Workspace, set_params: Any) -> None:
     set_params({"train_flow.train_states": 16})
     with pytest.raises(UserError, match="expected at least 32 states, got 15"):

@@ -276,7 +276,7 @@ def test_errors_say_what_was_expected(stirred):
         flow(draw(5, 2))
     with pytest.raises(ValueError, match="expected 3 context features, got 0"):
         flow()
-    with pytest.raises(ValueError, match="expected 3 context features, got 0"):
+    with pytest.raises(ValueError, match="expected 3 context features, got an empty context"):
         flow(torch.tensor(1.0))
     for one in (flow, EnigmaFlow.build(2, 1, hidden_channels=8)):
         for x in (draw(5, 2), None):

@@ -75,3 +75,6 @@ def test_every_temperature_is_a_row() -> None:
     assert float(half[2]) > float(whole[2])
     assert math.isclose(float(whole[3]), 0.0)
     assert whole[5] == "2", "two tokens are the likeliest of some state"
+    fewer = {**samples, 0.7: Cloud(points(1)[:8], points(1)[:8], reading([0.5, 0.5]))}
+    with pytest.raises(ValueError, match="as many samples at every temperature"):
+        temperature_table(fewer, points(0), torch.tensor([0, 1]))
