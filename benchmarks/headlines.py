@@ -40,7 +40,8 @@ class Headline(NamedTuple):
 
 MIB = Words("MiB", "MiB")
 BITS = Words(
-    "Bits per character, Wikipedia sample, 983 k tokens, 1 M parameters beside embeddings, n-grams",
+    "Bits per character, Wikipedia sample, 983 k tokens, 1 M parameters (without embeddings "
+    "and n-grams)",
     "维基百科样本每字比特数，98.3 万词元，100 万参数（不计嵌入与 n 元统计）",
 )
 QUALITY_ROW = "1M-983k, enigma, memory and pointer against"

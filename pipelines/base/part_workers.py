@@ -161,7 +161,7 @@ def _cluster(address: str) -> Iterator[tuple[Executor, _Home]]:
             raise UserError(
                 f"{address}: expected workers with one thread each, got "
                 f"{sorted(threads.values()) or 'no worker'} (threads of each)",
-                "start them with `dask worker --nworkers auto --nthreads 1`",
+                f"start them with `dask worker {address} --nworkers -1 --nthreads 1`",
             )
         try:
             # Not pure: a call matters for the files that it writes, not for its value.

@@ -66,6 +66,12 @@ def test_an_image_takes_along_nothing_that_git_ignores() -> None:
     assert entries(".gitignore") | below_dvc <= entries(".dockerignore")
 
 
+def test_docker_takes_the_image_that_was_built_here() -> None:
+    """Without a policy Docker's worker pulls whatever is called `latest` from a registry."""
+    made = configuration("docker")
+    assert (made.image, made.image_pull_policy) == ("enigma:latest", "IfNotPresent")
+
+
 def test_a_docker_container_gets_every_gpu() -> None:
     from docker.types import HostConfig
 

@@ -1,11 +1,12 @@
 """Parts on a Dask cluster of two workers, as docs/operations.md starts one."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import dask
@@ -24,6 +25,7 @@ from tests.pipelines.base.cluster_parts import clean_or_die, die_once, refuse, w
 from tests.support import REPOSITORY, free_port, wait_for
 
 pytestmark = pytest.mark.slow
+ONE_THREAD = ("--nthreads", "1", "--no-nanny")
 
 
 class Cluster:
@@ -35,18 +37,19 @@ class Cluster:
         self._directory = directory
         self._scheduler = self._start("scheduler", "--host", self.address, "--no-dashboard")
 
-    def have_workers(self, count: int, *, threads: int = 1) -> None:
+    def have_workers(self, count: int, *, options: Sequence[str] = ONE_THREAD) -> None:
         """Start workers until there are `count`."""
         self.workers = [worker for worker in self.workers if worker.poll() is None]
-        options = ("--nthreads", str(threads), "--no-nanny", "--no-dashboard")
         while len(self.workers) < count:
-            self.workers.append(self._start("worker", self.address, *options))
+            self.workers.append(self._start("worker", self.address, *options, "--no-dashboard"))
         with Client(self.address, set_as_default=False) as client:
             client.wait_for_workers(count, timeout=120)
 
     def kill_workers(self) -> None:
         for worker in self.workers:
-            worker.kill()
+            family = [*psutil.Process(worker.pid).children(recursive=True), worker]
+            for one in family:
+                one.kill()
             worker.wait()
 
     def stop(self) -> None:
@@ -191,9 +194,19 @@ def test_what_would_change_the_bytes_is_refused(
     map_parts(write_worker, [0.0], tmp_path / "again", label="part", workers=1)
     shutil.rmtree(tmp_path / "again")
     cluster.kill_workers()
-    cluster.have_workers(1, threads=2)
-    with pytest.raises(UserError, match=r"expected workers with one thread each, got \[.*2\]"):
+    cluster.have_workers(1, options=("--nthreads", "2", "--no-nanny"))
+    with pytest.raises(
+        UserError, match=r"expected workers with one thread each, got \[.*2\]"
+    ) as no:
         map_parts(write_worker, [0.0], tmp_path, label="part", workers=1)
+    # What the message says to do, and the page. `--nworkers auto` sets the threads as well.
+    [options] = re.findall(r"`dask worker \S+ ([^`]+)`", no.value.fix)
+    assert options in (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    cluster.kill_workers()
+    cluster.have_workers(1, options=options.split())
+    (tmp_path / "mended").mkdir()
+    map_parts(write_worker, [0.0], tmp_path / "mended", label="part", workers=1)
+    shutil.rmtree(tmp_path / "mended")
     assert not list(tmp_path.iterdir())
 
 

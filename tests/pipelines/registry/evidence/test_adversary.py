@@ -20,7 +20,7 @@ from pipelines.cli.history import show_history
 from pipelines.registry import ledger
 from pipelines.registry.content import COMPILED, content_of_version, hash_content
 from pipelines.registry.evidence.envelopes import write_sealed
-from pipelines.registry.evidence.keys import own_key, trust
+from pipelines.registry.evidence.keys import own_key, public_pem, trust
 from pipelines.registry.evidence.stored import opened
 from pipelines.registry.evidence.verify import verify
 from pipelines.registry.evidence.version import (
@@ -32,11 +32,13 @@ from pipelines.registry.evidence.version import (
     sign_version,
 )
 from pipelines.registry.lineage import lineage
-from pipelines.registry.names import CHAMPION, CODE, LM
+from pipelines.registry.names import CHAMPION, CODE, LM, MODELS
 from pipelines.registry.promote import promote, rollback
+from pipelines.registry.register import register
 from pipelines.registry.versions import load_champion
 from pipelines.tracking.store import tracking_uri
 from tests.finished import change_json, copy_project
+from tests.support import REPOSITORY, change_params
 
 WEIGHTS = "artifacts/model/model.safetensors"
 Damage = Callable[[Path, str], None]
@@ -348,6 +350,31 @@ def test_a_key_that_is_trusted_no_more_signs_nothing(
             enter()
         assert refusal.value.gate == "signature", name
         assert "trusted_keys" in refusal.value.fix
+
+
+def test_a_stolen_key_is_replaced_as_the_page_says(
+    copied_store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """docs/registry.md: sign again, trust the old key for one promotion, and never again."""
+    page = (REPOSITORY / "docs" / "registry.md").read_text(encoding="utf-8")
+    assert "`enigma promote --allow-tie`" in page
+    old = tmp_path / "old.pub"
+    old.write_text(public_pem(own_key().public_key))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "new key"))
+    own_key()
+    with pytest.raises(GateError, match="one of the trusted keys"):
+        load_champion()
+    for name in MODELS:
+        assert register(name) == "3"
+    change_params(copied_store / "params.yaml", {".signing.trusted_keys": [str(old)]})
+    for name in MODELS:
+        assert promote(name, allow_tie=True).outcome == "promoted"
+    change_params(copied_store / "params.yaml", {".signing.trusted_keys": []})
+    assert load_champion().version == "3"
+    verify_champion()
+    # What the old key signed is refused, the earlier champion too.
+    with pytest.raises(GateError, match="one of the trusted keys"):
+        rollback(LM, reason="to a version of the old key")
 
 
 def test_a_copy_by_a_tool_that_drops_guards_is_whole(versions: dict[str, Path]) -> None:
