@@ -39,8 +39,8 @@ class GaussianMixture(nn.Module):
             normalised, which its density takes care of.
         means: (K, D).
         factors: (K, D, D), the inverse of the Cholesky factor of each covariance, so lower
-            triangular: `factor @ (x - mean)` is standard normal. What lies above the diagonal is
-            not read.
+            triangular: `factor @ (x - mean)` is standard normal. What a trainable mixture has above
+            the diagonal is not read.
 
     Examples:
         >>> prior = GaussianMixture.of(torch.ones(2), torch.eye(2), torch.eye(2).expand(2, 2, 2))
@@ -160,8 +160,9 @@ class GaussianMixture(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        total = self.log_weights.detach().exp().sum()
-        if self.trainable or bool((total - 1).abs() < 1e-3):
+        if self.trainable or self.log_weights.is_meta:
+            return
+        if bool((self.log_weights.exp().sum() - 1).abs() < 1e-3):
             return
         # Learned, and now frozen: a fixed mixture takes its weights and factors as they are.
         with torch.no_grad():
