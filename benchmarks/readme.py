@@ -3,11 +3,11 @@
     python -m benchmarks.readme           # rewrite the tables
     python -m benchmarks.readme --check   # exit 1 if a table differs from the files
 
-A table stands between `<!-- results:NAME -->` and `<!-- end -->`, where NAME is the name
-of a results file, or `headlines` for the selection in `benchmarks/headlines.py`. In
-`<!-- results:NAME PATTERN -->` a regular expression selects rows by their names. Rows that set one
-figure beside several peers, without a target, are one line. A missed target stays in the table as
-missed.
+A table stands between `<!-- results:NAME -->` and `<!-- end -->`, where NAME is the name of a results
+file, `headlines` for the selection in `benchmarks/headlines.py`, or `parts` for what the parts of the
+language model are worth. In `<!-- results:NAME PATTERN -->` a regular expression selects rows by
+their names. Rows that set one figure beside several peers, without a target, are one line. A missed
+target stays in the table as missed.
 """
 
 import json
@@ -41,14 +41,28 @@ HEADLINES_HEADER = Words(
     "| what | Enigma | peer | target | command |\n|---|---|---|---|---|\n",
     "| 项目 | Enigma | 对照 | 目标 | 命令 |\n|---|---|---|---|---|\n",
 )
+PARTS_HEADER = "| | bits | processor seconds |\n|---|---|---|\n"
+PARTS = {
+    "no machine": "no machine, a fifth attention layer",
+    "no blocks": "no blocks, a fifth attention layer",
+    "no way back": "no way back",
+    "no rotors": "no rotors",
+    "no reflector": "no reflector",
+    "no plugboard": "no plugboard",
+    "driven rotor, no machine": "no machine, a layer of driven rotors",
+    "driven rotor": "a layer of driven rotors for one of attention",
+}
+"""Variants of the language model in the order of the table, and what they have instead."""
 
 
 def table(name: str, document: str, rows: str = "") -> str:
-    """Return the Markdown table of the headlines, or of the matching rows of one results file."""
+    """Return the Markdown table of headlines, parts, or the matching rows of one results file."""
     if name == "headlines":
         language = 1 if document == CHINESE else 0
         lines = "".join(_headline(headline, language) for headline in HEADLINES)
         return HEADLINES_HEADER[language] + lines
+    if name == "parts":
+        return PARTS_HEADER + "".join(_part(variant) for variant in PARTS)
     found = [row for row in _rows(name) if re.search(rows, row["name"])]
     return HEADER + "".join(_row(list(group)) for _, group in groupby(found, _measurement))
 
@@ -76,6 +90,16 @@ def _row(group: list[dict[str, Any]]) -> str:
         row["target"] or "",
         "" if row["met"] is None else _verdict(row)[0],
     )
+
+
+def _part(variant: str) -> str:
+    values = {row["name"]: row["value"] for row in _rows("lm_parts")}
+    mean, least, most = (
+        format(values[f"{variant}, bits of enigma's, {which}"], ".4f")
+        for which in ("mean", "smallest", "largest")
+    )
+    seconds = values[f"{variant}, processor seconds of enigma's, median"]
+    return _line(PARTS[variant], f"{mean} ({least} to {most})", f"{seconds:.2f}")
 
 
 def _verdict(row: dict[str, Any]) -> Words:
