@@ -3,11 +3,11 @@
     python -m benchmarks.readme           # rewrite the tables
     python -m benchmarks.readme --check   # exit 1 if a table differs from the files
 
-A table stands between `<!-- results:NAME -->` and `<!-- end -->`, where NAME is the name of a results
-file, `headlines` for the selection in `benchmarks/headlines.py`, or `parts` for what the parts of the
-language model are worth. In `<!-- results:NAME PATTERN -->` a regular expression selects rows by
-their names. Rows that set one figure beside several peers, without a target, are one line. A missed
-target stays in the table as missed.
+A table stands between `<!-- results:NAME -->` and `<!-- end -->`, where NAME is the name
+of a results file, `headlines` for the selection in `benchmarks/headlines.py`, or `parts` for
+what the parts of the language model are worth. In `<!-- results:NAME PATTERN -->` a regular
+expression selects rows by their names. Rows that set one figure beside several peers, without a
+target, are one line. A missed target stays in the table as missed.
 """
 
 import json
