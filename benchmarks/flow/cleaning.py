@@ -50,7 +50,7 @@ from pipelines.data.order import BatchPlan, SequenceOrder, evenly_spaced
 from pipelines.data.shards import ShardReader
 from pipelines.data.text.shard_vocabulary import ShardVocabulary, shard_tokenizer
 from pipelines.flow.documents.document_flow import fit_document_flow
-from pipelines.flow.documents.passages import Floats, Passages, read_passages
+from pipelines.flow.documents.passages import Floats, Passages, read_passages, token_ids
 from pipelines.flow.documents.typical import Typical
 from pipelines.language_model.published import new_language_model
 from pipelines.language_model.scoring import Score, Span, batches, sequence_nll_nats
@@ -171,9 +171,7 @@ def score(
     tokenizer = shard_tokenizer(shards)
     passages = Passages.of_texts(tokenizer, texts, model.config.max_len)
     found = flow.score(passages, read_passages(model, passages, flow.ends))
-    ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)[
-        "input_ids"
-    ]
+    ids = [token_ids(tokenizer, text) for text in texts]
     return {
         OURS: found.atypicality,
         LOSS: found.loss_nats,

@@ -90,14 +90,20 @@ BLOCKS = 2
 EXACT_VECTORS, JACOBIAN_VECTORS = 2048, 3
 
 
-def make(data: FlowSet, model: str, shape: str) -> Model:
+def make(
+    data: FlowSet, model: str, shape: str, *, components: int | None = None, seed: int = SEEDS[0]
+) -> Model:
     """Make an untrained flow of a set's size.
 
     Args:
         data: The set.
         model: Of `MODELS`, or of `VARIANTS`, which are ours without a part of the machine.
-        shape: Of `SHAPES`, but for `CLUSTERS`, which `make_clustered` makes.
+        shape: Of `SHAPES`.
+        components: Of the mixture of `CLUSTERS`; None for as many as there is room for.
+        seed: Of the fit of that mixture.
     """
+    if shape == CLUSTERS:
+        return _clustered(data, components or most_clusters(data), seed)
     size, hidden = reference(data), _hidden(data)
     if model not in (OURS, *VARIANTS):
         return fitting(model, data.dim, size, shape)
@@ -106,13 +112,10 @@ def make(data: FlowSet, model: str, shape: str) -> Model:
     return _ours(data, _widest(data, hidden, size, model), model)
 
 
-def make_clustered(data: FlowSet, components: int, seed: int) -> Model:
+def _clustered(data: FlowSet, components: int, seed: int) -> Model:
     """Make our flow with a mixture as its prior, which takes its size from the networks.
 
-    Args:
-        data: The set.
-        components: Of the mixture, which is fitted when the flow is prepared.
-        seed: Of that fit.
+    The mixture is fitted when the flow is prepared.
     """
     size = numbers(components, data.dim)
     made = _ours(data, _widest(data, _hidden(data), reference(data) - size))
@@ -151,11 +154,7 @@ def check_parameters(name: str, data: FlowSet, shapes: Shapes) -> None:
     size = reference(data)
     for model, of_model in shapes.items():
         for shape in of_model:
-            if shape == CLUSTERS:
-                made = make_clustered(data, most_clusters(data), SEEDS[0])
-            else:
-                made = make(data, model, shape)
-            found = made.parameters
+            found = make(data, model, shape).parameters
             counts = {"reference": size, model: min(found, size) if model == LARGER else found}
             check_sizes(counts, f"{name}, {shape}", TOLERANCE)
 
@@ -187,10 +186,9 @@ def train(data: FlowSet, spec: dict[str, Any]) -> dict[str, Any]:
     """
     started_s = time.process_time()
     torch.manual_seed(spec["seed"])
-    if spec["shape"] == CLUSTERS:
-        model = make_clustered(data, int(spec["components"]), spec["seed"])
-    else:
-        model = make(data, spec["model"], spec["shape"])
+    model = make(
+        data, spec["model"], spec["shape"], components=spec.get("components"), seed=spec["seed"]
+    )
     generator = torch.Generator().manual_seed(spec["seed"])
     model.prepare(data.noise(data.train, torch.Generator().manual_seed(spec["seed"])))
     validation_nats, steps = _until_it_stops_improving(model, data, spec["lr"], generator)

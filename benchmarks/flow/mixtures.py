@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import torch
-from sklearn.mixture import GaussianMixture as Expectation
+from sklearn.mixture import GaussianMixture as FittedMixture
 from torch import Tensor
 
 from benchmarks.flow.peers import MIXTURE, USUAL
@@ -28,7 +28,7 @@ def most_components(dim: int, limit: int) -> int:
     return max(count for count in COMPONENTS if count == 1 or numbers(count, dim) <= limit)
 
 
-def choose(train_ND: Tensor, validation_ND: Tensor, most: int, seed: int) -> Expectation:
+def choose(train_ND: Tensor, validation_ND: Tensor, most: int, seed: int) -> FittedMixture:
     """Fit mixtures by expectation-maximisation, and return the best on validation.
 
     Args:
@@ -41,13 +41,13 @@ def choose(train_ND: Tensor, validation_ND: Tensor, most: int, seed: int) -> Exp
     return min(fitted, key=lambda mixture: nll_nats(mixture, validation_ND))
 
 
-def fit(x_ND: Tensor, components: int, seed: int) -> Expectation:
+def fit(x_ND: Tensor, components: int, seed: int) -> FittedMixture:
     """Fit a mixture with full covariances."""
-    mixture = Expectation(components, reg_covar=1e-5, random_state=seed)
+    mixture = FittedMixture(components, reg_covar=1e-5, random_state=seed)
     return mixture.fit(x_ND.double().numpy())
 
 
-def nll_nats(mixture: Expectation, x_ND: Tensor) -> float:
+def nll_nats(mixture: FittedMixture, x_ND: Tensor) -> float:
     """Return the mean negative log-likelihood per vector, in nats."""
     return -float(mixture.score(x_ND.double().numpy()))
 

@@ -20,7 +20,8 @@ class FlowDistribution(Distribution):
     """The distribution of `(d,)` vectors that a flow gives, one per context.
 
     `EnigmaFlow` makes it: `flow(context)`, or `flow()` for a flow without a context. Samples can be
-    differentiated by the parameters of the flow and by the context.
+    differentiated by the parameters of the flow and by the context. If the prior is a mixture with
+    weights that learn, drawing with gradient is refused.
 
     Args:
         flow: the flow.

@@ -54,6 +54,17 @@ class Reading:
     order_nats: Floats
 
 
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text as the training shards have them.
+
+    Names of special tokens are text: an article about BERT may contain "[MASK]", and the model has
+    never seen the id of that name and gives it no probability.
+    """
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    found: list[int] = encoded["input_ids"]
+    return found
+
+
 @dataclass(frozen=True)
 class Passages:
     """Documents as passages of token ids.
@@ -83,11 +94,7 @@ class Passages:
         ids: list[list[int]] = []
         documents: list[int] = []
         for number, text in enumerate(texts):
-            # As in the training shards: an article about BERT may contain "[MASK]", and the model
-            # has never seen the id of that name and gives it no probability.
-            tokens = tokenizer(
-                text, add_special_tokens=False, split_special_tokens=True, verbose=False
-            )["input_ids"]
+            tokens = token_ids(tokenizer, text)
             if not tokens:
                 raise UserError(
                     f"document {number + 1} of {len(texts)}: expected text, got none",

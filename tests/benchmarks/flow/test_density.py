@@ -11,7 +11,6 @@ from benchmarks.flow.density import (
     choose_components,
     exactness,
     make,
-    make_clustered,
     reference,
     train,
 )
@@ -186,7 +185,7 @@ def clusters(dim, count=1024):
 def test_our_flow_with_clusters_starts_as_the_mixture_and_is_exact():
     data = clusters(3)
     torch.manual_seed(0)
-    made = make_clustered(data, 2, 0)
+    made = make(data, OURS, CLUSTERS, components=2)
     assert 0.9 * reference(data) < made.parameters <= reference(data)
     made.prepare(data.train)
     assert 0.9 * reference(data) < made.parameters <= reference(data)
